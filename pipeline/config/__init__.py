@@ -1,0 +1,64 @@
+"""The whole config: every package's keys in one strict `RunConfig`. Loads without torch and without ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from cluster.config import ClusterKeys
+from cluster.config import find_problems as find_cluster_problems
+from pipeline.config import data as data_keys
+from pipeline.config.axolotl import without_disabled
+from pipeline.config.data import DataKeys, DatasetConfig
+from pipeline.config.loading import apply_overrides, parse_yaml, read_yaml
+from pipeline.config.messages import explain
+from pipeline.errors import ConfigError
+from strategies.config import StrategyConfig
+from strategies.config.rules import find_problems as find_strategy_problems
+
+__all__ = ["DatasetConfig", "RunConfig", "dump_config", "load_config", "parse_config", "parse_yaml"]
+
+
+class RunConfig(DataKeys, StrategyConfig, ClusterKeys):
+    """A validated recipe: Axolotl's keys, and `ray:`."""
+
+
+def load_config(recipe: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a recipe, apply `a.b=v` overrides, and validate.
+
+    Raises:
+        UserError: for a file that can't be read; ConfigError with every problem found, each with its key's path.
+    """
+    path = Path(recipe)
+    return parse_config(apply_overrides(read_yaml(path), overrides), origin=str(path))
+
+
+def parse_config(values: Mapping[str, Any], origin: str = "config") -> RunConfig:
+    """Validate a mapping of keys.
+
+    Raises:
+        ConfigError: with every problem found; `origin` names the mapping.
+    """
+    try:
+        cfg = RunConfig.model_validate(without_disabled(values, RunConfig))
+    except ValidationError as error:
+        raise ConfigError(origin, explain(error.errors(), RunConfig)) from None
+    problems = list(_find_problems(cfg))
+    if problems:
+        raise ConfigError(origin, problems)
+    return cfg
+
+
+def _find_problems(cfg: RunConfig) -> Iterator[tuple[str, str]]:
+    yield from find_strategy_problems(cfg)
+    yield from find_cluster_problems(cfg)
+    yield from data_keys.find_problems(cfg)
+
+
+def dump_config(cfg: RunConfig) -> str:
+    """The resolved config as YAML: every default filled in, ready to be loaded again."""
+    return yaml.safe_dump(cfg.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,87 @@
+"""From YAML and overrides to a plain mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import UserError
+
+__all__ = ["apply_overrides", "read_yaml"]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key != "<<" and key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice (line {line})")
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a recipe.
+
+    Raises:
+        UserError: when the file is missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise UserError(f"{path}: can't be read: {reason}") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, origin: str) -> dict[str, Any]:
+    """Parse a recipe's text; `origin` names it in messages."""
+    try:
+        # _StrictLoader is a SafeLoader: no tag runs code.
+        values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506
+    except yaml.YAMLError as error:
+        raise UserError(f"{origin}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{origin}: a recipe is a mapping of keys to values, got {type(values).__name__}")
+    return values
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return `values` with each `a.b=v` applied; `v` is YAML, a number in the path is a list index.
+
+    Raises:
+        UserError: when an override has no `=`, or its path runs into something that is no mapping or list.
+    """
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path.strip():
+            raise UserError(f"--set {override}: expected key=value, such as rl_beta=0.2")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {override}: the value is not valid YAML: {error}") from error
+        values = _with(values, path.strip().split("."), value, override)
+    return values
+
+
+def _with(node: Any, path: list[str], value: Any, override: str) -> Any:
+    """A copy of `node` in which `path` holds `value`."""
+    if not path:
+        return value
+    head, *rest = path
+    if node is None:
+        node = {}
+    if isinstance(node, list):
+        if not head.isdigit() or int(head) >= len(node):
+            raise UserError(f"--set {override}: {head!r} is no index of a list of {len(node)}")
+        return [_with(item, rest, value, override) if i == int(head) else item for i, item in enumerate(node)]
+    if not isinstance(node, dict):
+        raise UserError(f"--set {override}: the key before {head!r} holds a value, not a section")
+    return {**node, head: _with(node.get(head), rest, value, override)}

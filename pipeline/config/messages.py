@@ -1,0 +1,87 @@
+"""From pydantic's errors to messages that say what was given, what is allowed, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from pipeline.config.axolotl import REASONS
+
+__all__ = ["explain"]
+
+
+def explain(errors: list[ErrorDetails], model: type[BaseModel]) -> list[tuple[str, str]]:
+    """Turn the errors of validating `model` into (path, message), one per key."""
+    problems: dict[str, str] = {}
+    for error in errors:
+        path = _path(error["loc"])
+        if path not in problems or error["type"] == "extra_forbidden":
+            problems[path] = _message(error, model)
+    return sorted(problems.items(), key=lambda item: item[0])
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    """Key path of an error, without pydantic's names of union members."""
+    return ".".join(str(part) for part in loc if not _is_union_member(part))
+
+
+def _is_union_member(part: int | str) -> bool:
+    """Whether pydantic put `part` there to name a member of a union: a type, a constrained type, a model."""
+    return isinstance(part, str) and (part in ("str", "int", "bool", "float", "UserDefinedType") or "[" in part or "-" in part)
+
+
+def _message(error: ErrorDetails, model: type[BaseModel]) -> str:
+    given = error.get("input")
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return _unknown(str(error["loc"][-1]), _fields_at(model, error["loc"][:-1]))
+    if kind == "missing":
+        return "is required"
+    text = error["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return text
+    text = (
+        text.replace("Input should be", "must be")
+        .replace("less than or equal to", "at most")
+        .replace("greater than or equal to", "at least")
+    )
+    return f"{text[0].lower()}{text[1:]}, got {_short(given)}"
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    if name in REASONS:
+        return f"a key of Axolotl's that is not supported here: {REASONS[name]}"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"unknown key; did you mean {near[0]!r}?" if near else "unknown key; `prefray schema` lists every key"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Names of the keys that may stand where `loc` points."""
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+        elif isinstance(part, str):
+            model = next((member for member in _models_in(model) if member.__name__ == part), model)
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list, typing.Annotated):
+        return next((found for arg in typing.get_args(annotation) if (found := _model_in(arg))), None)
+    return None
+
+
+def _models_in(model: type[BaseModel]) -> list[type[BaseModel]]:
+    return [found for field in model.model_fields.values() if (found := _model_in(field.annotation))]

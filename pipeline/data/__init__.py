@@ -1,0 +1,37 @@
+"""Stage 1: raw preference data becomes token ids in content-addressed Parquet.
+
+sources/        where rows come from: files, folders, URIs, the hub; how they are cut into shards
+transforms/     what a dataset type means: a raw row becomes prompt and completions as text
+tokenise.py     text becomes ids; length.py decides about long rows
+plan.py         what a config asks for; fingerprint.py names it
+staging.py      one shard becomes staged parts, in a task that engine.py runs on Ray Data
+decide.py       which rows train, evaluate, or are duplicates; finalise.py writes them out
+preparation.py  the stage as a whole; store.py reads what it leaves behind, preview.py shows it
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.data.preparation import prepare as prepare
+    from pipeline.data.preview import render_preview as render_preview
+    from pipeline.data.store import Prepared as Prepared
+    from pipeline.data.transforms import DATASET_TYPES as DATASET_TYPES
+    from pipeline.data.transforms import load_transform as load_transform
+
+_HOMES = {
+    "DATASET_TYPES": "pipeline.data.transforms",
+    "Prepared": "pipeline.data.store",
+    "load_transform": "pipeline.data.transforms",
+    "prepare": "pipeline.data.preparation",
+    "render_preview": "pipeline.data.preview",
+}
+__all__ = ["DATASET_TYPES", "Prepared", "load_transform", "prepare", "render_preview"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,47 @@
+"""Which rows train, which evaluate, which are duplicates: decided over all rows at once, from hashes."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+
+__all__ = ["DUPLICATE", "TO_EVAL", "TO_TRAIN", "decide"]
+
+DUPLICATE, TO_TRAIN, TO_EVAL = 0, 1, 2
+
+
+def decide(
+    hashes: NDArray[np.void], is_test: NDArray[np.bool_], dedup: bool, val_set_size: float, seed: int
+) -> NDArray[np.uint8]:
+    """Where each row goes: `DUPLICATE`, `TO_TRAIN` or `TO_EVAL`. All arrays have shape (rows,), in source order.
+
+    Of equal rows the first stays; test sets come after training sets, so they lose what was trained on. `val_set_size`
+    (a fraction below 1, else a number of rows) takes the rows with the smallest hash of seed and content, so a row's side
+    does not depend on how many come before it.
+
+    Raises:
+        UserError: when the evaluation set would leave nothing to train on.
+    """
+    destination = np.where(is_test, TO_EVAL, TO_TRAIN).astype(np.uint8)
+    if dedup and len(hashes):
+        duplicate = np.ones(len(hashes), dtype=bool)
+        duplicate[np.unique(hashes, return_index=True)[1]] = False
+        destination[duplicate] = DUPLICATE
+    if val_set_size:
+        candidates = np.flatnonzero(destination == TO_TRAIN)
+        number = _number(val_set_size, len(candidates))
+        key = str(seed).encode()
+        order = sorted((hashlib.blake2b(hashes[row].tobytes(), digest_size=8, key=key).digest(), row) for row in candidates)
+        destination[[row for _, row in order[:number]]] = TO_EVAL
+    return destination
+
+
+def _number(val_set_size: float, rows: int) -> int:
+    number = int(val_set_size) if val_set_size >= 1 else max(1, round(val_set_size * rows))
+    if number >= rows:
+        raise UserError(f"val_set_size: {val_set_size:g} takes {number} of {rows} rows and leaves none to train on")
+    return number

@@ -1,0 +1,73 @@
+"""Runs tasks on Ray Data and brings errors home as messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipeline.errors import UserError
+
+__all__ = ["run_tasks", "write_error"]
+
+Work = Callable[[Any, int], Iterator[dict[str, Any]]]
+
+
+def run_tasks(work: Work, job: Any, number: int, num_proc: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the results of `work(job, index)` for every index below `number`, as they come.
+
+    One Ray task per index, at most `num_proc` at once. Ray must be running.
+
+    Raises:
+        UserError: the first that a task raised, or an OSError of its as one.
+    """
+    import ray
+    import ray.data
+
+    if not number:
+        return
+    reference = ray.put(job)
+
+    def task(row: dict[str, Any]) -> Iterator[dict[str, str]]:
+        # an error travels as a result: raised in a task it would come home as a traceback of Ray's, after retries
+        try:
+            for result in work(_fetched(reference), row["index"]):
+                yield {"result": json.dumps(result)}
+        except UserError as error:
+            yield {"result": json.dumps({"error": str(error)})}
+        except OSError as error:
+            yield {"result": json.dumps({"error": write_error(error)})}
+
+    dataset = ray.data.from_items([{"index": index} for index in range(number)], override_num_blocks=number)
+    dataset.context.enable_progress_bars = False
+    compute = ray.data.TaskPoolStrategy(size=num_proc) if num_proc else None
+    for row in dataset.flat_map(task, compute=compute).iter_rows():
+        result = json.loads(row["result"])
+        if "error" in result:
+            raise UserError(result["error"])
+        yield result
+
+
+_JOBS: dict[Any, Any] = {}
+
+
+def _fetched(reference: Any) -> Any:
+    """The job, unpacked once per worker process (a tokenizer may take a second); only the last one is kept."""
+    import ray
+
+    if reference not in _JOBS:
+        _JOBS.clear()
+        _JOBS[reference] = ray.get(reference)
+    return _JOBS[reference]
+
+
+def write_error(error: OSError, where: str | None = None) -> str:
+    """The message for a file that could not be written."""
+    import errno
+
+    place = where or error.filename or "the prepared folder"
+    if error.errno == errno.ENOSPC:
+        return (
+            f"dataset_prepared_path: no space left on the disk of {place}; what was complete stays, so free some and run again"
+        )
+    return f"dataset_prepared_path: cannot write {place}: {error.strerror or error}"

@@ -1,0 +1,119 @@
+"""Opens local paths and URIs alike."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pipeline.errors import UserError
+
+__all__ = ["File", "content_identity", "is_uri", "list_files", "local_path", "open_bytes", "open_seekable", "resolve"]
+
+CHUNK = 8 << 20
+NETWORK_ERRORS = (OSError, pa.ArrowException, ValueError)
+
+
+class File:
+    """A filesystem and a path in it."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.filesystem, self.path = resolve(where)
+
+    def info(self) -> pafs.FileInfo:
+        return self.filesystem.get_file_info(self.path)
+
+
+def is_uri(path: str) -> bool:
+    return "://" in path
+
+
+def local_path(path: str) -> str:
+    """A local path, absolute, since tasks run in other folders; URIs (but `file://`) as they are."""
+    if path.startswith("file://"):
+        path = path.removeprefix("file://")
+    return path if is_uri(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def resolve(where: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of a path or URI, and the path in it; what pyarrow doesn't know goes to fsspec.
+
+    Raises:
+        UserError: when neither knows the scheme, or the package for it is missing.
+    """
+    if not is_uri(where):
+        return pafs.LocalFileSystem(), where
+    try:
+        return pafs.FileSystem.from_uri(where)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        pass
+    try:
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(where)
+    except (ValueError, ImportError, OSError) as error:
+        raise UserError(f"cannot open {where!r}: {error}") from error
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def list_files(where: str) -> dict[str, str]:
+    """The files under a folder, sorted: name within the folder -> path or URI like `where`."""
+    folder = File(where)
+    root = folder.path.rstrip("/")
+    found = folder.filesystem.get_file_info(pafs.FileSelector(folder.path, recursive=True))
+    names = sorted(info.path.removeprefix(root).lstrip("/") for info in found if info.type == pafs.FileType.File)
+    base, mark, query = where.partition("?") if is_uri(where) else (where, "", "")
+    return {name: f"{base.rstrip('/')}/{name}{mark}{query}" for name in names}
+
+
+@contextmanager
+def open_bytes(where: str, gzip: bool) -> Iterator[IO[bytes]]:
+    """The bytes of a file from its start, decompressed."""
+    file = File(where)
+    with file.filesystem.open_input_stream(file.path, compression="gzip" if gzip else None, buffer_size=1 << 20) as stream:
+        yield stream
+
+
+@contextmanager
+def open_seekable(where: str, gzip: bool) -> Iterator[Any]:
+    """A file that can be read from any place; a compressed one is unpacked to a temporary file first."""
+    file = File(where)
+    if not gzip:
+        if isinstance(file.filesystem, pafs.LocalFileSystem):
+            with pa.memory_map(file.path) as source:
+                yield source
+            return
+        with file.filesystem.open_input_file(file.path) as source:
+            yield source
+        return
+    with tempfile.NamedTemporaryFile(prefix="prefray-") as spool:
+        with open_bytes(where, gzip=True) as stream:
+            while chunk := stream.read(CHUNK):
+                spool.write(chunk)
+        spool.flush()
+        with pa.memory_map(spool.name) as source:
+            yield source
+
+
+def content_identity(where: str) -> str:
+    """What stands for a remote file's content: size with modification time or etag; else a hash of the bytes."""
+    file = File(where)
+    info = file.info()
+    if info.mtime_ns:
+        return f"{info.size}:{info.mtime_ns}"
+    if isinstance(file.filesystem, pafs.PyFileSystem):
+        details = file.filesystem.handler.fs.info(file.path)
+        if etag := details.get("ETag") or details.get("etag"):
+            return f"{info.size}:{etag}"
+    digest = hashlib.sha256()
+    with open_bytes(where, gzip=False) as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

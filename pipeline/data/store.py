@@ -1,0 +1,63 @@
+"""The prepared store as others read it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["EVAL", "MANIFEST", "REJECTED", "TRAIN", "Prepared", "open_store"]
+
+TRAIN, EVAL, REJECTED = "train", "eval", "rejected"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A complete store. Its rows stand in the order of the sources; shuffling is the trainer's business.
+
+    Columns: `row_id` (the raw row's place over all sources, from 0), `prompt_ids`, `chosen_ids`, `rejected_ids`
+    (list<int32>), `prompt_length`, `chosen_length`, `rejected_length`, `source`, `row_number` (from 1, in its file; a line
+    number in JSON lines), and the text: `prompt`, `chosen`, `rejected`. For KTO `completion*` and `label` instead.
+    """
+
+    path: Path
+    fingerprint: str
+    train_rows: int
+    eval_rows: int
+    rejected_rows: int
+    manifest: dict[str, Any]
+
+    def train_files(self) -> list[Path]:
+        return self._files(TRAIN)
+
+    def eval_files(self) -> list[Path]:
+        return self._files(EVAL)
+
+    def _files(self, split: str) -> list[Path]:
+        return [self.path / entry["file"] for entry in self.manifest["files"] if entry["file"].startswith(f"{split}/")]
+
+    def read(self, split: str = TRAIN, columns: list[str] | None = None) -> pa.Table:
+        """All rows of `train`, `eval` or `rejected` as one table, in order."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        assert split in (TRAIN, EVAL, REJECTED), split
+        tables = [pq.read_table(file, columns=columns, partitioning=None) for file in self._files(split)]
+        return pa.concat_tables(tables) if tables else pa.table({})
+
+
+def open_store(folder: Path) -> Prepared | None:
+    """The store in `folder`; None when it is not there or not complete."""
+    manifest_file = folder / MANIFEST
+    if not manifest_file.exists():
+        return None
+    manifest = json.loads(manifest_file.read_text())
+    rows = {TRAIN: 0, EVAL: 0, REJECTED: 0}
+    for entry in manifest["files"]:
+        rows[entry["file"].split("/")[0]] += entry["rows"]
+    return Prepared(folder, manifest["fingerprint"], rows[TRAIN], rows[EVAL], rows[REJECTED], manifest)

@@ -1,0 +1,92 @@
+"""Text becomes token ids, as TRL 1.16 does it, with BOS and EOS once each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.transforms.base import Rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Tokenised", "opening_ids", "tokenise"]
+
+Ids = NDArray[np.int32]
+BATCH_CHARACTERS = 2_000_000
+"""Text per tokenizer call: enough to keep its threads busy, not so much that the ids, Python integers at first, fill memory."""
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """Token ids of one row: the prompt, and its one or two completions."""
+
+    prompt: Ids
+    completions: tuple[Ids, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and its longest completion, special tokens included."""
+        return len(self.prompt) + max(map(len, self.completions))
+
+
+def tokenise(rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenised]:
+    """Tokenise rows in order.
+
+    Plain text gets the tokenizer's BOS (unless it starts with one) and an EOS after each completion (unless it ends with
+    one); templated text gets neither. Prompt and prompt+completion are tokenised apart; the completion starts where they
+    diverge.
+    """
+    opening = opening_ids(tokenizer)
+    for batch in _batches(rows):
+        texts = [text for row in batch for text in (row.prompt, *_closed(row, tokenizer.eos_token))]
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        ids = iter(np.asarray(one, dtype=np.int32) for one in encoded)
+        for row in batch:
+            start = opening if _wants_opening(row, tokenizer.bos_token) else opening[:0]
+            yield _divided([np.concatenate([start, next(ids)]) for _ in range(1 + len(row.sequences))])
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """The ids that the tokenizer puts before plain text: BOS, or nothing. Shape: (tokens,)."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    return np.asarray(whole[: whole.index(plain[0])] if plain else [], dtype=np.int32)
+
+
+def _batches(rows: Sequence[Rendered]) -> Iterator[list[Rendered]]:
+    batch, size = [], 0
+    for row in rows:
+        batch.append(row)
+        size += len(row.prompt) + sum(map(len, row.sequences))
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _closed(row: Rendered, eos: str | None) -> list[str]:
+    if row.templated or not eos:
+        return list(row.sequences)
+    return [text if text.endswith(eos) else text + eos for text in row.sequences]
+
+
+def _wants_opening(row: Rendered, bos: str | None) -> bool:
+    return not row.templated and not (bos and row.prompt.startswith(bos))
+
+
+def _divided(ids: list[Ids]) -> Tokenised:
+    prompt, *sequences = ids
+    length = min(_common_length(prompt, sequence) for sequence in sequences)
+    return Tokenised(prompt[:length], tuple(sequence[length:] for sequence in sequences))
+
+
+def _common_length(one: Ids, other: Ids) -> int:
+    shorter = min(len(one), len(other))
+    different = np.flatnonzero(one[:shorter] != other[:shorter])
+    return int(different[0]) if len(different) else shorter

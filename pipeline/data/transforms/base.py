@@ -1,0 +1,159 @@
+"""What every dataset type shares: its result, its errors, and how it reads the fields of a row."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "Context",
+    "Rendered",
+    "Row",
+    "RowError",
+    "Transform",
+    "completion_text",
+    "label_field",
+    "list_field",
+    "optional_text",
+    "pair_text",
+    "require_text",
+    "text_field",
+]
+
+Row = Mapping[str, Any]
+
+
+class RowError(ValueError):
+    """A row that cannot be used; the message is the reason that stands in `rejected/`."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a dataset type is built from.
+
+    `template` is the Jinja source of the dataset's own chat template, None for the tokenizer's. `keys` are the keys of
+    the dataset as given in the config, `path` and such included.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | None = None
+    template: str | None = None
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One row as text.
+
+    `prompt` is what the model is given before it answers. `sequences` are prompt and completion together, (chosen,
+    rejected) or (completion,). `templated` text comes from a chat template and carries its own special tokens; other
+    text still needs the tokenizer's BOS and EOS. A chat template may render the prompt otherwise when no answer follows
+    (a generation prompt that opens `<think>`), so `prompt` need not be a prefix of the sequences.
+    """
+
+    prompt: str
+    sequences: tuple[str, ...]
+    templated: bool
+    label: bool | None = None
+
+    def as_row(self) -> dict[str, Any]:
+        """`{prompt, chosen, rejected}` or `{prompt, completion, label}`: the completion starts where texts diverge."""
+        prompt = os.path.commonprefix([self.prompt, *self.sequences])  # noqa: RUF071 - by character is what we want
+        texts = [sequence[len(prompt) :] for sequence in self.sequences]
+        if self.label is None:
+            return {"prompt": prompt, "chosen": texts[0], "rejected": texts[1]}
+        return {"prompt": prompt, "completion": texts[0], "label": self.label}
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A dataset type, ready to turn raw rows into text. `render` raises `RowError` for a row that cannot be used."""
+
+    name: str
+    rl: str
+    render: Callable[[Row], Rendered]
+
+    def __call__(self, row: Row) -> dict[str, Any]:
+        return self.render(row).as_row()
+
+
+def pair_text(prompt: str, chosen: str, rejected: str) -> Rendered:
+    """A pair of plain text."""
+    if chosen == rejected:
+        raise RowError("chosen and rejected are the same")
+    return Rendered(prompt, (prompt + chosen, prompt + rejected), templated=False)
+
+
+def completion_text(prompt: str, completion: str, label: bool) -> Rendered:
+    """A labelled completion of plain text."""
+    return Rendered(prompt, (prompt + completion,), templated=False, label=label)
+
+
+def text_field(row: Row, *names: str) -> str:
+    """The first of `names` that the row has, as text that is not empty."""
+    name = next((name for name in names if row.get(name) is not None), None)
+    if name is None:
+        raise RowError(f"no column {' or '.join(map(repr, names))} (the row has {', '.join(row) or 'none'})")
+    return require_text(row[name], name)
+
+
+def require_text(value: Any, name: str) -> str:
+    """`value` when it is text that says something."""
+    if not isinstance(value, str):
+        raise RowError(f"{name!r} must be text, got {type(value).__name__}")
+    if not value.strip():
+        raise RowError(f"{name!r} is empty")
+    return value
+
+
+def optional_text(row: Row, name: str) -> str:
+    """The text of a column that may be missing, null or empty: then ""."""
+    value = row.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise RowError(f"{name!r} must be text, got {type(value).__name__}")
+    return value
+
+
+def list_field(row: Row, name: str) -> list[Any]:
+    """A list that is not empty; JSON text (as a CSV cell holds it) is parsed."""
+    value = row.get(name)
+    if value is None:
+        raise RowError(f"no column {name!r} (the row has {', '.join(row) or 'none'})")
+    value = parsed(value)
+    if not isinstance(value, list):
+        raise RowError(f"{name!r} must be a list, got {type(value).__name__}")
+    if not value:
+        raise RowError(f"{name!r} is empty")
+    return value
+
+
+def parsed(value: Any) -> Any:
+    """`value`, or what it holds when it is the JSON text of a list or an object."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return value
+
+
+def label_field(row: Row, name: str = "label") -> bool:
+    """A label: true, false, 1, 0, "true" or "false"."""
+    value = row.get(name)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    text = str(value).strip().lower()
+    if text in ("true", "1", "false", "0"):
+        return text in ("true", "1")
+    if value is None:
+        raise RowError(f"no column {name!r} (the row has {', '.join(row) or 'none'})")
+    raise RowError(f"{name!r} must be true, false, 1 or 0, got {value!r}")

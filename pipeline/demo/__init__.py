@@ -1,0 +1,1 @@
+"""The embedded default: a real model, a preference that a program can check, and a run that shows both."""

@@ -1,0 +1,60 @@
+"""`make demo`: the main job on the embedded default, and an honest answer to "did it work?"."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import sys
+import time
+from pathlib import Path
+
+from pipeline.demo.preferences import OPENING, held_out_prompts, write_preferences
+
+SHOWN = 6
+NEW_TOKENS = 40
+
+
+def main() -> int:
+    """Write the data, answer held-out prompts, train, answer them again, compare."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.demo", description=__doc__)
+    parser.add_argument("--prompts", type=int, default=40, help="held-out prompts to answer")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    options = parser.parse_args()
+
+    from pipeline.cli import hide_what_nobody_can_act_on
+
+    hide_what_nobody_can_act_on()
+    from pipeline import load_config, train
+    from pipeline.demo.answers import Answers, answer
+    from pipeline.demo.report import print_comparison
+    from pipeline.display import open_display
+    from pipeline.tables import print_result
+
+    began = time.monotonic()
+    write_preferences(Path("prefray-demo/data"))
+    recipe = importlib.resources.files("pipeline") / "recipes" / "quickstart.yaml"
+    cfg = load_config(str(recipe), [f"output_dir={_next_run()}", *options.set])
+    prompts = held_out_prompts()[: options.prompts]
+    display = open_display()
+    display.note(f"The preference: an answer opens with {OPENING!r}. {len(prompts)} held-out prompts measure it.")
+    display.stage("answering held-out prompts before training")
+    before = answer(cfg, prompts, None, NEW_TOKENS)
+    result = train(cfg, display=display)
+    display.stage("answering held-out prompts after training")
+    after = answer(cfg, prompts, result.model_dir, NEW_TOKENS)
+    display.close()
+    print_result(result)
+    improved = print_comparison(Answers(prompts, before, after), SHOWN, time.monotonic() - began)
+    return 0 if improved else 1
+
+
+def _next_run() -> str:
+    """A run folder that is not taken yet, so that the demo can be run again."""
+    number = 1
+    while Path(f"prefray-demo/run-{number}").exists():
+        number += 1
+    return f"prefray-demo/run-{number}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""What a person sees while a command runs: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+from typing import Any, Protocol
+
+__all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "open_display"]
+
+SHOWN = {
+    "loss": "loss",
+    "rewards/accuracies": "accuracy",
+    "eval_loss": "eval loss",
+    "eval_rewards/accuracies": "eval accuracy",
+    "tokens_per_second": "tokens/s",
+}
+"""Metrics on the progress line, and what they are called there."""
+
+
+class Display(Protocol):
+    """Where a command says what it does."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """A new stage begins; `total` is the number of its steps."""
+
+    def progress(self, state: dict[str, Any]) -> None:
+        """A stage over rows has come to `rows_done` of `rows_total` (None: not known)."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """A training or evaluation record of a step."""
+
+    def note(self, text: str) -> None:
+        """Something worth keeping on the screen."""
+
+    def close(self) -> None:
+        """The command has ended."""
+
+
+def open_display(quiet: bool = False) -> Display:
+    """A live display in a terminal, plain lines elsewhere or with `quiet`."""
+    return RichDisplay() if sys.stderr.isatty() and not quiet else PlainDisplay()
+
+
+class SilentDisplay:
+    """Shows nothing."""
+
+    def stage(self, name: str, total: int | None = None) -> None: ...
+    def progress(self, state: dict[str, Any]) -> None: ...
+    def record(self, record: dict[str, Any]) -> None: ...
+    def note(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Clock:
+    """Time left, from the speed since the first step that was seen."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def left(self, step: int, total: int) -> float | None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (step, now)
+        done = step - self._first[0]
+        return (now - self._first[1]) / done * (total - step) if done > 0 else None
+
+
+def _metrics(record: dict[str, Any]) -> str:
+    shown = [f"{label} {_number(record[name])}" for name, label in SHOWN.items() if name in record]
+    return "  ".join(shown)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.4f}"
+
+
+class PlainDisplay:
+    """One line per event, on stderr."""
+
+    def __init__(self) -> None:
+        self._total: int | None = None
+        self._clock = _Clock()
+        self._stage: str | None = None
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self._total = total if total is not None else self._total
+        if name != self._stage:
+            self._line(name)
+        self._stage = name
+
+    def progress(self, state: dict[str, Any]) -> None: ...
+
+    def record(self, record: dict[str, Any]) -> None:
+        metrics = _metrics(record)
+        if not metrics:
+            return
+        step, total = record["step"], self._total
+        left = self._clock.left(step, total) if total else None
+        tail = f"  {timedelta(seconds=round(left))} left" if left else ""
+        self._line(f"step {step}/{total}  {metrics}{tail}" if total else f"step {step}  {metrics}")
+
+    def note(self, text: str) -> None:
+        self._line(text)
+
+    def close(self) -> None: ...
+
+    def _line(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class RichDisplay:
+    """A live line with stage, steps, metrics and time left; notes scroll above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._progress.start()
+        self._task = self._progress.add_task("", total=None, metrics="")
+        self._total: int | None = None
+        self._seen: dict[str, Any] = {}
+        self._clock = _Clock()
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self._total = total if total is not None else self._total
+        self._progress.update(self._task, description=name, total=self._total, completed=0, metrics="")
+
+    def progress(self, state: dict[str, Any]) -> None:
+        self._progress.update(self._task, total=state["rows_total"], completed=state["rows_done"])
+
+    def record(self, record: dict[str, Any]) -> None:
+        self._seen.update(record)
+        left = self._clock.left(record["step"], self._total) if self._total else None
+        tail = f"  {timedelta(seconds=round(left))} left" if left else ""
+        self._progress.update(self._task, total=self._total, completed=record["step"], metrics=_metrics(self._seen) + tail)
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()

@@ -1,0 +1,22 @@
+"""Errors that are the user's to mend: shown as they are, without a traceback, exit status 2."""
+
+from __future__ import annotations
+
+__all__ = ["ConfigError", "RunFailed", "UserError"]
+
+
+class UserError(ValueError):
+    """Something given is wrong; the message says what was given, what is allowed, and what to do."""
+
+
+class ConfigError(UserError):
+    """The config is wrong; `problems` holds every (path, message)."""
+
+    def __init__(self, origin: str, problems: list[tuple[str, str]]) -> None:
+        self.problems = problems
+        lines = "\n".join(f"  {path}: {message}" if path else f"  {message}" for path, message in problems)
+        super().__init__(f"{origin}: {len(problems)} problem{'s' * (len(problems) != 1)}\n{lines}")
+
+
+class RunFailed(RuntimeError):
+    """A run ended although nothing was wrong with what was asked; says what happened and what remains."""

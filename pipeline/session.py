@@ -1,0 +1,66 @@
+"""Starting or joining Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from pipeline.errors import UserError
+
+__all__ = ["connect", "node_resources"]
+
+# Of no use to a person who waits for a result; libraries read them when they are imported in a worker.
+QUIET = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def connect(cfg: Any = None, debug: bool = False) -> None:
+    """Join the cluster that `ray.address` or the environment names, or start Ray on this machine; idempotent.
+
+    Args:
+        cfg: the run's config, or None for this machine.
+        debug: let the output of Ray's workers through.
+
+    Raises:
+        UserError: when there is no cluster at the given address.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = (cfg.ray.address if cfg is not None else None) or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        # "local": an address file that a killed cluster left behind would be joined otherwise.
+        options = {"address": "local", "include_dashboard": False}
+    # Ray Train hands a report on once per poll, two seconds apart by default.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    try:
+        ray.init(
+            **options,
+            log_to_driver=debug,
+            logging_level=logging.INFO if debug else logging.ERROR,
+            runtime_env={"env_vars": {} if debug else QUIET},
+        )
+    except ConnectionError as error:
+        raise UserError(f"ray.address: no Ray cluster answers at {address!r}: {error}") from error
+    if not debug:
+        import ray.data  # sets its own logger up when it is imported
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def node_resources() -> list[dict[str, float]]:
+    """Total resources of each node that is alive."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

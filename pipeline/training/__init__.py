@@ -1,0 +1,7 @@
+"""Stage 3: Ray Train runs the trainer on every worker.
+
+driver.py    the run as a whole, where `prefray train` waits
+worker.py    what each worker does
+reporting.py from the trainer's callbacks to Ray and on to the driver
+folder.py    what a run leaves in `output_dir`
+"""

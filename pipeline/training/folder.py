@@ -1,0 +1,123 @@
+"""The folder of a run: `config.yaml`, `metrics.jsonl`, checkpoints, `model/`, and `run.json` with where it stands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config import RunConfig, dump_config
+from pipeline.errors import UserError
+
+__all__ = ["RunFolder"]
+
+CHECKPOINT = "checkpoint-"
+RAY_STATE = "checkpoint_manager_snapshot.json"
+# What may differ between a run and its continuation: how long, how often, where; not what is trained.
+MAY_DIFFER = {
+    "dataloader_num_workers",
+    "dataset_num_proc",
+    "dataset_prepared_path",
+    "eval_steps",
+    "evals_per_epoch",
+    "logging_steps",
+    "max_rejected_fraction",
+    "max_steps",
+    "num_epochs",
+    "output_dir",
+    "ray",
+    "ray_num_workers",
+    "ray_run_name",
+    "resources_per_worker",
+    "save_steps",
+    "save_total_limit",
+    "saves_per_epoch",
+}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`output_dir` of a run."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The finished model or adapter."""
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON record per logging or evaluation step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    def checkpoints(self) -> list[int]:
+        """Steps of the complete checkpoints, in order: those that Ray has recorded."""
+        try:
+            state = json.loads((self.path / RAY_STATE).read_text())
+        except FileNotFoundError:
+            return []
+        names = [entry["checkpoint_dir_name"] for entry in state["checkpoint_results"]]
+        return sorted(int(name.removeprefix(CHECKPOINT)) for name in names if (self.path / name).is_dir())
+
+    def finished_steps(self) -> int | None:
+        """Steps of the finished run, or None while there is none."""
+        if not self.model.is_dir():
+            return None
+        try:
+            return json.loads((self.path / "run.json").read_text())["step"]
+        except FileNotFoundError:
+            return None
+
+    def open(self, cfg: RunConfig, resume: bool) -> None:
+        """Make the folder ready for a run, or for the continuation of the one that it holds.
+
+        Raises:
+            UserError: when it holds a run and `resume` is not asked for, when that run was another one, or when the
+                folder can't be written.
+        """
+        self._refuse_another_run(cfg, resume)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.checkpoints():
+                self._clear()
+            self.config.write_text(dump_config(cfg), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"output_dir: {str(self.path)!r} can't be written: {error.strerror}") from error
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Record that the run has ended with `facts`, `step` among them."""
+        (self.path / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+    def _refuse_another_run(self, cfg: RunConfig, resume: bool) -> None:
+        steps, finished = self.checkpoints(), self.finished_steps()
+        if not steps and finished is None:
+            return
+        if not resume:
+            state = f"a finished run of {finished} steps" if finished is not None else f"a run stopped after step {steps[-1]}"
+            raise UserError(
+                f"output_dir: {str(self.path)!r} holds {state}; continue it with --resume, give another output_dir, "
+                "or delete it"
+            )
+        saved = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        given = yaml.safe_load(dump_config(cfg))
+        different = sorted(k for k in saved.keys() | given.keys() if saved.get(k) != given.get(k) and k not in MAY_DIFFER)
+        if different:
+            lines = "".join(f"\n  {key}: was {saved.get(key)!r}, is {given.get(key)!r}" for key in different)
+            raise UserError(f"--resume: {str(self.path)!r} holds a run with other settings; give it another output_dir{lines}")
+
+    def _clear(self) -> None:
+        """Remove what a run without a complete checkpoint has left: nothing of it can be continued."""
+        for name in (RAY_STATE, "metrics.jsonl", "run.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for orphan in self.path.glob(f"{CHECKPOINT}*"):
+            shutil.rmtree(orphan)

@@ -1,0 +1,157 @@
+"""What one training worker does: load, build, train, save. Runs inside Ray Train."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["WorkerJob", "train_worker"]
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What every worker is given."""
+
+    cfg: Any
+    """The validated config, its paths made absolute."""
+    prepared: Any
+    """`pipeline.data.Prepared`: where the rows are."""
+    total_steps: int
+    debug: bool = False
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Train `config["job"]`; returns the last step and metrics (rank 0's are the run's).
+
+    The trainer writes to a folder of the worker's node; checkpoints reach the run's storage through Ray, the model at
+    the end through `_publish`.
+    """
+    import ray.train
+
+    job: WorkerJob = config["job"]
+    if not job.debug:
+        _silence()
+    scratch = _scratch_folder()
+    checkpoint = ray.train.get_checkpoint()
+    trainer, tokenizer = _build(job, scratch, checkpoint)
+    if checkpoint is None:
+        trainer.train()
+    else:
+        with checkpoint.as_directory() as folder:
+            _fetch_best_checkpoint(folder, scratch)
+            trainer.train(resume_from_checkpoint=folder)
+    _save_model(trainer, tokenizer, scratch)
+    return {"step": trainer.state.global_step, "best_metric": trainer.state.best_metric}
+
+
+def _build(job: WorkerJob, scratch: Path, checkpoint: Any) -> tuple[Any, Any]:
+    import ray.train
+    from datasets import Dataset
+    from transformers import set_seed
+
+    from pipeline.training.reporting import RayReport
+    from strategies.builder import HFRLTrainerBuilder
+    from strategies.models import load_model
+    from strategies.tokenizer import load_tokenizer
+
+    cfg = job.cfg.model_copy(update={"output_dir": str(scratch)})
+    set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
+    tokenizer = load_tokenizer(cfg)
+    builder = HFRLTrainerBuilder(cfg, load_model(cfg, tokenizer), tokenizer)
+    builder.train_dataset = Dataset(job.prepared.read("train", ID_COLUMNS))
+    if job.prepared.eval_rows:
+        builder.eval_dataset = Dataset(job.prepared.read("eval", ID_COLUMNS))
+    builder.callbacks.append(RayReport(_step_of(checkpoint)))
+    trainer = builder.build(job.total_steps)
+    assert trainer.args.world_size == ray.train.get_context().get_world_size()
+    return trainer, tokenizer
+
+
+ID_COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+
+
+def _step_of(checkpoint: Any) -> int | None:
+    from pipeline.training.folder import CHECKPOINT
+
+    return None if checkpoint is None else int(Path(checkpoint.path).name.removeprefix(CHECKPOINT))
+
+
+def _scratch_folder() -> Path:
+    """A folder of this node for the run, shared by its ranks and empty: Ray gives every run a working directory."""
+    import ray.train
+    from ray.train.collective import barrier
+
+    scratch = Path(os.getcwd()) / "trainer"
+    if ray.train.get_context().get_local_rank() == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+    barrier()
+    return scratch
+
+
+def _fetch_best_checkpoint(resumed: str, scratch: Path) -> None:
+    """Bring the best checkpoint so far back to this node, where the trainer looks for it at the end."""
+    import ray.train
+    from pyarrow import fs
+    from ray.train.collective import barrier
+    from transformers import TrainerState
+
+    from pipeline.training.folder import CHECKPOINT
+
+    state = TrainerState.load_from_json(str(Path(resumed) / "trainer_state.json"))
+    if state.best_model_checkpoint and ray.train.get_context().get_local_rank() == 0:
+        storage = ray.train.get_context().get_storage()
+        step = int(Path(state.best_model_checkpoint).name.removeprefix(CHECKPOINT))
+        stored = f"{storage.experiment_fs_path}/{CHECKPOINT}{step:06d}"
+        if storage.storage_filesystem.get_file_info(stored).type == fs.FileType.Directory:
+            local = scratch / Path(state.best_model_checkpoint).name
+            local.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(
+                stored, str(local), source_filesystem=storage.storage_filesystem, destination_filesystem=fs.LocalFileSystem()
+            )
+    barrier()
+
+
+def _save_model(trainer: Any, tokenizer: Any, scratch: Path) -> None:
+    """Save the model, then put it into the run's folder in one move."""
+    import ray.train
+    from pyarrow import fs
+
+    from strategies.saving import save_final
+
+    local = save_final(trainer, tokenizer, scratch / "model")
+    if trainer.is_world_process_zero():
+        storage = ray.train.get_context().get_storage()
+        target = storage.storage_filesystem
+        partial, final = (f"{storage.experiment_fs_path}/{name}" for name in ("model.partial", "model"))
+        for path in (partial, final):
+            if target.get_file_info(path).type == fs.FileType.Directory:
+                target.delete_dir(path)
+        target.create_dir(partial)
+        fs.copy_files(str(local), partial, source_filesystem=fs.LocalFileSystem(), destination_filesystem=target)
+        target.move(partial, final)
+        generations = scratch / "generations"
+        if generations.is_dir():
+            target.create_dir(f"{storage.experiment_fs_path}/generations")
+            fs.copy_files(
+                str(generations),
+                f"{storage.experiment_fs_path}/generations",
+                source_filesystem=fs.LocalFileSystem(),
+                destination_filesystem=target,
+            )
+    trainer.accelerator.wait_for_everyone()
+
+
+def _silence() -> None:
+    """Keep to the log's point: libraries warn about choices that are made here, not by the user."""
+    import warnings
+
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()

@@ -1,0 +1,120 @@
+"""From a config, a model and a tokenizer to a trainer that is ready to run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from strategies.cadence import RunLength, steps_per_epoch, total_steps
+from strategies.callbacks import GenerateDuringEval
+from strategies.config import as_config
+from strategies.models import build_peft_config, continue_adapter, match_adapter_dtype, restore_adapter_dropout
+from strategies.reference import load_reference
+from strategies.registry import get_strategy
+from strategies.trackers import tracker_environment
+from strategies.training_args import common_arguments
+
+__all__ = ["HFRLTrainerBuilder"]
+
+
+class HFRLTrainerBuilder:
+    """Builds the trainer of `cfg.rl`.
+
+    Args:
+        cfg: a validated config, or a dict of the same keys.
+        model: the policy: a plain model, or a PEFT model that brings its adapter.
+        tokenizer: tokenizer of the policy.
+        processor: processor of a vision-language policy, in the tokenizer's place.
+
+    Attributes (all may be set before `build`):
+        train_dataset, eval_dataset: raw or prepared rows; or set them on the trainer.
+        model_ref: the reference model; when None, `strategies.reference.load_reference` decides.
+        peft_config: config of a new adapter; when None, that of the config's `adapter`.
+        callbacks: further observers.
+        extra_arguments: further arguments of the training-arguments class, such as `deepspeed` or `fsdp_config`.
+        world_size: number of workers, which the steps per epoch depend on.
+    """
+
+    def __init__(self, cfg: Any, model: Any, tokenizer: Any, processor: Any = None) -> None:
+        self.cfg = as_config(cfg)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.processor = processor
+        self.train_dataset: Any = None
+        self.eval_dataset: Any = None
+        self.model_ref: Any = None
+        self.peft_config: Any = None
+        self.callbacks: list[TrainerCallback] = []
+        self.extra_arguments: dict[str, Any] = {}
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+
+    def build(self, total_num_steps: int | None = None) -> Any:
+        """Return the trainer.
+
+        Args:
+            total_num_steps: optimizer steps to run; None runs `num_epochs` epochs. `max_steps` in the config wins.
+
+        Raises:
+            ValueError: naming the config key that doesn't fit, or rows that can't be trained on.
+        """
+        cfg, strategy = self.cfg, get_strategy(self.cfg.rl)
+        # transformers' tracker callbacks take their settings from the environment only, and read it when constructed.
+        os.environ.update(tracker_environment(cfg))
+        arguments = {**common_arguments(cfg, self._length(total_num_steps)), **strategy.set_training_args_kwargs(cfg)}
+        args = strategy.get_training_args_class()(**{**arguments, **self.extra_arguments})
+        model, peft_config = self._policy()
+        references = {}
+        if strategy.requires_reference:
+            given = self.model_ref
+            references["ref_model"] = given if given is not None else load_reference(cfg, model, self.tokenizer)
+        trainer = strategy.get_trainer_class()(
+            model=model,
+            args=args,
+            train_dataset=self.train_dataset,
+            eval_dataset=self.eval_dataset,
+            processing_class=self.processor if self.processor is not None else self.tokenizer,
+            peft_config=peft_config,
+            callbacks=self._callbacks(),
+            dataset_tags=_dataset_tags(cfg),
+            base_model=cfg.base_model,
+            **references,
+        )
+        restore_adapter_dropout(trainer.model)
+        if cfg.peft_autocast_adapter_dtype is False:
+            match_adapter_dtype(trainer.model)
+        if getattr(cfg, "dpo_generate_during_eval", False):
+            trainer.add_callback(GenerateDuringEval(trainer))
+        return trainer
+
+    def _policy(self) -> tuple[Any, Any]:
+        """The model to train, and the config of an adapter that the trainer is to create on it."""
+        if isinstance(self.model, PeftModel) or self.cfg.adapter is None:
+            return self.model, self.peft_config
+        if self.cfg.lora_model_dir is not None:
+            return continue_adapter(self.cfg, self.model), None
+        return self.model, self.peft_config if self.peft_config is not None else build_peft_config(self.cfg, self.model)
+
+    def _length(self, total_num_steps: int | None) -> RunLength:
+        fixed = self.cfg.max_steps or total_num_steps
+        if self.train_dataset is None or not hasattr(self.train_dataset, "__len__"):
+            return RunLength(total_steps=fixed, expected_steps=fixed, steps_per_epoch=None)
+        rows = len(self.train_dataset)
+        return RunLength(
+            total_steps=fixed,
+            expected_steps=fixed or total_steps(rows, self.cfg, self.world_size),
+            steps_per_epoch=steps_per_epoch(rows, self.cfg, self.world_size),
+        )
+
+    def _callbacks(self) -> list[TrainerCallback]:
+        patience = self.cfg.early_stopping_patience
+        return [*self.callbacks, *([EarlyStoppingCallback(patience)] if patience is not None else [])]
+
+
+def _dataset_tags(cfg: Any) -> list[str]:
+    """Hub names among `datasets:`, where the config has that section; local files say nothing to others."""
+    paths = [getattr(entry, "path", None) for entry in getattr(cfg, "datasets", None) or []]
+    return [path for path in paths if path and "://" not in path and not Path(path).exists() and path.count("/") == 1]

@@ -1,0 +1,156 @@
+"""Relations between keys: what contradicts, what is missing, what would have no effect.
+
+Each rule takes the config and yields (path, message); all of them are reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from strategies.config.adapter import AdapterKeys
+from strategies.config.method import MethodKeys
+from strategies.config.trainer import TrackerKeys
+
+if TYPE_CHECKING:
+    from strategies.config import StrategyConfig
+
+__all__ = ["find_problems"]
+
+Problem = tuple[str, str]
+
+# Method keys that every strategy reads.
+COMMON_METHOD_KEYS = {"rl", "disable_dropout", "truncation_mode"}
+
+# key -> (the key that gives it an effect, how to set that one)
+NEEDS: dict[str, tuple[str, str]] = {
+    "optim_target_modules": ("optimizer", "a GaLore-like optimizer"),
+    "gradient_checkpointing_kwargs": ("gradient_checkpointing", "gradient_checkpointing: true"),
+    "torch_compile_backend": ("torch_compile", "torch_compile: true"),
+    "torch_compile_mode": ("torch_compile", "torch_compile: true"),
+    "hub_strategy": ("hub_model_id", "hub_model_id"),
+    "hub_revision": ("hub_model_id", "hub_model_id"),
+    "hub_private_repo": ("hub_model_id", "hub_model_id"),
+    "loraplus_lr_embedding": ("loraplus_lr_ratio", "loraplus_lr_ratio"),
+    "loraplus_lr_ratio": ("adapter", "adapter: lora"),
+    "cosine_constant_lr_ratio": ("cosine_min_lr_ratio", "cosine_min_lr_ratio"),
+    "dataloader_prefetch_factor": ("dataloader_num_workers", "dataloader_num_workers: 1 or more"),
+    "dpo_loss_weights": ("dpo_loss_type", "dpo_loss_type"),
+    "resize_token_embeddings_to_32x": ("tokens", "tokens, or special_tokens.additional_special_tokens"),
+    "greater_is_better": ("metric_for_best_model", "metric_for_best_model"),
+    "bnb_config_kwargs": ("load_in_4bit", "load_in_4bit: true or load_in_8bit: true"),
+}
+ALTERNATIVES = {"load_in_4bit": "load_in_8bit", "tokens": "special_tokens"}
+EXCLUSIVE = [
+    ("warmup_steps", "warmup_ratio"),
+    ("eval_steps", "evals_per_epoch"),
+    ("save_steps", "saves_per_epoch"),
+    ("embedding_lr", "embedding_lr_scale"),
+    ("lora_target_modules", "lora_target_linear"),
+]
+
+
+def find_problems(cfg: StrategyConfig) -> Iterator[Problem]:
+    """Yield every (path, message) that makes this config wrong."""
+    for rule in (_method, _adapter, _schedule, _pairs_of_keys, _trackers, _cadence, _quantization):
+        yield from rule(cfg)
+
+
+def _is_set(cfg: StrategyConfig, name: str) -> bool:
+    """Whether a key asks for something: a default written out asks for nothing."""
+    return getattr(cfg, name) != type(cfg).model_fields[name].default
+
+
+def _effective(cfg: StrategyConfig, name: str) -> Any:
+    return getattr(cfg, name) or (name in ALTERNATIVES and getattr(cfg, ALTERNATIVES[name]))
+
+
+def _method(cfg: StrategyConfig) -> Iterator[Problem]:
+    from strategies.registry import STRATEGIES, get_strategy
+
+    if cfg.rl not in STRATEGIES:
+        return  # named where a strategy is needed: `get_strategy`
+    strategy = get_strategy(cfg.rl)
+    for name in MethodKeys.model_fields:
+        if _is_set(cfg, name) and name not in strategy.keys and name not in COMMON_METHOD_KEYS:
+            readers = [rl for rl in STRATEGIES if name in get_strategy(rl).keys]
+            hint = f"it belongs to rl: {', '.join(readers)}" if readers else "no strategy reads it"
+            yield name, f"has no effect with rl: {cfg.rl} ({hint}); remove it"
+    yield from strategy.find_problems(cfg)
+    if _is_set(cfg, "reference_model") and not strategy.requires_reference:
+        yield "reference_model", f"rl: {cfg.rl} uses no reference model; remove the key"
+
+
+def _adapter(cfg: StrategyConfig) -> Iterator[Problem]:
+    if cfg.adapter is None:
+        for name in AdapterKeys.model_fields:
+            if _is_set(cfg, name):
+                yield name, "has no effect without an adapter; set `adapter: lora` or remove it"
+    elif cfg.lora_model_dir is not None:
+        for name in AdapterKeys.model_fields:
+            if _is_set(cfg, name) and name not in ("adapter", "lora_model_dir", "peft_autocast_adapter_dtype"):
+                yield name, "has no effect with lora_model_dir: the adapter there brings its own; remove it"
+
+
+def _schedule(cfg: StrategyConfig) -> Iterator[Problem]:
+    if cfg.cosine_min_lr_ratio is not None and cfg.lr_scheduler not in ("cosine", "rex"):
+        yield "cosine_min_lr_ratio", f"has no effect with lr_scheduler: {cfg.lr_scheduler}; use cosine or rex"
+    if cfg.cosine_constant_lr_ratio is not None and cfg.lr_scheduler != "cosine":
+        yield "cosine_constant_lr_ratio", f"has no effect with lr_scheduler: {cfg.lr_scheduler}; use cosine"
+    if cfg.lr_scheduler in ("rex", "one_cycle") and cfg.lr_scheduler_kwargs and cfg.lr_scheduler == "rex":
+        yield "lr_scheduler_kwargs", "has no effect with lr_scheduler: rex; its floor is cosine_min_lr_ratio"
+
+
+def _pairs_of_keys(cfg: StrategyConfig) -> Iterator[Problem]:
+    for name, (needed, remedy) in NEEDS.items():
+        if _is_set(cfg, name) and not _effective(cfg, needed):
+            yield name, f"has no effect without {needed}; set {remedy}, or remove it"
+    for first, second in EXCLUSIVE:
+        if _is_set(cfg, first) and _is_set(cfg, second):
+            yield second, f"contradicts {first}; keep one of them"
+    if cfg.chat_template == "jinja" and not cfg.chat_template_jinja:
+        yield "chat_template", "jinja needs chat_template_jinja, the template itself or its file"
+    if cfg.chat_template_jinja and cfg.chat_template not in (None, "jinja"):
+        yield "chat_template_jinja", f"has no effect with chat_template: {cfg.chat_template}; set chat_template: jinja"
+    if cfg.chat_template not in (None, "jinja"):
+        from strategies.chat_templates import known_chat_templates
+
+        bare = cfg.chat_template.removeprefix("tokenizer_default_fallback_")
+        if cfg.chat_template != "tokenizer_default" and bare not in known_chat_templates():
+            yield "chat_template", f"unknown template {cfg.chat_template!r}; built in: {', '.join(known_chat_templates())}"
+
+
+def _trackers(cfg: StrategyConfig) -> Iterator[Problem]:
+    for name in TrackerKeys.model_fields:
+        tracker = name.removeprefix("hf_").split("_")[0]
+        if tracker != "use" and _is_set(cfg, name) and not getattr(cfg, f"use_{tracker}"):
+            yield name, f"has no effect without use_{tracker}: true; set it or remove this key"
+
+
+def _cadence(cfg: StrategyConfig) -> Iterator[Problem]:
+    for kind, per_epoch in (("eval", "evals_per_epoch"), ("save", "saves_per_epoch")):
+        strategy = getattr(cfg, f"{kind}_strategy")
+        for name in (f"{kind}_steps", per_epoch):
+            if _is_set(cfg, name) and strategy not in (None, "steps"):
+                yield name, f"has no effect with {kind}_strategy: {strategy}; use steps, or remove one of them"
+        if strategy == "steps" and not (_is_set(cfg, f"{kind}_steps") or _is_set(cfg, per_epoch)):
+            yield f"{kind}_strategy", f"steps needs {kind}_steps or {per_epoch}"
+    if cfg.metric_for_best_model and not (
+        cfg.load_best_model_at_end or cfg.early_stopping_patience or cfg.save_strategy == "best"
+    ):
+        yield (
+            "metric_for_best_model",
+            "has no effect without load_best_model_at_end, early_stopping_patience or save_strategy: best",
+        )
+
+
+def _quantization(cfg: StrategyConfig) -> Iterator[Problem]:
+    if cfg.load_in_4bit and cfg.load_in_8bit:
+        yield "load_in_8bit", "contradicts load_in_4bit; keep one of them"
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if getattr(cfg, name) and cfg.adapter is None:
+            yield name, "quantized weights can't be trained in full; set `adapter: lora` or `qlora`"
+    if cfg.adapter == "qlora" and not (cfg.load_in_4bit or cfg.load_in_8bit):
+        yield "adapter", "qlora means a quantized base; set load_in_4bit: true, or `adapter: lora`"
+    if cfg.bf16 is True and cfg.fp16:
+        yield "fp16", "contradicts bf16: true; keep one of them"

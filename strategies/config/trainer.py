@@ -1,0 +1,92 @@
+"""Keys of the training loop: batches, cadence, selection, tracking, hub."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from strategies.config.base import Keys, key
+
+__all__ = ["HubKeys", "TrackerKeys", "TrainerKeys"]
+
+Cadence = Literal["no", "steps", "epoch"]
+StepsOrPart = PositiveInt | Annotated[float, Field(gt=0, lt=1)]
+
+
+class TrainerKeys(Keys):
+    """Batch sizes, lengths, epochs, and when to log, evaluate, save and stop."""
+
+    micro_batch_size: PositiveInt = key("Pairs per forward and worker.", 1)
+    gradient_accumulation_steps: PositiveInt = key(
+        "Forwards per optimizer step. Global batch = micro_batch_size x this x workers.", 1
+    )
+    eval_batch_size: PositiveInt | None = key("Pairs per evaluation forward and worker; micro_batch_size when not set.")
+    sequence_len: PositiveInt = key("Most tokens of prompt + completion, special tokens included.", 1024)
+    num_epochs: PositiveFloat = key("Passes over the training pairs.", 1.0)
+    max_steps: PositiveInt | None = key("Stop after this many optimizer steps, whatever num_epochs says.")
+    seed: NonNegativeInt = key("Seed of the data order, the split, dropout and new weights.", 42)
+    full_determinism: bool = key("Deterministic kernels only; slower.", False)
+    pad_to_multiple_of: PositiveInt | None = key("Pad batches to a multiple of this many tokens.")
+    dataloader_num_workers: NonNegativeInt | None = key("Processes that collate batches.")
+    dataloader_pin_memory: bool | None = key("Pin host memory for copies to the GPU.")
+    dataloader_prefetch_factor: PositiveInt | None = key("Batches that each collating process keeps ready.")
+    dataloader_drop_last: bool = key("Leave out a last batch that is not full.", False)
+    ddp_timeout: PositiveInt | None = key("Seconds after which a collective that hangs fails.")
+    ddp_find_unused_parameters: bool | None = key("Let DDP look for parameters without gradients.")
+    torch_empty_cache_steps: PositiveInt | None = key("Empty the GPU's cache every so many steps.")
+    logging_steps: PositiveInt | None = key("Steps between logs; when not set 1/200 of all steps, 1 to 10.")
+    logging_nan_inf_filter: bool | None = key("Leave non-finite losses out of the logged mean.")
+    include_tokens_per_second: bool | None = key("Log tokens per second and device from transformers' own count.")
+    eval_strategy: Cadence | None = key("When to evaluate; follows eval_steps and evals_per_epoch when not set.")
+    eval_steps: StepsOrPart | None = key("Steps between evaluations; below 1, a part of all steps.")
+    evals_per_epoch: PositiveInt | None = key("Evaluations per epoch.")
+    eval_on_start: bool = key("Evaluate before the first step.", False)
+    save_strategy: Literal["no", "steps", "epoch", "best"] | None = key("When to save; each epoch when nothing is set.")
+    save_steps: StepsOrPart | None = key("Steps between checkpoints; below 1, a part of all steps.")
+    saves_per_epoch: PositiveInt | None = key("Checkpoints per epoch.")
+    save_total_limit: PositiveInt = key("Checkpoints to keep, the latest and the best among them.", 4)
+    save_only_model: bool = key("Save no optimizer state: such a checkpoint can't be resumed.", False)
+    early_stopping_patience: PositiveInt | None = key("Stop after so many evaluations without a better metric.")
+    load_best_model_at_end: bool | None = key("End with the best checkpoint's weights instead of the last.")
+    metric_for_best_model: str | None = key("Metric that decides `best`; eval_rewards/accuracies when not set.")
+    greater_is_better: bool | None = key("Whether the metric is to grow; false for losses when not set.")
+    output_dir: str = key("Folder of the run: config, metrics, checkpoints, model.", "./model-out")
+
+
+class TrackerKeys(Keys):
+    """Experiment trackers; rank 0 reports."""
+
+    use_tensorboard: bool | None = key("Write TensorBoard event files.")
+    use_wandb: bool | None = key("Report to Weights & Biases.")
+    wandb_project: str | None = key("W&B project.")
+    wandb_entity: str | None = key("W&B user or team.")
+    wandb_name: str | None = key("W&B run name.")
+    wandb_run_id: str | None = key("W&B run id, to continue a run.")
+    wandb_mode: Literal["online", "offline", "disabled"] | None = key("W&B mode.")
+    wandb_watch: str | None = key("What W&B watches: gradients, parameters, all, false.")
+    wandb_log_model: str | None = key("What W&B stores: false, end, checkpoint.")
+    use_mlflow: bool | None = key("Report to MLflow.")
+    mlflow_tracking_uri: str | None = key("MLflow server.")
+    mlflow_experiment_name: str | None = key("MLflow experiment.")
+    mlflow_run_name: str | None = key("MLflow run name.")
+    hf_mlflow_log_artifacts: bool | None = key("Copy checkpoints to MLflow.")
+    use_trackio: bool | None = key("Report to trackio.")
+    trackio_project_name: str | None = key("trackio project.")
+    trackio_run_name: str | None = key("trackio run name.")
+    trackio_space_id: str | None = key("Space that shows the trackio project.")
+
+
+class HubKeys(Keys):
+    """Where to push the result."""
+
+    hub_model_id: str | None = key("Hub repository that receives the model; nothing is pushed when not set.")
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] | None = key("When to push.")
+    hub_revision: str | None = key("Branch to push to.")
+    hub_private_repo: bool | None = key("Make the repository private; true when not set.")
+
+
+class AcceleratorKeys(Keys):
+    """Arguments that go to accelerate as they are."""
+
+    accelerator_config: dict[str, Any] | None = key("Arguments of accelerate's AcceleratorConfig.")

@@ -1,0 +1,66 @@
+"""The reference policy: what it is, and its forward pass beside the policy's."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import use_adapter
+
+from strategies.models import load_model
+
+__all__ = ["as_reference", "load_reference", "reference_forward"]
+
+
+def load_reference(cfg: Any, model: Any, tokenizer: Any = None) -> PreTrainedModel | None:
+    """Return the reference model, frozen and in evaluation mode, or None where the policy holds it itself.
+
+    * `reference_model` set: that model.
+    * a new adapter: None, the reference is the policy with its adapter switched off.
+    * a continued adapter: None, the trainer keeps a frozen copy of the adapter as it was.
+    * full fine-tuning: a copy of the policy as it is now.
+    """
+    if cfg.reference_model is not None:
+        return _freeze(load_model(cfg, tokenizer, key="reference_model"))
+    if cfg.adapter is not None or isinstance(model, PeftModel):
+        return None
+    reference = copy.deepcopy(model)
+    # A trainer that had this model before left its own forward on it, which is bound to the original's weights.
+    reference.__dict__.pop("forward", None)
+    return _freeze(reference)
+
+
+def _freeze(model: PreTrainedModel) -> PreTrainedModel:
+    return model.requires_grad_(False).eval()
+
+
+def as_reference(trainer: Any) -> tuple[Any, AbstractContextManager[Any]]:
+    """Return the unwrapped model that answers as the reference, and the context in which it does."""
+    if trainer.ref_model is not None:
+        return trainer.accelerator.unwrap_model(trainer.ref_model), nullcontext()
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    if not isinstance(policy, PeftModel):
+        raise ValueError("reference_model: this trainer has no reference policy")
+    return policy, use_adapter(policy, "ref" if "ref" in policy.peft_config else None)
+
+
+def reference_forward(trainer: Any, arguments: dict[str, Any]) -> torch.Tensor:
+    """Token log-probabilities of the reference, shape (2B, T), without gradient.
+
+    Args:
+        arguments: of the model, with `labels` that are -100 outside the completions.
+    """
+    # Like TRL, call the prepared reference, not the unwrapped one: a sharded model needs its wrapper.
+    _, context = as_reference(trainer)
+    model = trainer.ref_model if trainer.ref_model is not None else trainer.model
+    args = trainer.args
+    checkpointing = nullcontext()
+    if args.gradient_checkpointing:
+        checkpointing = disable_gradient_checkpointing(trainer.model, args.gradient_checkpointing_kwargs)
+    with torch.no_grad(), checkpointing, context:
+        return model(**arguments, use_cache=False, fused_lm_head=True).log_probs

@@ -1,0 +1,46 @@
+"""Experiment trackers: which ones report, and the environment through which transformers configures them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["tracker_arguments", "tracker_environment"]
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+# transformers' callbacks read these from the environment and from nowhere else.
+ENVIRONMENT = {
+    "wandb_project": "WANDB_PROJECT",
+    "wandb_entity": "WANDB_ENTITY",
+    "wandb_run_id": "WANDB_RUN_ID",
+    "wandb_mode": "WANDB_MODE",
+    "wandb_watch": "WANDB_WATCH",
+    "wandb_log_model": "WANDB_LOG_MODEL",
+    "mlflow_tracking_uri": "MLFLOW_TRACKING_URI",
+    "mlflow_experiment_name": "MLFLOW_EXPERIMENT_NAME",
+    "hf_mlflow_log_artifacts": "HF_MLFLOW_LOG_ARTIFACTS",
+}
+
+
+def tracker_arguments(cfg: Any) -> dict[str, Any]:
+    """Arguments that name the trackers (`report_to`, none by default), the run and the project."""
+    names = (cfg.wandb_name, cfg.mlflow_run_name, cfg.trackio_run_name)
+    given = {
+        "run_name": next((name for name in names if name), None),
+        "project": cfg.trackio_project_name,
+        "trackio_space_id": cfg.trackio_space_id,
+    }
+    return {
+        "report_to": [name for name in TRACKERS if getattr(cfg, f"use_{name}")],
+        **{name: value for name, value in given.items() if value is not None},
+    }
+
+
+def tracker_environment(cfg: Any) -> dict[str, str]:
+    """Environment variables that the trackers' keys stand for; `HFRLTrainerBuilder.build` sets them."""
+    variables = {ENVIRONMENT[name]: str(getattr(cfg, name)) for name in ENVIRONMENT if getattr(cfg, name) is not None}
+    if "WANDB_RUN_ID" in variables:
+        variables["WANDB_RESUME"] = "allow"
+    if cfg.use_tensorboard:
+        variables["TENSORBOARD_LOGGING_DIR"] = f"{cfg.output_dir}/tensorboard"
+    return variables

@@ -1,0 +1,49 @@
+"""Training in one process, without Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from strategies.builder import HFRLTrainerBuilder
+from strategies.cadence import total_steps
+from strategies.config import as_config
+from strategies.models import load_model
+from strategies.saving import save_final
+from strategies.tokenizer import load_tokenizer
+
+__all__ = ["TrainDatasetMeta", "total_steps", "train"]
+
+
+@dataclass
+class TrainDatasetMeta:
+    """The rows of a run: raw pairs or prepared ones."""
+
+    train_dataset: Any
+    eval_dataset: Any = None
+    total_num_steps: int | None = None
+    """Optimizer steps; None runs `num_epochs` epochs."""
+
+
+def train(cfg: Any, dataset_meta: TrainDatasetMeta) -> tuple[Any, Any, Any]:
+    """Load, build, train and save to `{output_dir}/model`; returns (model, tokenizer, trainer).
+
+    Args:
+        cfg: a validated config, or a dict of the same keys.
+
+    Raises:
+        ValueError: naming the config key that is wrong, or rows that can't be trained on.
+    """
+    cfg = as_config(cfg)
+    set_seed(cfg.seed)
+    tokenizer = load_tokenizer(cfg)
+    builder = HFRLTrainerBuilder(cfg, load_model(cfg, tokenizer), tokenizer)
+    builder.train_dataset = dataset_meta.train_dataset
+    builder.eval_dataset = dataset_meta.eval_dataset
+    trainer = builder.build(dataset_meta.total_num_steps)
+    trainer.train()
+    save_final(trainer, tokenizer, Path(cfg.output_dir) / "model")
+    return trainer.accelerator.unwrap_model(trainer.model), tokenizer, trainer

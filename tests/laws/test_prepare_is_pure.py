@@ -1,0 +1,54 @@
+"""Law 8: prepare is a pure function. Workers, blocks and the order in which tasks end change nothing."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pipeline.data import preparation, prepare
+from tests.pipeline.data.conftest import make_config, ray_session, write_jsonl
+from tests.tiny import pairs, tiny_tokenizer
+
+__all__ = ["ray_session"]
+
+
+def contents(prepared):
+    files = {path.relative_to(prepared.path): path.read_bytes() for path in [*prepared.train_files(), *prepared.eval_files()]}
+    return prepared.fingerprint, files, prepared.manifest
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(120) + pairs(30))
+
+    def make(store, **changes):
+        keys = {"dataset_exact_deduplication": True, "val_set_size": 0.1, **changes}
+        return make_config(tmp_path / store, {"path": str(path)}, **keys)
+
+    return make
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_same_bytes_for_any_number_of_workers(config):
+    one = prepare(config("one", dataset_num_proc=1), tiny_tokenizer(), rows_per_part=10)
+    two = prepare(config("two"), tiny_tokenizer(), rows_per_part=10)
+    assert contents(one) == contents(two)
+    assert (one.train_rows, one.eval_rows) == (108, 12)
+
+
+def test_same_bytes_for_any_order_of_tasks(config, monkeypatch):
+    monkeypatch.setattr(preparation, "_connect", lambda cfg: None)
+    results = []
+    for seed in (None, 1, 2):
+
+        def in_some_order(work, job, number, num_proc=None, seed=seed):
+            order = list(range(number))
+            if seed is not None:
+                random.Random(seed).shuffle(order)
+            for index in order:
+                yield from work(job, index)
+
+        monkeypatch.setattr(preparation, "run_tasks", in_some_order)
+        results.append(contents(prepare(config(f"order-{seed}"), tiny_tokenizer(), rows_per_part=10)))
+    assert results[0] == results[1] == results[2]

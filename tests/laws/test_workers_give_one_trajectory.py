@@ -1,0 +1,70 @@
+"""Law 3, for DDP: one process and two give the same losses.
+
+The global batch stays the same: two processes take half the pairs each. Numbers of rows divide by the global batch,
+since accelerate fills an incomplete last batch by repeating rows, so that no worker idles.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.multiprocessing
+
+from strategies.cadence import total_steps
+from strategies.config import as_config
+from tests.laws.runs import CONFIG, LORA, losses, trained, worker
+from tests.tiny import adapter_folder
+
+SAME: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {**LORA, "eval_steps": 4, "dpo_generate_during_eval": True},
+    "continued": {"adapter": "lora", "lora_model_dir": "adapter"},
+}
+UNEVEN: dict[str, dict[str, Any]] = {
+    "uneven": {"gradient_accumulation_steps": 2, "rows": 13, "num_epochs": 1.5},
+    "uneven_drop": {"gradient_accumulation_steps": 2, "rows": 13, "dataloader_drop_last": True},
+}
+RUNS = {**SAME, **UNEVEN}
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return adapter_folder(tmp_path_factory.mktemp("adapter"))
+
+
+def keys_of(name: str, adapter: str) -> dict[str, Any]:
+    return {**RUNS[name], **({"lora_model_dir": adapter} if "lora_model_dir" in RUNS[name] else {})}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory, adapter: str) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ddp")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    runs = {name: {"micro_batch_size": 2, **keys_of(name, adapter)} for name in RUNS}
+    torch.multiprocessing.spawn(worker, args=(2, port, str(folder), runs), nprocs=2)
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in RUNS}
+
+
+@pytest.mark.parametrize("name", list(SAME))
+def test_two_processes_give_the_losses_of_one(two_processes: dict[str, Any], name: str, adapter: str, tmp_path: Path) -> None:
+    alone = trained(tmp_path, micro_batch_size=4, **keys_of(name, adapter))
+    found = two_processes[name]
+    assert len(losses(alone)) == 4
+    assert found["loss"] == pytest.approx(losses(alone), rel=1e-4)
+    assert found["eval_loss"] == pytest.approx(losses(alone, "eval_loss"), rel=1e-4)
+    assert found["num_tokens"] == losses(alone, "num_tokens")
+    # Before the first step the margins are 0 up to rounding.
+    assert found["rewards/margins"][1:] == pytest.approx(losses(alone, "rewards/margins")[1:], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_two_processes_run_the_steps_that_were_told(two_processes: dict[str, Any], name: str) -> None:
+    keys = {key: value for key, value in RUNS[name].items() if key != "rows"}
+    config = as_config({**CONFIG, "micro_batch_size": 2, **keys})
+    assert two_processes[name]["steps"] == total_steps(RUNS[name].get("rows", 16), config, world_size=2)

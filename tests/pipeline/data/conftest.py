@@ -1,0 +1,72 @@
+"""Tokenizers and configs for the data tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tokenizers import processors
+
+from tests.tiny import tiny_tokenizer
+
+SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
+
+
+def with_bos(tokenizer: Any) -> Any:
+    """The tiny tokenizer with `<s>` put before plain text, as Llama's does."""
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def bos_tokenizer():
+    return with_bos(tiny_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """One small Ray for all tests that need it."""
+    import os
+
+    import ray
+
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    yield ray
+    if started:
+        ray.shutdown()
+
+
+def make_config(folder: Path, *datasets: dict[str, Any], **changes: Any) -> SimpleNamespace:
+    """A config with the keys that prepare reads; the store goes to `folder`/prepared."""
+    defaults = {
+        "rl": "dpo",
+        "datasets": list(datasets),
+        "test_datasets": None,
+        "val_set_size": 0.0,
+        "sequence_len": 2048,
+        "excess_length_strategy": "drop",
+        "dataset_exact_deduplication": False,
+        "dataset_prepared_path": str(folder / "prepared"),
+        "max_rejected_fraction": 0.01,
+        "seed": 7,
+        "dataset_num_proc": None,
+    }
+    return SimpleNamespace(**{**defaults, **changes})
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

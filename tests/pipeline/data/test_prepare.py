@@ -1,0 +1,284 @@
+"""The stage as a whole, on a real Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data import prepare
+from pipeline.errors import UserError
+from tests.pipeline.data.conftest import SHARED_DATA, make_config, write_jsonl
+from tests.tiny import pairs
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+ROOT = Path(__file__).parents[3]
+
+
+def numbers(prepared, split="train"):
+    return prepared.read(split, ["row_id"])["row_id"].to_pylist()
+
+
+def test_columns_order_and_manifest(tmp_path, tokenizer):
+    first, second = write_jsonl(tmp_path / "a.jsonl", pairs(10)), tmp_path / "b.json"
+    second.write_text(json.dumps(pairs(14)[10:]))
+    cfg = make_config(tmp_path, {"path": str(first)}, {"path": str(second), "type": "chatml.prompt_pairs"}, val_set_size=3)
+    seen = []
+    prepared = prepare(cfg, tokenizer, progress=seen.append, rows_per_part=4)
+
+    assert (prepared.train_rows, prepared.eval_rows, prepared.rejected_rows) == (11, 3, 0)
+    assert sorted(numbers(prepared) + numbers(prepared, "eval")) == list(range(14))
+    assert numbers(prepared) == sorted(numbers(prepared))
+    table = prepared.read()
+    assert {name: str(table.schema.field(name).type) for name in ("row_id", "prompt_ids", "chosen_length")} == {
+        "row_id": "int64",
+        "prompt_ids": "list<element: int32>",
+        "chosen_length": "int32",
+    }
+    row = next(row for row in table.to_pylist() if row["row_id"] >= 10)
+    assert (row["source"], row["row_number"]) == (str(second), row["row_id"] - 9)
+    assert row["prompt"].startswith("<|im_start|>user\nWhat is")
+    assert tokenizer.decode(row["prompt_ids"] + row["chosen_ids"]) == row["prompt"] + row["chosen"]
+
+    manifest = prepared.manifest
+    assert [(source["read"], source["train"] + source["eval"]) for source in manifest["sources"]] == [(10, 10), (4, 4)]
+    assert sum(entry["rows"] for entry in manifest["files"]) == 14
+    assert manifest["lengths"]["prompt"]["max"] == max(
+        length for split in ("train", "eval") for length in prepared.read(split)["prompt_length"].to_pylist()
+    )
+    assert seen[-1]["rows_done"] == 14 and seen[-1]["parts_done"] == 4
+    assert sorted(path.name for path in prepared.path.iterdir()) == ["eval", "manifest.json", "train"]
+
+
+def test_a_recipe_and_a_model_folder(tmp_path):
+    from pipeline.config import parse_config
+    from tests.tiny import save_tiny, tiny_tokenizer
+
+    rows = [{"messages": [{"from": "me", "value": row["prompt"]}], **row} for row in pairs(6)]
+    dataset = {
+        "path": str(write_jsonl(tmp_path / "a.jsonl", rows)),
+        "type": "chat_template.default",
+        "roles": {"user": ["me"]},
+        "message_property_mappings": {"role": "from", "content": "value"},
+    }
+    keys = {"rl": "dpo", "base_model": save_tiny(tmp_path / "model"), "sequence_len": 512, "output_dir": str(tmp_path / "out")}
+    cfg = parse_config({**keys, "datasets": [dataset], "dataset_prepared_path": str(tmp_path / "prepared")})
+    prepared = prepare(cfg)
+    expected = f"<|im_start|>user\n{rows[0]['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+    assert prepared.read()["prompt"][0].as_py() == expected
+    assert tiny_tokenizer().decode(prepared.read()["prompt_ids"][0].as_py()) == expected
+
+
+def test_a_complete_store_is_opened_without_ray(tmp_path, tokenizer, monkeypatch):
+    cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", pairs(3)))})
+    first = prepare(cfg, tokenizer)
+    monkeypatch.setattr("pipeline.data.preparation.run_tasks", None)
+    assert prepare(cfg, tokenizer) == first
+
+
+def test_kto_with_duplicates_and_a_test_set(tmp_path, tokenizer):
+    rows = [
+        {"prompt": "Q", "completion": text, "label": label} for text, label in [("a", True), ("a", 1), ("a", 0), ("b", "false")]
+    ]
+    train, test = (
+        write_jsonl(tmp_path / "a.jsonl", rows),
+        write_jsonl(tmp_path / "t.jsonl", [rows[2], {**rows[0], "completion": "c"}]),
+    )
+    cfg = make_config(
+        tmp_path,
+        {"path": str(train)},
+        rl="kto",
+        test_datasets=[{"path": str(test)}],
+        val_set_size=0.5,
+        dataset_exact_deduplication=True,
+    )
+    prepared = prepare(cfg, tokenizer)
+    assert prepared.read(columns=["row_id", "completion", "label"]).to_pylist() == [
+        {"row_id": 0, "completion": "a", "label": True},
+        {"row_id": 2, "completion": "a", "label": False},
+        {"row_id": 3, "completion": "b", "label": False},
+    ]
+    assert prepared.read("eval", ["row_id", "completion"]).to_pylist() == [{"row_id": 5, "completion": "c"}]
+    assert [source["duplicates"] for source in prepared.manifest["sources"]] == [1, 1]
+
+
+def test_too_many_bad_rows(tmp_path, tokenizer):
+    rows = [*pairs(94), *[{"prompt": "Q"}] * 6]
+    cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", rows))}, max_rejected_fraction=0.05)
+    with pytest.raises(UserError, match=r"max_rejected_fraction: 6 of 100 rows are bad, more than 0.05 allows") as caught:
+        prepare(cfg, tokenizer)
+    assert str(caught.value).count("a.jsonl row") == 5
+    assert "a.jsonl row 95: no column 'chosen' (the row has prompt)" in str(caught.value)
+    (rejected,) = (tmp_path / "prepared").glob("*/rejected/*.parquet")
+    assert pq.read_table(rejected)["row_number"].to_pylist() == list(range(95, 101))
+
+    prepared = prepare(make_config(tmp_path, *cfg.datasets, max_rejected_fraction=0.06), tokenizer)
+    assert (prepared.train_rows, prepared.rejected_rows) == (94, 6)
+    assert prepared.read("rejected")["row_number"].to_pylist() == list(range(95, 101))
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "message"),
+    [
+        ([], {}, "datasets: no rows in .*a.jsonl"),
+        (
+            pairs(3),
+            {"sequence_len": 5},
+            r"none of 3 rows is left to train on \(3 have more than sequence_len 5 tokens, 0 are bad\)",
+        ),
+        (
+            pairs(3),
+            {"sequence_len": 5, "excess_length_strategy": "raise"},
+            "excess_length_strategy: raise, and row 1 of .*a.jsonl",
+        ),
+        (pairs(3), {"val_set_size": 3}, "val_set_size: 3 takes 3 of 3 rows"),
+        (
+            pairs(3),
+            {"dataset_prepared_path": "/dev/null/x"},
+            "dataset_prepared_path: cannot write /dev/null.*: Not a directory",
+        ),
+    ],
+)
+def test_one_clear_message(tmp_path, tokenizer, rows, changes, message):
+    cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", rows))}, **changes)
+    with pytest.raises(UserError, match=message):
+        prepare(cfg, tokenizer)
+
+
+def test_conversations_without_a_template(tmp_path):
+    from tests.tiny import tiny_tokenizer
+
+    bare = tiny_tokenizer()
+    bare.chat_template = None
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": "Q"}],
+            "chosen": [{"role": "assistant", "content": text}],
+            "rejected": [{"role": "assistant", "content": "R"}],
+        }
+        for text in "ab"
+    ]
+    cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", rows))})
+    with pytest.raises(UserError, match="chat_template: the tokenizer has no chat template"):
+        prepare(cfg, bare)
+
+
+def test_a_folder_that_the_nodes_do_not_share(tmp_path, tokenizer, monkeypatch):
+    cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", pairs(3)))})
+    elsewhere = [{"part": "part.parquet", "read": 3, "rows": 3}]
+    monkeypatch.setattr("pipeline.data.preparation.run_tasks", lambda *args: iter(elsewhere))
+    with pytest.raises(UserError, match="the folder must be on storage that all nodes share"):
+        prepare(cfg, tokenizer)
+
+
+def test_a_full_disk(tmp_path, tokenizer):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("may not mount a small disk")
+    try:
+        noise = [{"prompt": os.urandom(500).hex(), "chosen": os.urandom(500).hex(), "rejected": "R"} for _ in range(200)]
+        cfg = make_config(small, {"path": str(write_jsonl(tmp_path / "a.jsonl", noise))}, dataset_num_proc=1)
+        with pytest.raises(UserError, match="dataset_prepared_path: no space left on the disk of .*what was complete stays"):
+            prepare(cfg, tokenizer, rows_per_part=10)
+        staged = list((small / "prepared").glob("*/staging/*"))
+        assert staged and all(pq.read_table(path).num_rows == 10 for path in staged)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+RUN = """
+import sys, time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from tests.pipeline.data.conftest import make_config
+from tests.tiny import tiny_tokenizer
+from pipeline.data import preparation, prepare
+
+def in_process(work, job, number, num_proc=None):
+    for index in range(number):
+        time.sleep({pause})
+        print("working on", index, flush=True)
+        yield from work(job, index)
+
+preparation.run_tasks = in_process
+preparation._connect = lambda cfg: None
+prepared = prepare(make_config(Path({folder!r}), {{"path": {path!r}}}), tiny_tokenizer(), rows_per_part=10)
+print("done", prepared.train_rows, flush=True)
+"""
+
+
+def start(tmp_path, path, pause):
+    """A process that prepares slowly; tasks run in it, so that its death is theirs."""
+    code = RUN.format(root=str(ROOT), pause=pause, folder=str(tmp_path), path=str(path))
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_parts(tmp_path, number):
+    deadline = time.monotonic() + 60
+    while len(staged := sorted((tmp_path / "prepared").glob("*/staging/*.parquet"))) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return staged
+
+
+def test_a_killed_run_computes_only_what_is_missing(tmp_path, tokenizer, monkeypatch):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(100))
+    process = start(tmp_path, path, pause=0.3)
+    wait_for_parts(tmp_path, 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    staged = sorted((tmp_path / "prepared").glob("*/staging/*.parquet"))
+    assert 3 <= len(staged) < 10
+    times = {file: file.stat().st_mtime_ns for file in staged}
+    monkeypatch.setattr("pipeline.data.preparation.shutil.rmtree", lambda folder: None)
+    prepared = prepare(make_config(tmp_path, {"path": str(path)}), tokenizer, rows_per_part=10)
+    assert {file: file.stat().st_mtime_ns for file in staged} == times
+    assert numbers(prepared) == list(range(100))
+
+
+def test_of_two_runs_one_waits(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(100))
+    both = [start(tmp_path, path, pause=0.1) for _ in range(2)]
+    outputs = [process.communicate(timeout=100)[0] for process in both]
+    assert [output.splitlines()[-1] for output in outputs] == ["done 100"] * 2, outputs
+    worked = [output.count("working on") for output in outputs]
+    assert sorted(worked) == [0, 20]
+
+
+@pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real data are not here")
+@pytest.mark.parametrize("name", ["dpo_en_demo.json", "dpo_zh_demo.json"])
+def test_real_pairs(tmp_path, tokenizer, name):
+    dataset = {
+        "path": str(SHARED_DATA / name),
+        "type": "chat_template.default",
+        "field_messages": "conversations",
+        "message_property_mappings": {"role": "from", "content": "value"},
+        "roles": {"user": ["human"], "assistant": ["gpt"]},
+    }
+    prepared = prepare(make_config(tmp_path, dataset, sequence_len=10**6), tokenizer)
+    assert prepared.train_rows + prepared.rejected_rows == 300
+    raw = json.loads((SHARED_DATA / name).read_text())
+    for row in prepared.read().to_pylist()[::37]:
+        given = raw[row["row_id"]]
+        assert all(message["value"] in row["prompt"] for message in given["conversations"])
+        assert tokenizer.decode(row["chosen_ids"]) == given["chosen"]["value"] + "<|im_end|>"
+
+
+@pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real data are not here")
+def test_real_completions(tmp_path, tokenizer):
+    dataset = {"path": str(SHARED_DATA / "kto_en_demo.json"), "type": "chat_template.default"}
+    prepared = prepare(make_config(tmp_path, dataset, rl="kto", sequence_len=10**6), tokenizer)
+    raw = json.loads((SHARED_DATA / "kto_en_demo.json").read_text())
+    rows = prepared.read(columns=["row_id", "label", "completion"]).to_pylist()
+    assert len(rows) + prepared.rejected_rows == 300
+    assert all(row["label"] == raw[row["row_id"]]["label"] for row in rows)
+    assert all(row["completion"] == raw[row["row_id"]]["messages"][-1]["content"] + "<|im_end|>" for row in rows)

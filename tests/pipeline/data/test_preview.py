@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from pipeline.data import prepare, render_preview
+from tests.pipeline.data.conftest import make_config, write_jsonl
+from tests.tiny import pairs
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_preview_reads_without_colour(tmp_path, tokenizer):
+    rows = [{"prompt": "Say é", "chosen": "é\nok", "rejected": "R"}, *pairs(9)]
+    prepared = prepare(make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", rows))}), tokenizer)
+    out = io.StringIO()
+    render_preview(prepared, tokenizer, Console(file=out, width=200, no_color=True))
+    text = out.getvalue()
+    assert "p50" in text and "too long" in text
+    assert text.count("train row") == 3
+    assert "Say é\n" in text
+    assert "▏▏é▏⏎\n▏o▏k▏<|im_end|>" in text
+    assert "▏R▏<|im_end|>" in text
+    assert "chosen 6 tokens" in text

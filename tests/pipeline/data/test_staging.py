@@ -1,0 +1,110 @@
+"""One task's work, without Ray: parts, rejected rows, resuming."""
+
+from __future__ import annotations
+
+import errno
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data import files
+from pipeline.data.sources.shards import survey
+from pipeline.data.staging import Job, stage_shard
+from pipeline.errors import UserError
+from tests.pipeline.data.conftest import write_jsonl
+from tests.tiny import pairs
+
+
+@pytest.fixture
+def make_job(tmp_path, tokenizer):
+    def make(rows, rows_per_part=4, name="a.jsonl", kind="dpo", **changes):
+        dataset = {"path": str(write_jsonl(tmp_path / name, rows))}
+        shards = survey(dataset, 0, rows_per_part).shards
+        settings = {"sequence_len": 2048, "excess_length_strategy": "drop", **changes}
+        return Job(
+            kind, tokenizer, (dataset,), (None,), shards, rows_per_part=rows_per_part, folder=tmp_path / "staging", **settings
+        )
+
+    return make
+
+
+def stage(job):
+    return [summary for shard in job.shards for summary in stage_shard(job, shard)]
+
+
+def test_parts_hold_rows_in_order(make_job, tokenizer):
+    job = make_job(pairs(10))
+    parts = stage(job)
+    assert [(part["read"], part["rows"], part["end"]) for part in parts] == [(4, 4, 4), (4, 4, 8), (2, 2, 10)]
+    table = pq.read_table(job.folder / parts[1]["part"])
+    assert table["row_number"].to_pylist() == [5, 6, 7, 8]
+    assert table["prompt"].to_pylist() == [row["prompt"] for row in pairs(10)[4:8]]
+    row = table.to_pylist()[0]
+    assert tokenizer.decode(row["chosen_ids"]) == row["chosen"] + "<|im_end|>"
+    assert row["chosen_length"] == len(row["chosen_ids"])
+
+
+def test_rejected_rows_keep_their_place_and_reason(make_job):
+    job = make_job([*pairs(2), {"prompt": "Q", "chosen": "C"}, {"prompt": "", "chosen": "C", "rejected": "R"}])
+    (part,) = stage(job)
+    assert (part["read"], part["rows"], part["rejected"]) == (4, 2, 2)
+    rows = pq.read_table((job.folder / part["part"]).with_suffix(".rejected")).to_pylist()
+    assert [(row["row_number"], row["reason"]) for row in rows] == [
+        (3, "no column 'rejected' (the row has prompt, chosen)"),
+        (4, "'prompt' is empty"),
+    ]
+    assert rows[0]["raw"] == '{"prompt": "Q", "chosen": "C"}'
+    assert rows[0]["source"].endswith("a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_parts_that_are_there_are_left_alone(make_job, name):
+    job = make_job(pairs(10), name=name)
+    first = stage(job)
+    paths = [job.folder / part["part"] for part in first]
+    paths[1].unlink()
+    times = [path.stat().st_mtime_ns for path in (paths[0], paths[2])]
+    assert stage(job) == first
+    assert [path.stat().st_mtime_ns for path in (paths[0], paths[2])] == times
+    assert paths[1].exists()
+
+
+def test_long_rows(make_job):
+    rows = [{"prompt": "12345", "chosen": "abc", "rejected": "d"}, {"prompt": "12345", "chosen": "ab", "rejected": "d"}]
+    (part,) = stage(make_job(rows, sequence_len=8))
+    assert (part["too_long"], part["rows"], part["truncated"]) == (1, 1, 0)
+
+
+def test_long_rows_truncated(make_job):
+    rows = [{"prompt": "12345", "chosen": "abc", "rejected": "d"}, {"prompt": "12345678", "chosen": "ab", "rejected": "d"}]
+    job = make_job(rows, sequence_len=8, excess_length_strategy="truncate")
+    (part,) = stage(job)
+    assert (part["too_long"], part["rows"], part["truncated"]) == (1, 1, 1)
+    assert pq.read_table(job.folder / part["part"])["chosen_length"].to_pylist() == [3]
+
+
+def test_long_rows_raise(make_job):
+    rows = [*pairs(2), {"prompt": "12345", "chosen": "a" * 60, "rejected": "d"}]
+    message = (
+        r"excess_length_strategy: raise, and row 3 of .*a.jsonl has 66 tokens, more than sequence_len 50; raise sequence_len"
+    )
+    with pytest.raises(UserError, match=message):
+        stage(make_job(rows, sequence_len=50, excess_length_strategy="raise"))
+
+
+def test_a_full_disk_leaves_what_was_complete(make_job, monkeypatch):
+    job, real, calls = make_job(pairs(10)), pq.write_table, []
+
+    def write_table(table, file, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(table, file, **kwargs)
+
+    monkeypatch.setattr(files.pq, "write_table", write_table)
+    with pytest.raises(OSError, match="No space left"):
+        stage(job)
+    assert len(list(job.folder.iterdir())) == 1
+    assert len(stage(job)) == 3
+    assert len(calls) == 4

@@ -1,0 +1,90 @@
+"""Ids of TRL's own shapes: the same as TRL's trainers make, special tokens, tools and all."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.data import load_transform
+from pipeline.data.tokenise import tokenise
+
+TEMPLATES = Path(next(iter(importlib.util.find_spec("trl").submodule_search_locations))) / "chat_templates"
+
+
+def said(text, role="assistant", **more):
+    return {"role": role, "content": text, **more}
+
+
+USER = said("What is it?", "user")
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {}}},
+    }
+]
+CALL = {"function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+PAIRS = {
+    "explicit text": {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
+    "implicit text": {"chosen": "The sky is blue.", "rejected": "The sky is green."},
+    "text that ends with eos": {"prompt": "The sky is", "chosen": " blue.<|im_end|>", "rejected": " green."},
+    "explicit messages": {"prompt": [said("S", "system"), USER], "chosen": [said("C")], "rejected": [said("R")]},
+    "implicit messages": {"chosen": [USER, said("C")], "rejected": [USER, said("R")]},
+    "several turns": {"prompt": [USER, said("A"), said("B", "user")], "chosen": [said("C")], "rejected": [said("R")]},
+    "thinking": {"prompt": [USER], "chosen": [said("<think>\nr\n</think>\n\nC")], "rejected": [said("R")]},
+    "template kwargs": {
+        "prompt": [USER],
+        "chosen": [said("<think>\nr\n</think>\n\nC")],
+        "rejected": [said("R")],
+        "chat_template_kwargs": {"enable_thinking": False},
+    },
+    "tools": {"prompt": [USER], "chosen": [said("", tool_calls=[CALL])], "rejected": [said("R")], "tools": TOOLS},
+    "tools as text": {"prompt": [USER], "chosen": [said("C")], "rejected": [said("R")], "tools": json.dumps(TOOLS)},
+}
+
+
+@pytest.fixture(scope="module", params=["chatml", "qwen3", "qwen3 with bos"])
+def any_tokenizer(request):
+    from tests.pipeline.data.conftest import with_bos
+    from tests.tiny import tiny_tokenizer
+
+    made = tiny_tokenizer()
+    if "qwen3" in request.param:
+        made.chat_template = (TEMPLATES / "qwen3.jinja").read_text()
+    return with_bos(made) if "bos" in request.param else made
+
+
+def prepared_by_trl(trainer, row, tokenizer):
+    from datasets import Dataset
+
+    dataset = Dataset.from_list([row])
+    stand_in = SimpleNamespace(_tokenizer=tokenizer, calculate_KL=False)
+    args = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
+    return trainer._prepare_dataset(stand_in, dataset, tokenizer, args, "train")[0]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs(any_tokenizer, name):
+    from trl import DPOTrainer
+
+    expected = prepared_by_trl(DPOTrainer, PAIRS[name], any_tokenizer)
+    (ours,) = tokenise([load_transform(None, tokenizer=any_tokenizer).render(PAIRS[name])], any_tokenizer)
+    assert ours.prompt.tolist() == expected["prompt_ids"]
+    assert [ids.tolist() for ids in ours.completions] == [expected["chosen_ids"], expected["rejected_ids"]]
+
+
+@pytest.mark.parametrize("name", ["explicit text", "explicit messages", "thinking", "tools"])
+def test_completions(any_tokenizer, name):
+    from trl import KTOTrainer
+
+    row = {key: value for key, value in PAIRS[name].items() if key not in ("chosen", "rejected")}
+    row |= {"completion": PAIRS[name]["chosen"], "label": False}
+    expected = prepared_by_trl(KTOTrainer, row, any_tokenizer)
+    rendered = load_transform("passthrough", rl="kto", tokenizer=any_tokenizer).render(row)
+    (ours,) = tokenise([rendered], any_tokenizer)
+    assert rendered.label is False
+    assert ours.prompt.tolist() == expected["prompt_ids"]
+    assert [ids.tolist() for ids in ours.completions] == [expected["completion_ids"]]

@@ -1,0 +1,101 @@
+"""Tiny models, tokenizers and pairs, built in code: nothing is downloaded, everything takes milliseconds.
+
+`tiny_tokenizer()` is byte-level (any text can be encoded), has no bos, ends turns with `<|im_end|>` and speaks ChatML.
+`tiny_model(tokenizer)` is a Llama of two layers and width 64 with random weights that depend on `seed` only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from strategies.chat_templates import CHATML
+
+__all__ = ["adapter_folder", "pairs", "prepared_pairs", "save_tiny", "tiny_model", "tiny_tokenizer"]
+
+SPECIAL_TOKENS = ("<|pad|>", "<|im_start|>", "<|im_end|>")
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 259 tokens: 256 bytes, pad, `<|im_start|>`, `<|im_end|>` (eos)."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=SPECIAL_TOKENS[0], eos_token=SPECIAL_TOKENS[2])
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
+    """A float32 Llama (2 layers, width 64, 4 heads) for `tokenizer`; `overrides` go to its config.
+
+    The global random state is left as it was.
+    """
+    config = LlamaConfig(
+        **{
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **overrides,
+        }
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def save_tiny(folder: str | Path, seed: int = 0, **overrides: Any) -> str:
+    """Write a tiny model and its tokenizer as a Hugging Face folder; returns the folder as text."""
+    tokenizer = tiny_tokenizer()
+    tiny_model(tokenizer, seed, **overrides).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def adapter_folder(folder: str | Path) -> str:
+    """Write an adapter of the tiny model that changes what it says; returns the folder as text."""
+    policy = get_peft_model(tiny_model(tiny_tokenizer()), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    with torch.no_grad():
+        for name, param in policy.named_parameters():
+            if "lora_A" in name or "lora_B" in name:
+                param.copy_(torch.linspace(-0.2, 0.2, param.numel()).view_as(param))
+    policy.save_pretrained(str(folder), save_embedding_layers=False)
+    return str(folder)
+
+
+def pairs(number: int) -> list[dict[str, str]]:
+    """Different raw pairs of plain text, of various lengths: `prompt`, `chosen`, `rejected`."""
+    return [
+        {
+            "prompt": f"What is {row} plus {row % 5}? ",
+            "chosen": f"It is {row + row % 5}" + "!" * (row % 7),
+            "rejected": "No idea" + "." * (row * 3 % 11),
+        }
+        for row in range(number)
+    ]
+
+
+def prepared_pairs(number: int) -> list[dict[str, Any]]:
+    """The rows of `pairs` as a prepared store holds them: ids, with the text beside them."""
+    tokenizer = tiny_tokenizer()
+    rows = []
+    for index, pair in enumerate(pairs(number)):
+        ids = {f"{name}_ids": tokenizer(text)["input_ids"] for name, text in pair.items()}
+        for name in ("chosen_ids", "rejected_ids"):
+            ids[name].append(tokenizer.eos_token_id)
+        rows.append({"row_id": f"{index:04d}", **ids, **pair})
+    return rows
