@@ -55,7 +55,6 @@ class ClusterKeys(_Keys):
     ray: RayConfig = Field(default_factory=lambda: RayConfig(), description="Workers, resources and failures.")
     use_ray: bool | None = Field(None, description="Axolotl's switch; runs are always on Ray here.")
     ray_num_workers: PositiveInt | None = Field(None, description="Axolotl's name of ray.num_workers.")
-    ray_run_name: str | None = Field(None, description="Name of the run in Ray; the last part of output_dir when not set.")
     resources_per_worker: dict[str, float] | None = Field(None, description="Axolotl's name of ray.resources_per_worker.")
     deepspeed: str | dict[str, Any] | None = Field(None, description="DeepSpeed: a JSON file or a mapping.")
     fsdp_config: FsdpConfig | None = Field(None, description="FSDP2.")

@@ -44,19 +44,33 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
         options = {"address": "local", "include_dashboard": False}
     # Ray Train hands a report on once per poll, two seconds apart by default.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    options |= {
+        "log_to_driver": debug,
+        "logging_level": logging.INFO if debug else logging.ERROR,
+        "runtime_env": {"env_vars": {} if debug else QUIET},
+    }
     try:
-        ray.init(
-            **options,
-            log_to_driver=debug,
-            logging_level=logging.INFO if debug else logging.ERROR,
-            runtime_env={"env_vars": {} if debug else QUIET},
-        )
+        _start(options, attempts=3)
     except ConnectionError as error:
         raise UserError(f"ray.address: no Ray cluster answers at {address!r}: {error}") from error
     if not debug:
         import ray.data  # sets its own logger up when it is imported
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _start(options: dict[str, Any], attempts: int) -> None:
+    """Start Ray; on a busy machine its own limit of 30 s can be too short, so try again."""
+    import ray
+
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error) or attempt == attempts:
+                raise
+            ray.shutdown()
 
 
 def node_resources() -> list[dict[str, float]]:

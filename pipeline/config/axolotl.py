@@ -11,6 +11,7 @@ __all__ = ["REASONS", "without_disabled"]
 
 UNSUPPORTED: dict[str, str] = {
     "write `rl_beta`": "dpo_beta",
+    "the last part of `output_dir` names the run": "ray_run_name",
     "write `eval_strategy`": "evaluation_strategy",
     "write `attn_implementation`": (
         "eager_attention flash_attention flash_optimum flex_attention s2_attention sage_attention "

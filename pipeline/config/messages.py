@@ -22,7 +22,9 @@ def explain(errors: list[ErrorDetails], model: type[BaseModel]) -> list[tuple[st
         path = _path(error["loc"])
         if path not in problems or error["type"] == "extra_forbidden":
             problems[path] = _message(error, model)
-    return sorted(problems.items(), key=lambda item: item[0])
+    # Of a union that has a mapping among its members, pydantic also says that the value is none of the others.
+    outer = {path for path in problems if any(other.startswith(f"{path}.") for other in problems)}
+    return sorted((path, message) for path, message in problems.items() if path not in outer)
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

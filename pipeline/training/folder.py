@@ -31,7 +31,6 @@ MAY_DIFFER = {
     "output_dir",
     "ray",
     "ray_num_workers",
-    "ray_run_name",
     "resources_per_worker",
     "save_steps",
     "save_total_limit",
@@ -64,7 +63,7 @@ class RunFolder:
         """Steps of the complete checkpoints, in order: those that Ray has recorded."""
         try:
             state = json.loads((self.path / RAY_STATE).read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         names = [entry["checkpoint_dir_name"] for entry in state["checkpoint_results"]]
         return sorted(int(name.removeprefix(CHECKPOINT)) for name in names if (self.path / name).is_dir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -14,18 +15,40 @@ __all__ = ["MetricsFile"]
 
 
 class MetricsFile:
-    """Appends records; when a run restarts from a checkpoint, drops those that are about to be repeated."""
+    """Appends records; when a run restarts from a checkpoint, drops those that are about to be repeated.
+
+    Records that the disk has no room for wait for the next call, so that a run doesn't fail for its log.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._waiting: list[dict[str, Any]] = []
 
     def append(self, records: list[dict[str, Any]]) -> None:
-        """Add records, a line each."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+        """Add records, a line each; those that can't be written wait."""
+        self._waiting += records
+        with contextlib.suppress(OSError):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            OSError: when it can't be written; the file then is as it was.
+        """
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in self._waiting)
+        except OSError:
+            if self.path.exists():
+                os.truncate(self.path, size)
+            raise
+        self._waiting = []
 
     def rewind(self, step: int) -> None:
         """Drop every record after `step`."""
+        self._waiting = [record for record in self._waiting if record["step"] <= step]
         kept = [record for record in self.read() if record["step"] <= step]
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")

@@ -7,10 +7,8 @@ import random
 import pytest
 
 from pipeline.data import preparation, prepare
-from tests.pipeline.data.conftest import make_config, ray_session, write_jsonl
+from tests.pipeline.data.conftest import make_config, write_jsonl
 from tests.tiny import pairs, tiny_tokenizer
-
-__all__ = ["ray_session"]
 
 
 def contents(prepared):

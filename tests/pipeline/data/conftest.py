@@ -33,22 +33,6 @@ def bos_tokenizer():
     return with_bos(tiny_tokenizer())
 
 
-@pytest.fixture(scope="session")
-def ray_session():
-    """One small Ray for all tests that need it."""
-    import os
-
-    import ray
-
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
-    yield ray
-    if started:
-        ray.shutdown()
-
-
 def make_config(folder: Path, *datasets: dict[str, Any], **changes: Any) -> SimpleNamespace:
     """A config with the keys that prepare reads; the store goes to `folder`/prepared."""
     defaults = {

@@ -1,0 +1,157 @@
+"""Following a run: Ray Train works in a thread, its events are shown and written in the foreground."""
+
+from __future__ import annotations
+
+import queue as queues
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import RunConfig
+from pipeline.display import Display
+from pipeline.errors import RunFailed, UserError
+from pipeline.training.folder import RunFolder
+from pipeline.training.metrics import MetricsFile
+
+if TYPE_CHECKING:
+    from cluster.preflight import WorkerPlan
+    from pipeline.data import Prepared
+
+__all__ = ["RunPlan", "follow"]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All that is decided before workers start."""
+
+    cfg: RunConfig
+    folder: RunFolder
+    prepared: Prepared
+    steps: int
+    """Optimizer steps of the run."""
+    workers: WorkerPlan
+    selection: dict[str, Any]
+    """Arguments of Ray's CheckpointConfig that keep the best checkpoint; empty when none is chosen."""
+    debug: bool
+
+
+def follow(plan: RunPlan, display: Display) -> dict[str, Any]:
+    """Run Ray Train and wait for it; returns what rank 0 returned.
+
+    Raises:
+        UserError: a ValueError of a worker; RunFailed: any other end than success.
+        KeyboardInterrupt: after the workers were stopped; the last complete checkpoint stays.
+    """
+    return _Follower(plan, display).wait()
+
+
+class _Follower:
+    def __init__(self, plan: RunPlan, display: Display) -> None:
+        from ray.util.queue import Queue
+
+        self.plan, self.display = plan, display
+        self.metrics = MetricsFile(plan.folder.metrics)
+        self.queue = Queue(actor_options={"num_cpus": 0})
+        self.outcome: Any = None
+
+    def wait(self) -> dict[str, Any]:
+        number = self.plan.workers.num_workers
+        self.display.stage(f"starting {number} worker{'s' * (number != 1)}", total=self.plan.steps)
+        thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                self._take(self._events(wait_s=0.2))
+        except KeyboardInterrupt:
+            self._abandon()
+            raise
+        self._take(self._events(wait_s=0))
+        self.queue.shutdown()
+        if isinstance(self.outcome, BaseException):
+            raise _explain(self.outcome, self.plan.folder) from self.outcome
+        try:
+            self.metrics.flush()
+        except OSError as error:
+            raise RunFailed(f"{self.metrics.path} can't be written: {error.strerror}; the model is complete") from error
+        return self.outcome.return_value
+
+    def _fit(self) -> None:
+        try:
+            self.outcome = self._trainer().fit()
+        except BaseException as error:  # noqa: BLE001 - handed to the foreground, which raises it
+            self.outcome = error
+
+    def _trainer(self) -> Any:
+        from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        from pipeline.training.reporting import Relay
+        from pipeline.training.worker import WorkerJob, train_worker
+
+        plan = self.plan
+        return TorchTrainer(
+            train_worker,
+            train_loop_config={"job": WorkerJob(plan.cfg, plan.prepared, plan.steps, plan.debug)},
+            scaling_config=ScalingConfig(
+                num_workers=plan.workers.num_workers,
+                use_gpu=plan.workers.use_gpu,
+                resources_per_worker=plan.workers.resources,
+            ),
+            run_config=RunConfig(
+                name=plan.folder.path.name,
+                storage_path=str(plan.folder.path.parent),
+                failure_config=FailureConfig(max_failures=plan.cfg.ray.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=plan.cfg.save_total_limit, **plan.selection),
+                callbacks=[Relay(self.queue)],
+            ),
+        )
+
+    def _events(self, wait_s: float) -> Iterator[dict[str, Any]]:
+        try:
+            yield self.queue.get(block=wait_s > 0, timeout=wait_s or None)
+            while True:
+                yield self.queue.get(block=False)
+        except queues.Empty:  # Ray's own is a kind of it
+            return
+
+    def _take(self, events: Iterator[dict[str, Any]]) -> None:
+        for event in events:
+            if event["event"] == "failure":
+                for rank, reason in event["failures"].items():
+                    self.display.note(f"worker {rank} failed: {reason}")
+                continue
+            if "resumed" in event:
+                self.metrics.rewind(event["resumed"])
+                self.display.stage("training")
+                if event["resumed"]:
+                    self.display.note(f"continuing from the checkpoint of step {event['resumed']}")
+            self.metrics.append(event["records"])
+            for record in event["records"]:
+                self.display.record(record)
+            if "checkpoint" in event:
+                self.display.note(f"saved {event['checkpoint']}")
+
+    def _abandon(self) -> None:
+        """Stop the workers; the last complete checkpoint stays."""
+        import ray
+
+        steps = self.plan.folder.checkpoints()
+        kept = f"the checkpoint of step {steps[-1]} is complete" if steps else "no checkpoint was complete yet"
+        self.display.note(f"interrupted: {kept}; continue with --resume")
+        ray.shutdown()
+
+
+def _explain(error: BaseException, folder: RunFolder) -> Exception:
+    """The error of a run in one message: a worker's UserError or ValueError as it is, anything else with what remains."""
+    failures = getattr(error, "worker_failures", None) or {}
+    causes = {rank: getattr(cause, "cause", None) or cause for rank, cause in failures.items()}
+    for cause in causes.values():
+        if isinstance(cause, ValueError):
+            return UserError(str(cause))
+    steps = folder.checkpoints()
+    remains = (
+        f"the checkpoint of step {steps[-1]} is complete, continue with --resume" if steps else "no checkpoint was complete yet"
+    )
+    what = "; ".join(f"worker {rank}: {type(cause).__name__}: {cause}".strip() for rank, cause in sorted(causes.items()))
+    return RunFailed(f"training failed: {what or error} ({remains})")

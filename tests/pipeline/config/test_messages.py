@@ -1,0 +1,105 @@
+"""Every wrong recipe gets messages that name the key, say what is allowed, and come all at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.config import parse_config
+from pipeline.errors import ConfigError
+
+GOOD: dict[str, Any] = {"base_model": "model", "datasets": [{"path": "pairs.jsonl"}]}
+
+
+def problems(**keys: Any) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({**GOOD, **keys})
+    return dict(caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("keys", "path", "message"),
+    [
+        ({"rl_bta": 0.1}, "rl_bta", "unknown key; did you mean 'rl_beta'?"),
+        ({"qqqqqq": 1}, "qqqqqq", "unknown key; `prefray schema` lists every key"),
+        ({"datasets": [{"path": "a", "typ": "x"}]}, "datasets.0.typ", "unknown key; did you mean 'type'?"),
+        ({"ray": {"num_worker": 2}}, "ray.num_worker", "unknown key; did you mean 'num_workers'?"),
+        ({"datasets": [{"path": "a", "type": {"field_promt": "q"}}]}, "datasets.0.type.field_promt", "'field_prompt'"),
+        ({"rl_beta": -1}, "rl_beta", "must be greater than 0, got -1"),
+        ({"micro_batch_size": "many"}, "micro_batch_size", "must be a valid integer"),
+        ({"eval_steps": "often", "val_set_size": 4}, "eval_steps", "got 'often'"),
+        ({"datasets": []}, "datasets", "should have at least 1 item"),
+        ({"dpo_loss_type": "sigmoid"}, "dpo_loss_type", "must be a valid list, got 'sigmoid'"),
+        ({"val_set_size": 2.5}, "val_set_size", "must be whole, got 2.5"),
+        ({"rl": "ppo"}, "rl", "unknown value 'ppo'; allowed: dpo, kto"),
+        ({"chat_template": "vicuna"}, "chat_template", "unknown template 'vicuna'; built in: chatml"),
+        ({"chat_template": "jinja"}, "chat_template", "jinja needs chat_template_jinja"),
+    ],
+)
+def test_a_wrong_value(keys: dict[str, Any], path: str, message: str) -> None:
+    found = problems(**keys)
+    assert list(found) == [path]
+    assert message in found[path]
+
+
+@pytest.mark.parametrize(
+    ("keys", "path", "reason"),
+    [
+        ({"dpo_beta": 0.1}, "dpo_beta", "write `rl_beta`"),
+        ({"sample_packing": True}, "sample_packing", "padded in this version"),
+        ({"simpo_gamma": 0.5}, "simpo_gamma", "a strategy that is not available"),
+        ({"flash_attention": True}, "flash_attention", "write `attn_implementation`"),
+        ({"datasets": [{"path": "a", "shards": 4}]}, "datasets.0.shards", "no meaning for the rows of a preference dataset"),
+        ({"deepspeed": "zero2.json"}, "deepspeed", "sharded training is not supported yet"),
+        ({"use_ray": False}, "use_ray", "runs are always on Ray here"),
+    ],
+)
+def test_a_key_of_axolotls_that_is_not_supported(keys: dict[str, Any], path: str, reason: str) -> None:
+    assert reason in problems(**keys)[path]
+
+
+@pytest.mark.parametrize(
+    ("keys", "path", "reason"),
+    [
+        ({"lora_r": 8}, "lora_r", "no effect without an adapter"),
+        ({"lora_model_dir": "a", "adapter": "lora", "lora_r": 8}, "lora_r", "no effect with lora_model_dir"),
+        ({"rl": "kto", "datasets": [{"path": "a", "field_chosen": "c"}]}, "datasets.0.field_chosen", "no effect with rl: kto"),
+        ({"dpo_label_smoothing": 0.1, "dpo_loss_type": ["hinge"]}, "dpo_label_smoothing", "hinge"),
+        ({"dpo_loss_weights": [1.0]}, "dpo_loss_weights", "no effect without dpo_loss_type"),
+        ({"cosine_min_lr_ratio": 0.1, "lr_scheduler": "linear"}, "cosine_min_lr_ratio", "no effect with lr_scheduler: linear"),
+        ({"cosine_constant_lr_ratio": 0.5}, "cosine_constant_lr_ratio", "no effect without cosine_min_lr_ratio"),
+        ({"eval_steps": 5}, "eval_steps", "no effect without evaluation data"),
+        ({"early_stopping_patience": 2}, "early_stopping_patience", "no effect without evaluation data"),
+        ({"wandb_project": "p"}, "wandb_project", "no effect without use_wandb: true"),
+        ({"hub_strategy": "end"}, "hub_strategy", "no effect without hub_model_id"),
+        ({"metric_for_best_model": "eval_loss"}, "metric_for_best_model", "no effect without load_best_model_at_end"),
+        ({"save_strategy": "no", "save_steps": 5}, "save_steps", "no effect with save_strategy: no"),
+        (
+            {"datasets": [{"path": "a", "roles": {"user": ["human"]}}]},
+            "datasets.0.roles",
+            "it belongs to chat_template.default",
+        ),
+        ({"warmup_steps": 1, "warmup_ratio": 0.1}, "warmup_ratio", "contradicts warmup_steps"),
+        ({"test_datasets": [{"path": "b"}], "val_set_size": 1}, "val_set_size", "contradicts test_datasets"),
+        ({"ray": {"num_workers": 2}, "ray_num_workers": 4}, "ray_num_workers", "contradicts ray.num_workers"),
+        ({"load_in_4bit": True}, "load_in_4bit", "quantized weights can't be trained in full"),
+    ],
+)
+def test_a_key_that_would_do_nothing(keys: dict[str, Any], path: str, reason: str) -> None:
+    assert reason in problems(**keys)[path]
+
+
+def test_all_problems_come_at_once() -> None:
+    found = problems(rl_bta=1, rl_beta=0, trl={"beta": 1}, datasets=[{"path": "a", "typ": "b"}])
+    assert set(found) == {"rl_bta", "rl_beta", "trl", "datasets.0.typ"}
+
+
+def test_the_message_of_a_config_lists_each_problem_on_a_line() -> None:
+    with pytest.raises(ConfigError, match="recipe.yaml: 2 problems\n  lora_r: has no effect .*\n  warmup_ratio: contradicts"):
+        parse_config({**GOOD, "lora_r": 8, "warmup_steps": 1, "warmup_ratio": 0.5}, origin="recipe.yaml")
+
+
+def test_axolotls_switches_that_are_off_are_fine() -> None:
+    off = {"strict": False, "sample_packing": False, "flash_attention": None, "train_on_inputs": False, "wandb_project": None}
+    assert parse_config({**GOOD, **off}) == parse_config(GOOD)

@@ -1,0 +1,102 @@
+"""What a run leaves, and when it may be continued."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import RunConfig, parse_config
+from pipeline.errors import UserError
+from pipeline.training.folder import RAY_STATE, RunFolder
+from pipeline.training.metrics import MetricsFile
+
+
+def config(**keys: object) -> RunConfig:
+    return parse_config({"base_model": "m", "datasets": [{"path": "a"}], **keys})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def stop_after(folder: RunFolder, *steps: int) -> None:
+    """Leave what a run leaves that stopped after checkpoints at `steps`."""
+    names = [f"checkpoint-{step:06d}" for step in steps]
+    for name in names:
+        (folder.path / name).mkdir()
+    state = {"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]}
+    (folder.path / RAY_STATE).write_text(json.dumps(state))
+
+
+def test_a_new_run_writes_its_config(folder: RunFolder) -> None:
+    folder.open(config(rl_beta=0.3), resume=False)
+    assert "rl_beta: 0.3" in folder.config.read_text()
+
+
+def test_a_stopped_run_is_refused_without_resume(folder: RunFolder) -> None:
+    folder.open(config(), resume=False)
+    stop_after(folder, 5, 10)
+    with pytest.raises(UserError, match="holds a run stopped after step 10; continue it with --resume"):
+        folder.open(config(), resume=False)
+    folder.open(config(num_epochs=3), resume=True)
+    assert folder.checkpoints() == [5, 10]
+
+
+def test_a_finished_run_is_refused_without_resume(folder: RunFolder) -> None:
+    folder.open(config(), resume=False)
+    folder.model.mkdir()
+    folder.finish({"step": 12})
+    with pytest.raises(UserError, match="holds a finished run of 12 steps"):
+        folder.open(config(), resume=False)
+
+
+def test_another_run_is_not_continued(folder: RunFolder) -> None:
+    folder.open(config(rl_beta=0.1), resume=False)
+    stop_after(folder, 5)
+    with pytest.raises(UserError, match="other settings.*\n  rl_beta: was 0.1, is 0.2"):
+        folder.open(config(rl_beta=0.2), resume=True)
+
+
+def test_a_checkpoint_that_was_not_recorded_does_not_count(folder: RunFolder) -> None:
+    folder.open(config(), resume=False)
+    (folder.path / "checkpoint-000005").mkdir()
+    folder.metrics.write_text('{"step": 1}\n')
+    assert folder.checkpoints() == []
+    folder.open(config(rl_beta=0.2), resume=False)
+    assert not (folder.path / "checkpoint-000005").exists()
+    assert not folder.metrics.exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="output_dir: '.*/file/run' can't be written: Not a directory"):
+        RunFolder(tmp_path / "file" / "run").open(config(), resume=False)
+
+
+def test_metrics_are_rewound_to_the_checkpoint(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.append([{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}])
+    metrics.append([{"step": 3, "loss": 0.5}])
+    metrics.rewind(2)
+    metrics.append([{"step": 3, "loss": 0.4}])
+    assert [(record["step"], record["loss"]) for record in metrics.read()] == [(1, 0.7), (2, 0.6), (3, 0.4)]
+    assert list(metrics.table()["loss"]) == [0.7, 0.6, 0.4]
+
+
+def test_records_without_room_wait(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "folder" / "metrics.jsonl")
+    metrics.append([{"step": 1}])
+    with pytest.raises(FileNotFoundError):
+        metrics.flush()
+    (tmp_path / "folder").mkdir()
+    metrics.append([{"step": 2}])
+    assert metrics.read() == [{"step": 1}, {"step": 2}]
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    assert MetricsFile(path).read() == [{"step": 1}]
