@@ -18,6 +18,9 @@ SHOWN = {
 }
 """Metrics on the progress line, and what they are called there."""
 
+PROGRESS_EVERY_S = 10.0
+"""Plain lines about rows are at least this far apart."""
+
 
 class Display(Protocol):
     """Where a command says what it does."""
@@ -83,6 +86,7 @@ class PlainDisplay:
         self._total: int | None = None
         self._clock = _Clock()
         self._stage: str | None = None
+        self._last_progress = time.monotonic()
 
     def stage(self, name: str, total: int | None = None) -> None:
         self._total = total if total is not None else self._total
@@ -90,7 +94,11 @@ class PlainDisplay:
             self._line(name)
         self._stage = name
 
-    def progress(self, state: dict[str, Any]) -> None: ...
+    def progress(self, state: dict[str, Any]) -> None:
+        if time.monotonic() - self._last_progress > PROGRESS_EVERY_S:
+            self._last_progress = time.monotonic()
+            total = f" of {state['rows_total']}" if state["rows_total"] else ""
+            self._line(f"{state['rows_done']}{total} rows")
 
     def record(self, record: dict[str, Any]) -> None:
         metrics = _metrics(record)

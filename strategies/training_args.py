@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
 from trl import DPOConfig
 
 from strategies.cadence import RunLength, cadence_arguments
+from strategies.config.names import OWN_SCHEDULES
 from strategies.trackers import tracker_arguments
 
 __all__ = ["AxolotlDPOConfig", "AxolotlTrainingMixins", "common_arguments"]
-
-OWN_SCHEDULES = ("rex", "one_cycle")
 
 # Config keys that are arguments of the same meaning under this name; one that is not set keeps the argument's default.
 SAME = {
@@ -88,7 +85,7 @@ def common_arguments(cfg: Any, length: RunLength) -> dict[str, Any]:
         length: what is known of the run's length, which decides warm-up and cadence.
 
     Raises:
-        ValueError: for an optimizer or schedule that doesn't exist, or a precision that this machine doesn't have.
+        ValueError: for a precision that this machine doesn't have.
     """
     same = {argument: getattr(cfg, name) for name, argument in SAME.items() if getattr(cfg, name) is not None}
     return {
@@ -131,12 +128,6 @@ def _precision(cfg: Any) -> dict[str, Any]:
 
 
 def _optimizer(cfg: Any) -> dict[str, Any]:
-    optimizers = [name.value for name in OptimizerNames]
-    if cfg.optimizer not in optimizers:
-        raise ValueError(f"optimizer: unknown optimizer {cfg.optimizer!r}; available: {', '.join(optimizers)}")
-    schedules = [*OWN_SCHEDULES, *(kind.value for kind in SchedulerType)]
-    if cfg.lr_scheduler not in schedules:
-        raise ValueError(f"lr_scheduler: unknown schedule {cfg.lr_scheduler!r}; available: {', '.join(schedules)}")
     own = cfg.lr_scheduler in OWN_SCHEDULES
     extra = cfg.optim_args
     return {

@@ -10,23 +10,26 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import RunConfig, dump_config
+from pipeline.config import RunConfig, dump_config, parse_config
 from pipeline.errors import UserError
 
 __all__ = ["RunFolder"]
 
 CHECKPOINT = "checkpoint-"
 RAY_STATE = "checkpoint_manager_snapshot.json"
-# What may differ between a run and its continuation: how long, how often, where; not what is trained.
+# What may differ between a run and its continuation: how long, how often, where; not what is trained. How a global batch
+# is cut into workers and forwards may differ too, as long as its size stays.
 MAY_DIFFER = {
     "dataloader_num_workers",
     "dataset_num_proc",
     "dataset_prepared_path",
     "eval_steps",
     "evals_per_epoch",
+    "gradient_accumulation_steps",
     "logging_steps",
     "max_rejected_fraction",
     "max_steps",
+    "micro_batch_size",
     "num_epochs",
     "output_dir",
     "ray",
@@ -107,8 +110,8 @@ class RunFolder:
                 f"output_dir: {str(self.path)!r} holds {state}; continue it with --resume, give another output_dir, "
                 "or delete it"
             )
-        saved = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        given = yaml.safe_load(dump_config(cfg))
+        was = parse_config(yaml.safe_load(self.config.read_text(encoding="utf-8")), origin=str(self.config))
+        saved, given = _settings(was), _settings(cfg)
         different = sorted(k for k in saved.keys() | given.keys() if saved.get(k) != given.get(k) and k not in MAY_DIFFER)
         if different:
             lines = "".join(f"\n  {key}: was {saved.get(key)!r}, is {given.get(key)!r}" for key in different)
@@ -120,3 +123,9 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         for orphan in self.path.glob(f"{CHECKPOINT}*"):
             shutil.rmtree(orphan)
+
+
+def _settings(cfg: RunConfig) -> dict[str, Any]:
+    """What a continuation is compared by: every key, and the global batch that follows from three of them."""
+    batch = cfg.micro_batch_size * cfg.gradient_accumulation_steps * cfg.num_workers
+    return {**cfg.model_dump(mode="json", exclude_none=True), "global batch": batch}

@@ -44,6 +44,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             _fetch_best_checkpoint(folder, scratch)
             trainer.train(resume_from_checkpoint=folder)
     _save_model(trainer, tokenizer, scratch)
+    if job.cfg.hub_model_id is not None:
+        trainer.push_to_hub()
     return {"step": trainer.state.global_step, "best_metric": trainer.state.best_metric}
 
 
@@ -57,6 +59,7 @@ def _build(job: WorkerJob, scratch: Path, checkpoint: Any) -> tuple[Any, Any]:
     from strategies.models import load_model
     from strategies.tokenizer import load_tokenizer
 
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"{job.cfg.output_dir}/tensorboard")
     cfg = job.cfg.model_copy(update={"output_dir": str(scratch)})
     set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
     tokenizer = load_tokenizer(cfg)

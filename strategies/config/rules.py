@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from strategies.config.adapter import AdapterKeys
 from strategies.config.method import MethodKeys
+from strategies.config.names import OPTIMIZERS, SCHEDULES
 from strategies.config.trainer import TrackerKeys
 
 if TYPE_CHECKING:
@@ -93,11 +94,14 @@ def _adapter(cfg: StrategyConfig) -> Iterator[Problem]:
 
 
 def _schedule(cfg: StrategyConfig) -> Iterator[Problem]:
+    for name, known in (("optimizer", OPTIMIZERS), ("lr_scheduler", SCHEDULES)):
+        if getattr(cfg, name) not in known:
+            yield name, f"unknown {name} {getattr(cfg, name)!r}; available: {', '.join(known)}"
     if cfg.cosine_min_lr_ratio is not None and cfg.lr_scheduler not in ("cosine", "rex"):
         yield "cosine_min_lr_ratio", f"has no effect with lr_scheduler: {cfg.lr_scheduler}; use cosine or rex"
     if cfg.cosine_constant_lr_ratio is not None and cfg.lr_scheduler != "cosine":
         yield "cosine_constant_lr_ratio", f"has no effect with lr_scheduler: {cfg.lr_scheduler}; use cosine"
-    if cfg.lr_scheduler in ("rex", "one_cycle") and cfg.lr_scheduler_kwargs and cfg.lr_scheduler == "rex":
+    if cfg.lr_scheduler_kwargs and cfg.lr_scheduler == "rex":
         yield "lr_scheduler_kwargs", "has no effect with lr_scheduler: rex; its floor is cosine_min_lr_ratio"
 
 

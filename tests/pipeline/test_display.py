@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+import pexpect
 import pytest
 
 from pipeline.display import PlainDisplay, open_display
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_outside_a_terminal_lines_are_plain(capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,3 +26,20 @@ def test_outside_a_terminal_lines_are_plain(capsys: pytest.CaptureFixture[str]) 
         "step 1/10  loss 0.6931  accuracy 0.5000  tokens/s 1234",
         "saved checkpoint-000001",
     ]
+
+
+def test_in_a_terminal_one_line_shows_it_all() -> None:
+    """A real terminal: the live line has stage, steps, loss, accuracy, tokens/s and time left; notes stay above it."""
+    script = (
+        "import time; from pipeline.display import open_display; d = open_display(); d.stage('training', total=10)\n"
+        "for step in (1, 2):\n"
+        "    d.record({'step': step, 'loss': 0.6931, 'rewards/accuracies': 0.5, 'tokens_per_second': 1234.5})\n"
+        "    time.sleep(0.5)\n"
+        "d.note('saved checkpoint-000002'); d.close()"
+    )
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "160"}
+    terminal = pexpect.spawn(sys.executable, ["-c", script], cwd=ROOT, env=environment, encoding="utf-8", dimensions=(24, 160))
+    terminal.expect("training")
+    terminal.expect(r"2/10.*loss 0\.6931  accuracy 0\.5000  tokens/s 1234  0:00:0\d left")
+    terminal.expect("saved checkpoint-000002")
+    terminal.expect(pexpect.EOF)

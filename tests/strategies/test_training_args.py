@@ -68,8 +68,8 @@ def test_bf16_on_cpu(given: Any, autocast: bool, full: bool, monkeypatch: pytest
     ("keys", "message"),
     [
         ({"fp16": True}, "fp16: float16 needs a GPU"),
-        ({"optimizer": "adamv"}, "optimizer: unknown optimizer 'adamv'; available: adamw_torch"),
-        ({"lr_scheduler": "cosinus"}, "lr_scheduler: unknown schedule 'cosinus'; available: rex, one_cycle, linear"),
+        ({"optimizer": "adamv"}, "optimizer: unknown optimizer 'adamv'; available: adafactor, adagrad"),
+        ({"lr_scheduler": "cosinus"}, "lr_scheduler: unknown lr_scheduler 'cosinus'; available: rex, one_cycle, constant"),
     ],
 )
 def test_what_does_not_exist_is_an_error(keys: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ def problems(**keys: Any) -> dict[str, str]:
         ({"val_set_size": 2.5}, "val_set_size", "must be whole, got 2.5"),
         ({"rl": "ppo"}, "rl", "unknown value 'ppo'; allowed: dpo, kto"),
         ({"chat_template": "vicuna"}, "chat_template", "unknown template 'vicuna'; built in: chatml"),
+        ({"optimizer": "adam"}, "optimizer", "unknown optimizer 'adam'; available: adafactor"),
+        ({"lr_scheduler": "cosin"}, "lr_scheduler", "unknown lr_scheduler 'cosin'; available: rex, one_cycle, constant"),
         ({"chat_template": "jinja"}, "chat_template", "jinja needs chat_template_jinja"),
     ],
 )

@@ -60,6 +60,14 @@ def test_another_run_is_not_continued(folder: RunFolder) -> None:
         folder.open(config(rl_beta=0.2), resume=True)
 
 
+def test_the_global_batch_stays_however_it_is_cut(folder: RunFolder) -> None:
+    folder.open(config(micro_batch_size=4), resume=False)
+    stop_after(folder, 5)
+    folder.open(config(micro_batch_size=2, ray={"num_workers": 2}), resume=True)
+    with pytest.raises(UserError, match="global batch: was 4, is 8"):
+        folder.open(config(micro_batch_size=4, ray={"num_workers": 2}), resume=True)
+
+
 def test_a_checkpoint_that_was_not_recorded_does_not_count(folder: RunFolder) -> None:
     folder.open(config(), resume=False)
     (folder.path / "checkpoint-000005").mkdir()
