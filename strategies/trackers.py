@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 __all__ = ["tracker_arguments", "tracker_environment"]
@@ -42,6 +41,6 @@ def tracker_environment(cfg: Any) -> dict[str, str]:
     variables = {ENVIRONMENT[name]: str(getattr(cfg, name)) for name in ENVIRONMENT if getattr(cfg, name) is not None}
     if "WANDB_RUN_ID" in variables:
         variables["WANDB_RESUME"] = "allow"
-    if cfg.use_tensorboard and "TENSORBOARD_LOGGING_DIR" not in os.environ:
+    if cfg.use_tensorboard:
         variables["TENSORBOARD_LOGGING_DIR"] = f"{cfg.output_dir}/tensorboard"
     return variables

@@ -136,6 +136,7 @@ class _Follower:
         """Stop the workers; the last complete checkpoint stays."""
         import ray
 
+        self._take(self._events(wait_s=0))
         steps = self.plan.folder.checkpoints()
         kept = f"the checkpoint of step {steps[-1]} is complete" if steps else "no checkpoint was complete yet"
         self.display.note(f"interrupted: {kept}; continue with --resume")

@@ -15,7 +15,7 @@ __all__ = ["MetricsFile"]
 
 
 class MetricsFile:
-    """Appends records; when a run restarts from a checkpoint, drops those that are about to be repeated.
+    """Appends records, each once; when a run restarts from a checkpoint, drops those that are about to be repeated.
 
     Records that the disk has no room for wait for the next call, so that a run doesn't fail for its log.
     """
@@ -23,10 +23,14 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._waiting: list[dict[str, Any]] = []
+        self._known = {_identity(record) for record in self.read()}
 
     def append(self, records: list[dict[str, Any]]) -> None:
-        """Add records, a line each; those that can't be written wait."""
-        self._waiting += records
+        """Add records, a line each; those that can't be written wait, and one that is there already is left out."""
+        for record in records:
+            if _identity(record) not in self._known:
+                self._known.add(_identity(record))
+                self._waiting.append(record)
         with contextlib.suppress(OSError):
             self.flush()
 
@@ -53,16 +57,22 @@ class MetricsFile:
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         os.replace(partial, self.path)
+        self._known = {_identity(record) for record in [*kept, *self._waiting]}
 
     def read(self) -> list[dict[str, Any]]:
-        """All records; a last line that a kill cut off is left out."""
+        """All records in the order of their steps; a last line that a kill cut off is left out."""
         if not self.path.exists():
             return []
         lines = self.path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        return sorted((json.loads(line) for line in lines[:-1]), key=lambda record: record["step"])
 
     def table(self) -> pandas.DataFrame:
         """All records as a table, one row each."""
         import pandas
 
         return pandas.DataFrame(self.read())
+
+
+def _identity(record: dict[str, Any]) -> tuple[int, str]:
+    """A step is logged at most once for training, once for each evaluation set, and once at the end."""
+    return record["step"], next((name for name in ("loss", "train_runtime") if name in record), min(record))

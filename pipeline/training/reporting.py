@@ -27,7 +27,7 @@ class RayReport(TrainerCallback):
 
     Args:
         resumed_step: step of the checkpoint that this worker starts from, None for a fresh start; the first report
-            says it, so that records after it, which are about to be repeated, can be dropped.
+            says it, so that records after it, which are about to be repeated, can be dropped, and brings those up to it.
     """
 
     def __init__(self, resumed_step: int | None) -> None:
@@ -36,11 +36,14 @@ class RayReport(TrainerCallback):
         self._latest: dict[str, float] = {}
         self._last_report = float("-inf")
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start with the history that a checkpoint brings: records may have been lost with the driver that had them."""
+        self._records = [_numbers(entry) for entry in state.log_history] if self._resumed_step else []
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """Collect a record."""
-        numbers = {name: float(value) for name, value in logs.items() if isinstance(value, (int, float))}
-        record = {"step": state.global_step, **numbers, "time": time.time()}
-        self._records.append(record)
+        numbers = _numbers(logs)
+        self._records.append({"step": state.global_step, **numbers, "time": time.time()})
         self._latest.update(numbers)
         evaluated = any(name.startswith("eval_") for name in logs)
         if self._is_due(evaluated, args):
@@ -83,6 +86,12 @@ class RayReport(TrainerCallback):
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
         self._records = []
         self._last_report = time.monotonic()
+
+
+def _numbers(logs: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a log; `step` stays a whole one."""
+    numbers = {name: float(value) for name, value in logs.items() if isinstance(value, (int, float))}
+    return {**numbers, "step": int(logs["step"])} if "step" in logs else numbers
 
 
 def _remove_orphan(name: str) -> None:

@@ -34,7 +34,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     job: WorkerJob = config["job"]
     if not job.debug:
         _silence()
-    scratch = _scratch_folder()
+    scratch = _scratch_folder(job.cfg)
     checkpoint = ray.train.get_checkpoint()
     trainer, tokenizer = _build(job, scratch, checkpoint)
     if checkpoint is None:
@@ -59,7 +59,6 @@ def _build(job: WorkerJob, scratch: Path, checkpoint: Any) -> tuple[Any, Any]:
     from strategies.models import load_model
     from strategies.tokenizer import load_tokenizer
 
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"{job.cfg.output_dir}/tensorboard")
     cfg = job.cfg.model_copy(update={"output_dir": str(scratch)})
     set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
     tokenizer = load_tokenizer(cfg)
@@ -82,8 +81,11 @@ def _step_of(checkpoint: Any) -> int | None:
     return None if checkpoint is None else int(Path(checkpoint.path).name.removeprefix(CHECKPOINT))
 
 
-def _scratch_folder() -> Path:
-    """A folder of this node for the run, shared by its ranks and empty: Ray gives every run a working directory."""
+def _scratch_folder(cfg: Any) -> Path:
+    """A folder of this node for the run, shared by its ranks and empty: Ray gives every run a working directory.
+
+    What a person wants to see while the run goes on is a link into the run's own folder.
+    """
     import ray.train
     from ray.train.collective import barrier
 
@@ -91,6 +93,10 @@ def _scratch_folder() -> Path:
     if ray.train.get_context().get_local_rank() == 0:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
+        for name, wanted in (("generations", cfg.dpo_generate_during_eval), ("tensorboard", cfg.use_tensorboard)):
+            if wanted:
+                (Path(cfg.output_dir) / name).mkdir(exist_ok=True)
+                (scratch / name).symlink_to(Path(cfg.output_dir) / name)
     barrier()
     return scratch
 
@@ -136,15 +142,6 @@ def _save_model(trainer: Any, tokenizer: Any, scratch: Path) -> None:
         target.create_dir(partial)
         fs.copy_files(str(local), partial, source_filesystem=fs.LocalFileSystem(), destination_filesystem=target)
         target.move(partial, final)
-        generations = scratch / "generations"
-        if generations.is_dir():
-            target.create_dir(f"{storage.experiment_fs_path}/generations")
-            fs.copy_files(
-                str(generations),
-                f"{storage.experiment_fs_path}/generations",
-                source_filesystem=fs.LocalFileSystem(),
-                destination_filesystem=target,
-            )
     trainer.accelerator.wait_for_everyone()
 
 

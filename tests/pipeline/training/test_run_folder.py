@@ -94,6 +94,17 @@ def test_metrics_are_rewound_to_the_checkpoint(tmp_path: Path) -> None:
     assert list(metrics.table()["loss"]) == [0.7, 0.6, 0.4]
 
 
+def test_a_checkpoints_history_fills_what_a_lost_driver_has_not_written(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.append([{"step": 1, "loss": 0.7, "time": 5.0}, {"step": 9, "loss": 0.1}])
+    again = MetricsFile(metrics.path)
+    again.rewind(2)
+    again.append([{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}, {"step": 2, "eval_loss": 0.5}, {"step": 3, "loss": 0.4}])
+    found = [(record["step"], record.get("loss"), record.get("eval_loss")) for record in again.read()]
+    assert found == [(1, 0.7, None), (2, 0.6, None), (2, None, 0.5), (3, 0.4, None)]
+    assert again.read()[0]["time"] == 5.0
+
+
 def test_records_without_room_wait(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path / "folder" / "metrics.jsonl")
     metrics.append([{"step": 1}])
