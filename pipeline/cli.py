@@ -101,7 +101,8 @@ def _execute(command: Callable[[Any], None], quiet: bool, debug: bool) -> None:
     except RunFailed as error:
         status = _fail(str(error), 1, debug)
     except Exception as error:  # noqa: BLE001 - the last line of defence: a message, and the way to the traceback
-        status = _fail(f"internal error: {type(error).__name__}: {error} (run again with --debug for the traceback)", 1, debug)
+        what = (str(error).strip().splitlines() or [""])[-1]  # Ray's errors end with what was raised
+        status = _fail(f"internal error: {type(error).__name__}: {what} (run again with --debug for the traceback)", 1, debug)
     finally:
         display.close()
     raise typer.Exit(status)

@@ -7,12 +7,19 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.config.data import DatasetConfig
+
 __all__ = ["REASONS", "without_disabled"]
 
 UNSUPPORTED: dict[str, str] = {
     "write `rl_beta`": "dpo_beta",
     "the last part of `output_dir` names the run": "ray_run_name",
     "write `eval_strategy`": "evaluation_strategy",
+    "write `rl_beta` (Axolotl doesn't read it either)": "beta",
+    "write `wandb_name`": "wandb_run_name",
+    "write `hub_model_id`": "push_to_hub",
+    "write `fsdp_config`": "fsdp",
+    "run with `--debug`": "debug",
     "write `attn_implementation`": (
         "eager_attention flash_attention flash_optimum flex_attention s2_attention sage_attention "
         "sdp_attention xformers_attention"
@@ -85,7 +92,7 @@ UNSUPPORTED: dict[str, str] = {
         "quantization sync_profiler_start_step sync_profiler_steps"
     ),
     "the right class is found from the model's config": (
-        "cls_model_config is_falcon_derived_model is_llama_derived_model is_mistral_derived_model "
+        "model_type cls_model_config is_falcon_derived_model is_llama_derived_model is_mistral_derived_model "
         "is_qwen_derived_model tokenizer_legacy tokenizer_type tokenizer_use_mistral_common type_of_model"
     ),
     "weights are always saved as safetensors, templates beside the tokenizer": ("save_safetensors tokenizer_save_jinja_files"),
@@ -97,7 +104,7 @@ UNSUPPORTED: dict[str, str] = {
         "dpo_use_liger_kernel tiled_mlp tiled_mlp_num_shards tiled_mlp_use_original_mlp"
     ),
     "log in with `hf auth login` or HF_TOKEN": "hf_use_auth_token",
-    "it is not supported in this version": (
+    "this version has nothing like it": (
         "added_tokens_overrides dynamic_checkpoint embeddings_skip_upcast experts_implementation "
         "fix_untrained_tokens flash_attn_cross_entropy flash_attn_d512 flash_attn_fuse_mlp "
         "flex_attn_compile_kwargs fp32_norm_classes fp32_norms fused_attn_kernel gc_steps "
@@ -125,9 +132,18 @@ REASONS: dict[str, str] = {name: reason for reason, names in UNSUPPORTED.items()
 
 
 def without_disabled(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Leave out Axolotl's keys that are empty or false: a recipe may say that it doesn't use a thing."""
-    return {
+    """Leave out keys that are empty, and unsupported ones that are false: a recipe may say that it doesn't use a thing."""
+    kept = {
         name: value
         for name, value in values.items()
-        if name in model.model_fields or name not in REASONS or value not in (None, False)
+        if value is not None and not (value is False and name in REASONS and name not in model.model_fields)
     }
+    for name in ("datasets", "test_datasets"):
+        if isinstance(kept.get(name), list):
+            kept[name] = [_entry(entry) for entry in kept[name]]
+    return kept
+
+
+def _entry(entry: Any) -> Any:
+    """A dataset entry without the keys that are empty or unsupported and false."""
+    return without_disabled(entry, DatasetConfig) if isinstance(entry, Mapping) else entry

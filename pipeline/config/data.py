@@ -7,10 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
+from pipeline.errors import UserError
+
 __all__ = ["RL_KINDS", "DataKeys", "DatasetConfig", "UserDefinedType", "find_problems"]
 
 RL_KINDS = {"dpo": "pair", "kto": "unpaired"}
 """`rl:` value -> what one row holds; every value that `prepare` takes."""
+
+NOT_YET = ("ipo", "simpo", "orpo", "grpo", "gdpo", "ebft")
+"""Values of Axolotl's that no strategy here stands for; ipo is `rl: dpo` with `dpo_loss_type: [ipo]`."""
 
 SourceFormat = Literal["json", "jsonl", "csv", "parquet", "arrow"]
 
@@ -94,8 +99,10 @@ class DataKeys(_Keys):
 
 def find_problems(cfg: Any) -> Iterator[tuple[str, str]]:
     """Yield every (path, message) that makes the data's keys wrong, given the whole config."""
-    if cfg.rl not in RL_KINDS:
-        yield "rl", f"unknown value {cfg.rl!r}; allowed: {', '.join(RL_KINDS)}"
+    if cfg.rl in NOT_YET:
+        yield "rl", f"{cfg.rl} is not available in this version; available: {', '.join(RL_KINDS)} (kto: prepare only)"
+    elif cfg.rl not in RL_KINDS:
+        yield "rl", f"unknown value {cfg.rl!r}; available: {', '.join(RL_KINDS)} (kto: prepare only)"
     if cfg.test_datasets and cfg.val_set_size:
         yield "val_set_size", "contradicts test_datasets; keep one of them"
     for name in ("datasets", "test_datasets"):
@@ -116,24 +123,46 @@ EVALUATION_KEYS = (
     "load_best_model_at_end",
     "dpo_generate_during_eval",
 )
-CHAT_TYPE_KEYS = ("roles", "message_property_mappings", "message_field_role", "message_field_content", "field_messages")
+# Which keys of an entry shape its text, by kind of type; the others of TEXT_KEYS would have no effect.
+PREFIXES = ("field_", "message_", "chat_template", "roles", "drop_system_message")
+TEXT_KEYS = frozenset(name for name in DatasetConfig.model_fields if name.startswith(PREFIXES))
+CHAT_KEYS = TEXT_KEYS - {"field_prompt", "field_system", "field_completion", "field_label"}
+
+
+def _keys_read(type_: str | UserDefinedType | None, rl: str) -> frozenset[str]:
+    answers = {"field_chosen", "field_rejected"}
+    if type_ is None or type_ == "passthrough":
+        return frozenset({"chat_template", "chat_template_jinja"})
+    if isinstance(type_, UserDefinedType) or not type_.startswith("chat_template"):
+        return frozenset()
+    if rl == "kto":
+        return CHAT_KEYS - answers | {"field_completion", "field_label"}
+    return CHAT_KEYS if type_ in ("chat_template", "chat_template.default") else CHAT_KEYS - {"field_messages"}
 
 
 def _dataset_problems(dataset: DatasetConfig, rl: str) -> Iterator[tuple[str, str]]:
-    chat = isinstance(dataset.type, str) and dataset.type.startswith("chat_template")
-    for name in CHAT_TYPE_KEYS:
-        if getattr(dataset, name) is not None and not chat:
-            yield name, f"has no effect with type: {_type_name(dataset)}; it belongs to chat_template.default"
-    for name in ("field_completion", "field_label"):
-        if getattr(dataset, name) is not None and rl != "kto":
-            yield name, f"has no effect with rl: {rl}; it belongs to rl: kto"
-    for name in ("field_chosen", "field_rejected"):
-        if getattr(dataset, name) is not None and rl == "kto":
-            yield name, "has no effect with rl: kto; its rows have one completion and a label"
+    from pipeline.data.transforms import type_name
+
+    try:
+        type_name({} if isinstance(dataset.type, UserDefinedType) else dataset.type, rl)
+    except UserError as error:
+        yield "type", str(error).removeprefix("type: ")
+    read = _keys_read(dataset.type, rl)
+    for name in sorted(TEXT_KEYS - read):
+        if getattr(dataset, name) not in (None, False):
+            yield name, f"has no effect with type: {_type_name(dataset)} and rl: {rl}; {_remedy(name, dataset, read)}"
     if dataset.message_property_mappings:
         for old, new in (("message_field_role", "role"), ("message_field_content", "content")):
             if getattr(dataset, old) and new in dataset.message_property_mappings:
                 yield old, f"contradicts message_property_mappings.{new}; keep one of them"
+
+
+def _remedy(name: str, dataset: DatasetConfig, read: frozenset[str]) -> str:
+    if name.startswith("field_") and name in UserDefinedType.model_fields:
+        return "to name columns, give type as a mapping with this key"
+    if name in CHAT_KEYS and not isinstance(dataset.type, UserDefinedType):
+        return "it belongs to chat_template.default"
+    return f"remove it (this type reads {', '.join(sorted(read)) or 'no such key'})"
 
 
 def _type_name(dataset: DatasetConfig) -> str:

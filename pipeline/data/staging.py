@@ -69,6 +69,7 @@ class Part:
 
     def reject(self, source: str, row: RawRow, reason: str) -> None:
         raw = row.raw or json.dumps(row.value, ensure_ascii=False, default=str)
+        raw = raw.encode(errors="backslashreplace").decode()
         self.rejected.append({"source": source, "row_number": row.index + 1, "reason": reason, "raw": raw})
 
 
@@ -118,13 +119,22 @@ def _fill(job: Job, shard: Shard, transform: Transform, rows: Iterable[RawRow]) 
     for row in rows:
         part.read, part.end = part.read + 1, row.index + 1
         try:
-            rendered.append((row, transform.render(_value(row))))
+            rendered.append((row, _encodable(transform.render(_value(row)))))
         except RowError as error:
             part.reject(source, row, str(error))
     tokenised = tokenise([text for _, text in rendered], job.tokenizer)
     for (row, text), ids in zip(rendered, tokenised, strict=True):
         _keep(job, part, source, row, text, ids)
     return part
+
+
+def _encodable(text: Rendered) -> Rendered:
+    """The text, when it can be written as UTF-8: half of a surrogate pair, which JSON can escape, can't."""
+    try:
+        "".join((text.prompt, *text.sequences)).encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"the text is not valid Unicode: {error.reason}") from error
+    return text
 
 
 def _value(row: RawRow) -> dict[str, Any]:

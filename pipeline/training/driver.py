@@ -79,8 +79,9 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
     if finished is not None and finished >= steps:
         display.note(f"the run has already finished with step {finished}: {folder.path}")
         return _result(folder, finished)
+    folder.start(prepared.fingerprint, steps)
     returned = follow(RunPlan(cfg, folder, prepared, steps, workers, selection, debug), display)
-    folder.finish({"step": returned["step"], "total_steps": steps, "best_metric": returned["best_metric"]})
+    folder.finish(returned["step"], returned["best_metric"])
     return _result(folder, returned["step"])
 
 

@@ -17,6 +17,7 @@ __all__ = ["RunFolder"]
 
 CHECKPOINT = "checkpoint-"
 RAY_STATE = "checkpoint_manager_snapshot.json"
+RUN = "run.json"
 # What may differ between a run and its continuation: how long, how often, where; not what is trained. How a global batch
 # is cut into workers and forwards may differ too, as long as its size stays.
 MAY_DIFFER = {
@@ -71,34 +72,75 @@ class RunFolder:
         names = [entry["checkpoint_dir_name"] for entry in state["checkpoint_results"]]
         return sorted(int(name.removeprefix(CHECKPOINT)) for name in names if (self.path / name).is_dir())
 
+    def state(self) -> dict[str, Any] | None:
+        """What `run.json` says; None where there is no run."""
+        try:
+            return json.loads((self.path / RUN).read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def finished_steps(self) -> int | None:
         """Steps of the finished run, or None while there is none."""
-        if not self.model.is_dir():
-            return None
-        try:
-            return json.loads((self.path / "run.json").read_text())["step"]
-        except FileNotFoundError:
-            return None
+        state = self.state()
+        return state["step"] if state is not None and state["status"] == "finished" and self.model.is_dir() else None
 
     def open(self, cfg: RunConfig, resume: bool) -> None:
         """Make the folder ready for a run, or for the continuation of the one that it holds.
 
         Raises:
-            UserError: when it holds a run and `resume` is not asked for, when that run was another one, or when the
-                folder can't be written.
+            UserError: when it holds a run and `resume` is not asked for, when that run was another one, when it holds
+                something else, or when it can't be written.
         """
+        self._refuse_what_is_not_ours()
         self._refuse_another_run(cfg, resume)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self.checkpoints():
+            if not self.checkpoints() and self.finished_steps() is None:
                 self._clear()
+                self._write({"status": "opened"})
             self.config.write_text(dump_config(cfg), encoding="utf-8")
         except OSError as error:
             raise UserError(f"output_dir: {str(self.path)!r} can't be written: {error.strerror}") from error
 
-    def finish(self, facts: dict[str, Any]) -> None:
-        """Record that the run has ended with `facts`, `step` among them."""
-        (self.path / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+    def start(self, fingerprint: str, total_steps: int) -> None:
+        """Record what a run trains on, before its workers start.
+
+        Raises:
+            UserError: when a run is to be continued on other data, or can't be continued for want of a checkpoint.
+        """
+        state, finished = self.state(), self.finished_steps()
+        if (finished is not None or self.checkpoints()) and state is not None and state.get("prepared") != fingerprint:
+            raise UserError(
+                f"--resume: the data have changed: the run in {str(self.path)!r} was trained on the prepared data "
+                f"{state['prepared']}, and now they are {fingerprint}; give another output_dir"
+            )
+        if finished is not None and not self.checkpoints():
+            raise UserError(
+                f"--resume: the run in {str(self.path)!r} has finished with step {finished} and left no checkpoint to "
+                f"continue from up to step {total_steps}; give another output_dir"
+            )
+        self._write({"status": "started", "prepared": fingerprint, "total_steps": total_steps})
+
+    def finish(self, step: int, best_metric: float | None) -> None:
+        """Record that the run has ended."""
+        state = self.state()
+        assert state is not None
+        self._write({**state, "status": "finished", "step": step, "best_metric": best_metric})
+
+    def _write(self, state: dict[str, Any]) -> None:
+        (self.path / RUN).write_text(json.dumps(state, indent=2) + "\n")
+
+    def _refuse_what_is_not_ours(self) -> None:
+        """A folder that holds anything but a run is nobody's to clear or to overwrite."""
+        try:
+            others = [path.name for path in self.path.iterdir() if not path.name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        if others and self.state() is None:
+            names = ", ".join(sorted(others)[:3])
+            raise UserError(
+                f"output_dir: {str(self.path)!r} is not empty ({names}) and holds no run; give another folder, or empty it"
+            )
 
     def _refuse_another_run(self, cfg: RunConfig, resume: bool) -> None:
         steps, finished = self.checkpoints(), self.finished_steps()
@@ -119,7 +161,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove what a run without a complete checkpoint has left: nothing of it can be continued."""
-        for name in (RAY_STATE, "metrics.jsonl", "run.json"):
+        for name in (RAY_STATE, "metrics.jsonl", RUN):
             (self.path / name).unlink(missing_ok=True)
         for orphan in self.path.glob(f"{CHECKPOINT}*"):
             shutil.rmtree(orphan)

@@ -84,7 +84,7 @@ class _Follower:
 
     def _trainer(self) -> Any:
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
 
         from pipeline.training.reporting import Relay
         from pipeline.training.worker import WorkerJob, train_worker
@@ -93,6 +93,7 @@ class _Follower:
         return TorchTrainer(
             train_worker,
             train_loop_config={"job": WorkerJob(plan.cfg, plan.prepared, plan.steps, plan.debug)},
+            torch_config=TorchConfig(**({"timeout_s": plan.cfg.ddp_timeout} if plan.cfg.ddp_timeout else {})),
             scaling_config=ScalingConfig(
                 num_workers=plan.workers.num_workers,
                 use_gpu=plan.workers.use_gpu,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     _save_model(trainer, tokenizer, scratch)
     if job.cfg.hub_model_id is not None:
         trainer.push_to_hub()
+    trainer.accelerator.wait_for_everyone()
+    shutil.rmtree(scratch, ignore_errors=True)
     return {"step": trainer.state.global_step, "best_metric": trainer.state.best_metric}
 
 
@@ -82,14 +85,16 @@ def _step_of(checkpoint: Any) -> int | None:
 
 
 def _scratch_folder(cfg: Any) -> Path:
-    """A folder of this node for the run, shared by its ranks and empty: Ray gives every run a working directory.
+    """A folder of this node for the run, shared by its ranks and empty.
 
     What a person wants to see while the run goes on is a link into the run's own folder.
     """
     import ray.train
     from ray.train.collective import barrier
 
-    scratch = Path(os.getcwd()) / "trainer"
+    # The same path after a restart, also of Ray: the trainer's state names its best checkpoint by it.
+    run = hashlib.sha256(cfg.output_dir.encode()).hexdigest()[:12]
+    scratch = Path(tempfile.gettempdir()) / f"prefray-{run}"
     if ray.train.get_context().get_local_rank() == 0:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)

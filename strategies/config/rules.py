@@ -42,6 +42,8 @@ NEEDS: dict[str, tuple[str, str]] = {
     "bnb_config_kwargs": ("load_in_4bit", "load_in_4bit: true or load_in_8bit: true"),
 }
 ALTERNATIVES = {"load_in_4bit": "load_in_8bit", "tokens": "special_tokens"}
+ADAM_LIKE = ("adam", "ademamix", "lion", "schedule_free")
+WITHOUT_ARGUMENTS = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adafactor")
 EXCLUSIVE = [
     ("warmup_steps", "warmup_ratio"),
     ("eval_steps", "evals_per_epoch"),
@@ -58,8 +60,9 @@ def find_problems(cfg: StrategyConfig) -> Iterator[Problem]:
 
 
 def _is_set(cfg: StrategyConfig, name: str) -> bool:
-    """Whether a key asks for something: a default written out asks for nothing."""
-    return getattr(cfg, name) != type(cfg).model_fields[name].default
+    """Whether a key asks for something: a default written out, or false, asks for nothing."""
+    value = getattr(cfg, name)
+    return value is not False and value != type(cfg).model_fields[name].default
 
 
 def _effective(cfg: StrategyConfig, name: str) -> Any:
@@ -87,6 +90,8 @@ def _adapter(cfg: StrategyConfig) -> Iterator[Problem]:
         for name in AdapterKeys.model_fields:
             if _is_set(cfg, name):
                 yield name, "has no effect without an adapter; set `adapter: lora` or remove it"
+    elif cfg.lora_target_linear is False and not (cfg.lora_target_modules or cfg.lora_target_parameters or cfg.lora_model_dir):
+        yield "lora_target_linear", "false leaves nothing to adapt; name lora_target_modules, or remove it"
     elif cfg.lora_model_dir is not None:
         for name in AdapterKeys.model_fields:
             if _is_set(cfg, name) and name not in ("adapter", "lora_model_dir", "peft_autocast_adapter_dtype"):
@@ -101,6 +106,11 @@ def _schedule(cfg: StrategyConfig) -> Iterator[Problem]:
         yield "cosine_min_lr_ratio", f"has no effect with lr_scheduler: {cfg.lr_scheduler}; use cosine or rex"
     if cfg.cosine_constant_lr_ratio is not None and cfg.lr_scheduler != "cosine":
         yield "cosine_constant_lr_ratio", f"has no effect with lr_scheduler: {cfg.lr_scheduler}; use cosine"
+    for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+        if _is_set(cfg, name) and not any(kind in cfg.optimizer for kind in ADAM_LIKE):
+            yield name, f"has no effect with optimizer: {cfg.optimizer}; remove it"
+    if cfg.optim_args and cfg.optimizer in WITHOUT_ARGUMENTS:
+        yield "optim_args", f"has no effect with optimizer: {cfg.optimizer}; remove it"
     if cfg.lr_scheduler_kwargs and cfg.lr_scheduler == "rex":
         yield "lr_scheduler_kwargs", "has no effect with lr_scheduler: rex; its floor is cosine_min_lr_ratio"
 

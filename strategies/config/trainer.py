@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from strategies.config.base import Keys, key
 
 __all__ = ["HubKeys", "TrackerKeys", "TrainerKeys"]
 
-Cadence = Literal["no", "steps", "epoch"]
+# YAML reads a bare `no` as false.
+_BareNo = BeforeValidator(lambda value: "no" if value is False else value)
+Cadence = Annotated[Literal["no", "steps", "epoch"], _BareNo]
+SaveCadence = Annotated[Literal["no", "steps", "epoch", "best"], _BareNo]
 StepsOrPart = PositiveInt | Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -42,7 +45,7 @@ class TrainerKeys(Keys):
     eval_steps: StepsOrPart | None = key("Steps between evaluations; below 1, a part of all steps.")
     evals_per_epoch: PositiveInt | None = key("Evaluations per epoch.")
     eval_on_start: bool = key("Evaluate before the first step.", False)
-    save_strategy: Literal["no", "steps", "epoch", "best"] | None = key("When to save; each epoch when nothing is set.")
+    save_strategy: SaveCadence | None = key("When to save; each epoch when nothing is set.")
     save_steps: StepsOrPart | None = key("Steps between checkpoints; below 1, a part of all steps.")
     saves_per_epoch: PositiveInt | None = key("Checkpoints per epoch.")
     save_total_limit: PositiveInt = key("Checkpoints to keep, the latest and the best among them.", 4)

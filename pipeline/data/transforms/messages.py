@@ -79,7 +79,7 @@ class MessageReader:
             raise RowError(
                 f"{name} has no {missing!r} (it has {', '.join(given) or 'nothing'}); name it in message_property_mappings"
             )
-        if message["role"] not in self.roles:
+        if not isinstance(message["role"], str) or message["role"] not in self.roles:
             known = ", ".join(sorted(self.roles))
             raise RowError(f"{name}: unknown role {message['role']!r} (known: {known}); name it in roles")
         message["role"] = self.roles[message["role"]]

@@ -65,7 +65,7 @@ class ChatRenderer:
         texts = [self._apply(prompt + messages, kwargs) for _, messages in answers]
         if self.strip_end:
             texts = [text.rstrip() for text in texts]
-            _require_tools(texts, [prompt + messages for _, messages in answers], tools)
+        _require_tools(texts, [prompt + messages for _, messages in answers], tools)
         if len(texts) == 2 and texts[0] == texts[1]:
             raise RowError("chosen and rejected are the same once the chat template has rendered them")
         return Rendered(self._apply(prompt, kwargs, add_generation_prompt=True), tuple(texts), templated=True, label=label)
@@ -101,6 +101,14 @@ def _require_tools(texts: list[str], conversations: list[Messages], tools: list[
     for text, messages in zip(texts, conversations, strict=True):
         calls = [call for message in messages for call in message.get("tool_calls") or []]
         for what, items in (("tool_calls", calls), ("tools", tools or [])):
-            names = [item.get("function", item).get("name") for item in items]
-            if missing := [name for name in names if name and name not in text]:
+            if missing := [name for name in map(_function_name, items) if name not in text]:
                 raise RowError(f"the chat template does not render {what} ({missing[0]!r} is missing); use one that does")
+
+
+def _function_name(item: Any) -> str:
+    """Name of the function that a tool or a tool call is about."""
+    function = item.get("function", item) if isinstance(item, Mapping) else item
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise RowError(f"a tool or tool call must name its function, got {item!r}")
+    return name

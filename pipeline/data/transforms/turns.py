@@ -149,6 +149,8 @@ def _nectar(context: Context) -> Callable[[Row], Rendered]:
         if len(answers) < 2:
             raise RowError("'answers' must hold two answers at least")
         ranked = sorted(answers, key=lambda answer: answer["rank"])
+        if ranked[0]["rank"] == ranked[-1]["rank"]:
+            raise RowError("all answers have the same rank")
         chosen, rejected = (require_text(answer.get("answer"), "answer") for answer in (ranked[0], ranked[-1]))
         return pair_text(f"<|system|>\n</s>\n<|user|>\n{text_field(row, 'prompt')}</s>\n<|assistant|>\n", chosen, rejected)
 

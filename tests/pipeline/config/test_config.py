@@ -54,6 +54,11 @@ def test_a_wrong_override(recipe: Path, override: str, message: str) -> None:
         load_config(recipe, [override])
 
 
+def test_a_number_with_an_exponent_is_a_number_wherever_it_stands(recipe: Path) -> None:
+    cfg = load_config(recipe, ["lr_scheduler=cosine_with_min_lr", "lr_scheduler_kwargs={min_lr: 1e-6}", "learning_rate=2e-5"])
+    assert (cfg.lr_scheduler_kwargs, cfg.learning_rate) == ({"min_lr": 1e-6}, 2e-5)
+
+
 def test_overrides_leave_the_original_alone() -> None:
     values = {"a": {"b": 1}, "c": [1, 2]}
     assert apply_overrides(values, ["a.b=2", "c.1=5"]) == {"a": {"b": 2}, "c": [1, 5]}
@@ -65,6 +70,7 @@ def test_overrides_leave_the_original_alone() -> None:
     [
         ("a: [1", "not valid YAML"),
         ("- a", "a recipe is a mapping of keys to values, got list"),
+        ("[a]: 1", "not valid YAML"),
         ("a: 1\nb: 2\na: 3", r"key 'a' stands twice \(line 3\)"),
         ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
     ],

@@ -32,10 +32,11 @@ def problems(**keys: Any) -> dict[str, str]:
         ({"datasets": []}, "datasets", "should have at least 1 item"),
         ({"dpo_loss_type": "sigmoid"}, "dpo_loss_type", "must be a valid list, got 'sigmoid'"),
         ({"val_set_size": 2.5}, "val_set_size", "must be whole, got 2.5"),
-        ({"rl": "ppo"}, "rl", "unknown value 'ppo'; allowed: dpo, kto"),
+        ({"rl": "ppo"}, "rl", "unknown value 'ppo'; available: dpo, kto"),
         ({"chat_template": "vicuna"}, "chat_template", "unknown template 'vicuna'; built in: chatml"),
         ({"optimizer": "adam"}, "optimizer", "unknown optimizer 'adam'; available: adafactor"),
         ({"lr_scheduler": "cosin"}, "lr_scheduler", "unknown lr_scheduler 'cosin'; available: rex, one_cycle, constant"),
+        ({"datasets": [{"path": "a", "type": "chatml.intell"}]}, "datasets.0.type", "did you mean chatml.intel"),
         ({"chat_template": "jinja"}, "chat_template", "jinja needs chat_template_jinja"),
     ],
 )
@@ -66,7 +67,16 @@ def test_a_key_of_axolotls_that_is_not_supported(keys: dict[str, Any], path: str
     [
         ({"lora_r": 8}, "lora_r", "no effect without an adapter"),
         ({"lora_model_dir": "a", "adapter": "lora", "lora_r": 8}, "lora_r", "no effect with lora_model_dir"),
-        ({"rl": "kto", "datasets": [{"path": "a", "field_chosen": "c"}]}, "datasets.0.field_chosen", "no effect with rl: kto"),
+        ({"rl": "kto", "datasets": [{"path": "a", "field_chosen": "c"}]}, "datasets.0.field_chosen", "and rl: kto"),
+        ({"datasets": [{"path": "a", "type": "chatml.intel", "field_prompt": "q"}]}, "datasets.0.field_prompt", "as a mapping"),
+        (
+            {"datasets": [{"path": "a", "type": {"field_prompt": "q"}, "field_system": "s"}]},
+            "datasets.0.field_system",
+            "mapping",
+        ),
+        ({"optim_args": {"amsgrad": True}}, "optim_args", "no effect with optimizer: adamw_torch"),
+        ({"optimizer": "sgd", "adam_beta1": 0.8}, "adam_beta1", "no effect with optimizer: sgd"),
+        ({"adapter": "lora", "lora_target_linear": False}, "lora_target_linear", "false leaves nothing to adapt"),
         ({"dpo_label_smoothing": 0.1, "dpo_loss_type": ["hinge"]}, "dpo_label_smoothing", "hinge"),
         ({"dpo_loss_weights": [1.0]}, "dpo_loss_weights", "no effect without dpo_loss_type"),
         ({"cosine_min_lr_ratio": 0.1, "lr_scheduler": "linear"}, "cosine_min_lr_ratio", "no effect with lr_scheduler: linear"),
@@ -100,6 +110,20 @@ def test_all_problems_come_at_once() -> None:
 def test_the_message_of_a_config_lists_each_problem_on_a_line() -> None:
     with pytest.raises(ConfigError, match="recipe.yaml: 2 problems\n  lora_r: has no effect .*\n  warmup_ratio: contradicts"):
         parse_config({**GOOD, "lora_r": 8, "warmup_steps": 1, "warmup_ratio": 0.5}, origin="recipe.yaml")
+
+
+def test_a_strategy_that_is_not_there_yet() -> None:
+    assert problems(rl="simpo") == {"rl": "simpo is not available in this version; available: dpo, kto (kto: prepare only)"}
+
+
+def test_an_empty_key_is_not_set() -> None:
+    empty = dict.fromkeys(["dataset_prepared_path", "fp16", "bf16", "load_in_8bit", "val_set_size", "seed", "ray", "debug"])
+    dataset = {"path": "pairs.jsonl", "type": None, "trust_remote_code": False, "shards": None}
+    assert parse_config({**GOOD, **empty, "datasets": [dataset]}) == parse_config(GOOD)
+
+
+def test_a_bare_no_is_one() -> None:
+    assert parse_config({**GOOD, "save_strategy": False}).save_strategy == "no"
 
 
 def test_axolotls_switches_that_are_off_are_fine() -> None:

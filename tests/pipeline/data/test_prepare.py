@@ -109,6 +109,22 @@ def test_kto_with_duplicates_and_a_test_set(tmp_path, tokenizer):
     assert [source["duplicates"] for source in prepared.manifest["sources"]] == [1, 1]
 
 
+def test_rows_that_are_wrong_in_odd_ways_are_rejected_too(tmp_path, tokenizer):
+    said = [{"role": "assistant", "content": "C"}]
+    odd = [
+        {"messages": [{"role": "user", "content": "half of a pair: \ud83d"}], "chosen": "C", "rejected": "R"},
+        {"messages": [{"role": ["user"], "content": "P"}], "chosen": said, "rejected": "R"},
+        {"messages": [{"role": "user", "content": "P"}], "chosen": "C", "rejected": "R", "tools": [{"function": "f"}]},
+    ]
+    good = [{"messages": [{"role": "user", "content": f"P{n}"}], "chosen": "C", "rejected": "R"} for n in range(5)]
+    dataset = {"path": str(write_jsonl(tmp_path / "a.jsonl", odd + good)), "type": "chat_template.default"}
+    prepared = prepare(make_config(tmp_path, dataset, max_rejected_fraction=0.5), tokenizer)
+    assert prepared.train_rows == 5
+    reasons = prepared.read("rejected")["reason"].to_pylist()
+    for reason, words in zip(reasons, ("not valid Unicode", "unknown role ['user']", "must name its function"), strict=True):
+        assert words in reason
+
+
 def test_too_many_bad_rows(tmp_path, tokenizer):
     rows = [*pairs(94), *[{"prompt": "Q"}] * 6]
     cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", rows))}, max_rejected_fraction=0.05)

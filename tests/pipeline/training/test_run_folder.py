@@ -47,10 +47,40 @@ def test_a_stopped_run_is_refused_without_resume(folder: RunFolder) -> None:
 
 def test_a_finished_run_is_refused_without_resume(folder: RunFolder) -> None:
     folder.open(config(), resume=False)
+    folder.start("data", 12)
     folder.model.mkdir()
-    folder.finish({"step": 12})
+    folder.finish(12, None)
     with pytest.raises(UserError, match="holds a finished run of 12 steps"):
         folder.open(config(), resume=False)
+
+
+def test_a_finished_run_without_checkpoints_stays_as_it_is(folder: RunFolder) -> None:
+    folder.open(config(save_strategy="no"), resume=False)
+    folder.start("data", 12)
+    folder.metrics.write_text('{"step": 12}\n')
+    folder.model.mkdir()
+    folder.finish(12, None)
+    folder.open(config(save_strategy="no", num_epochs=3), resume=True)
+    assert (folder.finished_steps(), folder.metrics.read_text()) == (12, '{"step": 12}\n')
+    with pytest.raises(UserError, match="finished with step 12 and left no checkpoint to continue from up to step 36"):
+        folder.start("data", 36)
+
+
+def test_a_run_is_not_continued_on_other_data(folder: RunFolder) -> None:
+    folder.open(config(), resume=False)
+    folder.start("old", 12)
+    stop_after(folder, 5)
+    with pytest.raises(UserError, match="the data have changed: .* prepared data old, and now they are new"):
+        folder.start("new", 12)
+
+
+def test_what_is_not_a_run_is_left_alone(folder: RunFolder) -> None:
+    (folder.path / "checkpoint-500").mkdir(parents=True)
+    (folder.path / "config.yaml").write_text("mine: true")
+    with pytest.raises(UserError, match="is not empty \\(checkpoint-500, config.yaml\\) and holds no run"):
+        folder.open(config(), resume=False)
+    assert (folder.path / "config.yaml").read_text() == "mine: true"
+    assert (folder.path / "checkpoint-500").is_dir()
 
 
 def test_another_run_is_not_continued(folder: RunFolder) -> None:
