@@ -128,8 +128,11 @@ class _Follower:
                 if event["resumed"]:
                     self.display.note(f"continuing from the checkpoint of step {event['resumed']}")
             self.metrics.append(event["records"])
+            # A checkpoint's own history comes along with the first report after it; it has been shown before.
+            known = event.get("resumed") or -1
             for record in event["records"]:
-                self.display.record(record)
+                if record["step"] > known:
+                    self.display.record(record)
             if "checkpoint" in event:
                 self.display.note(f"saved {event['checkpoint']}")
 

@@ -28,7 +28,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train `config["job"]`; returns the last step and metrics (rank 0's are the run's).
 
     The trainer writes to a folder of the worker's node; checkpoints reach the run's storage through Ray, the model at
-    the end through `_publish`.
+    the end through `_save_model`.
     """
     import ray.train
 
