@@ -29,14 +29,15 @@ def test_values_arrive() -> None:
         "adam_beta2": 0.95,
         "sequence_len": 77,
         "max_grad_norm": 0.5,
-        "optim_args": {"foo": 1, "bar": 2},
+        "optimizer": "ademamix",
+        "optim_args": {"alpha": 4, "beta3": 0.999},
         "save_total_limit": 2,
         "dataloader_drop_last": True,
     }
     found = AxolotlDPOConfig(**arguments(**keys))
     assert found.per_device_train_batch_size == found.per_device_eval_batch_size == 3
     assert (found.gradient_accumulation_steps, found.adam_beta2, found.max_length) == (5, 0.95, 77)
-    assert (found.max_grad_norm, found.optim_args, found.save_total_limit) == (0.5, "foo=1,bar=2", 2)
+    assert (found.max_grad_norm, found.optim_args, found.save_total_limit) == (0.5, "alpha=4,beta3=0.999", 2)
     assert found.dataloader_drop_last is True
     assert found.max_steps == 10
 
