@@ -109,10 +109,11 @@ class RunFolder:
             UserError: when a run is to be continued on other data, or can't be continued for want of a checkpoint.
         """
         state, finished = self.state(), self.finished_steps()
-        if (finished is not None or self.checkpoints()) and state is not None and state.get("prepared") != fingerprint:
+        trained_on = (state or {}).get("prepared")
+        if (finished is not None or self.checkpoints()) and trained_on != fingerprint:
             raise UserError(
                 f"--resume: the data have changed: the run in {str(self.path)!r} was trained on the prepared data "
-                f"{state['prepared']}, and now they are {fingerprint}; give another output_dir"
+                f"{trained_on}, and now they are {fingerprint}; give another output_dir"
             )
         if finished is not None and not self.checkpoints():
             raise UserError(

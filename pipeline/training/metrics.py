@@ -74,5 +74,5 @@ class MetricsFile:
 
 
 def _identity(record: dict[str, Any]) -> tuple[int, str]:
-    """A step is logged at most once for training, once for each evaluation set, and once at the end."""
-    return record["step"], next((name for name in ("loss", "train_runtime") if name in record), min(record))
+    """A step is logged at most once for training, once for each evaluation set, and once at the end; each has a loss."""
+    return record["step"], next((name for name in sorted(record) if name.endswith("loss")), "")

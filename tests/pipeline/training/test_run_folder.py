@@ -135,6 +135,14 @@ def test_a_checkpoints_history_fills_what_a_lost_driver_has_not_written(tmp_path
     assert again.read()[0]["time"] == 5.0
 
 
+def test_two_evaluation_sets_of_a_step_are_two_records(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    records = [{"step": 4, "epoch": 1.0, name: 0.5} for name in ("loss", "eval_easy_loss", "eval_hard_loss", "train_loss")]
+    metrics.append(records)
+    metrics.append(records)
+    assert metrics.read() == records
+
+
 def test_records_without_room_wait(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path / "folder" / "metrics.jsonl")
     metrics.append([{"step": 1}])
