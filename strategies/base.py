@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 
 from strategies.keys import Keys, key
 
-__all__ = ["PAIR_ARGUMENTS", "BatchKind", "MethodKeys", "PairStrategy", "Strategy", "given_arguments"]
+__all__ = [
+    "PAIR_ARGUMENTS",
+    "PAIR_KEYS",
+    "BatchKind",
+    "MethodKeys",
+    "PairKeys",
+    "PairStrategy",
+    "ReferenceMode",
+    "Strategy",
+    "given_arguments",
+]
 
 BatchKind = Literal["pair", "unpaired", "prompt"]
 """What one row holds: two answers of which one is better, one labelled answer, or a prompt alone."""
+
+
+ReferenceMode = Literal["live", "cached"]
+"""Where the reference's log-probabilities come from: a model beside the policy, or what the score stage has computed."""
 
 
 class MethodKeys(Keys):
@@ -25,6 +40,19 @@ class MethodKeys(Keys):
         "simpo: scale of the reward (2.0); orpo: weight of the odds ratio (0.1)."
     )
     disable_dropout: bool = key("Turn dropout off in policy and reference, so that their ratio is exact.", True)
+
+
+class PairKeys(Keys):
+    """How pairs become batches, for every strategy of pairs."""
+
+    sample_packing: bool = key(
+        "Pack pairs into rows of at most tokens_per_forward tokens in which a prompt stands once for both completions; "
+        "false: padded batches of micro_batch_size pairs.",
+        True,
+    )
+    tokens_per_forward: PositiveInt | None = key(
+        "Most tokens of one packed row, which bounds memory; twice sequence_len, which every pair fits, when not set."
+    )
 
 
 class Strategy(ABC):
@@ -74,9 +102,25 @@ class Strategy(ABC):
         return cls.requires_reference
 
     @classmethod
+    def reference_mode(cls, cfg: Any) -> ReferenceMode | None:
+        """Where the reference comes from, as the config says or by default; None where none is used."""
+        return "live" if cls.uses_reference(cfg) else None
+
+    @classmethod
     def sequences_per_epoch(cls, num_rows: int, cfg: Any, world_size: int) -> int:
         """Rows that pass through the model in one epoch over `num_rows` prepared rows."""
         return num_rows
+
+    @classmethod
+    def steps_per_epoch(cls, num_rows: int, cfg: Any, world_size: int) -> int:
+        """Optimizer steps of one epoch over `num_rows` prepared rows.
+
+        `dataloader_drop_last` leaves out rows that don't fill one forward on every worker, not those that don't fill a
+        global batch.
+        """
+        forwards = cls.sequences_per_epoch(num_rows, cfg, world_size) / (cfg.micro_batch_size * world_size)
+        whole = math.floor(forwards) if cfg.dataloader_drop_last else math.ceil(forwards)
+        return max(1, math.ceil(whole / cfg.gradient_accumulation_steps))
 
     @classmethod
     def find_problems(cls, cfg: Any) -> Iterator[tuple[str, str]]:
@@ -98,10 +142,15 @@ class Strategy(ABC):
         yield from ()
 
 
+PAIR_KEYS = frozenset({"rl_beta", "disable_dropout", "truncation_mode", "dpo_generate_during_eval", *PairKeys.model_fields})
+"""Keys that every strategy of pairs reads."""
+
 PAIR_ARGUMENTS = {
     "sequence_len": "max_length",
     "disable_dropout": "disable_dropout",
     "truncation_mode": "truncation_mode",
+    "sample_packing": "sample_packing",
+    "tokens_per_forward": "tokens_per_forward",
 }
 """Config key -> field of AxolotlDPOConfig, for every strategy of pairs."""
 
@@ -122,6 +171,14 @@ class PairStrategy(Strategy):
         from strategies.training_args import AxolotlDPOConfig
 
         return AxolotlDPOConfig
+
+    @classmethod
+    def steps_per_epoch(cls, num_rows: int, cfg: Any, world_size: int) -> int:
+        """Steps of the batch plan: global batches, of which `dataloader_drop_last` leaves out one that isn't full."""
+        from strategies.batching import BatchPlan
+
+        global_batch_size = cfg.micro_batch_size * cfg.gradient_accumulation_steps * world_size
+        return BatchPlan(num_rows, global_batch_size, seed=None, drop_last=cfg.dataloader_drop_last).steps_per_epoch
 
 
 def given_arguments(cfg: Any, arguments: dict[str, str]) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from typing import Any
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from strategies.base import Strategy
 from strategies.cadence import RunLength, steps_per_epoch, total_steps
 from strategies.callbacks import GenerateDuringEval
 from strategies.config import as_config
 from strategies.models import build_peft_config, continue_adapter, match_adapter_dtype, restore_adapter_dropout
 from strategies.reference import load_reference
 from strategies.registry import get_strategy
+from strategies.rows import first_row, is_scored
 from strategies.trackers import tracker_environment
 from strategies.training_args import common_arguments
 
@@ -72,8 +74,10 @@ class HFRLTrainerBuilder:
         args = strategy.get_training_args_class()(**{**arguments, **self.extra_arguments})
         model, peft_config = self._policy()
         uses_reference = strategy.uses_reference(cfg)
-        references = {}
-        if uses_reference:
+        references: dict[str, Any] = {}
+        if self._cached_reference(strategy):
+            references["cached_reference"] = True
+        elif uses_reference:
             given = self.model_ref
             references["ref_model"] = given if given is not None else load_reference(cfg, model, self.tokenizer)
         trainer = strategy.get_trainer_class()(
@@ -98,6 +102,12 @@ class HFRLTrainerBuilder:
             trainer.add_callback(GenerateDuringEval(trainer))
         return trainer
 
+    def _cached_reference(self, strategy: type[Strategy]) -> bool:
+        """Whether the rows bring the reference: as the config says, or, where it doesn't, if they do."""
+        if self.model_ref is not None or strategy.reference_mode(self.cfg) != "cached":
+            return False
+        return self.cfg.reference == "cached" or all(_are_scored(rows) for rows in (self.train_dataset, self.eval_dataset))
+
     def _policy(self) -> tuple[Any, Any]:
         """The model to train, and the config of an adapter that the trainer is to create on it."""
         if isinstance(self.model, PeftModel) or self.cfg.adapter is None:
@@ -120,6 +130,11 @@ class HFRLTrainerBuilder:
     def _callbacks(self) -> list[TrainerCallback]:
         patience = self.cfg.early_stopping_patience
         return [*self.callbacks, *([EarlyStoppingCallback(patience)] if patience is not None else [])]
+
+
+def _are_scored(rows: Any) -> bool:
+    splits = list(rows.values()) if isinstance(rows, dict) else [rows]
+    return all(split is not None and is_scored(first_row(split), "rows") for split in splits)
 
 
 def _dataset_tags(cfg: Any) -> list[str]:

@@ -23,15 +23,8 @@ class RunLength:
 
 
 def steps_per_epoch(num_rows: int, cfg: Any, world_size: int = 1) -> int:
-    """Optimizer steps of one epoch.
-
-    The last, incomplete global batch is a step too. `dataloader_drop_last` leaves out rows that don't fill one forward
-    on every worker, not those that don't fill a global batch.
-    """
-    sequences = get_strategy(cfg.rl).sequences_per_epoch(num_rows, cfg, world_size)
-    forwards = sequences / (cfg.micro_batch_size * world_size)
-    whole = math.floor(forwards) if cfg.dataloader_drop_last else math.ceil(forwards)
-    return max(1, math.ceil(whole / cfg.gradient_accumulation_steps))
+    """Optimizer steps of one epoch; the last, incomplete global batch is a step too, unless `dataloader_drop_last`."""
+    return get_strategy(cfg.rl).steps_per_epoch(num_rows, cfg, world_size)
 
 
 def total_steps(num_rows: int, cfg: Any, world_size: int = 1) -> int:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
-from strategies.base import PAIR_ARGUMENTS, PairStrategy, given_arguments
+from strategies.base import PAIR_ARGUMENTS, PAIR_KEYS, PairStrategy, ReferenceMode, given_arguments
 from strategies.keys import Keys, key
 from strategies.loss_traits import LOSSES
 from strategies.reference_sync import SYNC_KEYS, sync_arguments
@@ -37,6 +37,11 @@ class DPOKeys(Keys):
     dpo_f_alpha_divergence_coef: float | None = key("alpha of alpha_divergence; 0.5 when not set.")
     dpo_discopop_tau: PositiveFloat | None = key("Temperature of discopop's mixture; 0.05 when not set.")
     rpo_alpha: float | None = key("Weight of the chosen completion's negative log-likelihood per token (RPO).", ge=0)
+    reference: ReferenceMode | None = key(
+        "cached: log-probabilities of the reference are computed once, by the score stage, and no reference is in memory in "
+        "training; live: a reference beside the policy. cached when not set, unless the run needs the model itself "
+        "(trl.sync_ref_model, or dpo_generate_during_eval without an adapter)."
+    )
     dpo_generate_during_eval: bool = key("Write a table of policy and reference answers at each evaluation.", False)
     truncation_mode: Literal["keep_start", "keep_end"] = key(
         "Which end of a raw pair stays when it is longer than sequence_len (prepared rows follow excess_length_strategy).",
@@ -65,7 +70,7 @@ class DPOStrategy(PairStrategy):
     """Pairs of a chosen and a rejected completion, compared with a reference policy."""
 
     rl = "dpo"
-    keys = frozenset({*DPOKeys.model_fields, "rl_beta", "disable_dropout", *SYNC_KEYS})
+    keys = PAIR_KEYS | set(DPOKeys.model_fields) | SYNC_KEYS
     requires_reference = True
     batch_kind = "pair"
     best_metric = "eval_rewards/accuracies"
@@ -74,6 +79,11 @@ class DPOStrategy(PairStrategy):
     def set_training_args_kwargs(cls, cfg: Any) -> dict[str, Any]:
         """Arguments of `AxolotlDPOConfig` that the method's keys set; keys that are not set keep TRL's default."""
         return {**given_arguments(cfg, ARGUMENTS), **sync_arguments(cfg)}
+
+    @classmethod
+    def reference_mode(cls, cfg: Any) -> ReferenceMode | None:
+        """`reference`; when it isn't set, cached unless the model itself is needed."""
+        return cfg.reference or ("live" if _needs_model(cfg) else "cached")
 
     @classmethod
     def find_problems(cls, cfg: Any) -> Iterator[tuple[str, str]]:
@@ -90,11 +100,20 @@ class DPOStrategy(PairStrategy):
             yield "dpo_loss_weights", "all weights are 0, so nothing would be learned; make one of them positive"
         if not unknown:
             yield from _without_effect(cfg, losses)
+        if cfg.reference == "cached" and (needed := _needs_model(cfg)):
+            yield "reference", f"cached leaves no reference in memory, and {needed} needs it; write live, or remove one of them"
 
     @classmethod
     def losses(cls, cfg: Any) -> list[str]:
         """Names of the losses that are added up."""
         return cfg.dpo_loss_type or ["sigmoid"]
+
+
+def _needs_model(cfg: Any) -> str | None:
+    """The key for which the reference must be in memory."""
+    if cfg.trl is not None and cfg.trl.sync_ref_model:
+        return "trl.sync_ref_model"
+    return "dpo_generate_during_eval" if cfg.dpo_generate_during_eval and cfg.adapter is None else None
 
 
 # option of a loss -> key that sets it

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import PositiveFloat
 
-from strategies.base import PAIR_ARGUMENTS, PairStrategy, given_arguments
+from strategies.base import PAIR_ARGUMENTS, PAIR_KEYS, PairStrategy, given_arguments
 from strategies.keys import Keys, key
 
 __all__ = ["ORPOKeys", "ORPOStrategy"]
@@ -31,7 +31,7 @@ class ORPOStrategy(PairStrategy):
     """Pairs: the chosen completion's likelihood, and the odds of chosen against rejected under the policy alone."""
 
     rl = "orpo"
-    keys = frozenset({*ORPOKeys.model_fields, "rl_beta", "disable_dropout", "truncation_mode", "dpo_generate_during_eval"})
+    keys = PAIR_KEYS | set(ORPOKeys.model_fields)
     requires_reference = False
     batch_kind = "pair"
     best_metric = "eval_rewards/accuracies"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +10,18 @@ from datasets import Dataset, IterableDataset
 
 from strategies.base import BatchKind
 
-__all__ = ["ID_COLUMNS", "as_dataset", "check_shape", "each_split", "first_row", "is_prepared", "placeholder_rows", "select"]
+__all__ = [
+    "ID_COLUMNS",
+    "REFERENCE_COLUMNS",
+    "as_dataset",
+    "check_shape",
+    "each_split",
+    "first_row",
+    "is_prepared",
+    "is_scored",
+    "placeholder_rows",
+    "select",
+]
 
 ID_COLUMNS: dict[BatchKind, tuple[str, ...]] = {
     "pair": ("prompt_ids", "chosen_ids", "rejected_ids"),
@@ -20,6 +31,7 @@ ID_COLUMNS: dict[BatchKind, tuple[str, ...]] = {
 """What training reads of a prepared row. `row` holds, as JSON, what the trainer is handed: `prompt` and other columns."""
 
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+"""What the score stage adds to a prepared pair: the reference's log-probability of each completion token."""
 
 
 def as_dataset(rows: Any, name: str) -> Any:
@@ -61,6 +73,22 @@ def is_prepared(row: Mapping[str, Any], kind: BatchKind) -> bool:
     return all(column in row for column in ID_COLUMNS[kind])
 
 
+def is_scored(row: Mapping[str, Any], name: str) -> bool:
+    """Whether a prepared pair brings the reference's log-probabilities.
+
+    Raises:
+        ValueError: for sums in their place, as TRL's precomputation leaves them.
+    """
+    if not all(column in row for column in REFERENCE_COLUMNS):
+        return False
+    if not all(isinstance(row[column], Sequence) or hasattr(row[column], "__len__") for column in REFERENCE_COLUMNS):
+        raise ValueError(
+            f"{name}: {' and '.join(REFERENCE_COLUMNS)} must hold a list each, one log-probability per completion token, "
+            f"got {type(row[REFERENCE_COLUMNS[0]]).__name__}; leave the columns out, or score the rows (prefray score)"
+        )
+    return True
+
+
 def check_shape(row: Mapping[str, Any], kind: BatchKind, name: str) -> None:
     """Refuse rows of another kind, which TRL would turn into something or fail on much later.
 
@@ -92,7 +120,7 @@ def _columns(row: Mapping[str, Any]) -> str:
 
 
 def select(rows: Any, kind: BatchKind) -> Any:
-    """Leave only what the collator reads: ids, labels, and summed reference log-probabilities where they are."""
+    """Leave only what the collator reads: ids, labels, and the reference's log-probabilities where they are."""
     if not isinstance(rows, (Dataset, IterableDataset)):
         return rows
     row = first_row(rows)

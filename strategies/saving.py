@@ -41,7 +41,7 @@ def _card(trainer: Any) -> str:
     args = trainer.args
     adapter = isinstance(trainer.model, PeftModel)
     base = trainer.base_model or getattr(trainer.model.config, "_name_or_path", "") or "a model given in code"
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    batch = trainer.get_total_train_batch_size(args)
     facts = {
         "Base model": base,
         "Trained": "an adapter (PEFT)" if adapter else "all weights",

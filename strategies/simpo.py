@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from strategies.base import PAIR_ARGUMENTS, PairStrategy, given_arguments
+from strategies.base import PAIR_ARGUMENTS, PAIR_KEYS, PairStrategy, given_arguments
 from strategies.keys import Keys, key
 
 __all__ = ["SimPOKeys", "SimPOStrategy"]
@@ -36,7 +36,7 @@ class SimPOStrategy(PairStrategy):
     """Pairs, compared by their average log-probability under the policy alone."""
 
     rl = "simpo"
-    keys = frozenset({*SimPOKeys.model_fields, "rl_beta", "disable_dropout", "truncation_mode", "dpo_generate_during_eval"})
+    keys = PAIR_KEYS | set(SimPOKeys.model_fields)
     requires_reference = False
     batch_kind = "pair"
     best_metric = "eval_rewards/accuracies"

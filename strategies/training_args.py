@@ -81,6 +81,10 @@ class AxolotlDPOConfig(AxolotlTrainingMixins, DPOConfig):
     """Losses and rewards of log-probabilities per token."""
     simpo_gamma: float = LossOptions.gamma
     """SimPO's target margin of rewards."""
+    sample_packing: bool = True
+    """Pack pairs into rows, each prompt once; False: padded batches of `per_device_train_batch_size` pairs."""
+    tokens_per_forward: int | None = None
+    """Most tokens of one packed row; None: twice `max_length`."""
 
 
 @dataclass

@@ -35,11 +35,11 @@ UNSUPPORTED: dict[str, str] = {
     "the trainer shuffles every epoch from `seed`": (
         "curriculum_sampling shuffle_before_merging_datasets shuffle_merged_datasets"
     ),
-    "the reference is computed as the loss needs it": "precompute_ref_log_probs",
-    "batches of pairs are padded in this version": (
+    "write `reference: cached` (the default)": "precompute_ref_log_probs",
+    "write `sample_packing` (the default) and `tokens_per_forward`": (
         "batch_flattening dpo_padding_free eval_sample_packing fa_varlen_kwargs_in_collator group_by_length "
         "multipack_real_batches pad_to_sequence_len pretrain_multipack_attn pretrain_multipack_buffer_size "
-        "sample_packing sample_packing_bin_size sample_packing_eff_est sample_packing_group_size "
+        "sample_packing_bin_size sample_packing_eff_est sample_packing_group_size "
         "sample_packing_mp_start_method sample_packing_sequentially sdpa_varlen "
         "streaming_multipack_buffer_size"
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.base import MethodKeys
+from strategies.base import MethodKeys, PairKeys
 from strategies.config.adapter import AdapterKeys
 from strategies.config.model import ModelKeys, SpecialTokens
 from strategies.config.optimizer import LrGroup, OptimizerKeys
@@ -24,6 +24,7 @@ class StrategyConfig(
     ModelKeys,
     AdapterKeys,
     MethodKeys,
+    PairKeys,
     DPOKeys,
     SimPOKeys,
     ORPOKeys,

@@ -34,6 +34,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "cosine_constant_lr_ratio": ("cosine_min_lr_ratio", "cosine_min_lr_ratio"),
     "dataloader_prefetch_factor": ("dataloader_num_workers", "dataloader_num_workers: 1 or more"),
     "dpo_loss_weights": ("dpo_loss_type", "dpo_loss_type"),
+    "tokens_per_forward": ("sample_packing", "sample_packing: true"),
     "resize_token_embeddings_to_32x": ("tokens", "tokens, or special_tokens.additional_special_tokens"),
     "greater_is_better": ("metric_for_best_model", "metric_for_best_model"),
     "bnb_config_kwargs": ("load_in_4bit", "load_in_4bit: true or load_in_8bit: true"),

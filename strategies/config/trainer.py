@@ -20,7 +20,11 @@ StepsOrPart = PositiveInt | Annotated[float, Field(gt=0, lt=1)]
 class TrainerKeys(Keys):
     """Batch sizes, lengths, epochs, and when to log, evaluate, save and stop."""
 
-    micro_batch_size: PositiveInt = key("Rows per forward and worker (grpo: completions).", 1)
+    micro_batch_size: PositiveInt = key(
+        "Rows per forward and worker (grpo: completions). Packed pairs fill forwards by tokens_per_forward instead; this "
+        "counts towards their global batch.",
+        1,
+    )
     gradient_accumulation_steps: PositiveInt = key(
         "Forwards per optimizer step. Global batch = micro_batch_size x this x workers.", 1
     )
@@ -36,7 +40,9 @@ class TrainerKeys(Keys):
     dataloader_num_workers: NonNegativeInt | None = key("Processes that collate batches.")
     dataloader_pin_memory: bool | None = key("Pin host memory for copies to the GPU.")
     dataloader_prefetch_factor: PositiveInt | None = key("Batches that each collating process keeps ready.")
-    dataloader_drop_last: bool = key("Leave out a last batch that is not full.", False)
+    dataloader_drop_last: bool = key(
+        "Leave out a last batch that is not full (of pairs: the last global batch of an epoch).", False
+    )
     ddp_timeout: PositiveInt | None = key("Seconds after which a collective that hangs fails.")
     ddp_find_unused_parameters: bool | None = key("Let DDP look for parameters without gradients.")
     torch_empty_cache_steps: PositiveInt | None = key("Empty the GPU's cache every so many steps.")

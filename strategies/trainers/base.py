@@ -15,7 +15,17 @@ from strategies.callbacks import StepTimer
 from strategies.metrics import MetricSums, gather_means
 from strategies.mixins import OptimizerInitMixin, OptimizerMixin, RngLoaderMixin, SchedulerMixin, SyncedReferenceMixin
 from strategies.reference import placeholder_reference
-from strategies.rows import as_dataset, check_shape, each_split, first_row, is_prepared, placeholder_rows, select
+from strategies.rows import (
+    REFERENCE_COLUMNS,
+    as_dataset,
+    check_shape,
+    each_split,
+    first_row,
+    is_prepared,
+    is_scored,
+    placeholder_rows,
+    select,
+)
 from strategies.saving import write_model_card
 
 __all__ = ["PreferenceTrainer"]
@@ -30,6 +40,7 @@ class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, Optimize
     Args (beside TRL's):
         rl: the strategy's name, for the model card and the model's tags; TRL's name of the trainer when not given.
         uses_reference: whether the loss compares the policy with a reference; without one none is loaded.
+        cached_reference: whether the rows bring the reference's log-probabilities, so that no model is needed for them.
         dataset_tags: names of the data, for the model card and the model's tags.
         base_model: name of the model that training starts from, for the model card and the adapter's config.
     """
@@ -44,6 +55,7 @@ class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, Optimize
         eval_dataset: Any = None,
         rl: str | None = None,
         uses_reference: bool = True,
+        cached_reference: bool = False,
         dataset_tags: Sequence[str] | None = None,
         base_model: str | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -52,6 +64,7 @@ class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, Optimize
         self.rl = rl or self._name.lower()
         self._tag_names = ["axolotl", self.rl]
         self.uses_reference = uses_reference
+        self.cached_reference = cached_reference
         self.dataset_tags = list(dataset_tags or [])
         self.base_model = base_model
         self.generations: list[dict[str, Any]] = []
@@ -76,8 +89,8 @@ class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, Optimize
                 config.base_model_name_or_path = base_model
 
     def _own_init(self, **kwargs: Any) -> None:
-        """Construct TRL's trainer; a loss without reference gets none."""
-        if self.uses_reference:
+        """Construct TRL's trainer; a loss that needs no reference model gets none."""
+        if self.uses_reference and not self.cached_reference:
             super().__init__(**kwargs)
             return
         # TRL loads a reference by the model's name where none is given, and copies an adapter that is continued.
@@ -116,9 +129,19 @@ class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, Optimize
         name = f"{dataset_name}_dataset"
         rows = as_dataset(dataset, name)
         if is_prepared(first_row(rows), self.batch_kind):
+            self._check_scores(first_row(rows), name)
             return select(rows, self.batch_kind)
         check_shape(first_row(rows), self.batch_kind, name)
+        self._check_scores(first_row(rows), name)
         return select(self._tokenise(rows, processing_class, args, dataset_name), self.batch_kind)
+
+    def _check_scores(self, row: Any, name: str) -> None:
+        has = is_scored(row, name)
+        if self.cached_reference and not has:
+            raise ValueError(
+                f"reference: cached, but the rows of {name} have no {' and '.join(REFERENCE_COLUMNS)}; "
+                "score them (prefray score), or write reference: live"
+            )
 
     def _tokenise(self, rows: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """Raw rows with ids: TRL's own preparation."""
@@ -165,7 +188,7 @@ class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, Optimize
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
             sums["aux_loss"] = (outputs.aux_loss.detach(), torch.ones_like(outputs.aux_loss))
-        self._record(sums, inputs["attention_mask"].sum())
+        self._record(sums, inputs["attention_mask"].sum(), self._counts)
         if not return_outputs:
             return loss
         with torch.no_grad():
@@ -177,16 +200,11 @@ class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, Optimize
         """Evaluate a batch without the rows that accelerate repeats to fill the last forward of all workers."""
         if self.batch_kind == "prompt":
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        halves = 2 if self.batch_kind == "pair" else 1
-        rows = len(inputs["input_ids"]) // halves
+        rows = len(inputs["input_ids"])
         real = self._real_rows(rows)
         # A worker without a row of its own goes through the motions with one that doesn't count.
         self._counts = real > 0
-        kept = max(real, 1)
-        if kept < rows:
-            inputs = {
-                name: torch.cat([part[:kept] for part in values.chunk(len(values) // rows)]) for name, values in inputs.items()
-            }
+        inputs = {name: values[: max(real, 1)] for name, values in inputs.items()}
         try:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         finally:
@@ -212,12 +230,15 @@ class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, Optimize
         self._total_train_tokens = self._tokens_at_last_log = int(counts[-1]) if counts else 0
         return found
 
-    def _record(self, sums: MetricSums, tokens: torch.Tensor) -> None:
-        """Add this forward's (sum, count) of each metric, and its tokens, to what the next log will show."""
+    def _record(self, sums: MetricSums, tokens: torch.Tensor, counts: bool) -> None:
+        """Add this forward's (sum, count) of each metric, and its tokens, to what the next log will show.
+
+        A forward that doesn't count adds zeros: all ranks gather the same metrics.
+        """
         kept = self._sums[self._mode]
         for name, (value, count) in {**sums, "num_tokens": (tokens, torch.ones_like(tokens))}.items():
             value, count = value.detach().double(), count.double()
-            if not self._counts:
+            if not counts:
                 value, count = torch.zeros_like(value), torch.zeros_like(count)
             old = kept.get(name)
             kept[name] = (value, count) if old is None else (old[0] + value, old[1] + count)

@@ -16,6 +16,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+from strategies.batching import BatchPlan
 from strategies.dpo import LOSS_TYPES
 from strategies.kl_rows import MismatchedSampler
 from tests.laws.runs import LORA, losses, trained
@@ -82,6 +83,7 @@ def arguments(folder: Path, steps: int = 5, **more: Any) -> dict[str, Any]:
         "average_tokens_across_devices": False,
         "disable_tqdm": True,
         "remove_unused_columns": False,
+        "train_sampling_strategy": "sequential",
         **more,
     }
 
@@ -102,15 +104,20 @@ def test_dpo(tmp_path: Path, name: str) -> None:
         tiny_model(tokenizer),
         tiny_model(tokenizer),
         DPOConfig(**arguments(tmp_path / "trl", **given)),
-        train_dataset=Dataset.from_list(pairs(16)),
+        train_dataset=Dataset.from_list(pairs_in_our_order(pairs(16))),
         processing_class=tokenizer,
     )
     theirs.train()
     same(ours, theirs, PAIR_METRICS)
 
 
+def pairs_in_our_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as our first epoch takes them, whatever the size of a batch."""
+    return [rows[row] for row in BatchPlan(len(rows), 1, seed=42).order(epoch=0)]
+
+
 def in_our_order(rows: list[dict[str, Any]], block: int) -> list[dict[str, Any]]:
-    """The rows as our first epoch takes them: TRL's trainer, which doesn't shuffle, needs them in this order."""
+    """The rows as KTO's first epoch takes them: TRL's trainer, which doesn't shuffle, needs them in this order."""
     return [rows[row] for row, _ in MismatchedSampler(len(rows), block, seed=42)]
 
 
@@ -154,7 +161,7 @@ def test_simpo(tmp_path: Path, alpha: float) -> None:
     theirs = CPOTrainer(
         tiny_model(tokenizer),
         CPOConfig(**arguments(tmp_path / "trl", **given)),
-        train_dataset=Dataset.from_list(pairs(16)),
+        train_dataset=Dataset.from_list(pairs_in_our_order(pairs(16))),
         processing_class=tokenizer,
     )
     theirs.train()
@@ -171,7 +178,7 @@ def test_orpo(tmp_path: Path) -> None:
     theirs = ORPOTrainer(
         tiny_model(tokenizer),
         ORPOConfig(**arguments(tmp_path / "trl", beta=0.5, per_device_train_batch_size=1)),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(pairs_in_our_order(rows)),
         processing_class=tokenizer,
     )
     theirs.train()

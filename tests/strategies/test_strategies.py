@@ -41,7 +41,7 @@ def test_every_key_of_a_method_is_read_by_a_strategy() -> None:
     read = set().union(*(strategy.keys for strategy in STRATEGIES.values()))
     groups = [base for base in StrategyConfig.__bases__ if base.__module__.split(".")[1] in {*STRATEGIES, "base"}]
     names = {name for group in groups for name in group.model_fields} - {"trl"}
-    assert len(groups) == 6
+    assert len(groups) == 7
     assert read == names - {"rl"} | {f"trl.{name}" for name in TRLKeys.model_fields}
     assert "rl_beta" in MethodKeys.model_fields
 
@@ -69,7 +69,7 @@ def test_loss_names_are_trls() -> None:
 
 def test_arguments_carry_only_the_keys_that_are_set() -> None:
     given = DPOStrategy.set_training_args_kwargs(config("dpo", rl_beta=0.3, dpo_ld_alpha=0.0, sequence_len=77))
-    always = {"max_length": 77, "disable_dropout": True, "truncation_mode": "keep_start"}
+    always = {"max_length": 77, "disable_dropout": True, "truncation_mode": "keep_start", "sample_packing": True}
     assert given == {"beta": 0.3, "ld_alpha": 0.0, **always}
 
 

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 
 from strategies import HFRLTrainerBuilder
+from strategies.packing.scoring import PairScorer
 from tests.tiny import pairs, prepared_pairs, tiny_model, tiny_tokenizer
 
 
@@ -109,26 +110,38 @@ def test_label_smoothing_changes_the_sigmoid_loss_as_it_should(build: Callable[.
     assert smoothed["eval_loss"] == pytest.approx(plain["eval_loss"] + eps * smoothed["eval_rewards/margins"], rel=1e-5)
 
 
-def test_reference_columns_replace_the_reference_forward(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    live = build(1)
-    rows = prepared_pairs(4)
-    expected = live.evaluate(rows)
-    # Before the first step the reference is the policy, so its summed log-probabilities are the logged ones.
-    scored = []
-    for row in rows:
-        one = live.evaluate([row])
-        scored.append(
-            {
-                **row,
-                "ref_chosen_logps": one["eval_logps/chosen"],
-                "ref_rejected_logps": one["eval_logps/rejected"] - 10.0,
-            }
-        )
-    monkeypatch.setattr("strategies.trainers.pair.reference_forward", lambda *_: pytest.fail("ran the reference"))
-    found = build(1).evaluate(scored)
-    assert found["eval_logps/rejected"] == pytest.approx(expected["eval_logps/rejected"])
+def scored_pairs(number: int) -> list[dict[str, Any]]:
+    """Prepared pairs with the tiny model's own log-probabilities as the reference's, the rejected ones 10 lower in all."""
+    scorer = PairScorer(tiny_model(tiny_tokenizer()).eval(), tokens_per_forward=256)
+    rows = prepared_pairs(number)
+    scores = scorer.score(rows)
+    return [
+        {**row, "ref_chosen_logps": chosen.tolist(), "ref_rejected_logps": (rejected - 10.0 / len(rejected)).tolist()}
+        for row, (chosen, rejected) in zip(rows, scores, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("adapter", [{}, {"adapter": "lora"}], ids=["full", "lora"])
+def test_cached_scores_replace_the_reference(build: Callable[..., Any], packing: bool, adapter: dict[str, Any]) -> None:
+    rows = scored_pairs(4)
+    trainer = build(1, train=rows, evaluate=rows, reference="cached", sample_packing=packing, **adapter)
+    assert trainer.ref_model is None
+    found = trainer.evaluate()
+    # Before the first step the policy is the reference, up to the 10 that were taken away.
     assert found["eval_rewards/rejected"] == pytest.approx(1.0, rel=1e-4)
     assert found["eval_rewards/chosen"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_rows_without_scores_are_refused_where_scores_are_asked_for(build: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="reference: cached, but the rows of train_dataset have no ref_chosen_logps"):
+        build(1, reference="cached")
+
+
+def test_sums_are_no_scores(build: Callable[..., Any]) -> None:
+    rows = [{**row, "ref_chosen_logps": -3.0, "ref_rejected_logps": -4.0} for row in prepared_pairs(2)]
+    with pytest.raises(ValueError, match="must hold a list each, one log-probability per completion token, got float"):
+        build(1, train=rows, reference="live")
 
 
 def test_tokens_are_counted(build: Callable[..., Any]) -> None:

@@ -1,0 +1,164 @@
+"""How pairs stand in one row of tokens: `prompt | chosen | rejected`, pair after pair.
+
+The last prompt token predicts the first token of both completions, so it stands at the head of both:
+
+    prompt[:-1] | prompt[-1] chosen[:-1] | prompt[-1] rejected[:-1]
+
+A completion's positions go on from the prompt's, and its tokens see the prompt and the completion's own tokens before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+__all__ = ["PackedRow", "PairTokens", "Segment", "pack", "pair_tokens"]
+
+
+class Segment(NamedTuple):
+    """Numbers of tokens of one pair in a row: what both completions see, then what belongs to each."""
+
+    shared: int
+    chosen: int
+    rejected: int
+
+    @property
+    def tokens(self) -> int:
+        return self.shared + self.chosen + self.rejected
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """One pair as it stands in a row. Labels are the tokens that the last positions of their branch predict."""
+
+    shared: list[int]
+    branches: tuple[list[int], list[int]]
+    labels: tuple[list[int], list[int]]
+    reference: tuple[Sequence[float], Sequence[float]] | None = None
+    """Log-probabilities of the labels under the reference."""
+
+    @property
+    def segment(self) -> Segment:
+        return Segment(len(self.shared), len(self.branches[0]), len(self.branches[1]))
+
+    @property
+    def tokens(self) -> int:
+        return self.segment.tokens
+
+    @property
+    def sequence_tokens(self) -> int:
+        """Tokens of the two sequences apart, prompt and completion, as padded batches count them."""
+        return 2 * len(self.shared) + sum(len(branch) + 1 for branch in self.branches)
+
+
+def pair_tokens(row: Mapping[str, Any], max_length: int | None = None, truncation_mode: str = "keep_start") -> PairTokens:
+    """Lay out a prepared row; sequences longer than `max_length` lose their end, or with `keep_end` their beginning.
+
+    A token that nothing stands before (the first of a completion without prompt) is predicted by nothing.
+    """
+    prompt = list(row["prompt_ids"])
+    completions: Any = (list(row["chosen_ids"]), list(row["rejected_ids"]))
+    reference = (row["ref_chosen_logps"], row["ref_rejected_logps"]) if "ref_chosen_logps" in row else None
+    longest = len(prompt) + max(map(len, completions))
+    if max_length is not None and longest > max_length:
+        if truncation_mode == "keep_end":
+            assert reference is None, "the reference has seen the beginning that is cut off"
+            return _keep_end(prompt, completions, max_length)
+        prompt = prompt[:max_length]
+        completions = tuple(completion[: max_length - len(prompt)] for completion in completions)
+        if reference is not None:
+            reference = tuple(logps[: len(ids)] for logps, ids in zip(reference, completions, strict=True))
+    if not prompt:
+        if reference is not None:
+            reference = tuple(logps[1:] for logps in reference)
+        return PairTokens([], _each(completions, lambda ids: ids[:-1]), _each(completions, lambda ids: ids[1:]), reference)
+    branches = _each(completions, lambda ids: [prompt[-1], *ids[:-1]] if ids else [])
+    return PairTokens(prompt[:-1], branches, completions, reference)
+
+
+def _each(both: Any, change: Any) -> Any:
+    return tuple(change(ids) for ids in both)
+
+
+def _keep_end(prompt: list[int], completions: tuple[list[int], list[int]], max_length: int) -> PairTokens:
+    """Each completion with its own rest of the prompt: nothing is shared where the rests differ."""
+    branches, labels = [], []
+    for completion in completions:
+        sequence = [*prompt, *completion][-max_length:]
+        branches.append(sequence[:-1])
+        labels.append(sequence[1:][-len(completion) :] if completion else [])
+    return PairTokens([], (branches[0], branches[1]), (labels[0], labels[1]))
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """B pairs in one row of T tokens.
+
+    The 2B completions, the chosen ones first, have N scored tokens in all, at most L each. Tensors of tokens of shape
+    (2B, L) hold them without the prompts; `mask` is 1 where there is a token.
+    """
+
+    input_ids: Tensor
+    """Shape (1, T)."""
+    position_ids: Tensor
+    """Shape (1, T)."""
+    segments: tuple[Segment, ...]
+    scored_positions: Tensor
+    """Shape (N,): where in the row each completion token is predicted."""
+    labels: Tensor
+    """Shape (N,): the token that is predicted there."""
+    mask: Tensor
+    """Shape (2B, L)."""
+    reference: Tensor | None
+    """Shape (2B, L): log-probabilities under the reference."""
+
+    def to(self, device: torch.device) -> PackedRow:
+        """The row with its tensors on `device`."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "segments"}
+        moved: dict[str, Any] = {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}
+        return replace(self, **moved)
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Values of the scored tokens, shape (N,), as (2B, L), 0 where there is no token."""
+        return values.new_zeros(self.mask.shape).masked_scatter(self.mask.bool(), values)
+
+
+def pack(pairs: Sequence[PairTokens], pad_to_multiple_of: int | None = None, pad_token_id: int = 0) -> PackedRow:
+    """Put pairs into one row; padding, where wanted, is a segment of its own at the end."""
+    ids: list[int] = []
+    positions: list[Tensor] = []
+    ends: tuple[list[int], list[int]] = ([], [])
+    for pair in pairs:
+        shared = len(pair.shared)
+        ids += pair.shared
+        positions.append(torch.arange(shared))
+        for branch, end in zip(pair.branches, ends, strict=True):
+            ids += branch
+            positions.append(torch.arange(shared, shared + len(branch)))
+            end.append(len(ids))
+    segments = [pair.segment for pair in pairs]
+    missing = -len(ids) % pad_to_multiple_of if pad_to_multiple_of else 0
+    if missing:
+        ids += [pad_token_id] * missing
+        positions.append(torch.arange(missing))
+        segments.append(Segment(missing, 0, 0))
+    labels = [torch.tensor(pair.labels[side], dtype=torch.long) for side in (0, 1) for pair in pairs]
+    places = [torch.arange(end - len(own), end) for end, own in zip([*ends[0], *ends[1]], labels, strict=True)]
+    reference = None
+    if pairs[0].reference is not None:
+        scores = [torch.as_tensor(pair.reference[side], dtype=torch.float32) for side in (0, 1) for pair in pairs]  # type: ignore[index]
+        reference = pad_sequence(scores, batch_first=True)
+    return PackedRow(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.cat(positions).unsqueeze(0),
+        segments=tuple(segments),
+        scored_positions=torch.cat(places),
+        labels=torch.cat(labels),
+        mask=pad_sequence([torch.ones_like(own) for own in labels], batch_first=True),
+        reference=reference,
+    )

@@ -1,0 +1,203 @@
+"""Training and evaluating by the batch plan: one item of the data loader is one worker's share of a global batch."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import DistributedType
+
+from strategies.batching import BatchPlan
+from strategies.packing.support import prepare_packing, why_not_packed
+from strategies.pair_batch import PairBatch, PairCollator, StepShare
+from strategies.step_loader import ForwardLimits, StepLoader, packed_tokens, pair_lengths, too_long
+from strategies.trainers.base import PreferenceTrainer
+
+__all__ = ["PlannedTrainer"]
+
+EVALUATED_TOGETHER = 32
+"""Pairs per worker that an evaluation shares out at once, so that packed rows are full."""
+
+
+class PlannedTrainer(PreferenceTrainer):
+    """Trains on global batches that depend on nothing but seed, epoch, step and size.
+
+    Each worker runs its share of a global batch in forwards of at most `tokens_per_forward` tokens (packed) or
+    `per_device_train_batch_size` pairs (padded), one backward pass per forward, and gradients are exchanged in the last.
+    Every pair weighs one over the size of the global batch.
+
+    Attributes:
+        global_batch_size: pairs of an optimizer step, over all workers.
+        packed: whether batches are packed rows.
+        padded_because: why they are padded although packed rows were asked for; None where they are packed.
+    """
+
+    def _own_init(self, **kwargs: Any) -> None:
+        # The plan accumulates; transformers' loop sees one batch per step.
+        args = copy.copy(kwargs["args"])
+        self.global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        args.gradient_accumulation_steps = 1
+        super()._own_init(**{**kwargs, "args": args})
+        self.padded_because = self._why_not_packed() if args.sample_packing else None
+        self.packed = args.sample_packing and self.padded_because is None
+        if self.packed:
+            for model in self._models():
+                prepare_packing(model)
+
+    def _models(self) -> list[Any]:
+        """The policy, and a reference beside it."""
+        models = [self.model, getattr(self, "ref_model", None)]
+        return [self.accelerator.unwrap_model(model) for model in models if model is not None]
+
+    def _why_not_packed(self) -> str | None:
+        longest = self.args.max_length if self.args.max_length is not None else sys.maxsize
+        reasons = (why_not_packed(model, longest) for model in self._models())
+        return next((reason for reason in reasons if reason is not None), None)
+
+    # Batches
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Pairs of an optimizer step, over all workers."""
+        return self.global_batch_size
+
+    def get_train_dataloader(self) -> StepLoader:
+        """The steps of an epoch."""
+        args, rows = self.args, self.train_dataset
+        if not hasattr(rows, "__len__"):
+            raise ValueError("train_dataset: rows are shuffled as a whole; give a datasets.Dataset or a list, no stream")
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        plan = BatchPlan(len(rows), self.global_batch_size, seed, args.dataloader_drop_last)
+        return self._loader(rows, plan, args.per_device_train_batch_size, "train_dataset")
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
+        """Global batches of the rows in their order."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if rows is None:
+            raise ValueError("eval_dataset: nothing to evaluate on; set trainer.eval_dataset, or hand rows to evaluate()")
+        rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
+        return self._evaluation_loader(rows)
+
+    def get_test_dataloader(self, test_dataset: Any) -> StepLoader:
+        """As `get_eval_dataloader`."""
+        return self._evaluation_loader(test_dataset)
+
+    def _evaluation_loader(self, rows: Any) -> StepLoader:
+        rows = self._prepare_split(rows, "eval")
+        each = self.args.per_device_eval_batch_size
+        together = each if self._couples else max(each, EVALUATED_TOGETHER)
+        plan = BatchPlan(len(rows), together * self.args.world_size, seed=None)
+        return self._loader(rows, plan, each, "eval_dataset")
+
+    def _loader(self, rows: Any, plan: BatchPlan, most_rows: int, name: str) -> StepLoader:
+        args = self.args
+        tokens = packed_tokens(pair_lengths(rows), args.max_length, args.truncation_mode)
+        limits = ForwardLimits(args.world_size, args.process_index, self._budget(tokens, name), most_rows)
+        padding = self.data_collator
+        if self.packed:
+            limits, padding = ForwardLimits(limits.world_size, limits.rank, limits.budget, None), None
+        collate = PairCollator(
+            args.max_length, args.truncation_mode, padding, args.pad_to_multiple_of, self._tokenizer.pad_token_id or 0
+        )
+        return StepLoader(
+            rows,
+            tokens,
+            plan,
+            limits,
+            collate,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+        )
+
+    def _budget(self, tokens: np.ndarray, name: str) -> int:
+        """Tokens of a forward; padded ones are limited by their rows."""
+        if not self.packed:
+            return sys.maxsize
+        args = self.args
+        if args.tokens_per_forward is None:
+            return 2 * args.max_length if args.max_length is not None else int(tokens.max())
+        if (row := too_long(tokens, args.tokens_per_forward)) is not None:
+            raise ValueError(
+                f"tokens_per_forward: row {row} of {name} has {tokens[row]} tokens (prompt, chosen and rejected), and a "
+                f"forward takes {args.tokens_per_forward}; set it to {tokens.max()} or more, or shorten the rows (sequence_len)"
+            )
+        return args.tokens_per_forward
+
+    # Steps
+
+    @property
+    def _couples(self) -> bool:
+        """Whether the loss of a pair depends on other pairs of the global batch."""
+        raise NotImplementedError
+
+    def _whole_batch(self, model: Any, share: StepShare) -> Any:
+        """What a loss that couples pairs needs to know of the global batch."""
+        raise NotImplementedError
+
+    def _batch_loss(self, model: Any, batch: PairBatch, share: StepShare, whole: Any) -> torch.Tensor:
+        """The part of a forward in the loss of the global batch; the parts of all forwards and workers add up to it."""
+        raise NotImplementedError
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The share of the next step."""
+        return list(itertools.islice(epoch_iterator, num_batches)), None
+
+    def training_step(self, model: Any, inputs: StepShare, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward through the share; the mean of the results over workers is the loss of the global batch."""
+        model.train()
+        if (schedule_free := getattr(self.optimizer, "train", None)) is not None:
+            schedule_free()
+        share = inputs.to(self.args.device)
+        whole = self._whole_batch(model, share) if self._couples else None
+        # transformers' averages, of gradients and of losses, are over workers.
+        scale = self.args.world_size
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(share.batches, start=1):
+            with self._exchange(model, now=number == len(share.batches)):
+                with self.accelerator.autocast():
+                    loss = scale * self._batch_loss(model, batch, share, whole)
+                self.accelerator.backward(loss, **self._backward_options())
+            total += loss.detach()
+        self._empty_cache()
+        return total
+
+    def _exchange(self, model: Any, now: bool) -> AbstractContextManager[Any]:
+        """Exchange gradients in this backward pass, or only add them up."""
+        if now or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return nullcontext()
+        return self.accelerator.no_sync(model)
+
+    def _backward_options(self) -> dict[str, Any]:
+        if self.args.optim in ("lomo", "adalomo"):
+            return {"learning_rate": self._get_learning_rate()}
+        return {}
+
+    def _empty_cache(self) -> None:
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0 and torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """Evaluate a share; the loss of all pairs is a metric like the others, and `log` puts it in."""
+        share = inputs.to(self.args.device)
+        with torch.no_grad(), self.accelerator.autocast():
+            whole = self._whole_batch(model, share) if self._couples else None
+            losses = [self._batch_loss(model, batch, share, whole) for batch in share.batches]
+        return torch.stack(losses).sum(), None, None
+
+    # What transformers counts of a batch
+
+    def floating_point_ops(self, inputs: StepShare) -> int:
+        """Of forward and backward, attention left out."""
+        return 6 * inputs.fed_tokens * self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
+
+    def _track_num_input_tokens(self, inputs: StepShare) -> None:
+        if self.args.include_num_input_tokens_seen == "no":
+            return
+        seen = torch.tensor(inputs.fed_tokens, device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(seen).sum())
