@@ -7,11 +7,31 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-__all__ = ["ClusterKeys", "FsdpConfig", "RayConfig", "find_problems"]
+__all__ = ["ClusterKeys", "FsdpConfig", "RayConfig", "ScoreConfig", "find_problems"]
 
 
 class _Keys(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScoreConfig(_Keys):
+    """The `ray.score:` section: the actors that compute the reference's log-probabilities."""
+
+    num_actors: PositiveInt | None = Field(
+        None,
+        description="Actors, each with the reference in memory; when not set as many as fit, and no more than there is work.",
+    )
+    resources_per_actor: dict[str, float] | None = Field(
+        None, description="Resources of each actor, such as {CPU: 4, GPU: 1}; when not set one GPU, or up to 8 CPUs of a node."
+    )
+    tokens_per_forward: PositiveInt | None = Field(
+        None,
+        description="Most tokens of one scoring forward; the run's tokens_per_forward, or twice sequence_len, when not set.",
+    )
+
+    def actor_resources(self) -> dict[str, float] | None:
+        """Resources that the config asks for each actor, or None where it doesn't say."""
+        return _normalised(self.resources_per_actor)
 
 
 class RayConfig(_Keys):
@@ -27,6 +47,7 @@ class RayConfig(_Keys):
     max_failures: NonNegativeInt = Field(
         0, description="Restarts from the last complete checkpoint after a worker or its node failed."
     )
+    score: ScoreConfig = Field(default_factory=lambda: ScoreConfig(), description="Actors that score the reference.")
     address: str | None = Field(
         None, description="Address of a running cluster; without it the job's own cluster or a local one is used."
     )
@@ -66,10 +87,14 @@ class ClusterKeys(_Keys):
 
     def worker_resources(self) -> dict[str, float] | None:
         """Resources that the config asks for each worker, or None where it doesn't say."""
-        given = self.ray.resources_per_worker or self.resources_per_worker
-        if given is None:
-            return None
-        return {name.upper() if name.lower() in ("cpu", "gpu") else name: amount for name, amount in given.items()}
+        return _normalised(self.ray.resources_per_worker or self.resources_per_worker)
+
+
+def _normalised(resources: dict[str, float] | None) -> dict[str, float] | None:
+    """CPU and GPU as Ray writes them."""
+    if resources is None:
+        return None
+    return {name.upper() if name.lower() in ("cpu", "gpu") else name: amount for name, amount in resources.items()}
 
 
 def find_problems(cfg: ClusterKeys) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["WorkerPlan", "plan_workers"]
+__all__ = ["ActorPlan", "WorkerPlan", "plan_actors", "plan_workers"]
+
+CPUS_PER_ACTOR = 8
+"""Threads beyond which one forward on a CPU hardly gets faster; more of them serve better as another actor."""
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,60 @@ class WorkerPlan:
     num_workers: int
     use_gpu: bool
     resources: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ActorPlan:
+    """Actors of one stage: `num_actors` times `resources`."""
+
+    num_actors: int
+    resources: dict[str, float]
+
+    @property
+    def use_gpu(self) -> bool:
+        """Whether each actor has a GPU."""
+        return self.resources.get("GPU", 0) > 0
+
+
+def plan_actors(
+    num_actors: int | None,
+    use_gpu: bool | str,
+    resources: dict[str, float] | None,
+    nodes: list[dict[str, float]],
+    most: int,
+) -> ActorPlan:
+    """Decide how many scoring actors there are and what each has, and check that they fit the cluster at once.
+
+    Without a word in the config an actor has one GPU, or, on CPUs, as many of a node's as help one forward: on a node of 2
+    CPUs one actor with both threads is as fast as two with one each, and holds the model once.
+
+    Args:
+        num_actors: as the config says; None for as many as fit.
+        use_gpu: True, False, or "auto" (where the cluster has GPUs).
+        resources: resources of one actor, where the config says.
+        nodes: total resources of each node.
+        most: actors that there is work for.
+
+    Raises:
+        ValueError: when they don't fit, or not even one does, with what is there and what was asked.
+    """
+    total = _sum(nodes)
+    each = dict(resources or {})
+    if resources is None:
+        gpu = total.get("GPU", 0) > 0 if use_gpu == "auto" else bool(use_gpu)
+        largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+        each = {"GPU": 1.0, "CPU": 1.0} if gpu else {"CPU": max(1.0, min(largest, CPUS_PER_ACTOR))}
+    each.setdefault("CPU", 1.0)
+    wanted = min(num_actors or most, most)
+    placed = _count(each, nodes, num_actors or wanted)
+    if placed < (num_actors or 1):
+        number = num_actors or 1
+        raise ValueError(
+            f"ray.score.num_actors: {number} actor{'s' * (number != 1)} of {_shown(each)} each don't fit: the cluster has "
+            f"{_there(each, total, nodes)}, enough for {placed}; ask for fewer actors or less for each "
+            "(ray.score.resources_per_actor), or add nodes"
+        )
+    return ActorPlan(min(placed, wanted), each)
 
 
 def plan_workers(
@@ -33,26 +90,43 @@ def plan_workers(
     Raises:
         ValueError: when they don't fit, with what is there and what was asked.
     """
-    total: dict[str, float] = {}
-    for node in nodes:
-        for name, amount in node.items():
-            total[name] = total.get(name, 0.0) + amount
+    total = _sum(nodes)
     gpu = (resources or {}).get("GPU", 0) > 0 or (total.get("GPU", 0) > 0 if use_gpu == "auto" else bool(use_gpu))
     each = dict(resources or {})
     if gpu:
         each.setdefault("GPU", 1.0)
     each.setdefault("CPU", 1.0)
-    free = [dict(node) for node in nodes]
-    placed = sum(_place(each, free) for _ in range(num_workers))
+    placed = _count(each, nodes, num_workers)
     if placed < num_workers:
-        asked = ", ".join(f"{amount:g} {name}" for name, amount in each.items())
-        there = ", ".join(f"{total.get(name, 0):g} {name}" for name in each)
         raise ValueError(
-            f"ray.num_workers: {num_workers} workers of {asked} each don't fit: the cluster has {there} on "
-            f"{len(nodes)} node{'s' * (len(nodes) != 1)}, enough for {placed}; ask for fewer workers or less for each "
+            f"ray.num_workers: {num_workers} workers of {_shown(each)} each don't fit: the cluster has "
+            f"{_there(each, total, nodes)}, enough for {placed}; ask for fewer workers or less for each "
             "(ray.resources_per_worker), or add nodes"
         )
     return WorkerPlan(num_workers, gpu, each)
+
+
+def _sum(nodes: list[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for node in nodes:
+        for name, amount in node.items():
+            total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+def _shown(each: dict[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in each.items())
+
+
+def _there(each: dict[str, float], total: dict[str, float], nodes: list[dict[str, float]]) -> str:
+    have = ", ".join(f"{total.get(name, 0):g} {name}" for name in each)
+    return f"{have} on {len(nodes)} node{'s' * (len(nodes) != 1)}"
+
+
+def _count(each: dict[str, float], nodes: list[dict[str, float]], wanted: int) -> int:
+    """How many of `wanted` fit at once."""
+    free = [dict(node) for node in nodes]
+    return sum(_place(each, free) for _ in range(wanted))
 
 
 def _place(each: dict[str, float], free: list[dict[str, float]]) -> bool:

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.config import RunConfig, load_config
     from pipeline.data import Prepared, prepare
+    from pipeline.reference import Scores, score
     from pipeline.training.driver import TrainResult, train
 
-__all__ = ["Prepared", "RunConfig", "TrainResult", "load_config", "prepare", "train"]
+__all__ = ["Prepared", "RunConfig", "Scores", "TrainResult", "load_config", "prepare", "score", "train"]
 
 _EXPORTS = {
     "Prepared": "pipeline.data",
     "RunConfig": "pipeline.config",
+    "Scores": "pipeline.reference",
     "TrainResult": "pipeline.training.driver",
     "load_config": "pipeline.config",
     "prepare": "pipeline.data",
+    "score": "pipeline.reference",
     "train": "pipeline.training.driver",
 }
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -72,6 +73,45 @@ def prepare(recipe: Recipe, overrides: Overrides = None, quiet: Quiet = False, d
         tokenizer = load_tokenizer(cfg)
         display.close()
         render_preview(prepared, tokenizer, Console())
+
+    _execute(command, quiet, debug)
+
+
+@app.command()
+def score(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Delete the scores that are there, damaged or not, and compute them again.")
+    ] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Prepare the data and compute the reference's log-probabilities of every pair, once for all runs on these data.
+
+    `train` does it by itself where they are not there. What a killed run has computed is kept. Only methods with a cached
+    reference have anything to score (`reference: cached`, which is dpo's and ipo's default).
+    """
+
+    def command(display: Any) -> None:
+        from pipeline import load_config, prepare
+        from pipeline import score as run
+        from pipeline.paths import absolute_paths
+        from pipeline.reference import check_mode
+        from pipeline.session import connect
+        from pipeline.tables import print_scores
+
+        cfg = absolute_paths(load_config(recipe, overrides or []))
+        check_mode(cfg)
+        display.stage("starting Ray")
+        connect(cfg, debug)
+        display.stage("preparing data")
+        prepared = prepare(cfg, progress=display.progress)
+        display.stage("scoring the reference")
+        start = time.monotonic()
+        scores = run(cfg, prepared, progress=display.progress, recompute=recompute)
+        display.close()
+        print_scores(scores, prepared, time.monotonic() - start)
 
     _execute(command, quiet, debug)
 

@@ -74,6 +74,22 @@ class _Clock:
         return (now - self._first[1]) / done * (total - step) if done > 0 else None
 
 
+class _Speed:
+    """Rows per second and time left of a stage over rows, from the first state that was seen: what was there before it, and
+    the start of what does the work, don't count."""
+
+    def __init__(self) -> None:
+        self._clock = _Clock()
+
+    def shown(self, state: dict[str, Any]) -> str:
+        done, total = state["rows_done"], state["rows_total"]
+        left = self._clock.left(done, total) if total else None
+        if not left:
+            return ""
+        speed = (total - done) / left
+        return f"{speed:.{0 if speed >= 10 else 1}f} rows/s  {timedelta(seconds=round(left))} left"
+
+
 def _metrics(record: dict[str, Any]) -> str:
     shown = [f"{label} {_number(record[name])}" for name, label in SHOWN.items() if name in record]
     return "  ".join(shown)
@@ -91,18 +107,21 @@ class PlainDisplay:
         self._clock = _Clock()
         self._stage: str | None = None
         self._last_progress = time.monotonic()
+        self._speed = _Speed()
 
     def stage(self, name: str, total: int | None = None) -> None:
         self._total = total if total is not None else self._total
+        self._speed = _Speed()
         if name != self._stage:
             self._line(name)
         self._stage = name
 
     def progress(self, state: dict[str, Any]) -> None:
+        speed = self._speed.shown(state)
         if time.monotonic() - self._last_progress > PROGRESS_EVERY_S:
             self._last_progress = time.monotonic()
             total = f" of {state['rows_total']}" if state["rows_total"] else ""
-            self._line(f"{state['rows_done']}{total} rows")
+            self._line(f"{state['rows_done']}{total} rows" + f"  {speed}" * bool(speed))
 
     def record(self, record: dict[str, Any]) -> None:
         metrics = _metrics(record)
@@ -145,13 +164,16 @@ class RichDisplay:
         self._total: int | None = None
         self._seen: dict[str, Any] = {}
         self._clock = _Clock()
+        self._speed = _Speed()
 
     def stage(self, name: str, total: int | None = None) -> None:
         self._total = total if total is not None else self._total
+        self._speed = _Speed()
         self._progress.update(self._task, description=name, total=self._total, completed=0, metrics="")
 
     def progress(self, state: dict[str, Any]) -> None:
-        self._progress.update(self._task, total=state["rows_total"], completed=state["rows_done"])
+        speed = self._speed.shown(state)
+        self._progress.update(self._task, total=state["rows_total"], completed=state["rows_done"], metrics=speed)
 
     def record(self, record: dict[str, Any]) -> None:
         self._seen.update(record)

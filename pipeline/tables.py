@@ -8,9 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from pipeline.data import Prepared
+    from pipeline.reference import Scores
     from pipeline.training.driver import TrainResult
 
-__all__ = ["print_result"]
+__all__ = ["print_result", "print_scores"]
 
 METRICS = (
     "loss",
@@ -45,3 +47,29 @@ def print_result(result: TrainResult, console: Console | None = None) -> None:
         ("config", result.run_dir / "config.yaml"),
     ):
         console.print(f"{label:<8}{path}", soft_wrap=True, highlight=False)
+
+
+def print_scores(scores: Scores, prepared: Prepared, seconds: float, console: Console | None = None) -> None:
+    """Print what the score stage did in `seconds`, the loading of the reference among them, and where the scores are."""
+    console = console or Console()
+    table = Table(title="reference log-probabilities")
+    table.add_column("")
+    table.add_column("train", justify="right")
+    table.add_column("eval", justify="right")
+    tokens = [_completion_tokens(prepared, split) for split in ("train", "eval")]
+    table.add_row("rows", str(scores.train_rows), str(scores.eval_rows))
+    table.add_row("scored tokens", *(str(number) for number in tokens))
+    console.print(table)
+    done = "none, the scores were there already"
+    if scores.scored_rows:
+        done = f"{scores.forwards} over {scores.scored_rows} rows in {seconds:.1f} s: {scores.scored_rows / seconds:.1f} rows/s"
+    console.print(f"forwards  {done}", soft_wrap=True, highlight=False)
+    console.print(f"scores    {scores.path}", soft_wrap=True, highlight=False)
+
+
+def _completion_tokens(prepared: Prepared, split: str) -> int:
+    """Tokens of the completions, each of which has a score."""
+    import pyarrow.compute as pc
+
+    lengths = prepared.read(split, ["chosen_length", "rejected_length"])
+    return sum(pc.sum(lengths[name]).as_py() or 0 for name in lengths.column_names)

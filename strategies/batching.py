@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BatchPlan", "Forward", "fill", "share_out"]
+__all__ = ["BatchPlan", "Forward", "fill", "packed_tokens", "share_out"]
 
 Forward = list[int]
 """Places, within a global batch, of the rows that one forward takes; empty for one that only keeps the others company."""
@@ -131,3 +131,28 @@ def _spread(forwards: list[Forward], number: int) -> list[Forward]:
         forwards.append(fullest[half:])
         del fullest[half:]
     return forwards
+
+
+def packed_tokens(
+    lengths: NDArray[np.int64], max_length: int | None = None, truncation_mode: str = "keep_start"
+) -> NDArray[np.int64]:
+    """Tokens of each pair in a packed row, shape (rows,), as `strategies.packing.layout.pair_tokens` lays it out.
+
+    The last prompt token isn't fed on its own: it stands at the head of each completion, whose last token predicts nothing.
+
+    Args:
+        lengths: tokens of prompt, chosen and rejected, shape (rows, 3).
+        max_length: tokens that a sequence keeps, None for all of them, at the end that `truncation_mode` says.
+    """
+    prompt, chosen, rejected = lengths.T
+    limit = max_length if max_length is not None else int(lengths.sum(axis=1).max(initial=0))
+    kept = np.minimum(prompt, limit)
+    whole = [np.minimum(completion, limit - kept) for completion in (chosen, rejected)]
+    shared = np.maximum(kept - 1, 0)
+    # Without a prompt nothing predicts a completion's first token, and the last one predicts nothing.
+    lost = (kept == 0).astype(np.int64)
+    start = shared + sum(np.maximum(completion - lost, 0) for completion in whole)
+    if truncation_mode == "keep_start":
+        return start
+    apart = sum(np.maximum(np.minimum(prompt + completion, limit) - 1, 0) for completion in (chosen, rejected))
+    return np.where(prompt + np.maximum(chosen, rejected) > limit, apart, start)

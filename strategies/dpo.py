@@ -40,7 +40,7 @@ class DPOKeys(Keys):
     reference: ReferenceMode | None = key(
         "cached: log-probabilities of the reference are computed once, by the score stage, and no reference is in memory in "
         "training; live: a reference beside the policy. cached when not set, unless the run needs the model itself "
-        "(trl.sync_ref_model, or dpo_generate_during_eval without an adapter)."
+        "(trl.sync_ref_model, peft_layer_replication, or dpo_generate_during_eval without an adapter)."
     )
     dpo_generate_during_eval: bool = key("Write a table of policy and reference answers at each evaluation.", False)
     truncation_mode: Literal["keep_start", "keep_end"] = key(
@@ -113,6 +113,8 @@ def _needs_model(cfg: Any) -> str | None:
     """The key for which the reference must be in memory."""
     if cfg.trl is not None and cfg.trl.sync_ref_model:
         return "trl.sync_ref_model"
+    if cfg.peft_layer_replication is not None:
+        return "peft_layer_replication"  # the base model itself becomes another
     return "dpo_generate_during_eval" if cfg.dpo_generate_during_eval and cfg.adapter is None else None
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset as MapDataset
 from strategies.batching import BatchPlan, share_out
 from strategies.pair_batch import PairCollator, StepShare
 
-__all__ = ["ForwardLimits", "StepLoader", "packed_tokens", "pair_lengths"]
+__all__ = ["ForwardLimits", "StepLoader", "pair_lengths", "too_long"]
 
 Step = tuple[int, int]
 """An epoch and a step in it, both from 0."""
@@ -126,22 +126,6 @@ def pair_lengths(rows: Any) -> NDArray[np.int64]:
 
 def _list_lengths(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return pc.list_value_length(column).to_numpy().astype(np.int64)
-
-
-def packed_tokens(lengths: NDArray[np.int64], max_length: int | None, truncation_mode: str) -> NDArray[np.int64]:
-    """Tokens of each pair in a packed row, shape (rows,), as `pair_tokens` lays it out."""
-    prompt, chosen, rejected = lengths.T
-    limit = max_length if max_length is not None else int(lengths.sum(axis=1).max(initial=0))
-    kept = np.minimum(prompt, limit)
-    whole = [np.minimum(completion, limit - kept) for completion in (chosen, rejected)]
-    shared = np.maximum(kept - 1, 0)
-    # Without a prompt nothing predicts a completion's first token, and the last one predicts nothing.
-    lost = (kept == 0).astype(np.int64)
-    start = shared + sum(np.maximum(completion - lost, 0) for completion in whole)
-    if truncation_mode == "keep_start":
-        return start
-    apart = sum(np.maximum(np.minimum(prompt + completion, limit) - 1, 0) for completion in (chosen, rejected))
-    return np.where(prompt + np.maximum(chosen, rejected) > limit, apart, start)
 
 
 def too_long(tokens: Sequence[int] | NDArray[np.int64], budget: int) -> int | None:

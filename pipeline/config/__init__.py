@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cluster.config import ClusterKeys
+from cluster.config import ClusterKeys, ScoreConfig
 from cluster.config import find_problems as find_cluster_problems
 from pipeline.config import data as data_keys
 from pipeline.config.axolotl import without_disabled
@@ -19,6 +19,7 @@ from pipeline.config.messages import explain
 from pipeline.errors import ConfigError
 from strategies.config import StrategyConfig
 from strategies.config.rules import find_problems as find_strategy_problems
+from strategies.registry import STRATEGIES
 
 __all__ = ["DatasetConfig", "RunConfig", "dump_config", "load_config", "parse_config", "parse_yaml"]
 
@@ -57,6 +58,8 @@ def _find_problems(cfg: RunConfig) -> Iterator[tuple[str, str]]:
     yield from find_strategy_problems(cfg)
     yield from find_cluster_problems(cfg)
     yield from data_keys.find_problems(cfg)
+    if cfg.rl in STRATEGIES and cfg.ray.score != ScoreConfig() and STRATEGIES[cfg.rl].reference_mode(cfg) != "cached":
+        yield "ray.score", f"has no effect with rl: {cfg.rl}, which has no cached reference here; remove it"
 
 
 def dump_config(cfg: RunConfig) -> str:

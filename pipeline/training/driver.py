@@ -1,4 +1,4 @@
-"""A run as a whole: prepare, start the workers, follow them, collect what they leave."""
+"""A run as a whole: prepare, score, start the workers, follow them, collect what they leave."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from pipeline.training.metrics import MetricsFile
 if TYPE_CHECKING:
     import pandas
 
+    from pipeline.data import Prepared
+    from pipeline.reference import Scores
     from strategies.base import Strategy
 
 __all__ = ["TrainResult", "train"]
@@ -48,7 +50,7 @@ class TrainResult:
 
 
 def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = None, debug: bool = False) -> TrainResult:
-    """Prepare the data and train on Ray; the run's files go to `output_dir`.
+    """Prepare the data, score the reference where it is cached, and train on Ray; the run's files go to `output_dir`.
 
     Args:
         cfg: the recipe.
@@ -61,6 +63,7 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
         RunFailed: when workers failed more often than `ray.max_failures`.
     """
     from pipeline.data import prepare
+    from pipeline.reference import check_training_budget
     from strategies.cadence import total_steps
     from strategies.registry import get_strategy
 
@@ -79,6 +82,7 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
     display.stage("preparing data")
     prepared = prepare(cfg, progress=display.progress)
     display.note(f"prepared {prepared.train_rows} training and {prepared.eval_rows} evaluation rows: {prepared.path}")
+    check_training_budget(cfg, prepared)
     for note in strategy.notes(cfg, lambda name: prepared.read("train", [name])[name].to_pylist()):
         display.note(note)
     steps = total_steps(prepared.train_rows, cfg, workers.num_workers)
@@ -87,8 +91,12 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
     if finished is not None and finished >= steps:
         display.note(f"the run has already finished with step {finished}: {folder.path}")
         return _result(folder, finished)
-    folder.start(prepared.fingerprint, steps)
-    returned = follow(RunPlan(cfg, folder, prepared, steps, workers, selection, debug), display)
+    folder.check(prepared.fingerprint, steps)
+    mode = strategy.reference_mode(cfg)
+    scores = _score(cfg, prepared, display) if mode == "cached" else None
+    folder.start(prepared.fingerprint, steps, scores.fingerprint if scores is not None else None)
+    cfg = cfg.model_copy(update={"reference": mode})
+    returned = follow(RunPlan(cfg, folder, prepared, steps, workers, selection, debug, scores), display)
     folder.finish(returned["step"], returned["best_metric"])
     return _result(folder, returned["step"])
 
@@ -108,6 +116,18 @@ def _check_method(strategy: type[Strategy], cfg: RunConfig) -> None:
         strategy.set_trainer_kwargs(cfg)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _score(cfg: RunConfig, prepared: Prepared, display: Display) -> Scores:
+    """The reference's log-probabilities; its actors have ended when this returns, so that workers have the machine."""
+    from pipeline.reference import score
+
+    display.stage("scoring the reference")
+    scores = score(cfg, prepared, progress=display.progress)
+    rows = scores.train_rows + scores.eval_rows
+    how = f"{scores.forwards} forwards" if scores.forwards else "they were there already"
+    display.note(f"reference log-probabilities of {rows} rows: {scores.path} ({how})")
+    return scores
 
 
 def _selection(cfg: RunConfig, steps: int) -> dict[str, Any]:

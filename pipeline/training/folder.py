@@ -35,10 +35,13 @@ MAY_DIFFER = {
     "output_dir",
     "ray",
     "ray_num_workers",
+    "reference",
     "resources_per_worker",
+    "sample_packing",
     "save_steps",
     "save_total_limit",
     "saves_per_epoch",
+    "tokens_per_forward",
 }
 
 
@@ -102,25 +105,40 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"output_dir: {str(self.path)!r} can't be written: {error.strerror}") from error
 
-    def start(self, fingerprint: str, total_steps: int) -> None:
-        """Record what a run trains on, before its workers start.
+    def check(self, fingerprint: str, total_steps: int, scores: str | None = None) -> None:
+        """Refuse what the run that the folder holds can't be continued with.
+
+        Args:
+            fingerprint: of the prepared data.
+            scores: fingerprint of the reference's log-probabilities, where they are cached and known yet.
 
         Raises:
-            UserError: when a run is to be continued on other data, or can't be continued for want of a checkpoint.
+            UserError: for other data, another reference, or want of a checkpoint.
         """
-        state, finished = self.state(), self.finished_steps()
-        trained_on = (state or {}).get("prepared")
-        if (finished is not None or self.checkpoints()) and trained_on != fingerprint:
+        state, finished, path = self.state() or {}, self.finished_steps(), str(self.path)
+        if finished is None and not self.checkpoints():
+            return
+        trained_on, beside = state.get("prepared"), state.get("scores")
+        if trained_on != fingerprint:
             raise UserError(
-                f"--resume: the data have changed: the run in {str(self.path)!r} was trained on the prepared data "
+                f"--resume: the data have changed: the run in {path!r} was trained on the prepared data "
                 f"{trained_on}, and now they are {fingerprint}; give another output_dir"
+            )
+        if None not in (beside, scores) and beside != scores:
+            raise UserError(
+                f"--resume: the reference has changed: the run in {path!r} was trained beside the scores {beside}, and now "
+                f"they are {scores}; give another output_dir"
             )
         if finished is not None and not self.checkpoints():
             raise UserError(
-                f"--resume: the run in {str(self.path)!r} has finished with step {finished} and left no checkpoint to "
+                f"--resume: the run in {path!r} has finished with step {finished} and left no checkpoint to "
                 f"continue from up to step {total_steps}; give another output_dir"
             )
-        self._write({"status": "started", "prepared": fingerprint, "total_steps": total_steps})
+
+    def start(self, fingerprint: str, total_steps: int, scores: str | None = None) -> None:
+        """Record what a run trains on, before its workers start; arguments and errors are those of `check`."""
+        self.check(fingerprint, total_steps, scores)
+        self._write({"status": "started", "prepared": fingerprint, "scores": scores, "total_steps": total_steps})
 
     def finish(self, step: int, best_metric: float | None) -> None:
         """Record that the run has ended."""

@@ -18,6 +18,7 @@ from pipeline.training.metrics import MetricsFile
 if TYPE_CHECKING:
     from cluster.preflight import WorkerPlan
     from pipeline.data import Prepared
+    from pipeline.reference import Scores
 
 __all__ = ["RunPlan", "follow"]
 
@@ -35,6 +36,8 @@ class RunPlan:
     selection: dict[str, Any]
     """Arguments of Ray's CheckpointConfig that keep the best checkpoint; empty when none is chosen."""
     debug: bool
+    scores: Scores | None = None
+    """Log-probabilities of the reference, where they are cached."""
 
 
 def follow(plan: RunPlan, display: Display) -> dict[str, Any]:
@@ -91,9 +94,10 @@ class _Follower:
         from pipeline.training.worker import WorkerJob, train_worker
 
         plan = self.plan
+        job = WorkerJob(plan.cfg, plan.prepared, plan.steps, os.getcwd(), plan.debug, plan.scores)
         return TorchTrainer(
             train_worker,
-            train_loop_config={"job": WorkerJob(plan.cfg, plan.prepared, plan.steps, os.getcwd(), plan.debug)},
+            train_loop_config={"job": job},
             torch_config=TorchConfig(**({"timeout_s": plan.cfg.ddp_timeout} if plan.cfg.ddp_timeout else {})),
             scaling_config=ScalingConfig(
                 num_workers=plan.workers.num_workers,
@@ -128,6 +132,8 @@ class _Follower:
                 self.display.stage("training")
                 if event["resumed"]:
                     self.display.note(f"continuing from the checkpoint of step {event['resumed']}")
+                for note in event["notes"]:
+                    self.display.note(note)
             self.metrics.append(event["records"])
             # A checkpoint's own history comes along with the first report after it; it has been shown before.
             known = event.get("resumed") or -1

@@ -28,9 +28,13 @@ class RayReport(TrainerCallback):
     Args:
         resumed_step: step of the checkpoint that this worker starts from, None for a fresh start; the first report
             says it, so that records after it, which are about to be repeated, can be dropped, and brings those up to it.
+
+    Attributes:
+        notes: what a person should know of the trainer; the first report brings them.
     """
 
     def __init__(self, resumed_step: int | None) -> None:
+        self.notes: list[str] = []
         self._resumed_step = resumed_step
         self._records: list[dict[str, Any]] = []
         self._latest: dict[str, float] = {}
@@ -83,6 +87,7 @@ class RayReport(TrainerCallback):
         metrics = {"step": state.global_step, "epoch": float(state.epoch or 0), **self._latest, "records": self._records}
         if self._last_report == float("-inf"):
             metrics["resumed"] = self._resumed_step or 0
+            metrics["notes"] = self.notes
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
         self._records = []
         self._last_report = time.monotonic()
@@ -117,6 +122,7 @@ class Relay(UserCallback):
             event["checkpoint"] = Path(checkpoint.path).name
         if "resumed" in metrics[0]:
             event["resumed"] = metrics[0]["resumed"]
+            event["notes"] = metrics[0]["notes"]
         self._queue.put(event)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

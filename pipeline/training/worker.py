@@ -25,6 +25,8 @@ class WorkerJob:
     import_path: str
     """The driver's current directory, where the recipe's reward functions may lie."""
     debug: bool = False
+    scores: Any = None
+    """`pipeline.reference.Scores` of these rows, where the reference is cached."""
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -73,13 +75,25 @@ def _build(job: WorkerJob, scratch: Path, checkpoint: Any) -> tuple[Any, Any]:
     tokenizer = load_tokenizer(cfg)
     builder = HFRLTrainerBuilder(cfg, load_model(cfg, tokenizer), tokenizer)
     columns = list(ID_COLUMNS[get_strategy(cfg.rl).batch_kind])
-    builder.train_dataset = Dataset(job.prepared.read("train", columns))
+    builder.train_dataset = Dataset(_rows(job, "train", columns))
     if job.prepared.eval_rows:
-        builder.eval_dataset = Dataset(job.prepared.read("eval", columns))
-    builder.callbacks.append(RayReport(_step_of(checkpoint)))
+        builder.eval_dataset = Dataset(_rows(job, "eval", columns))
+    report = RayReport(_step_of(checkpoint))
+    builder.callbacks.append(report)
     trainer = builder.build(job.total_steps)
+    report.notes = list(trainer.notes)
     assert trainer.args.world_size == ray.train.get_context().get_world_size()
     return trainer, tokenizer
+
+
+def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
+    """The prepared rows as one table, the reference's log-probabilities beside them where they are cached."""
+    rows = job.prepared.read(split, columns)
+    if job.scores is not None:
+        scores = job.scores.read(split)
+        for name in scores.column_names:
+            rows = rows.append_column(name, scores[name])
+    return rows
 
 
 def _step_of(checkpoint: Any) -> int | None:

@@ -43,6 +43,10 @@ class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, Optimize
         cached_reference: whether the rows bring the reference's log-probabilities, so that no model is needed for them.
         dataset_tags: names of the data, for the model card and the model's tags.
         base_model: name of the model that training starts from, for the model card and the adapter's config.
+
+    Attributes:
+        notes: what a person should know of this trainer, such as that it can't do what was asked for.
+        generations: the last table of answers, with `dpo_generate_during_eval`.
     """
 
     batch_kind: ClassVar[BatchKind]
@@ -68,6 +72,7 @@ class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, Optimize
         self.dataset_tags = list(dataset_tags or [])
         self.base_model = base_model
         self.generations: list[dict[str, Any]] = []
+        self.notes: list[str] = []
         self._step_timer = StepTimer()
         self._counts = True
         self._sums: dict[str, MetricSums] = {"train": {}, "eval": {}}

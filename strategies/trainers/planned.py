@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,13 +13,15 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType
 
-from strategies.batching import BatchPlan
+from strategies.batching import BatchPlan, packed_tokens
 from strategies.packing.support import prepare_packing, why_not_packed
 from strategies.pair_batch import PairBatch, PairCollator, StepShare
-from strategies.step_loader import ForwardLimits, StepLoader, packed_tokens, pair_lengths, too_long
+from strategies.step_loader import ForwardLimits, StepLoader, pair_lengths, too_long
 from strategies.trainers.base import PreferenceTrainer
 
 __all__ = ["PlannedTrainer"]
+
+logger = logging.getLogger(__name__)
 
 EVALUATED_TOGETHER = 32
 """Pairs per worker that an evaluation shares out at once, so that packed rows are full."""
@@ -48,6 +51,10 @@ class PlannedTrainer(PreferenceTrainer):
         if self.packed:
             for model in self._models():
                 prepare_packing(model)
+        elif args.sample_packing:
+            size = args.per_device_train_batch_size
+            self.notes.append(f"batches are padded, {size} pairs a forward, not packed: {self.padded_because}")
+            logger.warning(self.notes[-1])
 
     def _models(self) -> list[Any]:
         """The policy, and a reference beside it."""

@@ -13,3 +13,9 @@ def test_axolotls_names_and_ours_say_the_same() -> None:
 
 def test_nothing_set_is_one_worker() -> None:
     assert (ClusterKeys().num_workers, ClusterKeys().worker_resources()) == (1, None)
+
+
+def test_the_score_section() -> None:
+    keys = ClusterKeys.model_validate({"ray": {"score": {"num_actors": 2, "resources_per_actor": {"gpu": 0.5, "disk": 1}}}})
+    assert keys.ray.score.actor_resources() == {"GPU": 0.5, "disk": 1}
+    assert ClusterKeys().ray.score.actor_resources() is None

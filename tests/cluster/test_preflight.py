@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.preflight import WorkerPlan, plan_workers
+from cluster.preflight import ActorPlan, WorkerPlan, plan_actors, plan_workers
 
 CPU_NODE = {"CPU": 2.0, "memory": 1e9}
 GPU_NODE = {"CPU": 8.0, "GPU": 4.0}
@@ -39,3 +39,30 @@ def test_a_worker_does_not_spread_over_nodes() -> None:
     with pytest.raises(ValueError, match=r"the cluster has 4 CPU on 2 nodes, enough for 0"):
         plan_workers(1, False, {"CPU": 3.0}, [CPU_NODE, CPU_NODE])
     assert plan_workers(2, False, {"CPU": 2.0}, [CPU_NODE, CPU_NODE]).num_workers == 2
+
+
+def test_one_actor_takes_a_small_node_and_eight_cpus_of_a_large_one() -> None:
+    assert plan_actors(None, "auto", None, [CPU_NODE], most=9) == ActorPlan(1, {"CPU": 2.0})
+    assert plan_actors(None, "auto", None, [{"CPU": 64.0}, CPU_NODE], most=9) == ActorPlan(8, {"CPU": 8.0})
+    assert plan_actors(None, "auto", None, [{"CPU": 64.0}], most=3).num_actors == 3
+
+
+def test_one_actor_per_gpu() -> None:
+    plan = plan_actors(None, "auto", None, [CPU_NODE, GPU_NODE], most=9)
+    assert plan == ActorPlan(4, {"GPU": 1.0, "CPU": 1.0})
+    assert plan.use_gpu
+    assert not plan_actors(None, False, None, [GPU_NODE], most=9).use_gpu
+    assert not plan_actors(1, "auto", {"CPU": 2.0}, [GPU_NODE], most=9).use_gpu
+
+
+def test_actors_that_were_asked_for_must_fit_even_if_fewer_have_work() -> None:
+    assert plan_actors(2, "auto", {"CPU": 1.0}, [CPU_NODE], most=1).num_actors == 1
+    with pytest.raises(
+        ValueError,
+        match=r"ray.score.num_actors: 3 actors of 1 CPU each don't fit: the cluster has 2 CPU on 1 node, enough for 2",
+    ):
+        plan_actors(3, "auto", {"CPU": 1.0}, [CPU_NODE], most=1)
+    with pytest.raises(
+        ValueError, match=r"ray.score.num_actors: 1 actor of 1 GPU, 1 CPU each .* 0 GPU, 2 CPU on 1 node, enough"
+    ):
+        plan_actors(None, "auto", {"GPU": 1.0}, [CPU_NODE], most=5)

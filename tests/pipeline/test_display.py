@@ -28,6 +28,22 @@ def test_outside_a_terminal_lines_are_plain(capsys: pytest.CaptureFixture[str]) 
     ]
 
 
+def test_rows_per_second_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there before the first state doesn't count; a new stage counts anew."""
+    clock = iter(range(0, 10_000, 20))
+    monkeypatch.setattr("pipeline.display.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("pipeline.display.PROGRESS_EVERY_S", 0)
+    display = open_display()
+    for stage in ("preparing data", "scoring the reference"):
+        display.stage(stage)
+        display.progress({"rows_done": 100, "rows_total": 1000})
+        display.progress({"rows_done": 400, "rows_total": 1000})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["preparing data", "100 of 1000 rows"]
+    assert lines[2] == "400 of 1000 rows  5.0 rows/s  0:02:00 left"
+    assert lines[3:5] == ["scoring the reference", "100 of 1000 rows"]
+
+
 def test_in_a_terminal_one_line_shows_it_all() -> None:
     """A real terminal: the live line has stage, steps, loss, accuracy, tokens/s and time left; notes stay above it."""
     script = (

@@ -50,7 +50,8 @@ def test_a_wrong_value(keys: dict[str, Any], path: str, message: str) -> None:
     ("keys", "path", "reason"),
     [
         ({"dpo_beta": 0.1}, "dpo_beta", "write `rl_beta`"),
-        ({"sample_packing": True}, "sample_packing", "padded in this version"),
+        ({"batch_flattening": True}, "batch_flattening", "write `sample_packing`"),
+        ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs", "write `reference: cached`"),
         ({"ebft": {}}, "ebft", "a strategy that is not available"),
         ({"flash_attention": True}, "flash_attention", "write `attn_implementation`"),
         ({"datasets": [{"path": "a", "shards": 4}]}, "datasets.0.shards", "no meaning for the rows of a preference dataset"),
@@ -150,5 +151,5 @@ def test_a_bare_no_is_one() -> None:
 
 
 def test_axolotls_switches_that_are_off_are_fine() -> None:
-    off = {"strict": False, "sample_packing": False, "flash_attention": None, "train_on_inputs": False, "wandb_project": None}
+    off = {"strict": False, "group_by_length": False, "flash_attention": None, "train_on_inputs": False, "wandb_project": None}
     assert parse_config({**GOOD, **off}) == parse_config(GOOD)

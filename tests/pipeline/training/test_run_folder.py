@@ -78,6 +78,15 @@ def test_a_run_is_not_continued_on_other_data(folder: RunFolder) -> None:
         folder.start("new", 12)
 
 
+def test_a_run_is_not_continued_beside_another_reference(folder: RunFolder) -> None:
+    folder.open(config(), resume=False)
+    folder.start("data", 12, scores="old")
+    stop_after(folder, 5)
+    folder.check("data", 12)  # not scored yet, or a live reference
+    with pytest.raises(UserError, match="the reference has changed: .* beside the scores old, and now they are new"):
+        folder.start("data", 12, scores="new")
+
+
 def test_what_is_not_a_run_is_left_alone(folder: RunFolder) -> None:
     (folder.path / "checkpoint-500").mkdir(parents=True)
     (folder.path / "config.yaml").write_text("mine: true")

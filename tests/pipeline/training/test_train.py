@@ -88,7 +88,8 @@ def test_the_run_learns(run: TrainResult) -> None:
 
 
 def test_what_is_shown(run: TrainResult, shown: Recorder) -> None:
-    assert shown.stages == ["starting Ray", "preparing data", "starting 2 workers", "training"]
+    stages = ["starting Ray", "preparing data", "scoring the reference", "starting 2 workers", "training"]
+    assert shown.stages == stages
     assert shown.notes[0].startswith("prepared 32 training and 8 evaluation rows")
     assert [note for note in shown.notes if note.startswith("saved")] == [
         f"saved checkpoint-0000{n}" for n in ("04", "08", "12")

@@ -1,0 +1,76 @@
+"""What a config asks for: the inputs that name the scores, and the tasks that compute them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.fingerprint import digest
+from pipeline.reference.budget import part_tokens
+from pipeline.reference.hashing import ids_digest
+from pipeline.reference.identity import reference_identity
+from pipeline.reference.parts import Task
+from pipeline.reference.precision import Precision
+
+if TYPE_CHECKING:
+    from pipeline.data import Prepared
+
+__all__ = ["FORMAT_VERSION", "Plan", "make_plan"]
+
+FORMAT_VERSION = 1
+"""Raised whenever the same inputs would give other bytes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The scores that a config asks for. `inputs` is exactly what decides them, and nothing else.
+
+    Not in it, since nothing of it changes a log-probability beyond rounding: how many actors there are, how rows share a
+    forward, which attention kernel computes; nor anything of training.
+    """
+
+    prepared: Prepared
+    precision: Precision
+    inputs: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self.inputs)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Part -> rows, train before eval: the files that will be there."""
+        return {part["file"]: part["rows"] for part in self.inputs["parts"]}
+
+    def tasks(self, rows_per_task: int, tokens_per_task: int) -> dict[str, list[Task]]:
+        """Part -> its tasks, in order: as many rows each as stay within both limits, and one at least."""
+        return {part: self._cut(part, rows_per_task, tokens_per_task) for part in self.parts}
+
+    def _cut(self, part: str, rows_per_task: int, tokens_per_task: int) -> list[Task]:
+        tasks, start, tokens = [], 0, 0
+        sizes = part_tokens(self.prepared.path / part).tolist()
+        for place, size in enumerate(sizes):
+            if place > start and (place - start == rows_per_task or tokens + size > tokens_per_task):
+                tasks.append(Task(part, start, place))
+                start, tokens = place, 0
+            tokens += size
+        return [*tasks, Task(part, start, len(sizes))]
+
+
+def make_plan(cfg: Any, prepared: Prepared, precision: Precision) -> Plan:
+    """Read the ids of every prepared row and the reference's weights, as hashes.
+
+    Raises:
+        UserError: as `reference_identity`.
+    """
+    files: list[Path] = [*prepared.train_files(), *prepared.eval_files()]
+    rows = {entry["file"]: entry["rows"] for entry in prepared.manifest["files"]}
+    names = [file.relative_to(prepared.path).as_posix() for file in files]
+    inputs = {
+        "format_version": FORMAT_VERSION,
+        "reference": reference_identity(cfg),
+        "precision": precision.as_inputs(),
+        "parts": [{"file": name, "rows": rows[name], "ids": ids_digest(file)} for name, file in zip(names, files, strict=True)],
+    }
+    return Plan(prepared, precision, inputs)

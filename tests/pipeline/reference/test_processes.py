@@ -1,0 +1,112 @@
+"""Processes that are killed, and processes at the same time: every forward is run once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import score
+from pipeline.config import dump_config
+from tests.pipeline.reference.conftest import ROWS_PER_TASK
+
+ROOT = Path(__file__).parents[3]
+
+RUN = """
+import sys, time
+from pathlib import Path
+import ray
+
+def count_forwards():
+    # in every worker process: each forward of a reference leaves a mark when it has run
+    from pipeline.reference.actor import ReferenceActor
+    load = ReferenceActor._load
+    def counted(self):
+        scorer = load(self)
+        def mark(*_):
+            with open({counter!r}, "a") as file:
+                file.write("x")
+            time.sleep({pause})
+        scorer.model.register_forward_hook(mark)
+        return scorer
+    ReferenceActor._load = counted
+
+runtime_env = {{"worker_process_setup_hook": count_forwards, "env_vars": {{"PYTHONPATH": {root!r}}}}}
+ray.init(address={address!r}, log_to_driver=False, runtime_env=runtime_env)
+from pipeline import load_config, prepare, score
+cfg = load_config({recipe!r})
+scores = score(cfg, prepare(cfg), rows_per_task={rows_per_task})
+print("done", scores.forwards, flush=True)
+"""
+
+
+class Process:
+    """A process that scores slowly in this test's Ray, and counts the forwards of its reference."""
+
+    def __init__(self, ray: Any, cfg: Any, folder: Path, pause: float) -> None:
+        recipe, self.counter = folder / "recipe.yaml", folder / "forwards"
+        recipe.write_text(dump_config(cfg))
+        self.counter.write_text("")
+        code = RUN.format(
+            root=str(ROOT),
+            counter=str(self.counter),
+            pause=pause,
+            address=ray.get_runtime_context().gcs_address,
+            recipe=str(recipe),
+            rows_per_task=ROWS_PER_TASK,
+        )
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, **pipes)
+
+    @property
+    def forwards(self) -> int:
+        return len(self.counter.read_text())
+
+    def wait_for(self, forwards: int) -> None:
+        deadline = time.monotonic() + 90
+        while self.forwards < forwards:
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def copied_data(recipe: Any, prepared: Any, tmp_path: Path) -> Any:
+    """A recipe over a copy of the prepared data, without scores."""
+    import shutil
+
+    shutil.copytree(prepared.path, tmp_path / "prepared" / prepared.fingerprint)
+    return recipe(dataset_prepared_path=str(tmp_path / "prepared"))
+
+
+def test_a_killed_run_is_continued_by_one_of_two_at_once(
+    ray_session: Any, copied_data: Any, prepared: Any, scores: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "next").mkdir()
+    killed = Process(ray_session, copied_data, tmp_path / "killed", pause=0.1)
+    killed.wait_for(scores.forwards // 2)
+    killed.process.send_signal(signal.SIGKILL)
+    killed.process.communicate()
+    folder = tmp_path / "prepared" / "reference" / scores.fingerprint
+    done = [*folder.glob("staging/*.parquet"), *folder.glob("*/part-*.parquet")]
+    assert done
+    assert not (folder / "manifest.json").exists()
+
+    following = Process(ray_session, copied_data, tmp_path / "next", pause=0.05)
+    following.wait_for(2)
+    mine = score(copied_data, prepared, rows_per_task=ROWS_PER_TASK)  # while the other is at it
+    output, errors = following.process.communicate(timeout=60)
+    assert output.split() == ["done", str(following.forwards)], errors
+    assert mine.forwards == 0
+    # What was in flight is repeated: one task, of at most as many forwards as it has rows, and one that Ray had queued.
+    in_flight = 2 * -(-scores.forwards // 6)
+    assert following.forwards < scores.forwards <= killed.forwards + following.forwards <= scores.forwards + in_flight
+    assert mine.manifest == scores.manifest
