@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from strategies.base import Strategy
@@ -16,7 +17,7 @@ from strategies.config import as_config
 from strategies.models import build_peft_config, continue_adapter, match_adapter_dtype, restore_adapter_dropout
 from strategies.reference import load_reference
 from strategies.registry import get_strategy
-from strategies.rows import first_row, is_scored
+from strategies.rows import as_dataset, first_row, is_scored
 from strategies.trackers import tracker_environment
 from strategies.training_args import common_arguments
 
@@ -95,6 +96,7 @@ class HFRLTrainerBuilder:
             **references,
             **strategy.set_trainer_kwargs(cfg),
         )
+        _check_head(trainer.model)
         restore_adapter_dropout(trainer.model)
         if cfg.peft_autocast_adapter_dtype is False:
             match_adapter_dtype(trainer.model)
@@ -106,7 +108,8 @@ class HFRLTrainerBuilder:
         """Whether the rows bring the reference: as the config says, or, where it doesn't, if they do."""
         if self.model_ref is not None or strategy.reference_mode(self.cfg) != "cached":
             return False
-        return self.cfg.reference == "cached" or all(_are_scored(rows) for rows in (self.train_dataset, self.eval_dataset))
+        given = [rows for rows in (self.train_dataset, self.eval_dataset) if rows is not None]
+        return self.cfg.reference == "cached" or (self.train_dataset is not None and all(map(_are_scored, given)))
 
     def _policy(self) -> tuple[Any, Any]:
         """The model to train, and the config of an adapter that the trainer is to create on it."""
@@ -132,9 +135,18 @@ class HFRLTrainerBuilder:
         return [*self.callbacks, *([EarlyStoppingCallback(patience)] if patience is not None else [])]
 
 
+def _check_head(model: Any) -> None:
+    """Refuse an adapter on the output head: log-probabilities are computed from the head's weight, past its adapter."""
+    if isinstance(model, PeftModel) and isinstance(model.get_base_model().get_output_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            "lora_target_modules: the output head can't have an adapter, for log-probabilities are computed from its weight "
+            "alone; leave it out, or train it as a whole (lora_modules_to_save)"
+        )
+
+
 def _are_scored(rows: Any) -> bool:
     splits = list(rows.values()) if isinstance(rows, dict) else [rows]
-    return all(split is not None and is_scored(first_row(split), "rows") for split in splits)
+    return all(is_scored(first_row(as_dataset(split, "rows")), "rows") for split in splits)
 
 
 def _dataset_tags(cfg: Any) -> list[str]:

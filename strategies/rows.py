@@ -134,4 +134,5 @@ def placeholder_rows(kind: BatchKind) -> Dataset:
     """One row that nothing trains on, for constructors that want rows before there are any."""
     if kind == "prompt":
         return Dataset.from_list([{"prompt": ""}])
-    return Dataset.from_list([{column: True if column == "label" else [0] for column in ID_COLUMNS[kind]}])
+    ids = {column: True if column == "label" else [0] for column in ID_COLUMNS[kind]}
+    return Dataset.from_list([{**ids, **{column: [0.0] for column in REFERENCE_COLUMNS}} if kind == "pair" else ids])

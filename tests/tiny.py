@@ -1,7 +1,8 @@
 """Tiny models, tokenizers and pairs, built in code: nothing is downloaded, everything takes milliseconds.
 
 `tiny_tokenizer()` is byte-level (any text can be encoded), has no bos, ends turns with `<|im_end|>` and speaks ChatML.
-`tiny_model(tokenizer)` is a Llama of two layers and width 64 with random weights that depend on `seed` only.
+`tiny_model(tokenizer)` is a Llama of two layers and width 64 with random weights that depend on `seed` only; `tiny_qwen` and
+`tiny_gpt2` are models of other families, of the same size.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from strategies.chat_templates import CHATML
 
@@ -23,7 +33,10 @@ __all__ = [
     "prepared_labelled",
     "prepared_pairs",
     "save_tiny",
+    "seeded",
+    "tiny_gpt2",
     "tiny_model",
+    "tiny_qwen",
     "tiny_tokenizer",
 ]
 
@@ -49,22 +62,53 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **overrides: A
     """
     config = LlamaConfig(
         **{
-            "vocab_size": len(tokenizer),
             "hidden_size": 64,
             "intermediate_size": 128,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 512,
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
+            **_vocabulary(tokenizer),
             **overrides,
         }
     )
+    return seeded(LlamaForCausalLM, config, seed)
+
+
+def tiny_qwen(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **overrides: Any) -> Qwen2ForCausalLM:
+    """A Qwen2 of the size of `tiny_model`: biases in the attention, and a head that is the embedding."""
+    config = Qwen2Config(
+        **{
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": True,
+            **_vocabulary(tokenizer),
+            **overrides,
+        }
+    )
+    return seeded(Qwen2ForCausalLM, config, seed)
+
+
+def tiny_gpt2(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **overrides: Any) -> GPT2LMHeadModel:
+    """A GPT-2 of the size of `tiny_model`: learned positions, biases, dropout, and a head that is the embedding."""
+    size = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
+    return seeded(GPT2LMHeadModel, GPT2Config(**{**size, **_vocabulary(tokenizer), **overrides}), seed)
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return {"vocab_size": len(tokenizer), "bos_token_id": None, **tokens}
+
+
+def seeded(kind: type[PreTrainedModel], config: Any, seed: int = 0) -> Any:
+    """A model of random weights that depend on `seed` only; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        return kind(config)
 
 
 def save_tiny(folder: str | Path, seed: int = 0, **overrides: Any) -> str:

@@ -67,7 +67,11 @@ def pair_tokens(row: Mapping[str, Any], max_length: int | None = None, truncatio
     longest = len(prompt) + max(map(len, completions))
     if max_length is not None and longest > max_length:
         if truncation_mode == "keep_end":
-            assert reference is None, "the reference has seen the beginning that is cut off"
+            if reference is not None:
+                raise ValueError(
+                    "truncation_mode: keep_end cuts beginnings off that the cached reference has seen; prepare rows of at most "
+                    "sequence_len tokens, or write reference: live"
+                )
             return _keep_end(prompt, completions, max_length)
         prompt = prompt[:max_length]
         completions = tuple(completion[: max_length - len(prompt)] for completion in completions)
@@ -142,7 +146,9 @@ def pack(pairs: Sequence[PairTokens], pad_to_multiple_of: int | None = None, pad
             positions.append(torch.arange(shared, shared + len(branch)))
             end.append(len(ids))
     segments = [pair.segment for pair in pairs]
+    # A row has one token at least: completions of one token without prompt leave nothing to compute.
     missing = -len(ids) % pad_to_multiple_of if pad_to_multiple_of else 0
+    missing = missing or int(not ids)
     if missing:
         ids += [pad_token_id] * missing
         positions.append(torch.arange(missing))

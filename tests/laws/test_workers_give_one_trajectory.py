@@ -1,7 +1,7 @@
 """Law 3, for DDP: one process and two give the same losses.
 
-The global batch stays the same: two processes take half the pairs each. Numbers of rows divide by the global batch,
-since accelerate fills an incomplete last batch by repeating rows, so that no worker idles.
+The global batch stays the same: two processes take half the pairs each. Numbers of labelled rows divide by the global batch,
+since accelerate fills an incomplete last batch by repeating rows; a plan of pairs has batches that don't divide as well.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import torch.multiprocessing
 
 from strategies.cadence import total_steps
 from strategies.config import as_config
-from tests.laws.runs import CONFIG, LORA, losses, trained, worker
+from tests.laws.runs import CONFIG, LORA, losses, prepared, trained, worker
 from tests.tiny import adapter_folder
 
+ONCE = {"gradient_accumulation_steps": 1}
+TWICE = {"gradient_accumulation_steps": 2}
 SAME: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {**LORA, "eval_steps": 4, "dpo_generate_during_eval": True},
@@ -29,6 +31,11 @@ SAME: dict[str, dict[str, Any]] = {
     # 5 rows: the second worker has none in the last forward; 7: it has one.
     "evaluated": {"eval_steps": 4, "eval_rows": 5},
     "kto_evaluated": {"rl": "kto", "eval_steps": 4, "eval_rows": 7},
+    # The last global batch has one row: the second worker runs it, too, but doesn't count it.
+    "small_forwards": {"tokens_per_forward": 50, "rows": 13, "eval_steps": 2, "eval_rows": 5, "micro_batch_size": 1, **TWICE},
+    "padded": {"sample_packing": False, "rows": 13, "eval_steps": 2, "eval_rows": 5},
+    "aot": {"dpo_loss_type": ["aot"], "tokens_per_forward": 50, "rows": 13, "eval_steps": 4, "eval_rows": 5},
+    "sft": {"dpo_loss_type": ["sigmoid", "sft"], "tokens_per_forward": 100, "rows": 15},
     "synced": {"trl": {"sync_ref_model": True, "ref_model_sync_steps": 2}},
 }
 UNEVEN: dict[str, dict[str, Any]] = {
@@ -60,7 +67,8 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, adapter: str) -> dic
 
 @pytest.mark.parametrize("name", list(SAME))
 def test_two_processes_give_the_losses_of_one(two_processes: dict[str, Any], name: str, adapter: str, tmp_path: Path) -> None:
-    alone = trained(tmp_path, micro_batch_size=4, **keys_of(name, adapter))
+    keys = keys_of(name, adapter)
+    alone = trained(tmp_path, rows=prepared(keys.pop("rows", 16), keys), **{**keys, "micro_batch_size": 4, **ONCE})
     found = two_processes[name]
     assert len(losses(alone)) == 4 * int(RUNS[name].get("num_epochs", 1))
     assert found["loss"] == pytest.approx(losses(alone), rel=1e-4)
@@ -69,6 +77,12 @@ def test_two_processes_give_the_losses_of_one(two_processes: dict[str, Any], nam
     assert found["num_tokens"] == losses(alone, "num_tokens")
     # Before the first step the margins are 0 up to rounding.
     assert found["rewards/margins"][1:] == pytest.approx(losses(alone, "rewards/margins")[1:], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if RUNS[name].get("rl") != "kto"])
+def test_gradients_are_exchanged_once_per_step(two_processes: dict[str, Any], name: str) -> None:
+    """However many forwards a step has."""
+    assert two_processes[name]["exchanges"] == two_processes[name]["steps"]
 
 
 @pytest.mark.parametrize("name", list(RUNS))
