@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import EarlyStoppingCallback, TrainerCallback
@@ -15,6 +16,7 @@ from strategies.cadence import RunLength, steps_per_epoch, total_steps
 from strategies.callbacks import GenerateDuringEval
 from strategies.config import as_config
 from strategies.models import build_peft_config, continue_adapter, match_adapter_dtype, restore_adapter_dropout
+from strategies.precision import settle_bf16
 from strategies.reference import load_reference
 from strategies.registry import get_strategy
 from strategies.rows import as_dataset, first_row, is_scored
@@ -43,7 +45,7 @@ class HFRLTrainerBuilder:
     """
 
     def __init__(self, cfg: Any, model: Any, tokenizer: Any, processor: Any = None) -> None:
-        self.cfg = as_config(cfg)
+        self.cfg = self._settled(as_config(cfg), model)
         self.model = model
         self.tokenizer = tokenizer
         self.processor = processor
@@ -54,6 +56,12 @@ class HFRLTrainerBuilder:
         self.callbacks: list[TrainerCallback] = []
         self.extra_arguments: dict[str, Any] = {}
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+
+    @staticmethod
+    def _settled(cfg: Any, model: Any) -> Any:
+        if torch.accelerator.is_available():
+            return cfg
+        return settle_bf16(cfg, lambda: getattr(model.config.get_text_config(), "hidden_size", None))
 
     def build(self, total_num_steps: int | None = None) -> Any:
         """Return the trainer.

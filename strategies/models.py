@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from strategies.locations import ModelLocation, resolve_model_location
+from strategies.locations import resolve_model_location
 
-__all__ = ["build_peft_config", "continue_adapter", "load_model", "match_adapter_dtype", "restore_adapter_dropout"]
+__all__ = [
+    "build_peft_config",
+    "continue_adapter",
+    "load_config",
+    "load_model",
+    "match_adapter_dtype",
+    "restore_adapter_dropout",
+]
 
 # config key -> field of LoraConfig
 LORA_FIELDS = {
@@ -54,9 +62,8 @@ def load_model(cfg: Any, tokenizer: Any = None, key: str = "base_model") -> PreT
         **_quantization(cfg),
         **(cfg.overrides_of_model_kwargs or {}),
     }
-    config = _config(cfg, location) if is_base else None
-    if config is not None:
-        kwargs["config"] = config
+    if is_base and (cfg.base_model_config is not None or cfg.overrides_of_model_config):
+        kwargs["config"] = load_config(cfg)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(location.path, output_loading_info=True, **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -139,18 +146,23 @@ def _quantization(cfg: Any) -> dict[str, Any]:
     return {}
 
 
-def _config(cfg: Any, location: ModelLocation) -> Any:
-    overrides = cfg.overrides_of_model_config or {}
-    if cfg.base_model_config is None and not overrides:
-        return None
+def load_config(cfg: Any, key: str = "base_model") -> Any:
+    """Load the config of the model that `cfg.<key>` names, without its weights, with the overrides that the policy gets.
+
+    Raises:
+        ValueError: when no config can be loaded from there, or an override names a value that it doesn't have.
+    """
+    location = resolve_model_location(getattr(cfg, key), key=key)
+    is_base = key == "base_model"
     source = location
-    if cfg.base_model_config is not None:
+    if is_base and cfg.base_model_config is not None:
         source = resolve_model_location(cfg.base_model_config, key="base_model_config")
+    revision = {"revision": cfg.revision_of_model} if cfg.revision_of_model and is_base and source is location else {}
     try:
-        config = AutoConfig.from_pretrained(source.path, trust_remote_code=cfg.trust_remote_code, **source.kwargs)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=cfg.trust_remote_code, **source.kwargs, **revision)
+    except (OSError, ValueError, KeyError, struct.error) as error:  # the last for a file that is no GGUF
         raise ValueError(f"{source.key}: no model config could be loaded from {source.given!r}: {error}") from error
-    for name, value in overrides.items():
+    for name, value in ((cfg.overrides_of_model_config or {}) if is_base else {}).items():
         if not hasattr(config, name):
             raise ValueError(f"overrides_of_model_config.{name}: the config of {location.given!r} has no such value")
         setattr(config, name, value)

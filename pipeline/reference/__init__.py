@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.reference.budget import check_training_budget as check_training_budget
+    from pipeline.reference.precision import settle as settle
     from pipeline.reference.scoring import check_mode as check_mode
     from pipeline.reference.scoring import score as score
     from pipeline.reference.store import Scores as Scores
@@ -26,8 +27,9 @@ _HOMES = {
     "check_mode": "pipeline.reference.scoring",
     "check_training_budget": "pipeline.reference.budget",
     "score": "pipeline.reference.scoring",
+    "settle": "pipeline.reference.precision",
 }
-__all__ = ["Scores", "check_mode", "check_training_budget", "score"]
+__all__ = ["Scores", "check_mode", "check_training_budget", "score", "settle"]
 
 
 def __getattr__(name: str) -> Any:

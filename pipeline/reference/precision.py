@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 
-__all__ = ["Precision", "resolve_precision"]
+__all__ = ["Precision", "resolve_precision", "settle"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ def resolve_precision(cfg: Any, use_gpu: bool) -> Precision:
     """
     if cfg.fp16 and not use_gpu:
         raise UserError("fp16: float16 needs a GPU and the scoring actors have none; use bf16: true, or remove it")
+    if not use_gpu:
+        cfg = settle(cfg)
     bf16 = cfg.bf16 is True or cfg.bf16 == "full" or (cfg.bf16 == "auto" and use_gpu and not cfg.fp16 and _gpu_has_bf16())
     half = cfg.bf16 == "full" or cfg.load_in_4bit or cfg.load_in_8bit
     return Precision(
@@ -41,6 +43,14 @@ def resolve_precision(cfg: Any, use_gpu: bool) -> Precision:
         autocast="bfloat16" if bf16 else "float16" if cfg.fp16 else None,
         tf32=use_gpu and (_gpu_has_tf32() if cfg.tf32 == "auto" else bool(cfg.tf32)),
     )
+
+
+def settle(cfg: Any) -> Any:
+    """The config with `bf16: auto` decided for workers without a GPU, by this machine's CPU: all of them do the same."""
+    from strategies.models import load_config
+    from strategies.precision import settle_bf16
+
+    return settle_bf16(cfg, lambda: getattr(load_config(cfg).get_text_config(), "hidden_size", None))
 
 
 def _gpu_has_bf16() -> bool:

@@ -63,7 +63,7 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
         RunFailed: when workers failed more often than `ray.max_failures`.
     """
     from pipeline.data import prepare
-    from pipeline.reference import check_training_budget
+    from pipeline.reference import check_training_budget, settle
     from strategies.cadence import total_steps
     from strategies.registry import get_strategy
 
@@ -79,6 +79,8 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
     if problems := [f"{path}: {message}" for path, message in strategy.find_batch_problems(cfg, workers.num_workers)]:
         raise UserError("\n".join(problems))
     folder.open(cfg, resume)
+    if not workers.use_gpu and cfg.bf16 == "auto" and (cfg := settle(cfg)).bf16:
+        display.note("bf16: this CPU multiplies bfloat16, so products are computed in it; bf16: false computes in float32")
     display.stage("preparing data")
     prepared = prepare(cfg, progress=display.progress)
     display.note(f"prepared {prepared.train_rows} training and {prepared.eval_rows} evaluation rows: {prepared.path}")

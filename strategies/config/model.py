@@ -48,7 +48,9 @@ class ModelKeys(Keys):
     )
     chat_template_jinja: str | None = key("A Jinja chat template, inline or the path of a file.")
     bf16: Literal["auto", "full"] | bool = key(
-        "bfloat16 autocast. `auto`: where the GPU has it, never on CPU. `full`: weights and evaluation too.", "auto"
+        "bfloat16 autocast. `auto`: where the GPU has it; on a CPU that multiplies it (AVX512-BF16, AMX) for models of width "
+        "512 or more. `full`: weights and evaluation too.",
+        "auto",
     )
     fp16: bool = key("float16 autocast with loss scaling (GPU only).", False)
     tf32: Literal["auto"] | bool | None = key("TensorFloat-32 products on GPUs that have them.")
