@@ -11,6 +11,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,12 +45,19 @@ class BatchPlan:
         """All rows in the order of an epoch (from 0), shape (num_rows,)."""
         if self.seed is None:
             return np.arange(self.num_rows)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+        return _permutation(self.seed, epoch, self.num_rows)
 
     def members(self, epoch: int, step: int) -> NDArray[np.int64]:
         """Rows of the global batch of `step` (from 0) in `epoch` (from 0), shape (at most global_batch_size,)."""
         start = step * self.global_batch_size
         return self.order(epoch)[start : start + self.global_batch_size]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_rows: int) -> NDArray[np.int64]:
+    order = np.random.default_rng([seed, epoch]).permutation(num_rows)
+    order.setflags(write=False)
+    return order
 
 
 def share_out(lengths: Sequence[int], world_size: int, budget: int, most_rows: int | None = None) -> list[list[Forward]]:

@@ -40,14 +40,13 @@ class StepShares(MapDataset):
         self, rows: Any, lengths: NDArray[np.int64], plan: BatchPlan, limits: ForwardLimits, collate: PairCollator
     ) -> None:
         self.rows, self.lengths, self.plan, self.limits, self.collate = rows, lengths, plan, limits, collate
-        self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Step) -> StepShare:
         epoch, step = index
-        members = self._members(epoch, step)
+        members = self.plan.members(epoch, step)
         lengths = self.lengths[members].tolist()
         limits = self.limits
         forwards = share_out(lengths, limits.world_size, limits.budget, limits.most_rows)[limits.rank]
@@ -58,12 +57,6 @@ class StepShares(MapDataset):
             rows = [self.rows[int(members[place])] for place in taken]
             batches.append(self.collate(rows, taken, counts=bool(places)))
         return StepShare(tuple(batches), len(members))
-
-    def _members(self, epoch: int, step: int) -> NDArray[np.int64]:
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, self.plan.order(epoch))
-        size = self.plan.global_batch_size
-        return self._order[1][step * size : (step + 1) * size]
 
 
 class StepSampler(Sampler[list[Step]]):
