@@ -7,7 +7,6 @@ GPU the same mask goes through FlexAttention. Registered with transformers as `p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -33,21 +32,9 @@ class Blocks:
         self.segments = segments
         self.device = device
 
-    def spans(self) -> Iterator[tuple[int, int, int, int, Tensor]]:
-        """Of each pair: where it starts, where its prompt, its chosen and its rejected tokens end, and what the last see.
-
-        That is a mask of shape (rejected, shared + rejected).
-        """
-        start = 0
-        for segment, mask in zip(self.segments, self._masks, strict=True):
-            shared = start + segment.shared
-            chosen = shared + segment.chosen
-            end = chosen + segment.rejected
-            yield start, shared, chosen, end, mask
-            start = end
-
     @cached_property
-    def _masks(self) -> list[Tensor]:
+    def masks(self) -> list[Tensor]:
+        """Of each pair: what its rejected tokens see of the prompt and of themselves, shape (rejected, shared + rejected)."""
         return [
             torch.ones(one.rejected, one.shared + one.rejected, dtype=torch.bool, device=self.device).tril(one.shared)
             for one in self.segments
@@ -104,15 +91,17 @@ def packed_attention(
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     options = {"dropout_p": dropout, "scale": scaling}
+    # One split per tensor: slices of their own would each leave a gradient of the whole row's size.
+    lengths = [length for segment in packed.segments for length in segment]
+    parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = []
-    for start, shared, chosen, end, mask in packed.spans():
-        first = slice(start, chosen)
-        if chosen > start:
-            inputs = (tensor[:, :, first] for tensor in (query, key, value))
-            outputs.append(scaled_dot_product_attention(*inputs, is_causal=True, **options))
-        if end > chosen:
-            seen = (torch.cat([tensor[:, :, start:shared], tensor[:, :, chosen:end]], dim=2) for tensor in (key, value))
-            outputs.append(scaled_dot_product_attention(query[:, :, chosen:end], *seen, attn_mask=mask, **options))
+    for shared, chosen, rejected, mask in zip(parts, parts, parts, packed.masks, strict=True):
+        first = [torch.cat(both, dim=2) for both in zip(shared, chosen, strict=True)]
+        if first[0].shape[2]:
+            outputs.append(scaled_dot_product_attention(*first, is_causal=True, **options))
+        if rejected[0].shape[2]:
+            seen = [torch.cat(both, dim=2) for both in zip(shared[1:], rejected[1:], strict=True)]
+            outputs.append(scaled_dot_product_attention(rejected[0], *seen, attn_mask=mask, **options))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
