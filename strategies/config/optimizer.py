@@ -22,7 +22,7 @@ class LrGroup(Keys):
 class OptimizerKeys(Keys):
     """Optimizer, parameter groups, schedule."""
 
-    optimizer: str = key("Optimizer, by the names of transformers (adamw_torch, adafactor, ...).", "adamw_torch")
+    optimizer: str = key("Optimizer, by the names of transformers (adamw_torch_fused, adafactor, ...).", "adamw_torch_fused")
     optim_args: str | dict[str, Any] | None = key("Further arguments of the optimizer: a mapping or `k=v,k=v`.")
     optim_target_modules: list[str] | str | None = key("Modules that GaLore-like optimizers project.")
     learning_rate: PositiveFloat = key("Peak learning rate.", 5e-6)

@@ -1,0 +1,194 @@
+"""What a person wants told before a run: whether the recipe holds together, and whether a worker's memory suffices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.errors import RunFailed, UserError
+from pipeline.paths import absolute_paths
+from strategies.registry import get_strategy
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from strategies.memory import MemoryEstimate
+    from strategies.memory.measure import Measured
+
+__all__ = ["Check", "Diagnosis", "Machine", "diagnose", "this_machine", "verdict"]
+
+USABLE = {"CPU": 0.95, "GPU": 0.97}
+"""Part of the memory that workers may fill: from 95 % of a machine's on, Ray ends them."""
+RAY = ("ray.train", "ray.data")
+"""What a worker has loaded beside `strategies`."""
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    status: Literal["pass", "warn", "fail"]
+    finding: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the memory is: bytes of this machine, or of each of its GPUs."""
+
+    kind: Literal["CPU", "GPU"]
+    total: int
+    free: int
+
+    @property
+    def usable(self) -> int:
+        """Bytes that workers may fill."""
+        return int(self.total * USABLE[self.kind])
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found."""
+
+    checks: tuple[Check, ...]
+    estimate: MemoryEstimate
+    machine: Machine
+    workers: int
+    """That share the machine's memory; 1 on GPUs."""
+    measured: Measured | None = None
+
+    @property
+    def needed(self) -> int:
+        """Bytes that all workers need of the machine, or one of its GPU."""
+        return self.workers * self.estimate.total
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing is in the way of a run."""
+        return self.needed <= self.machine.usable and all(check.status != "fail" for check in self.checks)
+
+
+def diagnose(cfg: RunConfig, *, with_measurement: bool = False) -> Diagnosis:
+    """Look at a recipe and at this machine; no weights are loaded unless the memory is to be measured.
+
+    Args:
+        cfg: the recipe.
+        with_measurement: train two steps of the largest forwards in a process of its own.
+
+    Raises:
+        UserError: for a recipe that can't be trained, whatever the machine.
+        RunFailed: when the measured process ended early.
+    """
+    from strategies.memory import estimate
+    from strategies.memory.measure import measure
+
+    cfg = absolute_paths(cfg)
+    machine = this_machine(cfg.ray.use_gpu)
+    workers = cfg.num_workers
+    try:
+        found = estimate(cfg, workers, machine.kind == "GPU")
+        measured = measure(cfg, RAY) if with_measurement else None
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except RuntimeError as error:
+        raise RunFailed(str(error)) from error
+    checks = (*_checks(cfg, found), *(Check("estimate", "warn", note) for note in found.notes))
+    return Diagnosis(checks, found, machine, 1 if machine.kind == "GPU" else workers, measured)
+
+
+def _checks(cfg: RunConfig, estimate: MemoryEstimate) -> Iterator[Check]:
+    from strategies.locations import resolve_model_location
+    from strategies.memory.step import longest_pair
+
+    for key in ("base_model", "reference_model", "lora_model_dir"):
+        if (given := getattr(cfg, key)) is not None:
+            path = Path(resolve_model_location(given, key).path)
+            yield Check(key, "pass", f"{given}{'' if path.exists() else ' (a hub id: its config was loaded)'}")
+    forward = estimate.forward
+    strategy = get_strategy(cfg.rl)
+    if forward.packed:
+        longest = longest_pair(cfg)
+        yield Check("batches", "pass", f"packed rows of at most {cfg.tokens_per_forward or 2 * cfg.sequence_len} tokens")
+        if forward.tokens < longest:
+            finding = (
+                f"two sequences of sequence_len: {cfg.sequence_len} make a pair of {longest} tokens, more than a forward "
+                "takes; if your data have such pairs, training refuses them"
+            )
+            yield Check("tokens_per_forward", "warn", finding)
+        else:
+            yield Check("longest pair", "pass", f"{longest} tokens at sequence_len: {cfg.sequence_len}")
+    else:
+        what = "pairs" if strategy.batch_kind == "pair" else "rows"
+        finding = f"padded, {forward.pairs} {what} of sequence_len: {cfg.sequence_len}, {forward.tokens} tokens a forward"
+        because = f", not packed: {forward.padded_because}" if forward.padded_because else ""
+        yield Check("batches", "warn" if because else "pass", finding + because)
+    if strategy.batch_kind == "prompt":
+        yield Check("generation", "warn", "what generating takes (its key-value cache) is not part of the estimate")
+    yield Check("reference", "pass", _REFERENCES[strategy.reference_mode(cfg)])
+
+
+_REFERENCES = {
+    None: "none, the method compares with no reference",
+    "cached": "cached: scored before training, no reference model in memory",
+    "live": "live: the reference answers beside the policy",
+}
+
+
+def verdict(cfg: RunConfig, found: Diagnosis) -> str:
+    """Whether it fits, in words; and if not, what to change, what saves most first."""
+    machine = found.machine
+    where = "a GPU" if machine.kind == "GPU" else "this machine"
+    workers = f"{found.workers} workers of {_gib(found.estimate.total)} each" if found.workers > 1 else "a worker"
+    need = f"{workers} need{'s' * (found.workers == 1)} {_gib(found.needed)}, and {where} has {_gib(machine.total)}"
+    if found.needed > machine.usable:
+        return f"doesn't fit: {need}; {_remedies(cfg, found)}"
+    if found.needed > machine.free:
+        return f"fits, once others make room: {need}, of which {_gib(machine.free)} are free now"
+    return f"fits: {need}"
+
+
+def _remedies(cfg: RunConfig, found: Diagnosis) -> str:
+    estimate = found.estimate
+    packed, tokens = estimate.forward.packed, estimate.forward.tokens
+    worked = estimate.activations + estimate.token_head
+    state = estimate.gradients + estimate.optimizer + estimate.buckets
+    # What it would touch, in bytes; words; whether it is there to be done.
+    choices = [
+        (found.needed - estimate.total, "fewer workers per node (ray.num_workers)", found.workers > 1),
+        (state, "adapter: lora", cfg.adapter is None),
+        (worked, "gradient_checkpointing: true", not cfg.gradient_checkpointing),
+        (worked, f"a lower tokens_per_forward (now {tokens})", packed),
+        (worked, "a lower micro_batch_size", not packed and cfg.micro_batch_size > 1),
+        (worked, "a lower sequence_len", True),
+        (estimate.reference, "reference: cached", "reference" in get_strategy(cfg.rl).keys),
+    ]
+    ordered = sorted(choices, key=lambda choice: -choice[0])
+    return "try, what saves most first: " + ", ".join(words for size, words, possible in ordered if size and possible)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB"
+
+
+def this_machine(use_gpu: bool | str = "auto") -> Machine:
+    """Memory of this machine, or of its smallest GPU where workers use one."""
+    import psutil
+    import torch
+
+    if use_gpu is not False and torch.cuda.is_available():
+        each = [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_count())]
+        return Machine("GPU", min(total for _, total in each), min(free for free, _ in each))
+    memory = psutil.virtual_memory()
+    limit = min((found for path in LIMITS if (found := _limit(path)) is not None), default=memory.total)
+    return Machine("CPU", min(memory.total, limit), min(memory.available, limit))
+
+
+def _limit(path: str) -> int | None:
+    """Bytes that a container may have, None where there is no limit."""
+    try:
+        text = Path(path).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

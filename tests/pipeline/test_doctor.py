@@ -1,0 +1,126 @@
+"""`prefray doctor`: what it finds, and how it ends."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.config import parse_config
+from pipeline.doctor import Diagnosis, Machine, diagnose, this_machine, verdict
+from pipeline.errors import RunFailed, UserError
+from strategies.memory.measure import Measured
+from tests.tiny import tiny_model, tiny_tokenizer
+
+runner = CliRunner()
+GIB = 2**30
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_base: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"base_model: {tiny_base}\nrl: dpo\ndatasets:\n  - path: {tmp_path}/none.jsonl\nsequence_len: 64\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.doctor.this_machine", lambda _: Machine("CPU", 2 * GIB, GIB))
+
+
+def find(base: str, **keys: object) -> Diagnosis:
+    return diagnose(parse_config({"base_model": base, "rl": "dpo", "datasets": [{"path": "x.jsonl"}], **keys}))
+
+
+def test_a_recipe_that_fits(recipe: Path) -> None:
+    result = runner.invoke(app, ["doctor", str(recipe), "--quiet"])
+    assert result.exit_code == 0, result.stderr
+    for item in ("weights", "gradients", "optimizer state", "activations", "token head", "process", "total"):
+        assert re.search(rf"{item} +│ +\d+ │", result.stdout), item
+    assert not re.search("reference model +│", result.stdout)
+    assert "packed rows of at most 128 tokens" in result.stdout
+    assert "126 tokens at sequence_len: 64" in result.stdout
+    assert "cached: scored before training" in result.stdout
+    assert "this machine has 2,048 MiB" in result.stdout
+    assert "fits: a worker needs 0.5" in result.stdout
+
+
+def test_a_recipe_that_does_not_fit(recipe: Path) -> None:
+    result = runner.invoke(app, ["doctor", str(recipe), "--set", "ray.num_workers=4", "--quiet"])
+    assert result.exit_code == 1
+    assert "DDP's buckets" in result.stdout
+    assert "prefray: doesn't fit: 4 workers of 0.5" in result.stderr
+    assert "fewer workers per node (ray.num_workers)" in result.stderr
+    assert "adapter: lora" in result.stderr
+
+
+def test_a_wrong_recipe(recipe: Path) -> None:
+    result = runner.invoke(app, ["doctor", str(recipe), "--set", "rl_bta=1"])
+    assert result.exit_code == 2
+    assert "rl_bta: unknown key; did you mean 'rl_beta'?" in result.stderr
+    result = runner.invoke(app, ["doctor", str(recipe), "--set", "base_model=/nowhere"])
+    assert result.exit_code == 2
+    assert "prefray: base_model: no such folder: '/nowhere'" in result.stderr
+
+
+def test_measuring_is_shown_beside_the_prediction(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = Measured(base=100, loading=GIB // 4, training=GIB // 2, tokens=128, seconds=1.0, gpu=False)
+    monkeypatch.setattr("strategies.memory.measure.measure", lambda *_: taken)
+    result = runner.invoke(app, ["doctor", str(recipe), "--measure", "--quiet"])
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"measured in training +│ +512 │", result.stdout)
+    assert re.search(r"measured in loading +│ +256 │", result.stdout)
+    assert re.search(r"off by +│ +\+\d+ % │", result.stdout)
+
+
+def test_a_measurement_that_dies(tiny_base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        raise RuntimeError("--measure: killed by signal 9")
+
+    monkeypatch.setattr("strategies.memory.measure.measure", die)
+    cfg = parse_config({"base_model": tiny_base, "datasets": [{"path": "x.jsonl"}]})
+    with pytest.raises(RunFailed, match="killed by signal 9"):
+        diagnose(cfg, with_measurement=True)
+
+
+def test_how_batches_are_made(tiny_base: str) -> None:
+    checks = {check.name: check for check in find(tiny_base, attn_implementation="eager", sequence_len=64).checks}
+    assert checks["batches"].status == "warn"
+    assert checks["batches"].finding.endswith("not packed: attn_implementation: eager doesn't take the mask")
+    checks = {check.name: check for check in find(tiny_base, sequence_len=64, tokens_per_forward=100).checks}
+    assert checks["tokens_per_forward"].status == "warn"
+    assert "a pair of 126 tokens" in checks["tokens_per_forward"].finding
+
+
+def test_a_live_reference(tiny_base: str) -> None:
+    found = find(tiny_base, reference="live", sequence_len=64)
+    assert found.estimate.reference > 4 * sum(weight.numel() for weight in tiny_model(tiny_tokenizer()).parameters())
+    assert "live: the reference answers beside the policy" in [check.finding for check in found.checks]
+
+
+def test_the_verdict_names_what_saves_most_first(tiny_base: str) -> None:
+    cfg = parse_config({"base_model": tiny_base, "rl": "dpo", "reference": "live", "datasets": [{"path": "x.jsonl"}]})
+    found = diagnose(cfg)
+    big = replace(found, estimate=replace(found.estimate, optimizer=8 * GIB, activations=5 * GIB, reference=GIB))
+    words = verdict(cfg, big)
+    places = [words.index(word) for word in ("adapter: lora", "gradient_checkpointing: true", "reference: cached")]
+    assert places == sorted(places)
+    assert "tokens_per_forward (now 2048)" in words
+    busy = replace(found, machine=Machine("CPU", 2 * GIB, 1000))
+    assert verdict(cfg, busy).startswith("fits, once others make room: ")
+
+
+def test_no_model(tiny_base: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="base_model: no model config could be loaded from"):
+        find(str(tmp_path))
+
+
+def test_this_machine_has_memory() -> None:
+    machine = this_machine(use_gpu=False)
+    assert machine.kind == "CPU"
+    assert 0 < machine.free <= machine.total
+    assert machine.usable < machine.total
