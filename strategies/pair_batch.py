@@ -6,7 +6,7 @@ reference where the rows bring them. Tensors of tokens have shape (2B, L): the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from strategies.packing.layout import PackedRow, PairTokens, pack, pair_tokens
 from strategies.packing.support import score_row
 
 __all__ = ["PackedPairs", "PaddedPairs", "PairBatch", "PairCollator", "StepShare"]
+
+Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class PackedPairs:
         unpacked = {name: self.row.unpack(values) for name, values in statistics.items()}
         return TokenOutputs(self.row.unpack(outputs.log_probs), **unpacked)
 
-    def to(self, device: torch.device) -> PackedPairs:
-        return PackedPairs(self.row.to(device))
+    def map(self, change: Change) -> PackedPairs:
+        return PackedPairs(self.row.map(change))
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ class PaddedPairs:
         inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         return model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
 
-    def to(self, device: torch.device) -> PaddedPairs:
-        tensors = (self.input_ids, self.attention_mask, self.completion_mask, self.reference)
-        return PaddedPairs(*(None if tensor is None else tensor.to(device) for tensor in tensors))
+    def map(self, change: Change) -> PaddedPairs:
+        reference = None if self.reference is None else change(self.reference)
+        return PaddedPairs(change(self.input_ids), change(self.attention_mask), change(self.completion_mask), reference)
 
 
 def _pad(rows: Sequence[Mapping[str, Any]], pairs: Sequence[PairTokens], collator: Any) -> PaddedPairs:
@@ -105,8 +107,8 @@ class PairBatch:
     counts: bool = True
     """False for a forward that only keeps the other workers company: its loss and metrics are left out."""
 
-    def to(self, device: torch.device) -> PairBatch:
-        return replace(self, pairs=self.pairs.to(device), places=self.places.to(device))
+    def map(self, change: Change) -> PairBatch:
+        return replace(self, pairs=self.pairs.map(change), places=change(self.places))
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,15 @@ class StepShare:
     """Pairs of the global batch, over all workers."""
 
     def to(self, device: torch.device) -> StepShare:
-        return replace(self, batches=tuple(batch.to(device) for batch in self.batches))
+        """The share with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> StepShare:
+        """The share in pinned host memory; data loaders call it."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Change) -> StepShare:
+        return replace(self, batches=tuple(batch.map(change) for batch in self.batches))
 
     @property
     def fed_tokens(self) -> int:

@@ -57,7 +57,7 @@ def pair_sums(outputs: Any, mask: Tensor, logps: PairLogps, rewards: tuple[Tenso
     """Metrics by TRL's names.
 
     Args:
-        outputs: TRL's `FusedCausalLMOutput` of the policy, fields of shape (2B, T).
+        outputs: `TokenOutputs` of the policy, or TRL's `FusedCausalLMOutput`; fields of shape (2B, T).
         logps: of the policy, as `pair_logps` sums them.
         rewards: of chosen and rejected, shape (B,) each.
     """

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset as MapDataset
 
 from strategies.batching import BatchPlan, share_out
 from strategies.pair_batch import PairCollator, StepShare
+from strategies.rows import ID_COLUMNS, REFERENCE_COLUMNS, first_row
 
-__all__ = ["ForwardLimits", "StepLoader", "pair_lengths", "too_long"]
+__all__ = ["ForwardLimits", "StepLoader", "check_scores", "pair_lengths", "too_long"]
 
 Step = tuple[int, int]
 """An epoch and a step in it, both from 0."""
@@ -107,14 +108,45 @@ def _only(items: list[StepShare]) -> StepShare:
 
 def pair_lengths(rows: Any) -> NDArray[np.int64]:
     """Tokens of prompt, chosen and rejected of every prepared row, shape (rows, 3)."""
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    if not isinstance(rows, Dataset):
-        return np.array([[len(row[name]) for name in columns] for row in rows], dtype=np.int64).reshape(-1, 3)
-    parts: list[NDArray[np.int64]] = []
-    for table in rows.with_format("arrow").iter(10_000):
-        counted = [_list_lengths(table[name]) for name in columns]
-        parts.append(np.stack(counted, axis=1))
-    return np.concatenate(parts)
+    parts = [[_list_lengths(column) for column in part] for part in _parts(rows, ID_COLUMNS["pair"])]
+    return np.concatenate([np.stack(part, axis=1) for part in parts])
+
+
+def check_scores(rows: Any, lengths: NDArray[np.int64], name: str) -> None:
+    """Check the reference's log-probabilities of every row that brings them.
+
+    Args:
+        lengths: tokens of prompt, chosen and rejected, shape (rows, 3).
+
+    Raises:
+        ValueError: naming the first row that has another number of them than completion tokens, or one that isn't finite.
+    """
+    if not all(column in first_row(rows) for column in REFERENCE_COLUMNS):
+        return
+    start = 0
+    for part in _parts(rows, REFERENCE_COLUMNS):
+        for scores, tokens, column in zip(part, lengths[start:, 1:].T, REFERENCE_COLUMNS, strict=True):
+            numbers = _list_lengths(scores)
+            bad = np.flatnonzero(numbers != tokens[: len(numbers)])
+            if len(bad):
+                row, has, wants = start + bad[0], numbers[bad[0]], tokens[bad[0]]
+                raise ValueError(
+                    f"{name}: row {row} has {has} values in {column}, and {wants} completion tokens; score it again"
+                )
+            finite = np.isfinite(scores.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64))
+            if not finite.all():
+                row = start + int(np.searchsorted(np.cumsum(numbers), np.flatnonzero(~finite)[0], side="right"))
+                raise ValueError(f"{name}: row {row} has a value in {column} that isn't finite; score it again")
+        start += len(numbers)
+
+
+def _parts(rows: Any, columns: Sequence[str]) -> Iterator[list[pa.ChunkedArray]]:
+    """Columns of 10,000 rows at a time."""
+    if isinstance(rows, Dataset):
+        for table in rows.select_columns(list(columns)).with_format("arrow").iter(10_000):
+            yield [table[name] for name in columns]
+    else:
+        yield [pa.chunked_array([pa.array([list(row[name]) for row in rows])]) for name in columns]
 
 
 def _list_lengths(column: pa.ChunkedArray) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ A completion's positions go on from the prompt's, and its tokens see the prompt 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ def pair_tokens(row: Mapping[str, Any], max_length: int | None = None, truncatio
     completions: Any = (list(row["chosen_ids"]), list(row["rejected_ids"]))
     reference = (row["ref_chosen_logps"], row["ref_rejected_logps"]) if "ref_chosen_logps" in row else None
     longest = len(prompt) + max(map(len, completions))
+    assert reference is None or [*map(len, reference)] == [*map(len, completions)], "one score per completion token"
     if max_length is not None and longest > max_length:
         if truncation_mode == "keep_end":
             if reference is not None:
@@ -123,9 +124,13 @@ class PackedRow:
 
     def to(self, device: torch.device) -> PackedRow:
         """The row with its tensors on `device`."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> PackedRow:
+        """The row with every tensor changed."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "segments"}
-        moved: dict[str, Any] = {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}
-        return replace(self, **moved)
+        changed: dict[str, Any] = {name: None if tensor is None else change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed)
 
     def unpack(self, values: Tensor) -> Tensor:
         """Values of the scored tokens, shape (N,), as (2B, L), 0 where there is no token."""

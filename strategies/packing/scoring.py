@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from trl.trainer.utils import add_fused_lm_head
 
 from strategies.batching import fill
 from strategies.packing.layout import PairTokens, pack, pair_tokens
-from strategies.packing.support import completion_logps, score_row, why_not_packed
+from strategies.packing.support import score_row, why_not_packed
 
 __all__ = ["PairScorer"]
 
@@ -27,18 +30,23 @@ class PairScorer:
         model: in evaluation mode.
         tokens_per_forward: most tokens of one forward.
         autocast: dtype of the products, such as bfloat16; None computes in the weights' own.
+        longest: tokens of the longest sequence of prompt and completion; `tokens_per_forward` when not known.
 
     Attributes:
         forwards: how often the model has run so far.
-        packed: whether rows hold several pairs; a model that can't take that scores one completion at a time.
+        padded_because: why pairs are scored one by one, their two sequences padded; None where rows hold several pairs.
     """
 
-    def __init__(self, model: Any, tokens_per_forward: int, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self, model: Any, tokens_per_forward: int, autocast: torch.dtype | None = None, longest: int | None = None
+    ) -> None:
         self.model = model
         self.tokens_per_forward = tokens_per_forward
         self.autocast = autocast
         self.forwards = 0
-        self.packed = why_not_packed(model, tokens_per_forward) is None
+        self.padded_because = why_not_packed(model, longest if longest is not None else tokens_per_forward)
+        if self.padded_because is not None:
+            add_fused_lm_head(model.get_base_model() if isinstance(model, PeftModel) else model)
 
     def score(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Logps, Logps]]:
         """Log-probability of every completion token, float32, shapes (len(chosen_ids),) and (len(rejected_ids),).
@@ -50,28 +58,32 @@ class PairScorer:
         """
         found: dict[int, tuple[Logps, Logps]] = {}
         pairs = [pair_tokens(row) for row in rows]
-        for places in fill([pair.tokens for pair in pairs], self.tokens_per_forward):
+        most_rows = None if self.padded_because is None else 1
+        for places in fill([pair.tokens for pair in pairs], self.tokens_per_forward, most_rows):
+            together = [pairs[place] for place in places]
             with torch.no_grad(), self._autocast():
-                scores = self._score_packed([pairs[place] for place in places]) if self.packed else None
-            for index, place in enumerate(places):
-                chosen, rejected = (
-                    (scores[index], scores[len(places) + index]) if scores is not None else self._score_apart(rows[place])
-                )
+                scores = self._score_packed(together) if self.padded_because is None else self._score_padded(rows[places[0]])
+            self.forwards += 1
+            for place, chosen, rejected in zip(places, scores[: len(places)], scores[len(places) :], strict=True):
                 found[place] = (_aligned(chosen, rows[place]["chosen_ids"]), _aligned(rejected, rows[place]["rejected_ids"]))
         return [found[place] for place in range(len(rows))]
 
     def _score_packed(self, pairs: list[PairTokens]) -> list[Tensor]:
         """Of the chosen completions, then of the rejected ones."""
         row = pack(pairs).to(self.model.device)
-        self.forwards += 1
         return list(score_row(self.model, row).log_probs.float().cpu().split(row.mask.sum(dim=1).tolist()))
 
-    def _score_apart(self, row: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        self.forwards += 2
+    def _score_padded(self, row: Mapping[str, Any]) -> list[Tensor]:
+        """Of the chosen completion and the rejected one."""
         prompt = list(row["prompt_ids"])
-        with torch.no_grad(), self._autocast():
-            chosen, rejected = (completion_logps(self.model, prompt, list(row[name])) for name in COMPLETIONS)
-        return chosen.cpu(), rejected.cpu()
+        sequences = [torch.tensor([*prompt, *row[name]], dtype=torch.long) for name in COMPLETIONS]
+        ids = pad_sequence(sequences, batch_first=True).to(self.model.device)
+        attended = pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True).to(ids.device)
+        scored = attended.bool()
+        scored[:, : len(prompt)] = False
+        labels = ids.masked_fill(~scored, -100)
+        outputs = self.model(input_ids=ids, attention_mask=attended, labels=labels, use_cache=False, fused_lm_head=True)
+        return [logps[mask].float().cpu() for logps, mask in zip(outputs.log_probs, scored[:, 1:], strict=True)]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         device = self.model.device.type

@@ -31,6 +31,9 @@ def why_not_packed(model: Any, longest: int) -> str | None:
 
     Args:
         longest: tokens of the longest sequence; a sliding window that is wider never closes.
+
+    Raises:
+        ValueError: for a model whose log-probabilities aren't finite.
     """
     base = _base_model(model)
     config = base.config.get_text_config()
@@ -110,6 +113,11 @@ def _probe(model: Any) -> str | None:
     finally:
         model.train(training)
     expected = torch.cat(apart)
+    if not expected.isfinite().all():
+        raise ValueError(
+            f"{base.name_or_path or base.config.model_type}: the model gives log-probabilities that aren't finite; "
+            "its weights are damaged, or don't suit its precision"
+        )
     difference = ((expected - packed).abs().max() / expected.abs().max()).item()
     exact = base.dtype == torch.float32 and (row.input_ids.is_cpu or torch.get_float32_matmul_precision() == "highest")
     if not difference <= TOLERANCE[exact]:

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 from strategies.batching import BatchPlan, packed_tokens
 from strategies.packing.support import prepare_packing, why_not_packed
 from strategies.pair_batch import PairBatch, PairCollator, StepShare
-from strategies.step_loader import ForwardLimits, StepLoader, pair_lengths, too_long
+from strategies.step_loader import ForwardLimits, StepLoader, check_scores, pair_lengths, too_long
 from strategies.trainers.base import PreferenceTrainer
 
 __all__ = ["PlannedTrainer"]
@@ -96,13 +96,16 @@ class PlannedTrainer(PreferenceTrainer):
     def _evaluation_loader(self, rows: Any) -> StepLoader:
         rows = self._prepare_split(rows, "eval")
         each = self.args.per_device_eval_batch_size
-        together = each if self._couples else max(each, EVALUATED_TOGETHER)
-        plan = BatchPlan(len(rows), together * self.args.world_size, seed=None)
+        # A loss that couples pairs is that of global batches, as in training.
+        together = self.global_batch_size if self._couples else max(each, EVALUATED_TOGETHER) * self.args.world_size
+        plan = BatchPlan(len(rows), together, seed=None)
         return self._loader(rows, plan, each, "eval_dataset")
 
     def _loader(self, rows: Any, plan: BatchPlan, most_rows: int, name: str) -> StepLoader:
         args = self.args
-        tokens = packed_tokens(pair_lengths(rows), args.max_length, args.truncation_mode)
+        lengths = pair_lengths(rows)
+        check_scores(rows, lengths, name)
+        tokens = packed_tokens(lengths, args.max_length, args.truncation_mode)
         limits = ForwardLimits(args.world_size, args.process_index, self._budget(tokens, name), most_rows)
         padding = self.data_collator
         if self.packed:
@@ -119,6 +122,7 @@ class PlannedTrainer(PreferenceTrainer):
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             persistent_workers=args.dataloader_persistent_workers,
+            pin_memory=args.dataloader_pin_memory,
         )
 
     def _budget(self, tokens: np.ndarray, name: str) -> int:
@@ -126,14 +130,18 @@ class PlannedTrainer(PreferenceTrainer):
         if not self.packed:
             return sys.maxsize
         args = self.args
-        if args.tokens_per_forward is None:
-            return 2 * args.max_length if args.max_length is not None else int(tokens.max())
-        if (row := too_long(tokens, args.tokens_per_forward)) is not None:
+        budget = args.tokens_per_forward
+        if budget is None:
+            budget = 2 * args.max_length if args.max_length is not None else int(tokens.max())
+        multiple = args.pad_to_multiple_of or 1
+        if (row := too_long(tokens, budget // multiple * multiple)) is not None:
+            rounded = f", in multiples of {multiple} (pad_to_multiple_of)" if multiple > 1 else ""
             raise ValueError(
                 f"tokens_per_forward: row {row} of {name} has {tokens[row]} tokens (prompt, chosen and rejected), and a "
-                f"forward takes {args.tokens_per_forward}; set it to {tokens.max()} or more, or shorten the rows (sequence_len)"
+                f"forward takes {budget}{rounded}; set it to {-(-tokens.max() // multiple) * multiple} or more, or shorten the "
+                "rows (sequence_len)"
             )
-        return args.tokens_per_forward
+        return budget // multiple * multiple
 
     # Steps
 
@@ -150,6 +158,10 @@ class PlannedTrainer(PreferenceTrainer):
         """The part of a forward in the loss of the global batch; the parts of all forwards and workers add up to it."""
         raise NotImplementedError
 
+    def _is_divided(self, share: StepShare) -> bool:
+        """Whether a forward needs to know of pairs that it doesn't have."""
+        return self._couples and (len(share.batches) > 1 or self.args.world_size > 1)
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The share of the next step."""
         return list(itertools.islice(epoch_iterator, num_batches)), None
@@ -160,7 +172,7 @@ class PlannedTrainer(PreferenceTrainer):
         if (schedule_free := getattr(self.optimizer, "train", None)) is not None:
             schedule_free()
         share = inputs.to(self.args.device)
-        whole = self._whole_batch(model, share) if self._couples else None
+        whole = self._whole_batch(model, share) if self._is_divided(share) else None
         # transformers' averages, of gradients and of losses, are over workers.
         scale = self.args.world_size
         total = torch.zeros((), device=self.args.device)
@@ -193,7 +205,7 @@ class PlannedTrainer(PreferenceTrainer):
         """Evaluate a share; the loss of all pairs is a metric like the others, and `log` puts it in."""
         share = inputs.to(self.args.device)
         with torch.no_grad(), self.accelerator.autocast():
-            whole = self._whole_batch(model, share) if self._couples else None
+            whole = self._whole_batch(model, share) if self._is_divided(share) else None
             losses = [self._batch_loss(model, batch, share, whole) for batch in share.batches]
         return torch.stack(losses).sum(), None, None
 

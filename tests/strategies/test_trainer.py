@@ -144,6 +144,50 @@ def test_sums_are_no_scores(build: Callable[..., Any]) -> None:
         build(1, train=rows, reference="live")
 
 
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda scores: scores[1:], "row 2 has 9 values in ref_chosen_logps, and 10 completion tokens; score it again"),
+        (lambda scores: [*scores[1:], float("nan")], "row 2 has a value in ref_chosen_logps that isn't finite"),
+    ],
+    ids=["short", "nan"],
+)
+def test_scores_that_do_not_fit_their_row_are_refused(
+    build: Callable[..., Any], packing: bool, values: Callable[[list[float]], list[float]], message: str
+) -> None:
+    rows = scored_pairs(4)
+    rows[2]["ref_chosen_logps"] = values(rows[2]["ref_chosen_logps"])
+    with pytest.raises(ValueError, match=f"train_dataset: {message}"):
+        build(1, train=rows, reference="cached", sample_packing=packing).train()
+
+
+@pytest.mark.parametrize("loss", ["aot_unpaired", "sft"])
+def test_losses_of_batches_are_evaluated_over_global_batches(build: Callable[..., Any], loss: str) -> None:
+    rows = prepared_pairs(12)
+    found = []
+    for micro, accumulation, packing in ((8, 1, True), (2, 4, True), (4, 2, False)):
+        keys = {"micro_batch_size": micro, "gradient_accumulation_steps": accumulation, "sample_packing": packing}
+        found.append(build(1, train=rows, dpo_loss_type=[loss], num_epochs=1, **keys).evaluate(rows)["eval_loss"])
+    assert found == pytest.approx(3 * found[:1], rel=1e-5)
+
+
+def test_padding_keeps_to_the_tokens_of_a_forward(build: Callable[..., Any]) -> None:
+    trainer = build(2, micro_batch_size=8, tokens_per_forward=150, pad_to_multiple_of=64)
+    fed = [batch.pairs.fed_tokens for share in trainer.get_train_dataloader() for batch in share.batches]
+    assert set(fed) <= {64, 128}
+    with pytest.raises(ValueError, match="takes 60, in multiples of 64 .pad_to_multiple_of.; set it to 64 or more"):
+        build(2, tokens_per_forward=60, pad_to_multiple_of=64).get_train_dataloader()
+
+
+def test_a_model_without_finite_numbers_is_not_taken_for_one_that_cannot_pack(build: Callable[..., Any]) -> None:
+    model = tiny_model(tiny_tokenizer())
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="gives log-probabilities that aren't finite; its weights are damaged"):
+        build(1, model=model, rl="simpo")
+
+
 def test_tokens_are_counted(build: Callable[..., Any]) -> None:
     rows = prepared_pairs(4)
     trainer = build(2, train=rows)
