@@ -190,10 +190,12 @@ def table_of(settings: str, theirs: Any, ours: Any, watches: list[Watch], option
             *(f"{side[step]:.4f}" for side in norms),
         )
     tokens = [their / our for their, our in zip(trl.policy_tokens, own.policy_tokens, strict=True)]
-    speeds = [options.batch / statistics.median(times.wall for times in watch.times) for watch in watches]
+    # The first step starts what the libraries start lazily, for both; it counts only where there is no other.
+    counted = slice(min(1, options.steps - 1), None)
+    speeds = [options.batch / statistics.median(times.wall for times in watch.times[counted]) for watch in watches]
     apart = max(abs(one - other) for one, other in zip(*losses, strict=True))
     table.caption = (
-        f"time {common.ratio_text(ratios)}, processor time {common.ratio_text(cpu_ratios)}, "
+        f"time {common.ratio_text(ratios[counted])}, processor time {common.ratio_text(cpu_ratios[counted])}, "
         f"tokens of the policy {common.ratio_text(tokens)}\n"
         f"pairs/s TRL {speeds[0]:.3f}, ours {speeds[1]:.3f}; losses at most {apart:.1e} apart\n"
         f"{common.machine(options.threads)}"

@@ -24,6 +24,7 @@ SHOWN = {
 
 PROGRESS_EVERY_S = 10.0
 """Plain lines about rows are at least this far apart."""
+WAITING = "another run computes these scores; waiting for it"
 
 
 class Display(Protocol):
@@ -117,6 +118,9 @@ class PlainDisplay:
         self._stage = name
 
     def progress(self, state: dict[str, Any]) -> None:
+        if state.get("waiting"):
+            self.note(WAITING)
+            return
         speed = self._speed.shown(state)
         if time.monotonic() - self._last_progress > PROGRESS_EVERY_S:
             self._last_progress = time.monotonic()
@@ -172,6 +176,9 @@ class RichDisplay:
         self._progress.update(self._task, description=name, total=self._total, completed=0, metrics="")
 
     def progress(self, state: dict[str, Any]) -> None:
+        if state.get("waiting"):
+            self.note(WAITING)
+            return
         speed = self._speed.shown(state)
         self._progress.update(self._task, total=state["rows_total"], completed=state["rows_done"], metrics=speed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ USABLE = {"CPU": 0.95, "GPU": 0.97}
 """Part of the memory that workers may fill: from 95 % of a machine's on, Ray ends them."""
 RAY = ("ray.train", "ray.data")
 """What a worker has loaded beside `strategies`."""
+STEADY = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+"""Variables of glibc, each of which keeps it from raising the size from which freed memory goes back at once."""
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -94,7 +97,8 @@ def diagnose(cfg: RunConfig, *, with_measurement: bool = False) -> Diagnosis:
         raise UserError(str(error)) from error
     except RuntimeError as error:
         raise RunFailed(str(error)) from error
-    checks = (*_checks(cfg, found), *(Check("estimate", "warn", note) for note in found.notes))
+    notes = (Check("estimate", "warn", note) for note in found.notes)
+    checks = (*_checks(cfg, found), *_allocator(machine), *notes)
     return Diagnosis(checks, found, machine, 1 if machine.kind == "GPU" else workers, measured)
 
 
@@ -127,6 +131,15 @@ def _checks(cfg: RunConfig, estimate: MemoryEstimate) -> Iterator[Check]:
     if strategy.batch_kind == "prompt":
         yield Check("generation", "warn", "what generating takes (its key-value cache) is not part of the estimate")
     yield Check("reference", "pass", _REFERENCES[strategy.reference_mode(cfg)])
+
+
+def _allocator(machine: Machine) -> Iterator[Check]:
+    if machine.kind == "CPU" and not any(os.environ.get(name) for name in STEADY):
+        finding = (
+            "glibc's defaults keep freed tensors for later, and a process can grow to twice the total below; "
+            f"{STEADY[0]}=1000000 in the environment of Ray prevents it"
+        )
+        yield Check("allocator", "warn", finding)
 
 
 _REFERENCES = {

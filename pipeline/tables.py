@@ -65,6 +65,8 @@ def print_scores(scores: Scores, prepared: Prepared, seconds: float, console: Co
     if scores.scored_rows:
         done = f"{scores.forwards} over {scores.scored_rows} rows in {seconds:.1f} s: {scores.scored_rows / seconds:.1f} rows/s"
     console.print(f"forwards  {done}", soft_wrap=True, highlight=False)
+    if scores.padded_because:
+        console.print(f"unpacked  one completion at a time: {scores.padded_because}", soft_wrap=True, highlight=False)
     console.print(f"scores    {scores.path}", soft_wrap=True, highlight=False)
 
 

@@ -7,6 +7,7 @@ plan.py       what a config asks for: the fingerprint, and the tasks that are le
 budget.py     whether every pair fits the tokens of one forward
 actor.py      the reference in memory: rows in, log-probabilities out; pool.py runs actors of it on Ray Data
 parts.py      files of scores: staged by tasks, joined row for row with the prepared parts
+known.py      rows that other scores of the same reference have already: no forward is run for them
 store.py      what is left behind, verified whenever it is opened; scoring.py is the stage as a whole
 """
 

@@ -48,7 +48,7 @@ class ReferenceActor:
         self._scorer: Any = None
 
     def run(self, task: Task) -> dict[str, Any]:
-        """Score a task into its staged file; returns how many rows and forwards it was.
+        """Score a task into its staged file; returns how many rows and forwards it was, and why rows weren't packed.
 
         Raises:
             UserError: when the reference can't be loaded, doesn't fit, or gives numbers that aren't finite.
@@ -72,8 +72,9 @@ class ReferenceActor:
         if bad := [place for place, pair in enumerate(logps) if not _is_finite(pair)]:
             raise UserError(_not_finite(rows, self._bad_alone(rows, bad)))
         forwards = self._scorer.forwards - before
-        write_scores(task.staged(self.job.staging), rows["row_id"], logps, forwards)
-        return {"part": task.part, "start": task.start, "rows": len(rows), "forwards": forwards}
+        write_scores(task.staged(self.job.staging), rows, logps, forwards)
+        done = {"part": task.part, "start": task.start, "rows": len(rows), "forwards": forwards}
+        return {**done, "padded_because": self._scorer.padded_because}
 
     def _load(self) -> Any:
         import torch
@@ -96,7 +97,8 @@ class ReferenceActor:
         if job.use_gpu and not (job.cfg.load_in_4bit or job.cfg.load_in_8bit):  # a quantized model is there already
             model.to("cuda")
         autocast = job.precision.autocast
-        return PairScorer(model, job.tokens_per_forward, getattr(torch, autocast) if autocast else None)
+        dtype = getattr(torch, autocast) if autocast else None
+        return PairScorer(model, job.tokens_per_forward, dtype, longest=job.cfg.sequence_len)
 
     def _bad_alone(self, rows: pa.Table, bad: list[int]) -> list[int]:
         """Which of these rows are bad by themselves: a NaN gets through the mask to the others of its forward."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT_VERSION", "Plan", "make_plan"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the same inputs would give other bytes."""
 
 
@@ -43,19 +44,24 @@ class Plan:
         """Part -> rows, train before eval: the files that will be there."""
         return {part["file"]: part["rows"] for part in self.inputs["parts"]}
 
-    def tasks(self, rows_per_task: int, tokens_per_task: int) -> dict[str, list[Task]]:
-        """Part -> its tasks, in order: as many rows each as stay within both limits, and one at least."""
-        return {part: self._cut(part, rows_per_task, tokens_per_task) for part in self.parts}
-
-    def _cut(self, part: str, rows_per_task: int, tokens_per_task: int) -> list[Task]:
-        tasks, start, tokens = [], 0, 0
-        sizes = part_tokens(self.prepared.path / part).tolist()
-        for place, size in enumerate(sizes):
-            if place > start and (place - start == rows_per_task or tokens + size > tokens_per_task):
-                tasks.append(Task(part, start, place))
-                start, tokens = place, 0
+    def tasks(self, part: str, rows: Sequence[int], rows_per_task: int, tokens_per_task: int) -> list[Task]:
+        """Tasks of these rows of a part, in order: as many rows each as stay within both limits, and one at least."""
+        sizes = part_tokens(self.prepared.path / part)
+        cuts: list[list[int]] = []
+        tokens = 0
+        for row in rows:
+            size = int(sizes[row])
+            if not cuts or len(cuts[-1]) == rows_per_task or tokens + size > tokens_per_task:
+                cuts.append([])
+                tokens = 0
+            cuts[-1].append(row)
             tokens += size
-        return [*tasks, Task(part, start, len(sizes))]
+        return [_task(part, cut) for cut in cuts]
+
+
+def _task(part: str, rows: list[int]) -> Task:
+    start, stop = rows[0], rows[-1] + 1
+    return Task(part, start, stop, () if len(rows) == stop - start else tuple(rows))
 
 
 def make_plan(cfg: Any, prepared: Prepared, precision: Precision) -> Plan:

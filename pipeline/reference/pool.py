@@ -30,7 +30,7 @@ class _Actor(ReferenceActor):
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         try:
-            result = self.run(Task(row["part"], int(row["start"]), int(row["stop"])))
+            result = self.run(_task(json.loads(row["task"])))
         except UserError as error:
             result = {"error": str(error)}
         except OSError as error:
@@ -68,11 +68,15 @@ def run_pool(job: Job, tasks: Sequence[Task], actors: ActorPlan) -> Iterator[dic
                 ) from error
 
 
+def _task(fields: dict[str, Any]) -> Task:
+    return Task(**{**fields, "rows": tuple(fields["rows"])})
+
+
 def _run_once(job: Job, tasks: Sequence[Task], actors: ActorPlan) -> Iterator[dict[str, Any]]:
     import ray.data
 
     resources = {name: amount for name, amount in actors.resources.items() if name not in ("CPU", "GPU", "memory")}
-    dataset = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=len(tasks))
+    dataset = ray.data.from_items([{"task": json.dumps(asdict(task))} for task in tasks], override_num_blocks=len(tasks))
     dataset.context.enable_progress_bars = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray gives these two arguments no other name yet

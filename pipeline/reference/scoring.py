@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +17,16 @@ from pipeline.reference.actor import Job
 from pipeline.reference.budget import check_budget, scoring_budget
 from pipeline.reference.hashing import file_digest
 from pipeline.reference.identity import pin_revision
-from pipeline.reference.parts import Task, check_part, forwards_of, join_part
+from pipeline.reference.known import stage_others
+from pipeline.reference.parts import Task, forwards_of, join_part, missing_rows, read_prepared, read_scores, staged_files
 from pipeline.reference.plan import FORMAT_VERSION, Plan, make_plan
 from pipeline.reference.pool import run_pool
 from pipeline.reference.precision import resolve_precision
 from pipeline.reference.store import Scores, open_scores
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from cluster.preflight import ActorPlan
 
 __all__ = ["ROWS_PER_TASK", "check_mode", "score"]
@@ -43,13 +48,14 @@ def score(
 ) -> Scores:
     """Score every prepared pair of `cfg` with the reference, or open the scores when they are there already.
 
-    A killed run is continued where it stopped; of two runs that want the same scores one waits for the other. `progress`
-    is called with `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`.
+    Rows whose token ids another complete run has scored with the same reference are copied from it. A killed run is continued
+    where it stopped; of two runs that want the same scores one waits for the other. `progress` is called with
+    `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, and once with `"waiting": True` in it before a wait.
 
     Args:
         cfg: the recipe.
         prepared: its prepared data; prepared here when None.
-        recompute: delete what is there and compute again.
+        recompute: delete what is there and compute every row again.
 
     Raises:
         UserError: for a method without a cached reference, a pair that doesn't fit the tokens of a forward, actors that
@@ -57,8 +63,6 @@ def score(
             changed since they were written, or an unwritable folder.
         RunFailed: when an actor died again and again.
     """
-    from filelock import FileLock
-
     from pipeline.paths import absolute_paths
 
     check_mode(cfg)
@@ -76,12 +80,34 @@ def score(
         return scores
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{plan.fingerprint}.lock"):
+        with _locked(root / f"{plan.fingerprint}.lock", plan, progress):
             if recompute:
                 shutil.rmtree(folder, ignore_errors=True)
-            return open_scores(folder, plan) or _build(cfg, plan, actors, folder, progress, rows_per_task)
+            return open_scores(folder, plan) or _build(cfg, plan, actors, folder, progress, rows_per_task, not recompute)
     except OSError as error:
         raise UserError(write_error(error)) from error
+
+
+@contextmanager
+def _locked(file: Path, plan: Plan, progress: Progress | None) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if progress is not None:
+            progress({"stage": "score", "waiting": True, **_done(0, plan, 0)})
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _done(rows: int, plan: Plan, parts: int) -> dict[str, int]:
+    total = {"rows_total": sum(plan.parts.values()), "parts_total": len(plan.parts)}
+    return {"rows_done": rows, "parts_done": parts, **total}
 
 
 def check_mode(cfg: Any) -> None:
@@ -108,15 +134,24 @@ def _actors(cfg: Any, most: int) -> ActorPlan:
         raise UserError(str(error)) from error
 
 
-def _build(cfg: Any, plan: Plan, actors: ActorPlan, folder: Path, progress: Progress | None, rows_per_task: int) -> Scores:
+def _build(
+    cfg: Any, plan: Plan, actors: ActorPlan, folder: Path, progress: Progress | None, rows_per_task: int, copy: bool
+) -> Scores:
+    """Compute what is missing. `copy` says whether rows that other scores hold are taken from there."""
     staging = folder / "staging"
     staging.mkdir(parents=True, exist_ok=True)
     tokens, key = scoring_budget(cfg)
-    tasks = plan.tasks(rows_per_task, max(TOKENS_PER_TASK, 8 * tokens))
     prepared = plan.prepared.path
-    there = [part for part in tasks if (folder / part).exists()]
-    for part in there:
-        check_part(prepared, folder, part)
+    rows = {part: read_prepared(prepared, part) for part in plan.parts}
+    left = {part: own for part, own in rows.items() if not _is_there(folder / part, own)}
+    missing = {part: missing_rows(own, staged_files(staging, part).values()) for part, own in left.items()}
+    if copy:
+        stage_others(folder.parent, plan.inputs, staging, {part: own.take(missing[part]) for part, own in left.items()})
+        missing = {
+            part: missing_rows(own, staged_files(staging, part).values()) if missing[part] else [] for part, own in left.items()
+        }
+    tokens_per_task = max(TOKENS_PER_TASK, 8 * tokens)
+    tasks = {part: plan.tasks(part, places, rows_per_task, tokens_per_task) for part, places in missing.items()}
     job = Job(
         cfg=pin_revision(cfg, plan.inputs["reference"]),
         prepared=prepared,
@@ -128,45 +163,50 @@ def _build(cfg: Any, plan: Plan, actors: ActorPlan, folder: Path, progress: Prog
         use_gpu=actors.use_gpu,
         threads=max(1, int(actors.resources["CPU"])),
     )
-    left = {part: own for part, own in tasks.items() if part not in there}
-    forwards, rows = _run(job, plan, left, actors, folder, progress)
+    ran = _run(job, plan, tasks, lambda part: join_part(folder, staging, part, left[part]), actors, progress)
     _finish(plan, folder)
     shutil.rmtree(staging)
     scores = open_scores(folder, plan)
     assert scores is not None
-    return Scores(scores.path, scores.fingerprint, scores.train_rows, scores.eval_rows, scores.manifest, forwards, rows)
+    return replace(scores, **ran)
+
+
+def _is_there(file: Path, rows: pa.Table) -> bool:
+    """Whether an earlier run has left a part, and left it as it was written, with the scores of these rows."""
+    scores = read_scores(file)
+    return scores is not None and all(scores[name].equals(rows[name]) for name in rows.column_names)
 
 
 def _run(
-    job: Job, plan: Plan, left: dict[str, list[Task]], actors: ActorPlan, folder: Path, progress: Progress | None
-) -> tuple[int, int]:
-    """Run the tasks that aren't staged, join each part when its last task is; returns forwards and rows of this run."""
-    missing = {part: [task for task in own if not task.staged(job.staging).exists()] for part, own in left.items()}
-    open_tasks = {part: len(own) for part, own in missing.items()}
-    rows_left = sum(task.stop - task.start for own in missing.values() for task in own)
-    total = sum(plan.parts.values())
-    forwards = rows = 0
+    job: Job,
+    plan: Plan,
+    tasks: dict[str, list[Task]],
+    join: Callable[[str], None],
+    actors: ActorPlan,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Run the tasks, join each part when all of its rows are staged; returns what `Scores` says of this run."""
+    left = {part: len(own) for part, own in tasks.items()}
+    to_do = [task for own in tasks.values() for task in own]
+    known = sum(plan.parts.values()) - sum(task.size for task in to_do)
+    forwards, rows, padded_because = 0, 0, None
 
     def close(part: str) -> None:
-        join_part(job.prepared, folder, job.staging, left[part])
-        del open_tasks[part]
+        join(part)
+        del left[part]
 
-    for part in [part for part, number in open_tasks.items() if not number]:
+    for part in [part for part, number in left.items() if not number]:
         close(part)
-    to_do = [task for own in missing.values() for task in own]
-    if not to_do:
-        return 0, 0
-    for result in run_pool(job, to_do, actors):
+    for result in run_pool(job, to_do, actors) if to_do else ():
         forwards, rows = forwards + result["forwards"], rows + result["rows"]
-        open_tasks[result["part"]] -= 1
-        if not open_tasks[result["part"]]:
-            _check_shared(job.staging, left[result["part"]])
+        padded_because = result["padded_because"]
+        left[result["part"]] -= 1
+        if not left[result["part"]]:
+            _check_shared(job.staging, tasks[result["part"]])
             close(result["part"])
         if progress is not None:
-            done = {"rows_done": total - rows_left + rows, "rows_total": total}
-            parts = {"parts_done": len(plan.parts) - len(open_tasks), "parts_total": len(plan.parts)}
-            progress({"stage": "score", **done, **parts})
-    return forwards, rows
+            progress({"stage": "score", **_done(known + rows, plan, len(plan.parts) - len(left))})
+    return {"forwards": forwards, "scored_rows": rows, "padded_because": padded_because}
 
 
 def _check_shared(staging: Path, tasks: list[Task]) -> None:
@@ -187,6 +227,7 @@ def _finish(plan: Plan, folder: Path) -> None:
         "fingerprint": plan.fingerprint,
         "format_version": FORMAT_VERSION,
         "prepared": plan.prepared.fingerprint,
+        # That were run for these parts, killed runs included: rows that were copied from other scores add none.
         "forwards": sum(forwards_of(folder / part) for part in plan.parts),
         "files": files,
         "inputs": plan.inputs,

@@ -36,6 +36,8 @@ class Scores:
     """Forwards of the reference that the call which returned this has run; 0 when all scores were there."""
     scored_rows: int = 0
     """Rows that these forwards scored."""
+    padded_because: str | None = None
+    """Why these forwards couldn't take packed rows; None where they could, or where there were none."""
 
     def read(self, split: str = TRAIN) -> pa.Table:
         """`ref_chosen_logps`, `ref_rejected_logps` (list<float32>) of `train` or `eval`, in the prepared rows' order."""

@@ -129,6 +129,8 @@ def _score(cfg: RunConfig, prepared: Prepared, display: Display) -> Scores:
     rows = scores.train_rows + scores.eval_rows
     how = f"{scores.forwards} forwards" if scores.forwards else "they were there already"
     display.note(f"reference log-probabilities of {rows} rows: {scores.path} ({how})")
+    if scores.padded_because:
+        display.note(f"the reference scored one completion at a time: {scores.padded_because}")
     return scores
 
 

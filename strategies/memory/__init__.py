@@ -73,7 +73,8 @@ def estimate(cfg: Any, world_size: int = 1, gpu: bool = False) -> MemoryEstimate
 
     The worst case that the config allows: a forward full of the longest sequences, while gradients of an earlier forward
     of the same step are held. What an optimizer's update needs on top is left out, for activations are gone by then; so is
-    loading, which holds the weights up to three times.
+    loading, which holds the weights up to three times, and what a C library keeps of freed tensors for later: under glibc's
+    defaults a process on a CPU holds up to twice what is in use; with MALLOC_TRIM_THRESHOLD_ set, hardly more.
 
     Args:
         cfg: a validated config, or a dict of the same keys.

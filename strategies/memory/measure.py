@@ -121,7 +121,7 @@ def _train(values: dict[str, Any]) -> Measured:
         builder.train_dataset = rows
         trainer = builder.build(STEPS)
         fed = []
-        if hasattr(trainer, "floating_point_ops") and kind == "pair":
+        if kind == "pair":
             fed = [batch.pairs.fed_tokens for batch in next(iter(trainer.get_train_dataloader())).batches]
         _forget_peak()
         start = time.monotonic()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,16 +71,28 @@ def hold(cfg: Any, shadow: Shadow, forward: Forward) -> Held:
 
     A model whose tensors depend on values (experts that tokens choose) can't be simulated; its activations are taken to
     be 34 bytes per token, layer and dimension in 16 bit, as of a dense transformer (arXiv 2205.05198, section 4.1, without
-    the attention scores), and everything else to be 0.
+    the attention scores), and everything else to be 0: of experts that is too little.
     """
     try:
-        with shadow.mode:
+        with _silent_failures(), shadow.mode:
             batch = _batch(cfg, shadow, forward)
             for parameter in shadow.trainable():
                 parameter.grad = torch.zeros_like(parameter)
             return _run(shadow, batch, forward)
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         return _dense(cfg, shadow, forward, type(error).__name__)
+
+
+@contextmanager
+def _silent_failures() -> Iterator[None]:
+    """Keep torch from logging a traceback for an operation that can't be simulated: it is said in the estimate."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _run(shadow: Shadow, batch: PackedPairs | PaddedPairs, forward: Forward) -> Held:

@@ -25,7 +25,7 @@ OTHER_TRIAL: dict[str, Any] = {
     "sequence_len": 128,
     "tokens_per_forward": 200,
 }
-"""What a sweep may vary. The seed isn't that of a split here: the evaluation rows have their own file."""
+"""What a sweep may vary; with the seed, which rows are those of `val_set_size`."""
 
 
 class Notes(SilentDisplay):
@@ -40,8 +40,7 @@ class Notes(SilentDisplay):
 
 @pytest.mark.usefixtures("ray_session")
 def test_trials_on_the_same_data_score_once(tiny_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, rows in (("train", pairs(24)), ("eval", pairs(30)[24:])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs(30)))
     run_pool, forwards = scoring.run_pool, []
 
     def counting(*arguments: Any) -> Any:
@@ -55,7 +54,7 @@ def test_trials_on_the_same_data_score_once(tiny_base: str, tmp_path: Path, monk
         defaults = {
             "base_model": tiny_base,
             "datasets": [{"path": str(tmp_path / "train.jsonl")}],
-            "test_datasets": [{"path": str(tmp_path / "eval.jsonl")}],
+            "val_set_size": 6,
             "dataset_prepared_path": str(tmp_path / "prepared"),
             "sequence_len": 256,
             "max_steps": 1,
@@ -68,8 +67,10 @@ def test_trials_on_the_same_data_score_once(tiny_base: str, tmp_path: Path, monk
         display = Notes()
         metrics = train(recipe(name, **keys), display=display).metrics
         assert {"loss", "rewards/margins", "eval_rewards/margins"} <= set(metrics)
-        (manifest,) = (tmp_path / "prepared" / "reference").glob("*/manifest.json")
-        assert sum(forwards) == json.loads(manifest.read_text())["forwards"] > 0
+        manifests = sorted((tmp_path / "prepared" / "reference").glob("*/manifest.json"), key=lambda file: file.stat().st_mtime)
+        assert len(manifests) == (1 if name == "first" else 2)
+        assert sum(forwards) == sum(json.loads(file.read_text())["forwards"] for file in manifests) > 0
         how = f"{sum(forwards)} forwards" if name == "first" else "they were there already"
-        assert f"reference log-probabilities of 30 rows: {manifest.parent} ({how})" in display.notes
-    assert score(recipe("third", rl_beta=0.3)).forwards == 0
+        assert f"reference log-probabilities of 30 rows: {manifests[-1].parent} ({how})" in display.notes
+    third = score(recipe("third", rl_beta=0.3))
+    assert (third.path, third.forwards) == (manifests[0].parent, 0)

@@ -96,6 +96,14 @@ def test_how_batches_are_made(tiny_base: str) -> None:
     assert "a pair of 126 tokens" in checks["tokens_per_forward"].finding
 
 
+def test_what_the_allocator_keeps_is_said(tiny_base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    findings = [check.finding for check in find(tiny_base, sequence_len=64).checks if check.name == "allocator"]
+    assert "MALLOC_TRIM_THRESHOLD_=1000000" in findings[0]
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    assert "allocator" not in [check.name for check in find(tiny_base, sequence_len=64).checks]
+
+
 def test_a_live_reference(tiny_base: str) -> None:
     found = find(tiny_base, reference="live", sequence_len=64)
     assert found.estimate.reference > 4 * sum(weight.numel() for weight in tiny_model(tiny_tokenizer()).parameters())

@@ -74,10 +74,10 @@ def test_activations_grow_with_the_tokens(predict: Callable[..., MemoryEstimate]
 
 
 def test_checkpointing_and_autocast_shrink_activations(predict: Callable[..., MemoryEstimate]) -> None:
-    deep = {"overrides_of_model_config": {"num_hidden_layers": 8}}
+    deep = {"overrides_of_model_config": {"num_hidden_layers": 4}}
     plain = predict(**deep).activations
-    assert predict(gradient_checkpointing=True, **deep).activations < plain / 3
-    assert predict(gradient_checkpointing=True, adapter="lora", **deep).activations < plain / 3
+    assert predict(gradient_checkpointing=True, **deep).activations < plain / 2
+    assert predict(gradient_checkpointing=True, adapter="lora", **deep).activations < plain / 2
     assert predict(bf16=True, **deep).activations < plain
 
 
@@ -173,7 +173,8 @@ def test_the_prediction_is_near_the_measurement(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # glibc would keep freed tensors of up to 32 MiB for later: a matter of its own, up to half of a process.
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", str(2**20))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     size = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
     base = save_tiny(tmp_path / "middle", **size)
     cfg = as_config({**config, "base_model": base, "tokens_per_forward": 381})

@@ -102,7 +102,9 @@ def test_a_killed_run_is_continued_by_one_of_two_at_once(
 
     following = Process(ray_session, copied_data, tmp_path / "next", pause=0.05)
     following.wait_for(2)
-    mine = score(copied_data, prepared, rows_per_task=ROWS_PER_TASK)  # while the other is at it
+    seen: list[dict[str, Any]] = []
+    mine = score(copied_data, prepared, progress=seen.append, rows_per_task=ROWS_PER_TASK)  # while the other is at it
+    assert [state.get("waiting") for state in seen] == [True]
     output, errors = following.process.communicate(timeout=60)
     assert output.split() == ["done", str(following.forwards)], errors
     assert mine.forwards == 0

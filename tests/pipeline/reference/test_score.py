@@ -111,6 +111,13 @@ def test_a_continued_adapter_is_a_part_of_the_reference(recipe: Any, prepared: A
         assert logps["ref_chosen_logps"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+def test_why_rows_are_not_packed_comes_home(recipe: Any, prepared: Any, tmp_path: Path) -> None:
+    task = Task("train/part-00000.parquet", 0, 1)
+    assert actor_of(recipe(), prepared, tmp_path).run(task)["padded_because"] is None
+    padded = actor_of(recipe(attn_implementation="eager"), prepared, tmp_path).run(task)
+    assert (padded["rows"], padded["padded_because"]) == (1, "attn_implementation: eager doesn't take the mask")
+
+
 def test_a_reference_that_does_not_load_is_a_message(recipe: Any, prepared: Any, tmp_path: Path) -> None:
     folder = Path(save_tiny(tmp_path / "broken"))
     (folder / "model.safetensors").write_bytes(b"no weights")

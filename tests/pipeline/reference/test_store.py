@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import score
@@ -94,12 +96,37 @@ def test_scores_of_another_model_and_of_other_data(copied: Any, recipe: Any, pre
         score(other, prepared)
 
 
-def test_what_a_killed_run_has_left_is_checked_too(copied: Any, prepared: Any) -> None:
+def other_rows(folder: Path) -> None:
+    shutil.copy(folder / "train" / "part-00000.parquet", folder / PART)
+
+
+def edit(folder: Path) -> None:
+    """Other values, in a file that is whole."""
+    table = pq.read_table(folder / PART)
+    chosen = pa.array([[value - 1 for value in row] for row in table["ref_chosen_logps"].to_pylist()], pa.list_(pa.float32()))
+    table = table.set_column(table.column_names.index("ref_chosen_logps"), "ref_chosen_logps", chosen)
+    pq.write_table(table, folder / PART)
+
+
+@pytest.mark.parametrize(("damage", "staged"), [(flip, False), (other_rows, False), (edit, False), (flip, True)])
+def test_what_a_killed_run_has_left_damaged_is_computed_again(
+    copied: Any, prepared: Any, scores: Any, damage: Callable[[Path], None], staged: bool
+) -> None:
+    """Of files that are not published yet, a damaged one costs its own rows and stops nobody."""
     cfg, folder = copied
     (folder / "manifest.json").unlink()
-    shutil.copy(folder / "train" / "part-00000.parquet", folder / PART)
-    with pytest.raises(UserError, match="part-00001.parquet holds the scores of other rows than the prepared ones; compute"):
-        score(cfg, prepared)
-    truncate(folder)
-    with pytest.raises(UserError, match="part-00001.parquet can't be read as scores .*; compute the scores again with"):
-        score(cfg, prepared)
+    damage(folder)
+    if staged:
+        (folder / "staging").mkdir()
+        (folder / PART).rename(folder / "staging" / "train-part-00001-00000000-00000010.parquet")
+    again = score(cfg, prepared)
+    assert again.scored_rows == pq.read_metadata(prepared.path / PART).num_rows > 0
+    assert sorted(path.name for path in folder.iterdir()) == ["eval", "manifest.json", "train"]
+    assert_same(again.read(), scores.read())
+
+
+def assert_same(mine: pa.Table, theirs: pa.Table) -> None:
+    assert len(mine) == len(theirs) > 0
+    for one, other in zip(mine.to_pylist(), theirs.to_pylist(), strict=True):
+        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6)
