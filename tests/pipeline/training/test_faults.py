@@ -25,7 +25,7 @@ from pipeline.training.metrics import MetricsFile
 from tests.pipeline.training.test_train import Recorder
 
 ROOT = Path(__file__).parents[3]
-WAIT_S = 120
+WAIT_S = 240
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
