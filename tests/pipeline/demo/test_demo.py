@@ -47,6 +47,8 @@ def test_one_step_is_not_enough(tmp_path: Path) -> None:
         "save_steps=1",
         "--set",
         "micro_batch_size=2",
+        "--set",
+        "reference=live",  # one step needs two pairs of the several hundred that would be scored
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
