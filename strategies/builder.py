@@ -41,7 +41,7 @@ class HFRLTrainerBuilder:
         peft_config: config of a new adapter; when None, that of the config's `adapter`.
         callbacks: further observers.
         extra_arguments: further arguments of the training-arguments class, such as `deepspeed` or `fsdp_config`.
-        world_size: number of workers, which the steps per epoch depend on.
+        world_size: number of workers that the global batch and the steps per epoch are counted by.
     """
 
     def __init__(self, cfg: Any, model: Any, tokenizer: Any, processor: Any = None) -> None:
@@ -80,6 +80,7 @@ class HFRLTrainerBuilder:
         # transformers' tracker callbacks take their settings from the environment only, and read it when constructed.
         os.environ.update(tracker_environment(cfg))
         arguments = {**common_arguments(cfg, self._length(total_num_steps)), **strategy.set_training_args_kwargs(cfg)}
+        arguments |= strategy.batch_arguments(cfg, self.world_size)
         args = strategy.get_training_args_class()(**{**arguments, **self.extra_arguments})
         model, peft_config = self._policy()
         uses_reference = strategy.uses_reference(cfg)

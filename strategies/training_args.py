@@ -85,6 +85,8 @@ class AxolotlDPOConfig(AxolotlTrainingMixins, DPOConfig):
     """Pack pairs into rows, each prompt once; False: padded batches of `per_device_train_batch_size` pairs."""
     tokens_per_forward: int | None = None
     """Most tokens of one packed row; None: twice `max_length`."""
+    global_batch_size: int | None = None
+    """Pairs of an optimizer step, over all workers; None: what the per-device size, accumulation and workers make."""
 
 
 @dataclass

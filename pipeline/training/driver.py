@@ -75,7 +75,8 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
     folder = RunFolder(Path(cfg.output_dir))
     display.stage("starting Ray")
     connect(cfg, debug)
-    workers = plan_workers(cfg.num_workers, cfg.ray.use_gpu, cfg.worker_resources(), node_resources())
+    least = cfg.min_workers if cfg.is_elastic else None
+    workers = plan_workers(cfg.num_workers, cfg.ray.use_gpu, cfg.worker_resources(), node_resources(), least)
     if problems := [f"{path}: {message}" for path, message in strategy.find_batch_problems(cfg, workers.num_workers)]:
         raise UserError("\n".join(problems))
     folder.open(cfg, resume)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pyarrow import fs
 
 from pipeline.config import RunConfig, dump_config, parse_config
 from pipeline.errors import UserError
+from pipeline.training.checkpoints import CHECKPOINT, RAY_STATE, recorded, step_of
 
 __all__ = ["RunFolder"]
 
-CHECKPOINT = "checkpoint-"
-RAY_STATE = "checkpoint_manager_snapshot.json"
 RUN = "run.json"
 # What may differ between a run and its continuation: how long, how often, where; not what is trained. How a global batch
 # is cut into workers and forwards may differ too, as long as its size stays.
@@ -67,13 +67,8 @@ class RunFolder:
         return self.path / "config.yaml"
 
     def checkpoints(self) -> list[int]:
-        """Steps of the complete checkpoints, in order: those that Ray has recorded."""
-        try:
-            state = json.loads((self.path / RAY_STATE).read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        names = [entry["checkpoint_dir_name"] for entry in state["checkpoint_results"]]
-        return sorted(int(name.removeprefix(CHECKPOINT)) for name in names if (self.path / name).is_dir())
+        """Steps of the complete checkpoints, in order: those that Ray has recorded and every rank has stored its part of."""
+        return sorted(step_of(name) for name in recorded(fs.LocalFileSystem(), str(self.path)))
 
     def state(self) -> dict[str, Any] | None:
         """What `run.json` says; None where there is no run."""

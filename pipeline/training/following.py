@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["RunPlan", "follow"]
 
 
+RESIZE_INTERVAL_S = 15.0
+"""How often an elastic run looks whether there is room for more workers; a change of their number costs a restart."""
+
+
 @dataclass(frozen=True)
 class RunPlan:
     """All that is decided before workers start."""
@@ -61,7 +65,9 @@ class _Follower:
 
     def wait(self) -> dict[str, Any]:
         number = self.plan.workers.num_workers
-        self.display.stage(f"starting {number} worker{'s' * (number != 1)}", total=self.plan.steps)
+        least = self.plan.workers.min_workers
+        workers = f"{number} worker{'s' * (number != 1)}" if least is None else f"{least} to {number} workers"
+        self.display.stage(f"starting {workers}", total=self.plan.steps)
         thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
         thread.start()
         try:
@@ -100,7 +106,8 @@ class _Follower:
             train_loop_config={"job": job},
             torch_config=TorchConfig(**({"timeout_s": plan.cfg.ddp_timeout} if plan.cfg.ddp_timeout else {})),
             scaling_config=ScalingConfig(
-                num_workers=plan.workers.num_workers,
+                num_workers=plan.workers.range,
+                elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
                 use_gpu=plan.workers.use_gpu,
                 resources_per_worker=plan.workers.resources,
             ),

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train import UserCallback
+from ray.train import CheckpointUploadMode, UserCallback
+from ray.train.collective import broadcast_from_rank_zero
 from transformers import TrainerCallback
 
-from pipeline.training.folder import CHECKPOINT
+from pipeline.training.checkpoints import free_name, stage, store
 
 __all__ = ["RayReport", "Relay"]
 
@@ -25,24 +26,22 @@ REPORT_INTERVAL_S = 2.0
 class RayReport(TrainerCallback):
     """Reports records and checkpoints of a trainer to Ray Train; every rank needs one.
 
-    Args:
+    Attributes:
         resumed_step: step of the checkpoint that this worker starts from, None for a fresh start; the first report
             says it, so that records after it, which are about to be repeated, can be dropped, and brings those up to it.
-
-    Attributes:
         notes: what a person should know of the trainer; the first report brings them.
     """
 
-    def __init__(self, resumed_step: int | None) -> None:
+    def __init__(self) -> None:
+        self.resumed_step: int | None = None
         self.notes: list[str] = []
-        self._resumed_step = resumed_step
         self._records: list[dict[str, Any]] = []
         self._latest: dict[str, float] = {}
         self._last_report = float("-inf")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start with the history that a checkpoint brings: records may have been lost with the driver that had them."""
-        self._records = [_numbers(entry) for entry in state.log_history] if self._resumed_step else []
+        self._records = [_numbers(entry) for entry in state.log_history] if self.resumed_step else []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """Collect a record."""
@@ -54,19 +53,17 @@ class RayReport(TrainerCallback):
             self._report(state)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report the checkpoint that the trainer has just written."""
-        from ray.train.collective import barrier
-
-        barrier()  # until every rank's part of the checkpoint is on disk
+        """Hand this rank's part of the checkpoint that the trainer has just written to Ray, which stores it meanwhile."""
         context = ray.train.get_context()
-        name = f"{CHECKPOINT}{state.global_step:06d}"
+        storage = context.get_storage()
+        name = None
         if context.get_world_rank() == 0:
-            _remove_orphan(name)
-        barrier()
-        checkpoint = None
-        if context.get_local_rank() == 0:  # one upload per node: its ranks share the folder
-            checkpoint = ray.train.Checkpoint.from_directory(str(Path(args.output_dir) / f"checkpoint-{state.global_step}"))
-        self._report(state, checkpoint, name)
+            name = free_name(storage.storage_filesystem, storage.experiment_fs_path, state.global_step)
+        name = broadcast_from_rank_zero(name)
+        written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        rank = context.get_world_rank()
+        staged = stage(written, rank, Path(args.output_dir) / f"storing-{rank}" / name)
+        self._report(state, ray.train.Checkpoint.from_directory(str(staged)), name)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report what is left."""
@@ -86,9 +83,12 @@ class RayReport(TrainerCallback):
     def _report(self, state: Any, checkpoint: Any = None, name: str | None = None) -> None:
         metrics = {"step": state.global_step, "epoch": float(state.epoch or 0), **self._latest, "records": self._records}
         if self._last_report == float("-inf"):
-            metrics["resumed"] = self._resumed_step or 0
+            metrics["resumed"] = self.resumed_step or 0
             metrics["notes"] = self.notes
-        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+        storing: dict[str, Any] = {}
+        if checkpoint is not None:
+            storing = {"checkpoint_upload_mode": CheckpointUploadMode.ASYNC, "checkpoint_upload_fn": _store}
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name, **storing)
         self._records = []
         self._last_report = time.monotonic()
 
@@ -99,14 +99,12 @@ def _numbers(logs: dict[str, Any]) -> dict[str, Any]:
     return {**numbers, "step": int(logs["step"])} if "step" in logs else numbers
 
 
-def _remove_orphan(name: str) -> None:
-    """Remove a half-written checkpoint of this name: one that was recorded would not be written again."""
+def _store(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    """Runs beside the training, one checkpoint after the other; Ray removes the staged files afterwards."""
     storage = ray.train.get_context().get_storage()
-    path = f"{storage.experiment_fs_path}/{name}"
-    from pyarrow import fs
-
-    if storage.storage_filesystem.get_file_info(path).type != fs.FileType.NotFound:
-        storage.storage_filesystem.delete_dir(path)
+    target = f"{storage.experiment_fs_path}/{name}"
+    store(Path(checkpoint.path), storage.storage_filesystem, target)
+    return ray.train.Checkpoint(target, storage.storage_filesystem)
 
 
 class Relay(UserCallback):

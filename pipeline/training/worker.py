@@ -35,20 +35,15 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     The trainer writes to a folder of the worker's node; checkpoints reach the run's storage through Ray, the model at
     the end through `_save_model`.
     """
-    import ray.train
+    from pipeline.training.reporting import RayReport
 
     job: WorkerJob = config["job"]
     if not job.debug:
         _silence()
     scratch = _scratch_folder(job.cfg)
-    checkpoint = ray.train.get_checkpoint()
-    trainer, tokenizer = _build(job, scratch, checkpoint)
-    if checkpoint is None:
-        trainer.train()
-    else:
-        with checkpoint.as_directory() as folder:
-            _fetch_best_checkpoint(folder, scratch)
-            trainer.train(resume_from_checkpoint=folder)
+    report = RayReport()
+    trainer, tokenizer = _build(job, scratch, report)
+    _train(trainer, report, scratch)
     _save_model(trainer, tokenizer, scratch)
     if job.cfg.hub_model_id is not None:
         trainer.push_to_hub()
@@ -57,12 +52,52 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     return {"step": trainer.state.global_step, "best_metric": trainer.state.best_metric}
 
 
-def _build(job: WorkerJob, scratch: Path, checkpoint: Any) -> tuple[Any, Any]:
+def _train(trainer: Any, report: Any, scratch: Path) -> None:
+    """Train, from the newest sound checkpoint on if there are any.
+
+    Raises:
+        ValueError: when all are damaged, or the newest sound one is another run's.
+    """
+    import ray.train
+
+    from pipeline.training.checkpoints import step_of
+
+    storage = ray.train.get_context().get_storage()
+    names = _checkpoints(storage)
+    for name in names:
+        checkpoint = ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
+        with checkpoint.as_directory() as folder:
+            if (damage := trainer.find_damage(Path(folder))) is not None:
+                report.notes.append(f"{name} is not used: {damage}")
+                continue
+            report.resumed_step = step_of(name)
+            _fetch_best_checkpoint(folder, scratch)
+            trainer.train(resume_from_checkpoint=folder)
+            return
+    if names:
+        raise ValueError("\n".join(["no checkpoint of the run is sound; start again in another output_dir", *report.notes]))
+    trainer.train()
+
+
+def _checkpoints(storage: Any) -> list[str]:
+    """Complete checkpoints, newest first, the same on every rank; what a dead worker left half stored is removed."""
+    import ray.train
+    from ray.train.collective import broadcast_from_rank_zero
+
+    from pipeline.training.checkpoints import clean, recorded
+
+    names = None
+    if ray.train.get_context().get_world_rank() == 0:
+        clean(storage.storage_filesystem, storage.experiment_fs_path)
+        names = recorded(storage.storage_filesystem, storage.experiment_fs_path)
+    return broadcast_from_rank_zero(names)
+
+
+def _build(job: WorkerJob, scratch: Path, report: Any) -> tuple[Any, Any]:
     import ray.train
     from datasets import Dataset
     from transformers import set_seed
 
-    from pipeline.training.reporting import RayReport
     from strategies.builder import HFRLTrainerBuilder
     from strategies.models import load_model
     from strategies.registry import get_strategy
@@ -78,9 +113,10 @@ def _build(job: WorkerJob, scratch: Path, checkpoint: Any) -> tuple[Any, Any]:
     builder.train_dataset = Dataset(_rows(job, "train", columns))
     if job.prepared.eval_rows:
         builder.eval_dataset = Dataset(_rows(job, "eval", columns))
-    report = RayReport(_step_of(checkpoint))
+    builder.world_size = cfg.num_workers  # an elastic run keeps the global batch of the most
     builder.callbacks.append(report)
     trainer = builder.build(job.total_steps)
+    trainer.identity["prepared data"] = job.prepared.fingerprint
     report.notes = list(trainer.notes)
     assert trainer.args.world_size == ray.train.get_context().get_world_size()
     return trainer, tokenizer
@@ -94,12 +130,6 @@ def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
         for name in scores.column_names:
             rows = rows.append_column(name, scores[name])
     return rows
-
-
-def _step_of(checkpoint: Any) -> int | None:
-    from pipeline.training.folder import CHECKPOINT
-
-    return None if checkpoint is None else int(Path(checkpoint.path).name.removeprefix(CHECKPOINT))
 
 
 def _scratch_folder(cfg: Any) -> Path:
@@ -136,19 +166,23 @@ def _fetch_best_checkpoint(resumed: str, scratch: Path) -> None:
     from ray.train.collective import barrier
     from transformers import TrainerState
 
-    from pipeline.training.folder import CHECKPOINT
+    from pipeline.training.checkpoints import recorded, step_of
 
     state = TrainerState.load_from_json(str(Path(resumed) / "trainer_state.json"))
     if state.best_model_checkpoint and ray.train.get_context().get_local_rank() == 0:
         storage = ray.train.get_context().get_storage()
-        step = int(Path(state.best_model_checkpoint).name.removeprefix(CHECKPOINT))
-        stored = f"{storage.experiment_fs_path}/{CHECKPOINT}{step:06d}"
-        if storage.storage_filesystem.get_file_info(stored).type == fs.FileType.Directory:
-            local = scratch / Path(state.best_model_checkpoint).name
-            local.mkdir(parents=True, exist_ok=True)
-            fs.copy_files(
-                stored, str(local), source_filesystem=storage.storage_filesystem, destination_filesystem=fs.LocalFileSystem()
-            )
+        filesystem, run = storage.storage_filesystem, storage.experiment_fs_path
+        best = Path(state.best_model_checkpoint).name
+        for name in recorded(filesystem, run):
+            if step_of(name) == int(best.removeprefix("checkpoint-")):
+                (scratch / best).mkdir(parents=True, exist_ok=True)
+                fs.copy_files(
+                    f"{run}/{name}",
+                    str(scratch / best),
+                    source_filesystem=filesystem,
+                    destination_filesystem=fs.LocalFileSystem(),
+                )
+                break
     barrier()
 
 

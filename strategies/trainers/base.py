@@ -13,7 +13,14 @@ from transformers.trainer_utils import TrainOutput
 from strategies.base import BatchKind
 from strategies.callbacks import StepTimer
 from strategies.metrics import MetricSums, gather_means
-from strategies.mixins import OptimizerInitMixin, OptimizerMixin, RngLoaderMixin, SchedulerMixin, SyncedReferenceMixin
+from strategies.mixins import (
+    CheckpointMixin,
+    OptimizerInitMixin,
+    OptimizerMixin,
+    RngLoaderMixin,
+    SchedulerMixin,
+    SyncedReferenceMixin,
+)
 from strategies.reference import placeholder_reference
 from strategies.rows import (
     REFERENCE_COLUMNS,
@@ -31,7 +38,9 @@ from strategies.saving import write_model_card
 __all__ = ["PreferenceTrainer"]
 
 
-class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, OptimizerInitMixin, SyncedReferenceMixin, Trainer):
+class PreferenceTrainer(
+    CheckpointMixin, RngLoaderMixin, SchedulerMixin, OptimizerMixin, OptimizerInitMixin, SyncedReferenceMixin, Trainer
+):
     """Stands before TRL's trainer in the order of bases: `class T(PreferenceTrainer, DPOTrainer, DistributedParallelMixin)`.
 
     Rows may be set after construction and may be prepared already; metrics are means over all that was seen since the
@@ -71,6 +80,7 @@ class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, Optimize
         self.cached_reference = cached_reference
         self.dataset_tags = list(dataset_tags or [])
         self.base_model = base_model
+        self.identity = {"strategy": self.rl, **({"base model": base_model} if base_model is not None else {})}
         self.generations: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self._step_timer = StepTimer()

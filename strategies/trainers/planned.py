@@ -43,7 +43,8 @@ class PlannedTrainer(PreferenceTrainer):
     def _own_init(self, **kwargs: Any) -> None:
         # The plan accumulates; transformers' loop sees one batch per step.
         args = copy.copy(kwargs["args"])
-        self.global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        made = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.global_batch_size = args.global_batch_size or made
         args.gradient_accumulation_steps = 1
         super()._own_init(**{**kwargs, "args": args})
         self.padded_because = self._why_not_packed() if args.sample_packing else None

@@ -1,0 +1,88 @@
+"""Law 4: killed and resumed equals never killed: bit for bit at the same number of workers, at another one up to rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from strategies.checkpoints.manifest import read_manifests
+from tests.laws.runs import LORA, built, losses, prepared, trained
+
+SAVED = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, "num_epochs": 2.0, "micro_batch_size": 3}
+RUNS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {**LORA, "lora_dropout": 0.2},
+    "evaluated": {"eval_steps": 3, "load_best_model_at_end": True, "early_stopping_patience": 5},
+    "forwards": {"tokens_per_forward": 100, "lr_scheduler": "cosine", "warmup_steps": 4},
+    "groups": {"embedding_lr": 1e-2, "lr_scheduler": "rex"},
+    "adafactor": {"optimizer": "adafactor"},
+    "rmsprop": {"optimizer": "rmsprop"},
+    "plain_adamw": {"optimizer": "adamw_torch"},
+    "simpo": {"rl": "simpo"},
+    "orpo": {"rl": "orpo", **LORA},
+    "kto": {"rl": "kto"},
+}
+
+
+def weights(trainer: Any) -> dict[str, torch.Tensor]:
+    return {name: one.detach().clone() for name, one in trainer.accelerator.unwrap_model(trainer.model).named_parameters()}
+
+
+def records(trainer: Any) -> list[dict[str, float]]:
+    unlike = ("_runtime", "_per_second", "train_loss", "total_flos")
+    return [{name: value for name, value in entry.items() if not name.endswith(unlike)} for entry in trainer.state.log_history]
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_resumed_equals_never_stopped(name: str, tmp_path: Path) -> None:
+    """From the middle of an epoch and from its end."""
+    keys = {**SAVED, **RUNS[name]}
+    rows = prepared(17, keys)  # 6 steps an epoch
+    quiet = trained(tmp_path / "quiet", rows=rows, **keys)
+    for step in (3, 6):
+        resumed = built(tmp_path / "quiet", rows=rows, **keys)
+        torch.manual_seed(step)  # what the new process draws before it resumes is of no account
+        resumed.train(resume_from_checkpoint=str(tmp_path / "quiet" / f"checkpoint-{step}"))
+        for parameter, value in weights(quiet).items():
+            assert torch.equal(weights(resumed)[parameter], value), parameter
+        assert records(resumed)[:-1] == records(quiet)[:-1]
+        assert len(losses(resumed)) == 12
+
+
+def test_a_checkpoint_is_whole_and_without_pickles(tmp_path: Path) -> None:
+    trainer = trained(tmp_path, **SAVED)
+    folder = tmp_path / "checkpoint-3"
+    manifest = read_manifests(folder)[0]
+    assert set(manifest["files"]) == {path.name for path in folder.iterdir()} - {"manifest-00000-of-00001.json"}
+    assert {"model.safetensors", "state-00000-of-00001.safetensors", "scheduler.pt", "trainer_state.json"} <= set(
+        manifest["files"]
+    )
+    assert manifest["identity"]["strategy"] == "dpo"
+    for file in folder.glob("*.p*t*"):
+        torch.load(file, weights_only=file.name != "training_args.bin")
+    assert trainer.is_sharded is False
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path, **SAVED)
+    file = tmp_path / "checkpoint-3" / "state-00000-of-00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="checkpoint-3 is damaged: state-00000-of-00001.safetensors has .* bytes, not"):
+        built(tmp_path, **SAVED).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path, **SAVED)
+    with pytest.raises(ValueError, match="another run's\n  strategy: was dpo, is simpo"):
+        built(tmp_path, rl="simpo", **SAVED).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    with pytest.raises(ValueError, match="trained parameters: was 21 of shapes .*, is 28 of shapes"):
+        built(tmp_path, **LORA, **SAVED).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_a_checkpoint_without_optimizer_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path, **SAVED, save_only_model=True)
+    with pytest.raises(ValueError, match="saved with save_only_model, so there is no optimizer to go on with"):
+        built(tmp_path, **SAVED).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
