@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from pipeline.config import RunConfig, dump_config, parse_config
 from pipeline.errors import UserError
-from pipeline.training.checkpoints import CHECKPOINT, RAY_STATE, recorded, step_of
+from pipeline.training.checkpoints import CHECKPOINT, RAY_STATE, complete, step_of
 
 __all__ = ["RunFolder"]
 
@@ -67,8 +67,8 @@ class RunFolder:
         return self.path / "config.yaml"
 
     def checkpoints(self) -> list[int]:
-        """Steps of the complete checkpoints, in order: those that Ray has recorded and every rank has stored its part of."""
-        return sorted(step_of(name) for name in recorded(fs.LocalFileSystem(), str(self.path)))
+        """Steps of the complete checkpoints, in order: those that every rank has stored its part of."""
+        return sorted(step_of(name) for name in complete(fs.LocalFileSystem(), str(self.path)))
 
     def state(self) -> dict[str, Any] | None:
         """What `run.json` says; None where there is no run."""

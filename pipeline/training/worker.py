@@ -60,8 +60,6 @@ def _train(trainer: Any, report: Any, scratch: Path) -> None:
     """
     import ray.train
 
-    from pipeline.training.checkpoints import step_of
-
     storage = ray.train.get_context().get_storage()
     names = _checkpoints(storage)
     for name in names:
@@ -70,7 +68,7 @@ def _train(trainer: Any, report: Any, scratch: Path) -> None:
             if (damage := trainer.find_damage(Path(folder))) is not None:
                 report.notes.append(f"{name} is not used: {damage}")
                 continue
-            report.resumed_step = step_of(name)
+            report.resume(checkpoint, name)
             _fetch_best_checkpoint(folder, scratch)
             trainer.train(resume_from_checkpoint=folder)
             return
@@ -84,12 +82,12 @@ def _checkpoints(storage: Any) -> list[str]:
     import ray.train
     from ray.train.collective import broadcast_from_rank_zero
 
-    from pipeline.training.checkpoints import clean, recorded
+    from pipeline.training.checkpoints import clean, complete
 
     names = None
     if ray.train.get_context().get_world_rank() == 0:
         clean(storage.storage_filesystem, storage.experiment_fs_path)
-        names = recorded(storage.storage_filesystem, storage.experiment_fs_path)
+        names = complete(storage.storage_filesystem, storage.experiment_fs_path)
     return broadcast_from_rank_zero(names)
 
 
@@ -166,14 +164,14 @@ def _fetch_best_checkpoint(resumed: str, scratch: Path) -> None:
     from ray.train.collective import barrier
     from transformers import TrainerState
 
-    from pipeline.training.checkpoints import recorded, step_of
+    from pipeline.training.checkpoints import complete, step_of
 
     state = TrainerState.load_from_json(str(Path(resumed) / "trainer_state.json"))
     if state.best_model_checkpoint and ray.train.get_context().get_local_rank() == 0:
         storage = ray.train.get_context().get_storage()
         filesystem, run = storage.storage_filesystem, storage.experiment_fs_path
         best = Path(state.best_model_checkpoint).name
-        for name in recorded(filesystem, run):
+        for name in complete(filesystem, run):
             if step_of(name) == int(best.removeprefix("checkpoint-")):
                 (scratch / best).mkdir(parents=True, exist_ok=True)
                 fs.copy_files(
