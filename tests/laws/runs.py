@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import json
 import os
+import socket
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing
+from safetensors.torch import save_file
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from tests.tiny import prepared_labelled, prepared_pairs, tiny_gpt2, tiny_model, tiny_qwen, tiny_tokenizer
@@ -126,8 +129,16 @@ class CountingDDP(torch.nn.parallel.DistributedDataParallel):
         return allreduce_hook(state, bucket)
 
 
-def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:
-    """One process of a gloo group: trains every run, and rank 0 leaves `{name}.json` with losses and steps."""
+def spawn(target: Any, world_size: int, *given: Any) -> None:
+    """Run `target(rank, world_size, port, *given)` in so many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(target, args=(world_size, port, *given), nprocs=world_size)
+
+
+def join_group(rank: int, world_size: int, port: int) -> None:
+    """Make this process one of a gloo group, as far as the environment says it."""
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -138,6 +149,30 @@ def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, d
         OMP_NUM_THREADS="1",
     )
     torch.set_num_threads(1)
+
+
+def resume_worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:
+    """Trains every run; resumes it from its own checkpoint of step 3, and from that of `single/`; leaves the weights."""
+    join_group(rank, world_size, port)
+    for name, keys in runs.items():
+        rows = prepared(17, keys)
+        quiet = trained(Path(folder) / "quiet" / name, rows=rows, **keys)
+        found = {"quiet": quiet}
+        for run, place in (("resumed", "quiet"), ("from_one", "single")):
+            found[run] = built(Path(folder) / run / name, rows=rows, **keys)
+            found[run].train(resume_from_checkpoint=str(Path(folder) / place / name / "checkpoint-3"))
+        for run, trainer in found.items():
+            state = trainer.accelerator.get_state_dict(trainer.model)
+            if rank == 0:
+                save_file(
+                    {key: value.contiguous().clone() for key, value in state.items()}, f"{folder}/{name}-{run}.safetensors"
+                )
+    torch.distributed.destroy_process_group()
+
+
+def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:
+    """One process of a gloo group: trains every run, and rank 0 leaves `{name}.json` with losses and steps."""
+    join_group(rank, world_size, port)
     torch.nn.parallel.DistributedDataParallel = CountingDDP
     for name, keys in runs.items():
         rows = prepared(keys.pop("rows", 16), keys)

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers.trainer_pt_utils import safe_globals
 
 from strategies.checkpoints.manifest import read_manifests
-from tests.laws.runs import LORA, built, losses, prepared, trained
+from tests.laws.runs import LORA, built, losses, prepared, resume_worker, spawn, trained
 
 SAVED = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, "num_epochs": 2.0, "micro_batch_size": 3}
 RUNS: dict[str, dict[str, Any]] = {
@@ -25,6 +27,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "orpo": {"rl": "orpo", **LORA},
     "kto": {"rl": "kto"},
 }
+SPREAD: dict[str, dict[str, Any]] = {"full": {"tokens_per_forward": 100}, "lora": LORA}
 
 
 def weights(trainer: Any) -> dict[str, torch.Tensor]:
@@ -52,6 +55,37 @@ def test_resumed_equals_never_stopped(name: str, tmp_path: Path) -> None:
         assert len(losses(resumed)) == 12
 
 
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes train every run, saving, and resume it from step 3; and one that a single process has left."""
+    folder = tmp_path_factory.mktemp("resumed")
+    for name, keys in SPREAD.items():
+        trained(folder / "single" / name, rows=prepared(17, keys), **{**SAVED, **keys, "micro_batch_size": 4})
+    spawn(resume_worker, 2, str(folder), {name: {**SAVED, **keys, "micro_batch_size": 2} for name, keys in SPREAD.items()})
+    return folder
+
+
+@pytest.mark.parametrize("name", list(SPREAD))
+def test_two_processes_resumed_equal_two_never_stopped(two_processes: Path, name: str) -> None:
+    quiet, resumed = (load_file(two_processes / f"{name}-{run}.safetensors") for run in ("quiet", "resumed"))
+    assert quiet.keys() == resumed.keys()
+    for parameter, value in quiet.items():
+        assert torch.equal(resumed[parameter], value), parameter
+
+
+@pytest.mark.parametrize("name", list(SPREAD))
+def test_another_number_of_processes_goes_on_with_the_same_run(two_processes: Path, name: str, tmp_path: Path) -> None:
+    """Two from the checkpoint of one, and one from that of two."""
+    quiet = load_file(two_processes / f"{name}-quiet.safetensors")
+    two = load_file(two_processes / f"{name}-from_one.safetensors")
+    keys = {**SAVED, **SPREAD[name], "micro_batch_size": 4}
+    one = built(tmp_path, rows=prepared(17, keys), **keys)
+    one.train(resume_from_checkpoint=str(two_processes / "quiet" / name / "checkpoint-3"))
+    for parameter, value in quiet.items():
+        torch.testing.assert_close(two[parameter], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(weights(one)[parameter], value, rtol=1e-4, atol=1e-5)
+
+
 def test_a_checkpoint_is_whole_and_without_pickles(tmp_path: Path) -> None:
     trainer = trained(tmp_path, **SAVED)
     folder = tmp_path / "checkpoint-3"
@@ -61,8 +95,11 @@ def test_a_checkpoint_is_whole_and_without_pickles(tmp_path: Path) -> None:
         manifest["files"]
     )
     assert manifest["identity"]["strategy"] == "dpo"
-    for file in folder.glob("*.p*t*"):
-        torch.load(file, weights_only=file.name != "training_args.bin")
+    kinds = {file.suffix for file in folder.iterdir()}
+    assert kinds <= {".safetensors", ".json", ".jinja", ".pt", ".pth", ".md"}
+    with safe_globals():
+        for file in folder.glob("*.pt*"):
+            assert torch.load(file, weights_only=True)
     assert trainer.is_sharded is False
 
 
