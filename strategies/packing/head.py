@@ -163,6 +163,8 @@ def add_token_scores(model: Any) -> None:
         labels = kwargs.pop("labels")
         states = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state[0]
         head = self.get_output_embeddings()
+        if hasattr(head, "unshard"):
+            head.unshard()  # FSDP2 does so before a module's own forward, which isn't called here
         with maybe_gather_lm_head_ctx(head.weight, head.bias):
             return token_outputs(states[scored_positions] * scale, _whole(head.weight), _whole(head.bias), labels, wanted)
 
