@@ -11,6 +11,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,22 +87,28 @@ def accumulate_outside(args: Any) -> None:
 
 @contextmanager
 def fsdp_on_any_device() -> Iterator[None]:
-    """Let an `Accelerator` that is made within this context shard on CPUs too.
+    """Let an `Accelerator` that is made within this context shard by FSDP2 on CPUs too, and keep float32 where it matters.
 
     accelerate 1.15.0 takes an `fsdp_plugin` only where it has found GPUs or the like, and goes on with DDP elsewhere without a
     word (`AcceleratorState.__init__`). All that follows works on any device, so the two values that it leaves out are set.
+    With bfloat16 it would also round what the model returns, log-probabilities among it, and add gradients up in bfloat16.
     """
     original = AcceleratorState.__init__
 
     def init(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         plugin = kwargs.get("fsdp_plugin")
-        if plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        if plugin is None:
+            return
+        if self.distributed_type == DistributedType.MULTI_CPU:
             if self._mixed_precision != "no":
                 plugin.set_mixed_precision(self._mixed_precision)
             self.fsdp_plugin = plugin
             self.distributed_type = DistributedType.FSDP
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        if plugin.mixed_precision_policy is not None:
+            policy = plugin.mixed_precision_policy
+            plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
 
     AcceleratorState.__init__ = init  # type: ignore[method-assign]
     try:

@@ -50,7 +50,8 @@ def run(folder: Path, engine: str, keys: dict[str, Any], micro_batch_size: int) 
     tokenizer = tiny_tokenizer()
     cfg = as_config({**CONFIG, **keys})
     if cached:
-        reference = load_model(cfg, tokenizer)
+        with divided_loading(cfg, {}):
+            reference = load_model(cfg, tokenizer)
         rows, eval_rows = scored(rows, reference), scored(eval_rows, reference)
     sharding = sharding_arguments(ClusterKeys.model_validate({"ray": {"num_workers": 2}, **ENGINES[engine]}))
     set_seed(7)

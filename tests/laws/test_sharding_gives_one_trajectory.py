@@ -18,7 +18,7 @@ from tests.tiny import adapter_folder, tiny_tokenizer
 
 SHARDED = [engine for engine in ENGINES if engine != "ddp"]
 # Rows of 50 tokens: several forwards a step, of which the last step's has some without a row.
-SMALL = {"tokens_per_forward": 50, "gradient_accumulation_steps": 2, "rows": 13, "eval_steps": 2}
+SMALL = {"tokens_per_forward": 50, "gradient_accumulation_steps": 2, "rows": 29, "eval_steps": 2}
 VARIANTS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "full": (list(ENGINES), {**SMALL, "cached": True}),
     "lora": (list(ENGINES), {**SMALL, **LORA}),
@@ -74,7 +74,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, bases: dict[str, str]) -> di
 @pytest.mark.parametrize(("variant", "engine"), CASES)
 def test_two_processes_give_the_run_of_one(two_processes: Path, alone: Any, variant: str, engine: str) -> None:
     found, (expected, _) = json.loads((two_processes / f"{variant}-{engine}.json").read_text()), alone[variant]
-    assert len(found["loss"]) >= 4 and len(found["grad_norm"]) == len(found["loss"])
+    assert len(found["loss"]) >= 2 and len(found["grad_norm"]) == len(found["loss"])
     for name in REPORTED:
         assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=2e-5), name
 
