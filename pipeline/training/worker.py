@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class WorkerJob:
     debug: bool = False
     scores: Any = None
     """`pipeline.reference.Scores` of these rows, where the reference is cached."""
+    sharding: dict[str, Any] = field(default_factory=dict)
+    """`cluster.sharding.sharding_arguments` of the config."""
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -100,13 +102,17 @@ def _build(job: WorkerJob, scratch: Path, report: Any) -> tuple[Any, Any]:
     from strategies.models import load_model
     from strategies.registry import get_strategy
     from strategies.rows import ID_COLUMNS
+    from strategies.sharding import divided_loading
     from strategies.tokenizer import load_tokenizer
 
     sys.path.append(job.import_path)
     cfg = job.cfg.model_copy(update={"output_dir": str(scratch)})
     set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
     tokenizer = load_tokenizer(cfg)
-    builder = HFRLTrainerBuilder(cfg, load_model(cfg, tokenizer), tokenizer)
+    with divided_loading(cfg, job.sharding):
+        model = load_model(cfg, tokenizer)
+    builder = HFRLTrainerBuilder(cfg, model, tokenizer)
+    builder.extra_arguments = job.sharding
     columns = list(ID_COLUMNS[get_strategy(cfg.rl).batch_kind])
     builder.train_dataset = Dataset(_rows(job, "train", columns))
     if job.prepared.eval_rows:
