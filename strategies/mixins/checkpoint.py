@@ -55,6 +55,7 @@ class CheckpointMixin(Trainer):
         if folder.exists() and self.is_local_process_zero():
             shutil.rmtree(folder)  # of a step that is taken again
         self.accelerator.wait_for_everyone()
+        folder.mkdir(parents=True, exist_ok=True)
         super()._save_checkpoint(model, trial)
         rank, world_size = self.args.process_index, self.args.world_size
         if rank == 0:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
-from safetensors.torch import save_file
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from strategies.packing.scoring import PairScorer
@@ -163,25 +162,6 @@ def free_port() -> int:
 def spawn(target: Any, world_size: int, *given: Any) -> None:
     """Run `target(rank, world_size, port, *given)` in so many processes."""
     torch.multiprocessing.spawn(target, args=(world_size, free_port(), *given), nprocs=world_size)
-
-
-def resume_worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:
-    """Trains every run; resumes it from its own checkpoint of step 3, and from that of `single/`; leaves the weights."""
-    join(rank, world_size, port)
-    for name, keys in runs.items():
-        rows = prepared(17, keys)
-        quiet = trained(Path(folder) / "quiet" / name, rows=rows, **keys)
-        found = {"quiet": quiet}
-        for run, place in (("resumed", "quiet"), ("from_one", "single")):
-            found[run] = built(Path(folder) / run / name, rows=rows, **keys)
-            found[run].train(resume_from_checkpoint=str(Path(folder) / place / name / "checkpoint-3"))
-        for run, trainer in found.items():
-            state = trainer.accelerator.get_state_dict(trainer.model)
-            if rank == 0:
-                save_file(
-                    {key: value.contiguous().clone() for key, value in state.items()}, f"{folder}/{name}-{run}.safetensors"
-                )
-    torch.distributed.destroy_process_group()
 
 
 def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:
