@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cluster.sharding import sharding_of
 from pipeline.errors import RunFailed, UserError
 from pipeline.paths import absolute_paths
 from strategies.registry import get_strategy
@@ -131,6 +132,8 @@ def _checks(cfg: RunConfig, estimate: MemoryEstimate) -> Iterator[Check]:
     if strategy.batch_kind == "prompt":
         yield Check("generation", "warn", "what generating takes (its key-value cache) is not part of the estimate")
     yield Check("reference", "pass", _REFERENCES[strategy.reference_mode(cfg)])
+    if (sharding := sharding_of(cfg)) is not None:
+        yield Check("sharding", "warn", f"{sharding} divides the model, and the estimate is that of DDP: a worker takes less")
 
 
 def _allocator(machine: Machine) -> Iterator[Check]:

@@ -69,8 +69,10 @@ def arguments_here(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forget() -> None:
-    """Let transformers load models whole again: it keeps the config of DeepSpeed in a global."""
+    """Undo what earlier trainers of this process have left: transformers a config in a global, accelerate variables."""
     unset_hf_deepspeed_config()
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        os.environ.pop(name, None)
 
 
 def accumulate_outside(args: Any) -> None:

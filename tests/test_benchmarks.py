@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import prepare, sweep_cost, training, utilisation
+from benchmarks import prepare, sharding_memory, sweep_cost, training, utilisation
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,13 @@ def test_prepare_compares_with_datasets_map(
     output = capsys.readouterr().out
     assert "datasets.map" in output
     assert "most private memory" in output
+
+
+def test_sharding_memory_counts_what_a_worker_holds(tiny_base: str, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--width", "64", "--layers", "1", "--vocabulary", "128", "--tokens", "16"]
+    sharding_memory.main(["--tokenizer", tiny_base, *small])
+    ratios = {
+        line.split("│")[1].strip(): line.split("│")[6].strip() for line in capsys.readouterr().out.splitlines() if "│" in line
+    }
+    assert ratios["DDP"] == "1.00x" and set(ratios) >= set(sharding_memory.ENGINES)
+    assert all(float(ratios[name].rstrip("x")) < 0.6 for name in ("ZeRO-3", "FSDP2"))

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from transformers import set_seed
 
@@ -80,11 +82,9 @@ def resume_worker(
         for run, checkpoint in {"quiet": None, **resumed}.items():
             trainer = resumable(Path(folder) / (name if checkpoint is None else f"{name}-again"), engine, keys)
             trainer.train(resume_from_checkpoint=checkpoint)
-            state = dict(gather(trainer.accelerator.unwrap_model(trainer.model), None))
+            state = {key: value.detach().clone() for key, value in gather(trainer.accelerator.unwrap_model(trainer.model))}
             if rank == 0:
-                save_file(
-                    {key: value.contiguous().clone() for key, value in state.items()}, f"{folder}/{name}-{run}.safetensors"
-                )
+                save_file(state, f"{folder}/{name}-{run}.safetensors")
     if world_size > 1:
         torch.distributed.destroy_process_group()
 
@@ -120,6 +120,13 @@ def _own(tensor: Any) -> int:
     return tensor.to_local().numel() if hasattr(tensor, "to_local") else tensor.numel()
 
 
+def unpatched() -> str:
+    """What accelerate by itself makes of FSDP2 on a CPU."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
+    return str(accelerator.distributed_type.value)
+
+
 def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
     """One process of a gloo group; rank 0 leaves `{name}.json` of every run."""
     join(rank, world_size, port)
@@ -127,4 +134,5 @@ def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, t
         found = run(Path(folder) / name, engine, keys, micro_batch_size=2)
         if rank == 0:
             (Path(folder) / f"{name}.json").write_text(json.dumps(found))
+    Path(folder, "unpatched").write_text(unpatched())
     torch.distributed.destroy_process_group()

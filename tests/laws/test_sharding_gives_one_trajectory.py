@@ -105,3 +105,8 @@ def test_each_rank_keeps_its_part(two_processes: Path, engine: str) -> None:
     half = pytest.approx(0.5, rel=0.05)
     assert found["parameters"] / whole["parameters"] == (half if engine in ("zero3", "fsdp2") else 1)
     assert found["state"] / whole["state"] == (1 if engine == "ddp" else half)
+
+
+def test_accelerate_still_ignores_fsdp_on_cpus(two_processes: Path) -> None:
+    found = (two_processes / "unpatched").read_text()
+    assert found == "MULTI_CPU", "accelerate shards on CPUs by itself: remove the patch in strategies.sharding"

@@ -132,3 +132,9 @@ def test_this_machine_has_memory() -> None:
     assert machine.kind == "CPU"
     assert 0 < machine.free <= machine.total
     assert machine.usable < machine.total
+
+
+def test_a_sharded_run_takes_less_than_the_estimate(tiny_base: str) -> None:
+    found = find(tiny_base, deepspeed="zero3", ray={"num_workers": 2})
+    said = {check.name: check.finding for check in found.checks}
+    assert said["sharding"] == "zero3 divides the model, and the estimate is that of DDP: a worker takes less"
