@@ -11,13 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray.exceptions
 import ray.train
 from ray.train import UserCallback
 from transformers import TrainerCallback
 
 from pipeline.training.folder import CHECKPOINT
+from pipeline.training.ledger import merge
+from pipeline.training.pulse import beat
 
-__all__ = ["RayReport", "Relay"]
+__all__ = ["Pulse", "RayReport", "Relay"]
 
 REPORT_INTERVAL_S = 2.0
 
@@ -31,10 +34,12 @@ class RayReport(TrainerCallback):
 
     Attributes:
         notes: what a person should know of the trainer; the first report brings them.
+        ledger: the trainer's; each rank's report brings what is new in it.
     """
 
     def __init__(self, resumed_step: int | None) -> None:
         self.notes: list[str] = []
+        self.ledger: Any = None
         self._resumed_step = resumed_step
         self._records: list[dict[str, Any]] = []
         self._latest: dict[str, float] = {}
@@ -85,12 +90,24 @@ class RayReport(TrainerCallback):
 
     def _report(self, state: Any, checkpoint: Any = None, name: str | None = None) -> None:
         metrics = {"step": state.global_step, "epoch": float(state.epoch or 0), **self._latest, "records": self._records}
+        metrics["ledger"] = self.ledger.take()
         if self._last_report == float("-inf"):
             metrics["resumed"] = self._resumed_step or 0
             metrics["notes"] = self.notes
+            metrics["skipped"] = list(self.ledger.skipped)
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
         self._records = []
         self._last_report = time.monotonic()
+
+
+class Pulse(TrainerCallback):
+    """A sign of life at everything that a trainer tells of."""
+
+    def _beat(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        beat(state.global_step)
+
+    on_train_begin = on_step_begin = on_substep_end = on_pre_optimizer_step = on_step_end = _beat
+    on_prediction_step = on_evaluate = on_log = on_save = on_train_end = _beat
 
 
 def _numbers(logs: dict[str, Any]) -> dict[str, Any]:
@@ -116,19 +133,27 @@ class Relay(UserCallback):
         self._queue = queue
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Pass rank 0's records on."""
+        """Pass on rank 0's records, and what all ranks have trained on."""
         event = {"event": "report", "step": metrics[0]["step"], "records": metrics[0]["records"]}
+        event["ledger"] = merge(rank["ledger"] for rank in metrics)
         if checkpoint is not None:
             event["checkpoint"] = Path(checkpoint.path).name
         if "resumed" in metrics[0]:
             event["resumed"] = metrics[0]["resumed"]
             event["notes"] = metrics[0]["notes"]
+            event["skipped"] = metrics[0]["skipped"]
         self._queue.put(event)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Pass on which workers failed and why."""
         failures = {rank: _reason(error) for rank, error in worker_exceptions.items()}
-        self._queue.put({"event": "failure", "failures": failures})
+        died = [rank for rank, error in worker_exceptions.items() if _is_death(error)]
+        self._queue.put({"event": "failure", "failures": failures, "died": died, "time": time.time()})
+
+
+def _is_death(error: Exception) -> bool:
+    """Whether a worker's process is gone, as against an error that it raised."""
+    return isinstance(getattr(error, "health_check_failure", None), ray.exceptions.RayActorError)
 
 
 def _reason(error: Exception) -> str:

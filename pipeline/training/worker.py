@@ -27,6 +27,8 @@ class WorkerJob:
     debug: bool = False
     scores: Any = None
     """`pipeline.reference.Scores` of these rows, where the reference is cached."""
+    queue: Any = None
+    """The driver's queue of events, where a worker says that it has started."""
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -37,24 +39,50 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """
     import ray.train
 
+    from pipeline.training.pulse import beat
+    from strategies.mixins import NonFiniteLossError
+
     job: WorkerJob = config["job"]
+    _announce(job.queue)
     if not job.debug:
         _silence()
     scratch = _scratch_folder(job.cfg)
     checkpoint = ray.train.get_checkpoint()
+    beat()
     trainer, tokenizer = _build(job, scratch, checkpoint)
-    if checkpoint is None:
-        trainer.train()
-    else:
-        with checkpoint.as_directory() as folder:
-            _fetch_best_checkpoint(folder, scratch)
-            trainer.train(resume_from_checkpoint=folder)
+    beat()
+    try:
+        if checkpoint is None:
+            trainer.train()
+        else:
+            with checkpoint.as_directory() as folder:
+                _fetch_best_checkpoint(folder, scratch)
+                trainer.train(resume_from_checkpoint=folder)
+    except NonFiniteLossError as error:  # all ranks agree on it, and a restart would come to it again
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # reports what led there
+        return {"step": trainer.state.global_step, "refused": str(error)}
+    if trainer.stopped:
+        return {"step": trainer.state.global_step, "stopped": True}
     _save_model(trainer, tokenizer, scratch)
     if job.cfg.hub_model_id is not None:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()
     shutil.rmtree(scratch, ignore_errors=True)
+    beat(over=True)
     return {"step": trainer.state.global_step, "best_metric": trainer.state.best_metric}
+
+
+def _announce(queue: Any) -> None:
+    """Tell the driver that this worker has started, where, and how it is asked."""
+    import os
+    import socket
+
+    import ray
+    import ray.train
+
+    context = ray.get_runtime_context()
+    where = {"actor": context.current_actor, "node": socket.gethostname(), "pid": os.getpid()}
+    queue.put({"event": "worker", "rank": ray.train.get_context().get_world_rank(), **where})
 
 
 def _build(job: WorkerJob, scratch: Path, checkpoint: Any) -> tuple[Any, Any]:
@@ -62,26 +90,31 @@ def _build(job: WorkerJob, scratch: Path, checkpoint: Any) -> tuple[Any, Any]:
     from datasets import Dataset
     from transformers import set_seed
 
-    from pipeline.training.reporting import RayReport
+    from pipeline.training.pulse import attach, beat
+    from pipeline.training.reporting import Pulse, RayReport
     from strategies.builder import HFRLTrainerBuilder
     from strategies.models import load_model
     from strategies.registry import get_strategy
-    from strategies.rows import ID_COLUMNS
+    from strategies.rows import ID_COLUMNS, ROW_ID
     from strategies.tokenizer import load_tokenizer
 
     sys.path.append(job.import_path)
     cfg = job.cfg.model_copy(update={"output_dir": str(scratch)})
     set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
     tokenizer = load_tokenizer(cfg)
+    beat()
     builder = HFRLTrainerBuilder(cfg, load_model(cfg, tokenizer), tokenizer)
-    columns = list(ID_COLUMNS[get_strategy(cfg.rl).batch_kind])
+    beat()
+    columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID]
     builder.train_dataset = Dataset(_rows(job, "train", columns))
     if job.prepared.eval_rows:
         builder.eval_dataset = Dataset(_rows(job, "eval", columns))
     report = RayReport(_step_of(checkpoint))
-    builder.callbacks.append(report)
+    builder.callbacks += [Pulse(), report]
+    beat()
     trainer = builder.build(job.total_steps)
-    report.notes = list(trainer.notes)
+    report.notes, report.ledger = list(trainer.notes), trainer.ledger
+    attach(trainer)
     assert trainer.args.world_size == ray.train.get_context().get_world_size()
     return trainer, tokenizer
 
