@@ -163,6 +163,7 @@ class _Follower:
                 self._tell_failure(event)
                 continue
             self.step = event["step"]
+            self.watch.hear(self.step)
             if "resumed" in event:
                 self.metrics.rewind(event["resumed"])
                 self._rewind_ledger(event["resumed"], event["skipped"])
@@ -196,7 +197,7 @@ class _Follower:
         step = max(self.step, self.watch.step)
         for rank, reason in event["failures"].items():
             what = f"{'died' if rank in event['died'] else 'failed'} at {clock_time(event['time'])} after step {step}"
-            self.display.note(f"{self.watch.name(rank)} {what}: {self.watch.hung.get(rank, reason)}")
+            self.display.note(f"{self.watch.name(rank)} {what}: {'it hung' if rank in self.watch.hung else reason}")
         self.watch.leave()
         self.step = max(self.plan.folder.checkpoints(), default=0)
         most = self.plan.cfg.ray.max_failures

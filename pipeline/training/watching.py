@@ -28,6 +28,8 @@ class _Worker:
     sign: Sign = field(default_factory=Sign)
     seen: float = field(default_factory=time.time)
     """When a new sign was seen last."""
+    reported: int = 0
+    """The last step that all workers have reported."""
     asked: Any = None
     """The question that is not answered yet."""
 
@@ -66,6 +68,11 @@ class Watch:
         """A worker and its node, as messages call it."""
         known = self._workers.get(rank)
         return f"worker {rank} on {known.node}" if known else f"worker {rank}"
+
+    def hear(self, step: int) -> None:
+        """All workers have reported a step, which takes all of them: a sign of life of each."""
+        for worker in self._workers.values():
+            worker.reported, worker.seen = step, time.time()
 
     @property
     def step(self) -> int:
@@ -124,7 +131,7 @@ class Watch:
         import ray
 
         worker = self._workers[rank]
-        since, step = clock_time(worker.seen), worker.sign.step
+        since, step = clock_time(worker.seen), max(worker.sign.step, worker.reported)
         self.hung[rank] = f"{self.name(rank)} hung: no sign of life since {since}, after step {step}"
         ray.kill(worker.actor)
         return f"{self.hung[rank]} (ray.hang_timeout: {self._timeout_s:g} s); killed"
