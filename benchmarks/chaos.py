@@ -35,7 +35,7 @@ from pipeline.display import SilentDisplay
 from pipeline.training.metrics import MetricsFile
 from tests.tiny import pairs, save_tiny
 
-REPEATED = re.compile(r"restarting from .*: (\d+) steps? (?:is|are) repeated")
+RESUMED = re.compile(r"(?:continuing from the checkpoint of step \d+|starting again)(?:: (\d+) steps? (?:is|are) repeated)?")
 SHARDINGS: dict[str, dict[str, Any]] = {
     "ddp": {},
     "zero1": {"deepspeed": "zero1"},
@@ -66,8 +66,8 @@ class Observer(SilentDisplay):
     trains: threading.Event = field(default_factory=threading.Event)
 
     def note(self, text: str) -> None:
-        if self.kills and (found := REPEATED.search(text)):
-            self.kills[-1].repeated = int(found.group(1))
+        if self.kills and (found := RESUMED.match(text)):
+            self.kills[-1].repeated = int(found.group(1) or 0)
 
     def record(self, record: dict[str, Any]) -> None:
         self.step = record["step"]

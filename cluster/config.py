@@ -58,6 +58,11 @@ class RayConfig(_Keys):
     max_failures: NonNegativeInt = Field(
         0, description="Restarts from the last complete checkpoint after a worker or its node failed."
     )
+    hang_timeout: PositiveInt = Field(
+        1800,
+        description="Seconds without a sign of life (a step, an evaluated batch, a checkpoint written) after which a worker is "
+        "killed, and counts as failed.",
+    )
     score: ScoreConfig = Field(default_factory=lambda: ScoreConfig(), description="Actors that score the reference.")
     address: str | None = Field(
         None, description="Address of a running cluster; without it the job's own cluster or a local one is used."

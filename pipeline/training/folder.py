@@ -31,6 +31,7 @@ MAY_DIFFER = {
     "max_rejected_fraction",
     "max_steps",
     "micro_batch_size",
+    "nonfinite_loss",
     "num_epochs",
     "output_dir",
     "ray",
@@ -60,6 +61,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON record per logging or evaluation step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """One JSON record per optimizer step: the rows that it was taken on."""
+        return self.path / "ledger.jsonl"
 
     @property
     def config(self) -> Path:
@@ -175,7 +181,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove what a run without a complete checkpoint has left: nothing of it can be continued."""
-        for name in (RAY_STATE, "metrics.jsonl", RUN):
+        for name in (RAY_STATE, "metrics.jsonl", "ledger.jsonl", RUN):
             (self.path / name).unlink(missing_ok=True)
         for orphan in self.path.glob(f"{CHECKPOINT}*"):
             shutil.rmtree(orphan)

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ class WorkerJob:
     total_steps: int
     import_path: str
     """The driver's current directory, where the recipe's reward functions may lie."""
-    debug: bool = False
+    queue: Any
+    """The driver's queue of events, where a worker says that it has started."""
+    sharding: dict[str, Any]
+    """`cluster.sharding.sharding_arguments` of the config."""
     scores: Any = None
     """`pipeline.reference.Scores` of these rows, where the reference is cached."""
-    sharding: dict[str, Any] = field(default_factory=dict)
-    """`cluster.sharding.sharding_arguments` of the config."""
+    debug: bool = False
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -37,21 +39,46 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     The trainer writes to a folder of the worker's node; checkpoints reach the run's storage through Ray, the model at
     the end through `_save_model`.
     """
+    from pipeline.training.pulse import beat
     from pipeline.training.reporting import RayReport
+    from strategies.mixins import NonFiniteLossError
 
     job: WorkerJob = config["job"]
+    _announce(job.queue)
     if not job.debug:
         _silence()
-    scratch = _scratch_folder(job.cfg)
-    report = RayReport()
+    scratch, reached = _scratch_folder(job.cfg)
+    report = RayReport(scratch, reached)
+    beat()
     trainer, tokenizer = _build(job, scratch, report)
-    _train(trainer, report, scratch)
+    beat()
+    try:
+        _train(trainer, report, scratch)
+    except NonFiniteLossError as error:  # all ranks agree on it, and a restart would come to it again
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # reports what led there
+        return {"step": trainer.state.global_step, "refused": str(error)}
+    if trainer.stopped:
+        return {"step": trainer.state.global_step, "stopped": True}
     _save_model(trainer, tokenizer, scratch)
     if job.cfg.hub_model_id is not None:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()
     shutil.rmtree(scratch, ignore_errors=True)
+    beat(over=True)
     return {"step": trainer.state.global_step, "best_metric": trainer.state.best_metric}
+
+
+def _announce(queue: Any) -> None:
+    """Tell the driver that this worker has started, where, and how it is asked."""
+    import os
+    import socket
+
+    import ray
+    import ray.train
+
+    context = ray.get_runtime_context()
+    where = {"actor": context.current_actor, "node": socket.gethostname(), "pid": os.getpid()}
+    queue.put({"event": "worker", "rank": ray.train.get_context().get_world_rank(), **where})
 
 
 def _train(trainer: Any, report: Any, scratch: Path) -> None:
@@ -98,10 +125,12 @@ def _build(job: WorkerJob, scratch: Path, report: Any) -> tuple[Any, Any]:
     from datasets import Dataset
     from transformers import set_seed
 
+    from pipeline.training.pulse import attach, beat
+    from pipeline.training.reporting import Pulse
     from strategies.builder import HFRLTrainerBuilder
     from strategies.models import load_model
     from strategies.registry import get_strategy
-    from strategies.rows import ID_COLUMNS
+    from strategies.rows import ID_COLUMNS, ROW_ID
     from strategies.sharding import divided_loading
     from strategies.tokenizer import load_tokenizer
 
@@ -109,19 +138,23 @@ def _build(job: WorkerJob, scratch: Path, report: Any) -> tuple[Any, Any]:
     cfg = job.cfg.model_copy(update={"output_dir": str(scratch)})
     set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
     tokenizer = load_tokenizer(cfg)
+    beat()
     with divided_loading(cfg, job.sharding):
         model = load_model(cfg, tokenizer)
+    beat()
     builder = HFRLTrainerBuilder(cfg, model, tokenizer)
     builder.extra_arguments = job.sharding
-    columns = list(ID_COLUMNS[get_strategy(cfg.rl).batch_kind])
+    columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID]
     builder.train_dataset = Dataset(_rows(job, "train", columns))
     if job.prepared.eval_rows:
         builder.eval_dataset = Dataset(_rows(job, "eval", columns))
     builder.world_size = cfg.num_workers  # an elastic run keeps the global batch of the most
-    builder.callbacks.append(report)
+    builder.callbacks += [Pulse(), report]
+    beat()
     trainer = builder.build(job.total_steps)
     trainer.identity["prepared data"] = job.prepared.fingerprint
-    report.notes = list(trainer.notes)
+    report.notes, report.ledger = list(trainer.notes), trainer.ledger
+    attach(trainer)
     assert trainer.args.world_size == ray.train.get_context().get_world_size()
     return trainer, tokenizer
 
@@ -136,18 +169,22 @@ def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
     return rows
 
 
-def _scratch_folder(cfg: Any) -> Path:
-    """A folder of this node for the run, shared by its ranks and empty.
+def _scratch_folder(cfg: Any) -> tuple[Path, int | None]:
+    """A folder of this node for the run, shared by its ranks and empty; and the step that workers before these had reached.
 
     What a person wants to see while the run goes on is a link into the run's own folder.
     """
     import ray.train
     from ray.train.collective import barrier
 
+    from pipeline.training.reporting import last_step
+
     # The same path after a restart, also of Ray: the trainer's state names its best checkpoint by it.
     run = hashlib.sha256(cfg.output_dir.encode()).hexdigest()[:12]
     scratch = Path(tempfile.gettempdir()) / f"prefray-{run}"
+    reached = None
     if ray.train.get_context().get_local_rank() == 0:
+        reached = last_step(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         watched = {
@@ -160,7 +197,7 @@ def _scratch_folder(cfg: Any) -> Path:
                 (Path(cfg.output_dir) / name).mkdir(exist_ok=True)
                 (scratch / name).symlink_to(Path(cfg.output_dir) / name)
     barrier()
-    return scratch
+    return scratch, reached
 
 
 def _fetch_best_checkpoint(resumed: str, scratch: Path) -> None:

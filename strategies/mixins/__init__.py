@@ -6,6 +6,7 @@ it, overrides transformers' methods only where TRL has none of its own.
 
 from __future__ import annotations
 
+from strategies.mixins.agreement import AgreementMixin, NonFiniteLossError
 from strategies.mixins.checkpoint import CheckpointMixin
 from strategies.mixins.distributed import DistributedParallelMixin
 from strategies.mixins.optimizer import OptimizerInitMixin, OptimizerMixin
@@ -14,8 +15,10 @@ from strategies.mixins.rng import RngLoaderMixin
 from strategies.mixins.scheduler import SchedulerMixin
 
 __all__ = [
+    "AgreementMixin",
     "CheckpointMixin",
     "DistributedParallelMixin",
+    "NonFiniteLossError",
     "OptimizerInitMixin",
     "OptimizerMixin",
     "RngLoaderMixin",

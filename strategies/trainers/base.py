@@ -12,8 +12,10 @@ from transformers.trainer_utils import TrainOutput
 
 from strategies.base import BatchKind
 from strategies.callbacks import StepTimer
+from strategies.ledger import Ledger
 from strategies.metrics import MetricSums, gather_means
 from strategies.mixins import (
+    AgreementMixin,
     CheckpointMixin,
     OptimizerInitMixin,
     OptimizerMixin,
@@ -39,7 +41,14 @@ __all__ = ["PreferenceTrainer"]
 
 
 class PreferenceTrainer(
-    CheckpointMixin, RngLoaderMixin, SchedulerMixin, OptimizerMixin, OptimizerInitMixin, SyncedReferenceMixin, Trainer
+    CheckpointMixin,
+    AgreementMixin,
+    RngLoaderMixin,
+    SchedulerMixin,
+    OptimizerMixin,
+    OptimizerInitMixin,
+    SyncedReferenceMixin,
+    Trainer,
 ):
     """Stands before TRL's trainer in the order of bases: `class T(PreferenceTrainer, DPOTrainer, DistributedParallelMixin)`.
 
@@ -84,12 +93,13 @@ class PreferenceTrainer(
         self.generations: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self._step_timer = StepTimer()
+        self.ledger = Ledger()
         self._counts = True
         self._sums: dict[str, MetricSums] = {"train": {}, "eval": {}}
         self._own_init(
             train_dataset=self._or_placeholder(train_dataset, "train_dataset"),
             eval_dataset=self._or_placeholder(eval_dataset, "eval_dataset"),
-            callbacks=[self._step_timer, *(callbacks or [])],
+            callbacks=[self._step_timer, self.ledger, *(callbacks or [])],
             **kwargs,
         )
         if train_dataset is None:
@@ -291,6 +301,8 @@ class PreferenceTrainer(
             renamed = {prefix + name: values for name, values in self._metrics["eval"].items()}
             self._metrics["eval"].clear()
             self._metrics["eval"].update(renamed)
+        if self.args.nonfinite_loss == "skip" and "loss" in logs:
+            logs["skipped_steps"] = len(self.ledger.skipped)
         super().log(logs, start_time)
 
     # Card
