@@ -131,12 +131,12 @@ class _PreparedDPOTrainer(DPOTrainer):
 
 
 def largest_micro_batch(model: Any, options: argparse.Namespace) -> int:
-    """The largest divisor of the batch whose activations fit in three quarters of the free memory, padded to the full length.
+    """The largest divisor of the batch whose activations fit in half of the free memory, padded to the full length.
 
-    Beside them stand gradients and AdamW's two moments of this policy, and the same of another.
+    Beside them stand gradients and AdamW's two moments of this policy, the same of another, and what the other side trains.
     """
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    room = 0.75 * psutil.virtual_memory().available - 7 * weights
+    room = 0.5 * psutil.virtual_memory().available - 7 * weights
     pair = 2 * options.sequence_len * saved_bytes_per_token(model)
     divisors = [number for number in range(1, options.batch + 1) if options.batch % number == 0]
     return max((number for number in divisors if number * pair <= room), default=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,13 +82,18 @@ def _problems(manifest: dict[str, Any], plan: Plan, folder: Path) -> list[str]:
     different = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
     if different:
         return [
-            f"{name}: the recipe gives {expected.get(name)!r}, the scores were computed with {found.get(name)!r}"
+            f"{name}: the recipe gives {_shown(expected.get(name))}, the scores were computed with {_shown(found.get(name))}"
             for name in different
         ]
     files = {entry["file"]: entry for entry in manifest["files"]}
     if set(files) != set(plan.parts):
         return [f"{MANIFEST}: lists {len(files)} parts, the prepared data have {len(plan.parts)}"]
     return [problem for part in plan.parts if (problem := _damage(folder / part, files[part], plan.parts[part]))]
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; of a hash its beginning."""
+    return f"{value[:16]}..." if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) else repr(value)
 
 
 def _damage(path: Path, entry: dict[str, Any], rows: int) -> str | None:

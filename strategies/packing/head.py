@@ -46,24 +46,26 @@ class _TokenLogps(torch.autograd.Function):
         frozen = not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
         projection = weight.to(_dtype(hidden))
         size = max(1, ELEMENTS // len(weight))
+        # Of all pieces the same two: fresh memory of this size costs as much as a pass over it.
+        logits_buffer = _buffer(hidden, weight, size)
+        odds_buffer = _buffer(hidden, weight, size) if "entropy" in wanted else logits_buffer
         parts: dict[str, list[Tensor]] = {name: [] for name in ("log_probs", "log_z", *STATISTICS, "gradient")}
         for states, targets in zip(hidden.split(size), labels.split(size), strict=True):
-            logits = _logits(states, projection, bias)
+            logits = _logits(states, projection, bias, out=logits_buffer[: len(states)])
             top = logits.max(dim=1)
             label_logits = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
             if "mean_logits" in wanted:
                 parts["mean_logits"].append(logits.mean(dim=1))
             if "is_top1" in wanted:
                 parts["is_top1"].append(top.indices == targets)
-            if "entropy" in wanted:
-                kept = logits.clone()
-            odds = logits.sub_(top.values.unsqueeze(1)).exp_()
+            below_top = logits.sub_(top.values.unsqueeze(1))
+            odds = torch.exp(below_top, out=odds_buffer[: len(states)])
             total = odds.sum(dim=1)
             log_z = top.values + total.log()
             parts["log_z"].append(log_z)
             parts["log_probs"].append(label_logits - log_z)
             if "entropy" in wanted:
-                parts["entropy"].append(log_z - torch.linalg.vecdot(odds, kept) / total)
+                parts["entropy"].append(total.log() - torch.linalg.vecdot(odds, below_top) / total)
             if "log_sum_sq_probs" in wanted:
                 parts["log_sum_sq_probs"].append(torch.linalg.vecdot(odds, odds).log() - 2 * total.log())
             if frozen and ctx.needs_input_grad[0]:
@@ -89,17 +91,21 @@ class _TokenLogps(torch.autograd.Function):
         with maybe_gather_lm_head_ctx(weight, bias):
             projection = weight.to(ctx.dtype)
             to_hidden = torch.empty_like(hidden)
-            to_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+            to_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
             to_bias = torch.zeros(len(weight), dtype=torch.float32, device=weight.device) if bias is not None else None
-            pieces = (tensor.split(ctx.size) for tensor in (hidden, labels, log_z, gradient, to_hidden))
-            for states, targets, normaliser, upstream, target in zip(*pieces, strict=True):
-                change = _logits(states, projection, bias).sub_(normaliser.unsqueeze(1)).exp_()
-                change.mul_(-upstream.unsqueeze(1)).scatter_add_(1, targets.unsqueeze(1), upstream.unsqueeze(1))
+            buffer = _buffer(hidden, weight, ctx.size)
+            pieces = (tensor.split(ctx.size) for tensor in (hidden, labels, log_z, gradient.float(), to_hidden))
+            for number, (states, targets, normaliser, upstream, target) in enumerate(zip(*pieces, strict=True)):
+                # Probabilities less the label's 1; the upstream gradient, a number per token, scales the narrow sides.
+                logits = _logits(states, projection, bias, out=buffer[: len(states)])
+                excess = logits.sub_(normaliser.unsqueeze(1)).exp_()
+                excess.scatter_add_(1, targets.unsqueeze(1), excess.new_full((len(states), 1), -1.0))
+                weights = -upstream.unsqueeze(1)
                 if to_bias is not None:
-                    to_bias += change.sum(dim=0)
-                change = change.to(ctx.dtype)
-                target.copy_(change @ projection)
-                _add_product(to_weight, change.t(), states.to(ctx.dtype))
+                    to_bias += (excess.t() @ weights).squeeze(1)
+                excess = excess.to(ctx.dtype)
+                target.copy_((excess @ projection) * weights)
+                _add_product(to_weight, excess.t(), (states * weights).to(ctx.dtype), first=number == 0)
         bias_gradient = to_bias.to(bias.dtype) if to_bias is not None else None
         return to_hidden, to_weight.to(weight.dtype), bias_gradient, None, None
 
@@ -112,15 +118,25 @@ def _dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-def _logits(states: Tensor, projection: Tensor, bias: Tensor | None) -> Tensor:
-    logits = (states.to(projection.dtype) @ projection.t()).float()
-    return logits if bias is None else logits.add_(bias.float())
+def _buffer(hidden: Tensor, weight: Tensor, size: int) -> Tensor:
+    """Room for the logits of a piece."""
+    return torch.empty(min(size, len(hidden)), len(weight), dtype=torch.float32, device=hidden.device)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, where total is float32."""
+def _logits(states: Tensor, projection: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    if projection.dtype == torch.float32:
+        torch.mm(states, projection.t(), out=out)
+    else:
+        out.copy_(states.to(projection.dtype) @ projection.t())
+    return out if bias is None else out.add_(bias.float())
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """total = left @ right for the first piece, total += left @ right for others; total is float32."""
     if left.dtype == torch.float32:
-        total.addmm_(left, right)
+        total.addmm_(left, right, beta=0.0 if first else 1.0)
+    elif first:
+        total.copy_(left @ right)
     else:
         total += left @ right
 

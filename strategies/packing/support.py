@@ -48,6 +48,8 @@ def why_not_packed(model: Any, longest: int) -> str | None:
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if window is not None and longest > window:
         return f"its attention window of {window} tokens is shorter than sequences of {longest}"
+    if (kind := _moving_rope(config, longest)) is not None:
+        return f"its rotary embedding ({kind}) changes for all pairs of a row where one is longer than it was trained for"
     if getattr(config, "final_logit_softcapping", None) is not None:
         return f"{config.model_type} caps its logits"
     if getattr(config, "output_router_logits", False):
@@ -86,6 +88,17 @@ def score_row(model: Any, row: PackedRow, wanted: tuple[str, ...] = ()) -> Token
         labels=row.labels,
         wanted=wanted,
     )
+
+
+def _moving_rope(config: Any, longest: int) -> str | None:
+    """The kind of a rotary embedding whose frequencies depend on the longest position of a forward, if there can be such."""
+    given = getattr(config, "rope_parameters", None) or {}
+    each = [given] if "rope_type" in given else [part for part in given.values() if isinstance(part, dict)]
+    for rope in each:
+        trained = rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None) or longest
+        if rope.get("rope_type") in ("dynamic", "longrope") and longest > trained:
+            return rope["rope_type"]
+    return None
 
 
 def _base_model(model: Any) -> Any:

@@ -66,7 +66,7 @@ class PlannedTrainer(PreferenceTrainer):
     def _models(self) -> list[Any]:
         """The policy, and a reference beside it."""
         models = [self.model, getattr(self, "ref_model", None)]
-        return [self.accelerator.unwrap_model(model) for model in models if model is not None]
+        return [self.accelerator.unwrap_model(model, keep_torch_compile=False) for model in models if model is not None]
 
     def _why_not_packed(self) -> str | None:
         longest = self.args.max_length if self.args.max_length is not None else sys.maxsize

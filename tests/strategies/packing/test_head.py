@@ -105,8 +105,8 @@ def test_never_more_logits_are_held_than_allowed(monkeypatch: pytest.MonkeyPatch
     hidden, weight, bias, labels, upstream = inputs()
     allowed, held, compute = 3 * WORDS, [], head._logits
 
-    def counted(*args: Any) -> Tensor:
-        logits = compute(*args)
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        logits = compute(*args, **kwargs)
         held.append(logits.numel())
         return logits
 

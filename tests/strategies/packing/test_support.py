@@ -43,6 +43,10 @@ PACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoX", SIZE),
     "phi": ("Phi", SIZE),
     "granite, scaled logits": ("Granite", {**SIZE, "num_key_value_heads": 2, "logits_scaling": 3.0}),
+    "llama, dynamic rope, short sequences": (
+        "Llama",
+        {**SIZE, "max_position_embeddings": 64, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}},
+    ),
     "cohere, scaled logits": ("Cohere", {**SIZE, "num_key_value_heads": 2, "logit_scale": 0.25}),
 }
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -54,6 +58,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "mamba": ("Mamba", {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 64}, "mamba has an attention of its own"),
     "bloom": ("Bloom", {"hidden_size": 32, "n_layer": 1, "n_head": 4, "vocab_size": 64}, "bloom has an attention of its own"),
     "gemma2": ("Gemma2", {**SIZE, "num_key_value_heads": 2, "head_dim": 8}, "gemma2 has an attention of its own"),
+    "dynamic rope, long sequences": (
+        "Llama",
+        {**SIZE, "max_position_embeddings": 32, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}},
+        "its rotary embedding \\(dynamic\\) changes for all pairs of a row",
+    ),
     "eager": ("Llama", {**SIZE, "attn_implementation": "eager"}, "attn_implementation: eager doesn't take the mask"),
 }
 
