@@ -38,6 +38,8 @@ def train(cfg: Any, dataset_meta: TrainDatasetMeta) -> tuple[Any, Any, Any]:
         ValueError: naming the config key that is wrong, or rows that can't be trained on.
     """
     cfg = as_config(cfg)
+    if "://" in cfg.output_dir:
+        raise ValueError(f"output_dir: must be a path without Ray, got {cfg.output_dir!r}")
     set_seed(cfg.seed)
     tokenizer = load_tokenizer(cfg)
     builder = HFRLTrainerBuilder(cfg, load_model(cfg, tokenizer), tokenizer)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import RunConfig
 from pipeline.display import Display
 from pipeline.errors import RunFailed, UserError
+from pipeline.patience import STORAGE_ERRORS, patiently
+from pipeline.storage import reason
 from pipeline.training.folder import RunFolder
 from pipeline.training.metrics import MetricsFile
 
@@ -79,11 +81,12 @@ class _Follower:
         self._take(self._events(wait_s=0))
         self.queue.shutdown()
         if isinstance(self.outcome, BaseException):
+            self.metrics.settle()
             raise _explain(self.outcome, self.plan.folder) from self.outcome
         try:
-            self.metrics.flush()
-        except OSError as error:
-            raise RunFailed(f"{self.metrics.path} can't be written: {error.strerror}; the model is complete") from error
+            patiently(self.metrics.flush, f"writing {self.metrics.path}")
+        except STORAGE_ERRORS as error:
+            raise RunFailed(f"{self.metrics.path} can't be written: {reason(error)}; the model is complete") from error
         return self.outcome.return_value
 
     def _fit(self) -> None:
@@ -112,8 +115,7 @@ class _Follower:
                 resources_per_worker=plan.workers.resources,
             ),
             run_config=RunConfig(
-                name=plan.folder.path.name,
-                storage_path=str(plan.folder.path.parent),
+                **plan.folder.for_ray(),
                 failure_config=FailureConfig(max_failures=plan.cfg.ray.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=plan.cfg.save_total_limit, **plan.selection),
                 callbacks=[Relay(self.queue)],
@@ -155,9 +157,8 @@ class _Follower:
         import ray
 
         self._take(self._events(wait_s=0))
-        steps = self.plan.folder.checkpoints()
-        kept = f"the checkpoint of step {steps[-1]} is complete" if steps else "no checkpoint was complete yet"
-        self.display.note(f"interrupted: {kept}; continue with --resume")
+        self.metrics.settle()
+        self.display.note(f"interrupted: {self.plan.folder.remains()}; continue with --resume")
         ray.shutdown()
 
 
@@ -168,9 +169,5 @@ def _explain(error: BaseException, folder: RunFolder) -> Exception:
     for cause in causes.values():
         if isinstance(cause, ValueError):
             return UserError(str(cause))
-    steps = folder.checkpoints()
-    remains = (
-        f"the checkpoint of step {steps[-1]} is complete, continue with --resume" if steps else "no checkpoint was complete yet"
-    )
     what = "; ".join(f"worker {rank}: {type(cause).__name__}: {cause}".strip() for rank, cause in sorted(causes.items()))
-    return RunFailed(f"training failed: {what or error} ({remains})")
+    return RunFailed(f"training failed: {what or error} ({folder.remains(', continue with --resume')})")
