@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
+from cluster import sharding
+
 __all__ = ["ClusterKeys", "FsdpConfig", "RayConfig", "ScoreConfig", "WorkerRange", "find_problems"]
 
 
@@ -65,7 +67,7 @@ class RayConfig(_Keys):
 class FsdpConfig(_Keys):
     """The `fsdp_config:` section, by Axolotl's keys."""
 
-    fsdp_version: Literal[2] = Field(2, description="FSDP2; version 1 is not supported.")
+    fsdp_version: int = Field(2, description="2; version 1 is not supported.")
     activation_checkpointing: bool | None = Field(None, description="Recompute activations of wrapped layers.")
     offload_params: bool | None = Field(None, description="Keep parameters and gradients in host memory.")
     cpu_ram_efficient_loading: bool | None = Field(None, description="Only rank 0 loads the weights.")
@@ -86,8 +88,15 @@ class ClusterKeys(_Keys):
     use_ray: bool | None = Field(None, description="Axolotl's switch; runs are always on Ray here.")
     ray_num_workers: PositiveInt | None = Field(None, description="Axolotl's name of ray.num_workers.")
     resources_per_worker: dict[str, float] | None = Field(None, description="Axolotl's name of ray.resources_per_worker.")
-    deepspeed: str | dict[str, Any] | None = Field(None, description="DeepSpeed: a JSON file or a mapping.")
-    fsdp_config: FsdpConfig | None = Field(None, description="FSDP2.")
+    deepspeed: str | dict[str, Any] | None = Field(
+        None,
+        description="Divide the model among the workers by DeepSpeed: zero1 (optimizer state), zero2 (gradients too), zero3 "
+        "(weights too), each also with `_offload` to host memory; or a JSON file, or a mapping of DeepSpeed's keys.",
+    )
+    fsdp_config: FsdpConfig | None = Field(
+        None,
+        description="Divide weights, gradients and optimizer state among the workers by FSDP2; {} for its defaults.",
+    )
 
     @property
     def num_workers(self) -> int:
@@ -129,6 +138,4 @@ def find_problems(cfg: ClusterKeys) -> Iterator[tuple[str, str]]:
         yield "ray_num_workers", "contradicts ray.num_workers; keep one of them"
     if cfg.resources_per_worker and cfg.ray.resources_per_worker:
         yield "resources_per_worker", "contradicts ray.resources_per_worker; keep one of them"
-    for name in ("deepspeed", "fsdp_config"):
-        if getattr(cfg, name) is not None:
-            yield name, "sharded training is not supported yet; remove it to train under DDP"
+    yield from sharding.find_problems(cfg)

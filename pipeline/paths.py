@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cluster.sharding import STAGES
 from pipeline.errors import UserError
 from pipeline.storage import is_uri, locate
 
@@ -43,6 +44,8 @@ def absolute_paths(cfg: Config) -> Config:
         value = getattr(cfg, name)
         if value is not None and _exists(value):
             changed[name] = _absolute(value)
+    if isinstance(cfg.deepspeed, str) and cfg.deepspeed not in STAGES:
+        changed["deepspeed"] = _absolute(cfg.deepspeed)
     if cfg.trl is not None and cfg.trl.reward_funcs:
         rewards = [_absolute(reward) if _exists(reward) else reward for reward in cfg.trl.reward_funcs]
         changed["trl"] = cfg.trl.model_copy(update={"reward_funcs": rewards})

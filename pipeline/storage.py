@@ -142,17 +142,18 @@ class PatientS3(fs.S3FileSystem):
         super().__init__(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _patient_s3, (_options(self, fs.S3FileSystem),)
+        reduced: Any = super().__reduce__()
+        return _patient_s3, reduced[1]
 
 
 def _patient_s3(options: dict[str, Any]) -> PatientS3:
     return PatientS3(**options)
 
 
-def _options(filesystem: fs.FileSystem, kind: type[fs.FileSystem] | None = None) -> dict[str, Any]:
-    """The arguments that make a filesystem of pyarrow's again."""
-    (options,) = (kind or type(filesystem)).__reduce__(filesystem)[1]
-    return dict(options)
+def _options(filesystem: fs.FileSystem) -> dict[str, Any]:
+    """The arguments that make one of pyarrow's filesystems again, as it hands them to other processes."""
+    reduced: Any = filesystem.__reduce__()
+    return dict(reduced[1][0])
 
 
 def _hasty(filesystem: fs.FileSystem) -> fs.FileSystem:

@@ -20,6 +20,7 @@ from strategies.precision import settle_bf16
 from strategies.reference import load_reference
 from strategies.registry import get_strategy
 from strategies.rows import as_dataset, first_row, is_scored
+from strategies.sharding import arguments_here
 from strategies.trackers import tracker_environment
 from strategies.training_args import common_arguments
 
@@ -40,7 +41,8 @@ class HFRLTrainerBuilder:
         model_ref: the reference model; when None, `strategies.reference.load_reference` decides.
         peft_config: config of a new adapter; when None, that of the config's `adapter`.
         callbacks: further observers.
-        extra_arguments: further arguments of the training-arguments class, such as `deepspeed` or `fsdp_config`.
+        extra_arguments: further arguments of the training-arguments class, such as `deepspeed`, or `fsdp` and `fsdp_config`.
+            Under ZeRO-3 the model was loaded within `strategies.sharding.divided_loading`.
         world_size: number of workers that the global batch and the steps per epoch are counted by.
     """
 
@@ -81,7 +83,7 @@ class HFRLTrainerBuilder:
         os.environ.update(tracker_environment(cfg))
         arguments = {**common_arguments(cfg, self._length(total_num_steps)), **strategy.set_training_args_kwargs(cfg)}
         arguments |= strategy.batch_arguments(cfg, self.world_size)
-        args = strategy.get_training_args_class()(**{**arguments, **self.extra_arguments})
+        args = strategy.get_training_args_class()(**{**arguments, **arguments_here(self._extra_arguments())})
         model, peft_config = self._policy()
         uses_reference = strategy.uses_reference(cfg)
         references: dict[str, Any] = {}
@@ -112,6 +114,16 @@ class HFRLTrainerBuilder:
         if cfg.dpo_generate_during_eval:
             trainer.add_callback(GenerateDuringEval(trainer))
         return trainer
+
+    def _extra_arguments(self) -> dict[str, Any]:
+        """Those that were set; a config that asks for sharding says so to others, who set what it means."""
+        for name in ("deepspeed", "fsdp_config"):
+            if getattr(self.cfg, name, None) is not None and name not in self.extra_arguments:
+                raise ValueError(
+                    f"{name}: set builder.extra_arguments to cluster.sharding.sharding_arguments(cfg), or remove the key to "
+                    "train unsharded"
+                )
+        return self.extra_arguments
 
     def _cached_reference(self, strategy: type[Strategy]) -> bool:
         """Whether the rows bring the reference: as the config says, or, where it doesn't, if they do."""

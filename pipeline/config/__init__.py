@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from cluster.config import ClusterKeys, ScoreConfig
 from cluster.config import find_problems as find_cluster_problems
 from pipeline.config import data as data_keys
+from pipeline.config import sharding
 from pipeline.config.axolotl import without_disabled
 from pipeline.config.data import DataKeys, DatasetConfig
 from pipeline.config.loading import apply_overrides, parse_yaml, read_yaml
@@ -56,7 +57,10 @@ def parse_config(values: Mapping[str, Any], origin: str = "config") -> RunConfig
 
 def _find_problems(cfg: RunConfig) -> Iterator[tuple[str, str]]:
     yield from find_strategy_problems(cfg)
-    yield from find_cluster_problems(cfg)
+    wrong = list(find_cluster_problems(cfg))
+    yield from wrong
+    if not any(path.startswith(("deepspeed", "fsdp_config")) for path, _ in wrong):
+        yield from sharding.find_problems(cfg)
     yield from data_keys.find_problems(cfg)
     if cfg.rl in STRATEGIES and cfg.ray.score != ScoreConfig() and STRATEGIES[cfg.rl].reference_mode(cfg) != "cached":
         yield "ray.score", f"has no effect with rl: {cfg.rl}, which has no cached reference here; remove it"

@@ -14,7 +14,19 @@ from pyarrow import fs
 from pipeline.patience import patiently
 from strategies.checkpoints.manifest import MANIFEST, missing_manifests, own_files
 
-__all__ = ["CHECKPOINT", "RAY_STATE", "clean", "copy_file", "free_name", "recorded", "stage", "store", "step_of"]
+__all__ = [
+    "CHECKPOINT",
+    "RAY_STATE",
+    "clean",
+    "complete",
+    "copy_file",
+    "free_name",
+    "recorded",
+    "repair",
+    "stage",
+    "store",
+    "step_of",
+]
 
 CHECKPOINT = "checkpoint-"
 RAY_STATE = "checkpoint_manager_snapshot.json"
@@ -58,20 +70,24 @@ def copy_file(source: Path, filesystem: fs.FileSystem, path: str) -> None:
     )
 
 
-def recorded(filesystem: fs.FileSystem, run: str) -> list[str]:
-    """Names of the checkpoints that Ray has recorded and that are complete, newest first."""
-    newest = sorted(_listed(filesystem, run), key=lambda name: (step_of(name), name), reverse=True)
+def complete(filesystem: fs.FileSystem, run: str) -> list[str]:
+    """Names of the checkpoints that every rank has stored its part of, newest first, recorded by Ray or not yet."""
+    newest = sorted(_folders(filesystem, run), key=lambda name: (step_of(name), name), reverse=True)
     return [name for name in newest if is_complete(filesystem, f"{run}/{name}")]
 
 
-def _listed(filesystem: fs.FileSystem, run: str) -> list[str]:
+def recorded(filesystem: fs.FileSystem, run: str) -> list[str]:
     """Names of the checkpoints that Ray has recorded."""
+    state = _ray_state(filesystem, run)
+    return [] if state is None else [entry["checkpoint_dir_name"] for entry in state["checkpoint_results"]]
+
+
+def _ray_state(filesystem: fs.FileSystem, run: str) -> dict[str, Any] | None:
     path = f"{run}/{RAY_STATE}"
     if filesystem.get_file_info(path).type != fs.FileType.File:
-        return []
+        return None
     with filesystem.open_input_stream(path) as file:
-        state = json.loads(file.read())
-    return [entry["checkpoint_dir_name"] for entry in state["checkpoint_results"]]
+        return json.loads(file.read())
 
 
 def is_complete(filesystem: fs.FileSystem, folder: str) -> bool:
@@ -80,13 +96,35 @@ def is_complete(filesystem: fs.FileSystem, folder: str) -> bool:
     return not missing_manifests(info.base_name for info in found)
 
 
-def clean(filesystem: fs.FileSystem, run: str) -> list[str]:
-    """Remove what a worker that died has left half stored; returns the names."""
-    listed = set(_listed(filesystem, run))
-    removed = [name for name in _folders(filesystem, run) if name not in listed]
-    for name in removed:
-        filesystem.delete_dir(f"{run}/{name}")
-    return removed
+def clean(filesystem: fs.FileSystem, run: str) -> None:
+    """Remove what a worker that died has left half stored."""
+    known = {*recorded(filesystem, run), *complete(filesystem, run)}
+    for name in _folders(filesystem, run):
+        if name not in known:
+            filesystem.delete_dir(f"{run}/{name}")
+
+
+def repair(filesystem: fs.FileSystem, run: str) -> list[str]:
+    """Make a stopped run fit to go on: strike recorded checkpoints that aren't complete, which Ray would refuse to start with.
+
+    Returns:
+        Their names.
+    """
+    state = _ray_state(filesystem, run)
+    if state is None:
+        return []
+    sound = set(complete(filesystem, run))
+    entries = list(zip(state["checkpoint_results"], state["checkpoint_report_indices"], strict=True))
+    kept = [(entry, index) for entry, index in entries if entry["checkpoint_dir_name"] in sound]
+    struck = [entry["checkpoint_dir_name"] for entry, _ in entries if entry["checkpoint_dir_name"] not in sound]
+    if struck:
+        newest = max(kept, key=lambda pair: pair[1], default=(None, 0))[0]
+        state |= {"checkpoint_results": [entry for entry, _ in kept], "checkpoint_report_indices": [index for _, index in kept]}
+        state |= {"latest_checkpoint_result": newest, "pending_training_results": [], "pending_validation_specs": []}
+        with filesystem.open_output_stream(f"{run}/{RAY_STATE}") as file:
+            file.write(json.dumps(state).encode())
+    clean(filesystem, run)
+    return struck
 
 
 def free_name(filesystem: fs.FileSystem, run: str, step: int) -> str:

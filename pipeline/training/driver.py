@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.paths import absolute_paths
 from pipeline.session import connect, node_resources
 from pipeline.storage import Location, inside, locate
+from pipeline.training.checkpoints import repair
 from pipeline.training.folder import RunFolder
 from pipeline.training.following import RunPlan, follow
 from pipeline.training.metrics import MetricsFile
@@ -80,6 +81,8 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
     if problems := [f"{path}: {message}" for path, message in strategy.find_batch_problems(cfg, workers.num_workers)]:
         raise UserError("\n".join(problems))
     folder.open(cfg, resume)
+    for name in repair(folder.storage.filesystem, folder.storage.path):
+        display.note(f"{name} is incomplete and was removed")
     if not workers.use_gpu and cfg.bf16 == "auto" and (cfg := settle(cfg)).bf16:
         display.note("bf16: this CPU multiplies bfloat16, so products are computed in it; bf16: false computes in float32")
     display.stage("preparing data")

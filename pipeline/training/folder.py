@@ -14,7 +14,7 @@ from pipeline.config import RunConfig, dump_config, parse_config
 from pipeline.errors import RunFailed, UserError
 from pipeline.patience import STORAGE_ERRORS, patiently
 from pipeline.storage import Folder, Location, inside, is_uri, reason
-from pipeline.training.checkpoints import CHECKPOINT, RAY_STATE, recorded, step_of
+from pipeline.training.checkpoints import CHECKPOINT, RAY_STATE, complete, step_of
 from pipeline.training.continuation import changed_settings
 
 __all__ = ["RunFolder"]
@@ -70,8 +70,8 @@ class RunFolder:
         return {"name": self._name, "storage_path": self._parent, "storage_filesystem": filesystem}
 
     def checkpoints(self) -> list[int]:
-        """Steps of the complete checkpoints, in order: those that Ray has recorded and every rank has stored its part of."""
-        return sorted(step_of(name) for name in recorded(self.storage.filesystem, self.storage.path))
+        """Steps of the complete checkpoints, in order: those that every rank has stored its part of."""
+        return sorted(step_of(name) for name in complete(self.storage.filesystem, self.storage.path))
 
     def state(self) -> dict[str, Any] | None:
         """What `run.json` says; None where there is no run."""
@@ -81,8 +81,9 @@ class RunFolder:
     def finished_steps(self) -> int | None:
         """Steps of the finished run, or None while there is none."""
         state = self.state()
-        is_finished = state is not None and state["status"] == "finished" and self.storage.has_folder(MODEL)
-        return state["step"] if is_finished else None
+        if state is None or state["status"] != "finished" or not self.storage.has_folder(MODEL):
+            return None
+        return state["step"]
 
     def remains(self, advice: str = "") -> str:
         """What a run that was stopped has left, in a phrase, and `advice` where something can be done with it."""

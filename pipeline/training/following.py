@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cluster.sharding import sharding_arguments
 from pipeline.config import RunConfig
 from pipeline.display import Display
 from pipeline.errors import RunFailed, UserError
@@ -103,7 +104,8 @@ class _Follower:
         from pipeline.training.worker import WorkerJob, train_worker
 
         plan = self.plan
-        job = WorkerJob(plan.cfg, plan.prepared, plan.steps, os.getcwd(), plan.debug, plan.scores)
+        sharding = sharding_arguments(plan.cfg)
+        job = WorkerJob(plan.cfg, plan.prepared, plan.steps, os.getcwd(), plan.debug, plan.scores, sharding)
         return TorchTrainer(
             train_worker,
             train_loop_config={"job": job},

@@ -16,7 +16,7 @@ from ray.train import CheckpointUploadMode, UserCallback
 from ray.train.collective import broadcast_from_rank_zero
 from transformers import TrainerCallback
 
-from pipeline.training.checkpoints import free_name, stage, store
+from pipeline.training.checkpoints import free_name, recorded, stage, step_of, store
 
 __all__ = ["RayReport", "Relay"]
 
@@ -36,12 +36,31 @@ class RayReport(TrainerCallback):
         self.resumed_step: int | None = None
         self.notes: list[str] = []
         self._records: list[dict[str, Any]] = []
+        self._adopted: tuple[ray.train.Checkpoint, str] | None = None
         self._latest: dict[str, float] = {}
         self._last_report = float("-inf")
+
+    def resume(self, checkpoint: ray.train.Checkpoint, name: str) -> None:
+        """Say with the first report that the run goes on from this checkpoint.
+
+        One that is complete, but whose report was lost with the worker that made it, is reported again, so that Ray knows it.
+        """
+        storage = ray.train.get_context().get_storage()
+        self.resumed_step = step_of(name)
+        known = None
+        if ray.train.get_context().get_world_rank() == 0:
+            known = name in recorded(storage.storage_filesystem, storage.experiment_fs_path)
+        if not broadcast_from_rank_zero(known):
+            self._adopted = (checkpoint, name)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start with the history that a checkpoint brings: records may have been lost with the driver that had them."""
         self._records = [_numbers(entry) for entry in state.log_history] if self.resumed_step else []
+        for record in self._records:
+            self._latest.update({key: value for key, value in record.items() if key != "step"})
+        if self._adopted is not None:
+            checkpoint, name = self._adopted
+            self._report(state, checkpoint, name, {"checkpoint_upload_mode": CheckpointUploadMode.NO_UPLOAD})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """Collect a record."""
@@ -63,7 +82,12 @@ class RayReport(TrainerCallback):
         written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         rank = context.get_world_rank()
         staged = stage(written, rank, Path(args.output_dir) / f"storing-{rank}" / name)
-        self._report(state, ray.train.Checkpoint.from_directory(str(staged)), name)
+        self._report(
+            state,
+            ray.train.Checkpoint.from_directory(str(staged)),
+            name,
+            {"checkpoint_upload_mode": CheckpointUploadMode.ASYNC, "checkpoint_upload_fn": _store},
+        )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report what is left."""
@@ -80,15 +104,14 @@ class RayReport(TrainerCallback):
             due = bool(flag.item())
         return due
 
-    def _report(self, state: Any, checkpoint: Any = None, name: str | None = None) -> None:
+    def _report(
+        self, state: Any, checkpoint: Any = None, name: str | None = None, storing: dict[str, Any] | None = None
+    ) -> None:
         metrics = {"step": state.global_step, "epoch": float(state.epoch or 0), **self._latest, "records": self._records}
         if self._last_report == float("-inf"):
             metrics["resumed"] = self.resumed_step or 0
             metrics["notes"] = self.notes
-        storing: dict[str, Any] = {}
-        if checkpoint is not None:
-            storing = {"checkpoint_upload_mode": CheckpointUploadMode.ASYNC, "checkpoint_upload_fn": _store}
-        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name, **storing)
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name, **(storing or {}))
         self._records = []
         self._last_report = time.monotonic()
 

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class WorkerJob:
     debug: bool = False
     scores: Any = None
     """`pipeline.reference.Scores` of these rows, where the reference is cached."""
+    sharding: dict[str, Any] = field(default_factory=dict)
+    """`cluster.sharding.sharding_arguments` of the config."""
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -60,8 +62,6 @@ def _train(trainer: Any, report: Any, scratch: Path) -> None:
     """
     import ray.train
 
-    from pipeline.training.checkpoints import step_of
-
     storage = ray.train.get_context().get_storage()
     names = _checkpoints(storage)
     for name in names:
@@ -70,7 +70,7 @@ def _train(trainer: Any, report: Any, scratch: Path) -> None:
             if (damage := trainer.find_damage(Path(folder))) is not None:
                 report.notes.append(f"{name} is not used: {damage}")
                 continue
-            report.resumed_step = step_of(name)
+            report.resume(checkpoint, name)
             _fetch_best_checkpoint(folder, scratch)
             trainer.train(resume_from_checkpoint=folder)
             return
@@ -84,12 +84,12 @@ def _checkpoints(storage: Any) -> list[str]:
     import ray.train
     from ray.train.collective import broadcast_from_rank_zero
 
-    from pipeline.training.checkpoints import clean, recorded
+    from pipeline.training.checkpoints import clean, complete
 
     names = None
     if ray.train.get_context().get_world_rank() == 0:
         clean(storage.storage_filesystem, storage.experiment_fs_path)
-        names = recorded(storage.storage_filesystem, storage.experiment_fs_path)
+        names = complete(storage.storage_filesystem, storage.experiment_fs_path)
     return broadcast_from_rank_zero(names)
 
 
@@ -102,13 +102,17 @@ def _build(job: WorkerJob, scratch: Path, report: Any) -> tuple[Any, Any]:
     from strategies.models import load_model
     from strategies.registry import get_strategy
     from strategies.rows import ID_COLUMNS
+    from strategies.sharding import divided_loading
     from strategies.tokenizer import load_tokenizer
 
     sys.path.append(job.import_path)
     cfg = job.cfg.model_copy(update={"output_dir": str(scratch)})
     set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
     tokenizer = load_tokenizer(cfg)
-    builder = HFRLTrainerBuilder(cfg, load_model(cfg, tokenizer), tokenizer)
+    with divided_loading(cfg, job.sharding):
+        model = load_model(cfg, tokenizer)
+    builder = HFRLTrainerBuilder(cfg, model, tokenizer)
+    builder.extra_arguments = job.sharding
     columns = list(ID_COLUMNS[get_strategy(cfg.rl).batch_kind])
     builder.train_dataset = Dataset(_rows(job, "train", columns))
     if job.prepared.eval_rows:
@@ -175,14 +179,14 @@ def _fetch_best_checkpoint(resumed: str, scratch: Path) -> None:
     from ray.train.collective import barrier
     from transformers import TrainerState
 
-    from pipeline.training.checkpoints import recorded, step_of
+    from pipeline.training.checkpoints import complete, step_of
 
     state = TrainerState.load_from_json(str(Path(resumed) / "trainer_state.json"))
     if state.best_model_checkpoint and ray.train.get_context().get_local_rank() == 0:
         storage = ray.train.get_context().get_storage()
         filesystem, run = storage.storage_filesystem, storage.experiment_fs_path
         best = Path(state.best_model_checkpoint).name
-        for name in recorded(filesystem, run):
+        for name in complete(filesystem, run):
             if step_of(name) == int(best.removeprefix("checkpoint-")):
                 (scratch / best).mkdir(parents=True, exist_ok=True)
                 fs.copy_files(

@@ -38,6 +38,7 @@ class Part:
 
 def zero_pieces(engine: Any) -> Iterator[Piece]:
     """This rank's pieces."""
+    _link_states(engine.optimizer)
     keys = _state_keys(engine.optimizer)
     for part in _parts(engine):
         for state in (None, *keys):
@@ -89,13 +90,13 @@ def _load_parts(engine: Any, states: tuple[str | None, ...], reader: PieceReader
 def _parts(engine: Any) -> Iterator[Part]:
     trained = [(name, one) for name, one in engine.module.named_parameters() if one.requires_grad]
     for name, parameter in trained:
-        part = _part_of_each(name, parameter) if _is_stage3(parameter) else _part_of_all(name, parameter)
+        part = _part_of_each(name, parameter) if _is_stage3(engine.optimizer) else _part_of_all(name, parameter)
         if part is not None:
             yield part
 
 
-def _is_stage3(parameter: Any) -> bool:
-    return hasattr(parameter, "ds_id")
+def _is_stage3(optimizer: Any) -> bool:
+    return hasattr(optimizer, "fp32_partitioned_groups_flat")
 
 
 def _part_of_all(name: str, parameter: Any) -> Part | None:
@@ -142,8 +143,7 @@ def _part_of_each(name: str, parameter: Any) -> Part | None:
 
 def _flats(optimizer: Any) -> list[Tensor]:
     """The flat float32 tensors that DeepSpeed's inner optimizer steps."""
-    stage3 = getattr(optimizer, "fp32_partitioned_groups_flat", None)
-    return list(stage3 if stage3 is not None else optimizer.single_partition_of_fp32_groups)
+    return list(optimizer.fp32_partitioned_groups_flat if _is_stage3(optimizer) else optimizer.single_partition_of_fp32_groups)
 
 
 def _state_keys(optimizer: Any) -> list[str]:
@@ -163,18 +163,27 @@ def _create_states(optimizer: Any, keys: list[str], numbers: dict[str, Any]) -> 
         for key, value in numbers["state"].items():
             state[key] = int(value) if key in numbers["whole"] else torch.tensor(value, dtype=torch.float32)
         optimizer.optimizer.state[flat] = state
-    if hasattr(optimizer, "single_partition_of_fp32_groups"):
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+    _link_states(optimizer)
 
-        for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
-            lazy_init_hp_params_optimizer_state(group, flat, optimizer.optimizer.state)
-        optimizer._hp_optimizer_states_linked = True
+
+def _link_states(optimizer: Any) -> None:
+    """Let parameters of stages 1 and 2 know their part of the states.
+
+    DeepSpeed 0.19.8 does it once, when the first of its groups has stepped, so that the others never know theirs.
+    """
+    if _is_stage3(optimizer):
+        return
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
+        lazy_init_hp_params_optimizer_state(group, flat, optimizer.optimizer.state)
+    optimizer._hp_optimizer_states_linked = True
 
 
 def _refresh_weights(engine: Any) -> None:
     """Let all ranks have the weights whole that the forward pass reads whole."""
     optimizer = engine.optimizer
-    if not hasattr(optimizer, "fp32_partitioned_groups_flat"):
+    if not _is_stage3(optimizer):
         optimizer.update_lp_params()
     elif optimizer.persistent_parameters:
         optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)

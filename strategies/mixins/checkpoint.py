@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from strategies.checkpoints.manifest import differences, find_damage, read_manifests, write_manifest
@@ -50,10 +51,15 @@ class CheckpointMixin(Trainer):
     # Saving
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if folder.exists() and self.is_local_process_zero():
+            shutil.rmtree(folder)  # of a step that is taken again
+        self.accelerator.wait_for_everyone()
         folder.mkdir(parents=True, exist_ok=True)
+        super()._save_checkpoint(model, trial)
         rank, world_size = self.args.process_index, self.args.world_size
+        if rank == 0:
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nothing reads
         pieces = write_pieces(folder, rank, world_size, self._pieces())
         content = {"pieces": pieces, **self._described()} if rank == 0 else {"pieces": pieces}
         write_manifest(folder, rank, world_size, content)

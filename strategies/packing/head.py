@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 __all__ = ["TokenOutputs", "add_token_scores", "scores_tokens", "token_outputs"]
@@ -22,8 +23,11 @@ ELEMENTS = 2**25
 
 
 @dataclass
-class TokenOutputs:
-    """Of N tokens, each tensor of shape (N,); those without gradient are None unless they were asked for."""
+class TokenOutputs(ModelOutput):
+    """Of N tokens, each tensor of shape (N,); those without gradient are None unless they were asked for.
+
+    A `ModelOutput`, so that wrappers which hook into the backward pass (DeepSpeed, FSDP2) find the tensors in it.
+    """
 
     log_probs: Tensor
     entropy: Tensor | None = None
@@ -163,6 +167,8 @@ def add_token_scores(model: Any) -> None:
         labels = kwargs.pop("labels")
         states = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state[0]
         head = self.get_output_embeddings()
+        if hasattr(head, "unshard"):
+            head.unshard()  # FSDP2 does so before a module's own forward, which isn't called here
         with maybe_gather_lm_head_ctx(head.weight, head.bias):
             return token_outputs(states[scored_positions] * scale, _whole(head.weight), _whole(head.bias), labels, wanted)
 

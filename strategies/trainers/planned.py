@@ -6,7 +6,8 @@ import copy
 import itertools
 import logging
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from accelerate.utils import DistributedType
 from strategies.batching import BatchPlan, packed_tokens
 from strategies.packing.support import prepare_packing, why_not_packed
 from strategies.pair_batch import PairBatch, PairCollator, StepShare
+from strategies.sharding import accumulate_outside
 from strategies.step_loader import ForwardLimits, StepLoader, check_scores, pair_lengths, too_long
 from strategies.trainers.base import PreferenceTrainer
 
@@ -46,6 +48,7 @@ class PlannedTrainer(PreferenceTrainer):
         made = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.global_batch_size = args.global_batch_size or made
         args.gradient_accumulation_steps = 1
+        accumulate_outside(args)
         super()._own_init(**{**kwargs, "args": args})
         self.padded_because = self._why_not_packed() if args.sample_packing else None
         self.packed = args.sample_packing and self.padded_because is None
@@ -188,9 +191,19 @@ class PlannedTrainer(PreferenceTrainer):
 
     def _exchange(self, model: Any, now: bool) -> AbstractContextManager[Any]:
         """Exchange gradients in this backward pass, or only add them up."""
-        if now or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            return nullcontext()
-        return self.accelerator.no_sync(model)
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return self._stepping(now)
+        return nullcontext() if now else self.accelerator.no_sync(model)
+
+    @contextmanager
+    def _stepping(self, now: bool) -> Iterator[None]:
+        """DeepSpeed's optimizer steps at the end of a backward pass of which accelerate says that it exchanges gradients."""
+        state = self.accelerator.gradient_state
+        state._set_sync_gradients(now)
+        try:
+            yield
+        finally:
+            state._set_sync_gradients(True)
 
     def _backward_options(self) -> dict[str, Any]:
         if self.args.optim in ("lomo", "adalomo"):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
+import socket
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from strategies.packing.scoring import PairScorer
+from strategies.rows import REFERENCE_COLUMNS
 from tests.tiny import prepared_labelled, prepared_pairs, tiny_gpt2, tiny_model, tiny_qwen, tiny_tokenizer
 
 # The models are so small that a second thread costs more than it helps.
@@ -51,6 +57,12 @@ def opinionated(family: str = "llama", seed: int = 0, **overrides: Any) -> Any:
     A fresh model is nearly uniform: a token that sees what it should not hardly changes its answer.
     """
     return FAMILIES[family](tiny_tokenizer(), seed, **{"initializer_range": 0.15, **overrides})
+
+
+def scored(rows: Sequence[dict[str, Any]], model: Any, budget: int = 200) -> list[dict[str, Any]]:
+    """The rows with the log-probabilities of a copy of `model`: scoring prepares the model for packed rows."""
+    scores = PairScorer(copy.deepcopy(model).eval(), budget).score(rows)
+    return [{**row, **dict(zip(REFERENCE_COLUMNS, pair, strict=True))} for row, pair in zip(rows, scores, strict=True)]
 
 
 @cache
@@ -126,8 +138,8 @@ class CountingDDP(torch.nn.parallel.DistributedDataParallel):
         return allreduce_hook(state, bucket)
 
 
-def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:
-    """One process of a gloo group: trains every run, and rank 0 leaves `{name}.json` with losses and steps."""
+def join(rank: int, world_size: int, port: int) -> None:
+    """Make this process one of a group that the first trainer connects."""
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -138,6 +150,23 @@ def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, d
         OMP_NUM_THREADS="1",
     )
     torch.set_num_threads(1)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def spawn(target: Any, world_size: int, *given: Any) -> None:
+    """Run `target(rank, world_size, port, *given)` in so many processes."""
+    torch.multiprocessing.spawn(target, args=(world_size, free_port(), *given), nprocs=world_size)
+
+
+def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:
+    """One process of a gloo group: trains every run, and rank 0 leaves `{name}.json` with losses and steps."""
+    join(rank, world_size, port)
     torch.nn.parallel.DistributedDataParallel = CountingDDP
     for name, keys in runs.items():
         rows = prepared(keys.pop("rows", 16), keys)

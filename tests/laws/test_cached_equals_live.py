@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,14 @@ import pytest
 
 from strategies import HFRLTrainerBuilder
 from strategies.config import as_config
-from strategies.packing.scoring import PairScorer
 from strategies.reference import load_reference_alone
-from strategies.rows import REFERENCE_COLUMNS
-from tests.laws.runs import CONFIG, FAMILIES, LORA, losses, opinionated, same_history, trained
+from tests.laws.runs import CONFIG, FAMILIES, LORA, losses, opinionated, same_history, scored, trained
 from tests.tiny import adapter_folder, prepared_pairs, save_tiny, tiny_tokenizer
 
 ADAPTERS: dict[str, dict[str, Any]] = {"full": {}, "lora": LORA}
 WITHOUT_PROMPT = {"prompt_ids": [], "chosen_ids": [5, 6, 7], "rejected_ids": [8, 9]}
 ROWS = [*prepared_pairs(15), WITHOUT_PROMPT]
 STEPS = {"micro_batch_size": 4, "eval_steps": 2, "eval_rows": 5, "eval_on_start": True}
-
-
-def scored(rows: Sequence[dict[str, Any]], model: Any, budget: int = 200) -> list[dict[str, Any]]:
-    """The rows with the log-probabilities of a copy of `model`: scoring prepares the model for packed rows."""
-    scores = PairScorer(copy.deepcopy(model).eval(), budget).score(rows)
-    return [{**row, **dict(zip(REFERENCE_COLUMNS, pair, strict=True))} for row, pair in zip(rows, scores, strict=True)]
 
 
 def both(folder: Path, family: str = "llama", reference: Any = None, rows: Any = ROWS, **keys: Any) -> tuple[Any, Any]:

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers.trainer_pt_utils import safe_globals
 
 from strategies.checkpoints.manifest import read_manifests
-from tests.laws.runs import LORA, built, losses, prepared, trained
+from tests.laws.runs import LORA, built, losses, prepared, spawn, trained
+from tests.laws.sharded import ENGINES, resume_worker
+from tests.tiny import save_tiny
 
 SAVED = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, "num_epochs": 2.0, "micro_batch_size": 3}
 RUNS: dict[str, dict[str, Any]] = {
@@ -52,6 +56,45 @@ def test_resumed_equals_never_stopped(name: str, tmp_path: Path) -> None:
         assert len(losses(resumed)) == 12
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one process, and then two under every engine, have trained, saved and resumed."""
+    folder = tmp_path_factory.mktemp("resumed")
+    tiny = {"base_model": save_tiny(folder / "base"), "rl": "simpo"}
+    kinds = {"full": tiny, "lora": {**tiny, **LORA, "lora_dropout": 0.1}}
+    alone = {f"one-{kind}": ("ddp", {**keys, "micro_batch_size": 4}, ()) for kind, keys in kinds.items()}
+    resume_worker(0, 1, 0, str(folder), alone)
+    runs = {}
+    for kind, keys in kinds.items():
+        for engine in ENGINES:
+            own = (f"{engine}-{kind}",)
+            others = (f"one-{kind}",) if engine == "ddp" else ()
+            runs[f"{engine}-{kind}"] = (engine, {**keys, "micro_batch_size": 2}, (*own, *others))
+    spawn(resume_worker, 2, str(folder), runs)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_two_processes_resumed_equal_two_never_stopped(places: Path, engine: str, kind: str) -> None:
+    name = f"{engine}-{kind}"
+    quiet, resumed = (load_file(places / f"{name}-{run}.safetensors") for run in ("quiet", name))
+    assert quiet.keys() == resumed.keys()
+    for parameter, value in quiet.items():
+        assert torch.equal(resumed[parameter], value), parameter
+    names = {path.name for path in (places / name / "checkpoint-3").iterdir()}
+    assert {f"state-0000{rank}-of-00002.safetensors" for rank in (0, 1)} <= names
+    assert ("model.safetensors" in names or "adapter_model.safetensors" in names) == (engine not in ("zero3", "fsdp2"))
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_another_number_of_processes_goes_on_with_the_same_run(places: Path, kind: str) -> None:
+    quiet, other = (load_file(places / f"ddp-{kind}-{run}.safetensors") for run in ("quiet", f"one-{kind}"))
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if kind == "full" else {"rtol": 5e-2, "atol": 5e-3}  # other dropout
+    for parameter, value in quiet.items():
+        torch.testing.assert_close(other[parameter], value, **tolerance)
+
+
 def test_a_checkpoint_is_whole_and_without_pickles(tmp_path: Path) -> None:
     trainer = trained(tmp_path, **SAVED)
     folder = tmp_path / "checkpoint-3"
@@ -61,8 +104,11 @@ def test_a_checkpoint_is_whole_and_without_pickles(tmp_path: Path) -> None:
         manifest["files"]
     )
     assert manifest["identity"]["strategy"] == "dpo"
-    for file in folder.glob("*.p*t*"):
-        torch.load(file, weights_only=file.name != "training_args.bin")
+    kinds = {file.suffix for file in folder.iterdir()}
+    assert kinds <= {".safetensors", ".json", ".jinja", ".pt", ".pth", ".md"}
+    with safe_globals():
+        for file in folder.glob("*.pt*"):
+            assert torch.load(file, weights_only=True)
     assert trainer.is_sharded is False
 
 

@@ -7,7 +7,6 @@ since accelerate fills an incomplete last batch by repeating rows; a plan of pai
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch.multiprocessing
 
 from strategies.cadence import total_steps
 from strategies.config import as_config
-from tests.laws.runs import CONFIG, LORA, losses, prepared, trained, worker
+from tests.laws.runs import CONFIG, LORA, free_port, losses, prepared, trained, worker
 from tests.tiny import adapter_folder
 
 ONCE = {"gradient_accumulation_steps": 1}
@@ -57,11 +56,8 @@ def keys_of(name: str, adapter: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory, adapter: str) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     runs = {name: {"micro_batch_size": 2, **keys_of(name, adapter)} for name in RUNS}
-    torch.multiprocessing.spawn(worker, args=(2, port, str(folder), runs), nprocs=2)
+    torch.multiprocessing.spawn(worker, args=(2, free_port(), str(folder), runs), nprocs=2)
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in RUNS}
 
 

@@ -55,7 +55,7 @@ def test_a_wrong_value(keys: dict[str, Any], path: str, message: str) -> None:
         ({"ebft": {}}, "ebft", "a strategy that is not available"),
         ({"flash_attention": True}, "flash_attention", "write `attn_implementation`"),
         ({"datasets": [{"path": "a", "shards": 4}]}, "datasets.0.shards", "no meaning for the rows of a preference dataset"),
-        ({"deepspeed": "zero2.json"}, "deepspeed", "sharded training is not supported yet"),
+        ({"deepspeed": "zero2.json"}, "deepspeed", "there is no file 'zero2.json'; write `deepspeed: zero2`"),
         ({"use_ray": False}, "use_ray", "runs are always on Ray here"),
     ],
 )

@@ -12,9 +12,11 @@ from rich.console import Console
 from pipeline.config import RunConfig, parse_config
 from pipeline.errors import UserError
 from pipeline.tables import print_result
+from pipeline.training.checkpoints import RAY_STATE
 from pipeline.training.driver import TrainResult
-from pipeline.training.folder import RAY_STATE, RunFolder
+from pipeline.training.folder import RunFolder
 from pipeline.training.metrics import MetricsFile
+from strategies.checkpoints.manifest import write_manifest
 
 
 def config(**keys: object) -> RunConfig:
@@ -31,6 +33,7 @@ def stop_after(folder: RunFolder, *steps: int) -> None:
     names = [f"checkpoint-{step:06d}" for step in steps]
     for name in names:
         (folder.path / name).mkdir()
+        write_manifest(folder.path / name, 0, 1, {})
     state = {"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]}
     (folder.path / RAY_STATE).write_text(json.dumps(state))
 
@@ -111,7 +114,7 @@ def test_the_global_batch_stays_however_it_is_cut(folder: RunFolder) -> None:
         folder.open(config(micro_batch_size=4, ray={"num_workers": 2}), resume=True)
 
 
-def test_a_checkpoint_that_was_not_recorded_does_not_count(folder: RunFolder) -> None:
+def test_a_checkpoint_that_is_not_complete_does_not_count(folder: RunFolder) -> None:
     folder.open(config(), resume=False)
     (folder.path / "checkpoint-000005").mkdir()
     folder.metrics.write_text('{"step": 1}\n')

@@ -1,0 +1,130 @@
+"""Runs under DDP, ZeRO and FSDP2, in two processes of one group or in one alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import set_seed
+
+from cluster.config import ClusterKeys
+from cluster.sharding import sharding_arguments
+from strategies.config import as_config
+from strategies.gathering import gather
+from strategies.models import load_model
+from strategies.saving import save_final
+from strategies.sharding import divided_loading
+from tests.laws.runs import CONFIG, built, join, losses, prepared, scored, trained
+from tests.tiny import tiny_tokenizer
+
+ENGINES: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "zero1": {"deepspeed": "zero1"},
+    "zero2": {"deepspeed": "zero2"},
+    "zero3": {"deepspeed": "zero3"},
+    "fsdp2": {"fsdp_config": {}},
+}
+REPORTED = (
+    "loss",
+    "grad_norm",
+    "rewards/margins",
+    "logps/chosen",
+    "entropy",
+    "eval_loss",
+    "eval_logps/chosen",
+    "eval_rewards/margins",
+    "num_tokens",
+)
+
+
+def run(folder: Path, engine: str, keys: dict[str, Any], micro_batch_size: int) -> dict[str, Any]:
+    """Train the model in `keys["base_model"]` and save it in `folder`; returns what was logged, and what this rank held.
+
+    Args:
+        keys: of the config; also `rows` and `eval_rows`, how many, and `cached`, whether they bring the reference.
+    """
+    keys = {"micro_batch_size": micro_batch_size, **keys}
+    number, evaluated, cached = keys.pop("rows", 16), keys.pop("eval_rows", 5), keys.pop("cached", False)
+    rows, eval_rows = prepared(number, keys), prepared(evaluated, keys)
+    tokenizer = tiny_tokenizer()
+    cfg = as_config({**CONFIG, **keys})
+    if cached:
+        with divided_loading(cfg, {}):
+            reference = load_model(cfg, tokenizer)
+        rows, eval_rows = scored(rows, reference), scored(eval_rows, reference)
+    sharding = sharding_arguments(ClusterKeys.model_validate({"ray": {"num_workers": 2}, **ENGINES[engine]}))
+    set_seed(7)
+    with divided_loading(cfg, sharding):
+        model = load_model(cfg, tokenizer)
+    trainer = trained(folder, rows=rows, eval_rows=eval_rows, model=model, extra=sharding, **keys)
+    save_final(trainer, tokenizer, folder / "model")
+    found: dict[str, Any] = {name: losses(trainer, name) for name in REPORTED}
+    return {**found, "type": str(trainer.accelerator.distributed_type.value), **held(trainer)}
+
+
+def resume_worker(
+    rank: int, world_size: int, port: int, folder: str, runs: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]]
+) -> None:
+    """Trains every run, and from checkpoints of its own and of others' once more; leaves the weights.
+
+    Args:
+        runs: engine, keys, and the folders below `folder` whose checkpoint of step 3 to resume from.
+    """
+    if world_size > 1:
+        join(rank, world_size, port)
+    for name, (engine, keys, places) in runs.items():
+        resumed = {place: f"{folder}/{place}/checkpoint-3" for place in places}
+        for run, checkpoint in {"quiet": None, **resumed}.items():
+            trainer = resumable(Path(folder) / (name if checkpoint is None else f"{name}-again"), engine, keys)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            state = dict(gather(trainer.accelerator.unwrap_model(trainer.model), None))
+            if rank == 0:
+                save_file(
+                    {key: value.contiguous().clone() for key, value in state.items()}, f"{folder}/{name}-{run}.safetensors"
+                )
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def resumable(folder: Path, engine: str, keys: dict[str, Any]) -> Any:
+    """A trainer of 12 steps, 6 an epoch, that saves at every third."""
+    tokenizer = tiny_tokenizer()
+    saved = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, "num_epochs": 2.0, "tokens_per_forward": 100}
+    cfg = as_config({**CONFIG, **saved, **keys})
+    sharding = sharding_arguments(ClusterKeys.model_validate({"ray": {"num_workers": 2}, **ENGINES[engine]}))
+    set_seed(7)
+    with divided_loading(cfg, sharding):
+        model = load_model(cfg, tokenizer)
+    return built(folder, rows=prepared(23, keys), model=model, extra=sharding, **{**saved, **keys})
+
+
+def held(trainer: Any) -> dict[str, int]:
+    """Numbers of a rank's own: elements of the parameters that it keeps, and of its optimizer's state."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {"parameters": sum(map(_own, model.parameters())), "state": sum(map(_own, _states(trainer.optimizer)))}
+
+
+def _states(optimizer: Any) -> list[torch.Tensor]:
+    while not isinstance(getattr(optimizer, "state", None), dict) or not optimizer.state:
+        optimizer = optimizer.optimizer
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+
+
+def _own(tensor: Any) -> int:
+    """Elements of this rank: of a part that ZeRO-3 or FSDP2 has left it, or of a whole tensor."""
+    if hasattr(tensor, "ds_tensor"):
+        return tensor.ds_tensor.numel()
+    return tensor.to_local().numel() if hasattr(tensor, "to_local") else tensor.numel()
+
+
+def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    """One process of a gloo group; rank 0 leaves `{name}.json` of every run."""
+    join(rank, world_size, port)
+    for name, (engine, keys) in runs.items():
+        found = run(Path(folder) / name, engine, keys, micro_batch_size=2)
+        if rank == 0:
+            (Path(folder) / f"{name}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
