@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,23 @@ def check_model(s3: S3Server, downloaded: Path, quiet: Path) -> None:
     mine, theirs = (load_file(path / "model.safetensors") for path in (downloaded, quiet))
     for name, tensor in theirs.items():
         torch.testing.assert_close(mine[name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_store_that_goes_away_costs_nothing_but_time(recipe: Any, s3: S3Server, tmp_path: Path) -> None:
+    """Twenty seconds in the middle of training, with checkpoints under way: workers, Ray and the driver wait."""
+    folder = RunFolder(s3.uri("runs/two"))
+
+    def go_away() -> None:
+        wait_for(lambda: 2 in folder.checkpoints())
+        s3.stop()
+        time.sleep(20)
+        s3.start()
+
+    outage = threading.Thread(target=go_away)
+    outage.start()
+    result = train(recipe(folder.path, num_epochs=6, save_steps=2, eval_steps=8, save_total_limit=3))
+    outage.join()
+    assert result.history.dropna(subset=["loss"])["step"].tolist() == list(range(1, 25))
+    assert folder.checkpoints()[-1] == 24
+    assert folder.finished_steps() == 24
