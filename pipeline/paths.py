@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.sharding import STAGES
+from pipeline.errors import UserError
+from pipeline.storage import is_uri, locate
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
 __all__ = ["absolute_paths"]
 
 Config = TypeVar("Config", bound="RunConfig")
-FOLDERS = ("output_dir", "dataset_prepared_path")
 IF_THERE = (
     "base_model",
     "base_model_config",
@@ -29,8 +30,16 @@ def absolute_paths(cfg: Config) -> Config:
 
     Hub ids, URIs and inline templates stay as they are: a value is a path when something is there. Paths of data sets
     stay too, for they name a row's source and so belong to the fingerprint of the prepared data.
+
+    Raises:
+        UserError: for prepared data at a URI.
     """
-    changed: dict[str, Any] = {name: _absolute(getattr(cfg, name)) for name in FOLDERS}
+    changed: dict[str, Any] = {name: str(locate(getattr(cfg, name))) for name in ("output_dir", "dataset_prepared_path")}
+    if is_uri(prepared := changed["dataset_prepared_path"]):
+        raise UserError(
+            f"dataset_prepared_path: must be a folder that all nodes share, got the URI {prepared!r}; "
+            "only output_dir may be one"
+        )
     for name in IF_THERE:
         value = getattr(cfg, name)
         if value is not None and _exists(value):

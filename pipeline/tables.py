@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.storage import inside
+
 if TYPE_CHECKING:
     from pipeline.data import Prepared
     from pipeline.doctor import Diagnosis
@@ -44,8 +46,8 @@ def print_result(result: TrainResult, console: Console | None = None) -> None:
     console.print(table)
     for label, path in (
         ("model", result.model_dir),
-        ("metrics", result.run_dir / "metrics.jsonl"),
-        ("config", result.run_dir / "config.yaml"),
+        ("metrics", inside(result.run_dir, "metrics.jsonl")),
+        ("config", inside(result.run_dir, "config.yaml")),
     ):
         console.print(f"{label:<8}{path}", soft_wrap=True, highlight=False)
 

@@ -41,6 +41,8 @@ def train(cfg: Any, dataset_meta: TrainDatasetMeta, sharding: Mapping[str, Any] 
         ValueError: naming the config key that is wrong, or rows that can't be trained on.
     """
     cfg = as_config(cfg)
+    if "://" in cfg.output_dir:
+        raise ValueError(f"output_dir: must be a path without Ray, got {cfg.output_dir!r}")
     set_seed(cfg.seed)
     tokenizer = load_tokenizer(cfg)
     with divided_loading(cfg, sharding or {}):

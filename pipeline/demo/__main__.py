@@ -41,7 +41,7 @@ def main() -> int:
     before = answer(cfg, prompts, None, NEW_TOKENS)
     result = train(cfg, display=display)
     display.stage("answering held-out prompts after training")
-    after = answer(cfg, prompts, result.model_dir, NEW_TOKENS)
+    after = answer(cfg, prompts, Path(result.model_dir), NEW_TOKENS)
     display.close()
     print_result(result)
     improved = print_comparison(Answers(prompts, before, after), SHOWN, time.monotonic() - began)

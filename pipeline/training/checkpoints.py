@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
 import os
-import time
-from collections.abc import Callable
+import re
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pyarrow import fs
 
+from pipeline.patience import patiently
 from strategies.checkpoints.manifest import MANIFEST, missing_manifests, own_files
 
-__all__ = ["CHECKPOINT", "RAY_STATE", "clean", "complete", "free_name", "recorded", "repair", "stage", "store", "step_of"]
-
-logger = logging.getLogger(__name__)
+__all__ = [
+    "CHECKPOINT",
+    "RAY_STATE",
+    "clean",
+    "complete",
+    "copy_file",
+    "free_name",
+    "recorded",
+    "repair",
+    "stage",
+    "store",
+    "step_of",
+]
 
 CHECKPOINT = "checkpoint-"
 RAY_STATE = "checkpoint_manager_snapshot.json"
-PATIENCE_S = 300.0
-"""How long storage may fail before the run does."""
-LONGEST_PAUSE_S = 15.0
-HOPELESS = (errno.ENOSPC, errno.EDQUOT)
-"""Errors that waiting doesn't mend."""
-
-T = TypeVar("T")
 
 
 def step_of(name: str) -> int:
@@ -45,35 +46,28 @@ def stage(folder: Path, rank: int, staging: Path) -> Path:
     return staging
 
 
-def store(staged: Path, filesystem: fs.FileSystem, target: str) -> None:
-    """Copy a rank's files into a checkpoint's folder of the storage, the manifest, which completes them, last.
+def store(staged: Path, filesystem: fs.FileSystem, target: str, last: re.Pattern[str] = MANIFEST) -> None:
+    """Copy the files of a folder, such as a rank's part of a checkpoint, to storage.
+
+    Args:
+        last: what completes them and is copied last: a checkpoint's manifest.
 
     Raises:
-        OSError: when storage has failed for `PATIENCE_S`, or is full.
+        OSError: when storage has failed for minutes, or is full.
     """
-    files = sorted((path for path in staged.rglob("*") if path.is_file()), key=lambda path: bool(MANIFEST.fullmatch(path.name)))
+    files = sorted((path for path in staged.rglob("*") if path.is_file()), key=lambda path: bool(last.fullmatch(path.name)))
     for file in files:
         path = f"{target}/{file.relative_to(staged).as_posix()}"
-        _patiently(partial(_copy, file, filesystem, path), f"storing {path}")
+        patiently(partial(copy_file, file, filesystem, path), f"storing {path}")
 
 
-def _copy(source: Path, filesystem: fs.FileSystem, path: str) -> None:
+def copy_file(source: Path, filesystem: fs.FileSystem, path: str) -> None:
+    """Copy a file to storage, and make the folder that it goes to."""
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    fs.copy_files(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
-
-
-def _patiently(work: Callable[[], T], what: str) -> T:
-    """Do it again while storage fails, at growing intervals."""
-    deadline, pause = time.monotonic() + PATIENCE_S, 0.5
-    while True:
-        try:
-            return work()
-        except OSError as error:
-            if error.errno in HOPELESS or time.monotonic() + pause > deadline:
-                raise
-            logger.warning("%s failed and is tried again in %.1f s: %s", what, pause, error)
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE_S)
+    # Threads of pyarrow that upload to S3 can wait for each other for ever: github.com/apache/arrow/issues/32372.
+    fs.copy_files(
+        str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem, use_threads=False
+    )
 
 
 def complete(filesystem: fs.FileSystem, run: str) -> list[str]:

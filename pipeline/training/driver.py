@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pyarrow.fs import LocalFileSystem
 
 from cluster.preflight import plan_workers
 from pipeline.config import RunConfig
@@ -15,6 +12,7 @@ from pipeline.display import Display, SilentDisplay
 from pipeline.errors import UserError
 from pipeline.paths import absolute_paths
 from pipeline.session import connect, node_resources
+from pipeline.storage import Location, inside, locate
 from pipeline.training.checkpoints import repair
 from pipeline.training.folder import RunFolder
 from pipeline.training.following import RunPlan, follow
@@ -34,22 +32,22 @@ __all__ = ["TrainResult", "train"]
 class TrainResult:
     """What a run has left."""
 
-    run_dir: Path
-    """Config, metrics, checkpoints, model."""
+    run_dir: Location
+    """Config, metrics, checkpoints, model: a Path, or the text of a URI."""
     steps: int
     """Optimizer steps of the run."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Last value of every metric."""
 
     @property
-    def model_dir(self) -> Path:
+    def model_dir(self) -> Location:
         """The trained model or adapter, with its tokenizer."""
-        return self.run_dir / "model"
+        return inside(self.run_dir, "model")
 
     @cached_property
     def history(self) -> pandas.DataFrame:
         """One row per logging or evaluation step."""
-        return MetricsFile(self.run_dir / "metrics.jsonl").table()
+        return MetricsFile(inside(self.run_dir, "metrics.jsonl")).table()
 
 
 def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = None, debug: bool = False) -> TrainResult:
@@ -75,7 +73,7 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
     _check_models(cfg)
     _check_method(strategy, cfg)
     display = display or SilentDisplay()
-    folder = RunFolder(Path(cfg.output_dir))
+    folder = RunFolder(locate(cfg.output_dir))
     display.stage("starting Ray")
     connect(cfg, debug)
     least = cfg.min_workers if cfg.is_elastic else None
@@ -83,7 +81,7 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
     if problems := [f"{path}: {message}" for path, message in strategy.find_batch_problems(cfg, workers.num_workers)]:
         raise UserError("\n".join(problems))
     folder.open(cfg, resume)
-    for name in repair(LocalFileSystem(), str(folder.path)):
+    for name in repair(folder.storage.filesystem, folder.storage.path):
         display.note(f"{name} is incomplete and was removed")
     if not workers.use_gpu and cfg.bf16 == "auto" and (cfg := settle(cfg)).bf16:
         display.note("bf16: this CPU multiplies bfloat16, so products are computed in it; bf16: false computes in float32")

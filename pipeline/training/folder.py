@@ -3,90 +3,100 @@
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
-from pyarrow import fs
 
 from pipeline.config import RunConfig, dump_config, parse_config
-from pipeline.errors import UserError
+from pipeline.errors import RunFailed, UserError
+from pipeline.patience import STORAGE_ERRORS, patiently
+from pipeline.storage import Folder, Location, inside, is_uri, reason
 from pipeline.training.checkpoints import CHECKPOINT, RAY_STATE, complete, step_of
+from pipeline.training.continuation import changed_settings
 
 __all__ = ["RunFolder"]
 
-RUN = "run.json"
-# What may differ between a run and its continuation: how long, how often, where; not what is trained. How a global batch
-# is cut into workers and forwards may differ too, as long as its size stays.
-MAY_DIFFER = {
-    "dataloader_num_workers",
-    "dataset_num_proc",
-    "dataset_prepared_path",
-    "eval_steps",
-    "evals_per_epoch",
-    "gradient_accumulation_steps",
-    "logging_steps",
-    "max_rejected_fraction",
-    "max_steps",
-    "micro_batch_size",
-    "nonfinite_loss",
-    "num_epochs",
-    "output_dir",
-    "ray",
-    "ray_num_workers",
-    "reference",
-    "resources_per_worker",
-    "sample_packing",
-    "save_steps",
-    "save_total_limit",
-    "saves_per_epoch",
-    "tokens_per_forward",
-}
+RUN, CONFIG, METRICS, LEDGER, MODEL = "run.json", "config.yaml", "metrics.jsonl", "ledger.jsonl", "model"
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """`output_dir` of a run."""
+    """`output_dir` of a run: a local path, or a URI as text.
 
-    path: Path
+    Raises:
+        UserError: when there is no way to a URI.
+    """
+
+    def __init__(self, path: Location) -> None:
+        self.path = path
+        try:
+            _refuse_secrets(str(path))
+            self.storage = Folder(path)
+        except UserError as error:
+            raise UserError(f"output_dir: {error}") from error
+        except STORAGE_ERRORS as error:
+            raise UserError(f"output_dir: {str(path)!r} can't be reached: {reason(error)}") from error
+        if not self._name or self._parent == ".":
+            raise UserError(f"output_dir: {str(path)!r} is a whole store or bucket; give a folder in it")
 
     @property
-    def model(self) -> Path:
+    def model(self) -> Location:
         """The finished model or adapter."""
-        return self.path / "model"
+        return inside(self.path, MODEL)
 
     @property
-    def metrics(self) -> Path:
+    def metrics(self) -> Location:
         """One JSON record per logging or evaluation step."""
-        return self.path / "metrics.jsonl"
+        return inside(self.path, METRICS)
 
     @property
-    def ledger(self) -> Path:
+    def ledger(self) -> Location:
         """One JSON record per optimizer step: the rows that it was taken on."""
-        return self.path / "ledger.jsonl"
+        return inside(self.path, LEDGER)
 
     @property
-    def config(self) -> Path:
+    def config(self) -> Location:
         """The resolved config."""
-        return self.path / "config.yaml"
+        return inside(self.path, CONFIG)
+
+    @property
+    def _name(self) -> str:
+        return PurePosixPath(self.storage.path).name
+
+    @property
+    def _parent(self) -> str:
+        return str(PurePosixPath(self.storage.path).parent)
+
+    def for_ray(self) -> dict[str, Any]:
+        """Arguments of Ray's RunConfig that let it keep checkpoints here."""
+        filesystem = self.storage.for_other_processes() if is_uri(str(self.path)) else None
+        return {"name": self._name, "storage_path": self._parent, "storage_filesystem": filesystem}
 
     def checkpoints(self) -> list[int]:
         """Steps of the complete checkpoints, in order: those that every rank has stored its part of."""
-        return sorted(step_of(name) for name in complete(fs.LocalFileSystem(), str(self.path)))
+        return sorted(step_of(name) for name in complete(self.storage.filesystem, self.storage.path))
 
     def state(self) -> dict[str, Any] | None:
         """What `run.json` says; None where there is no run."""
-        try:
-            return json.loads((self.path / RUN).read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        text = self.storage.read(RUN)
+        return json.loads(text) if text is not None else None
 
     def finished_steps(self) -> int | None:
         """Steps of the finished run, or None while there is none."""
         state = self.state()
-        return state["step"] if state is not None and state["status"] == "finished" and self.model.is_dir() else None
+        if state is None or state["status"] != "finished" or not self.storage.has_folder(MODEL):
+            return None
+        return state["step"]
+
+    def remains(self, advice: str = "") -> str:
+        """What a run that was stopped has left, in a phrase, and `advice` where something can be done with it."""
+        try:
+            steps = self.checkpoints()
+        except STORAGE_ERRORS as error:
+            return f"{str(self.path)!r} can't be read now: {reason(error)}"
+        return f"the checkpoint of step {steps[-1]} is complete{advice}" if steps else "no checkpoint was complete yet"
 
     def open(self, cfg: RunConfig, resume: bool) -> None:
         """Make the folder ready for a run, or for the continuation of the one that it holds.
@@ -95,16 +105,16 @@ class RunFolder:
             UserError: when it holds a run and `resume` is not asked for, when that run was another one, when it holds
                 something else, or when it can't be written.
         """
-        self._refuse_what_is_not_ours()
-        self._refuse_another_run(cfg, resume)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_what_is_not_ours()
+            self._refuse_another_run(cfg, resume)
+            self.storage.create()
             if not self.checkpoints() and self.finished_steps() is None:
                 self._clear()
-                self._write({"status": "opened"})
-            self.config.write_text(dump_config(cfg), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"output_dir: {str(self.path)!r} can't be written: {error.strerror}") from error
+                self.storage.write(RUN, _json({"status": "opened"}))
+            self.storage.write(CONFIG, dump_config(cfg))
+        except STORAGE_ERRORS as error:
+            raise UserError(f"output_dir: {str(self.path)!r} can't be written: {reason(error)}") from error
 
     def check(self, fingerprint: str, total_steps: int, scores: str | None = None) -> None:
         """Refuse what the run that the folder holds can't be continued with.
@@ -138,24 +148,29 @@ class RunFolder:
 
     def start(self, fingerprint: str, total_steps: int, scores: str | None = None) -> None:
         """Record what a run trains on, before its workers start; arguments and errors are those of `check`."""
-        self.check(fingerprint, total_steps, scores)
-        self._write({"status": "started", "prepared": fingerprint, "scores": scores, "total_steps": total_steps})
+        patiently(partial(self.check, fingerprint, total_steps, scores), f"reading {self.path}")
+        self._write_patiently({"status": "started", "prepared": fingerprint, "scores": scores, "total_steps": total_steps})
 
     def finish(self, step: int, best_metric: float | None) -> None:
         """Record that the run has ended."""
-        state = self.state()
+        state = patiently(self.state, f"reading {inside(self.path, RUN)}")
         assert state is not None
-        self._write({**state, "status": "finished", "step": step, "best_metric": best_metric})
+        self._write_patiently({**state, "status": "finished", "step": step, "best_metric": best_metric})
 
-    def _write(self, state: dict[str, Any]) -> None:
-        (self.path / RUN).write_text(json.dumps(state, indent=2) + "\n")
+    def _write_patiently(self, state: dict[str, Any]) -> None:
+        """Write `run.json`, when storage fails later.
+
+        Raises:
+            RunFailed: when it has failed for minutes, or is full.
+        """
+        try:
+            patiently(partial(self.storage.write, RUN, _json(state)), f"writing {inside(self.path, RUN)}")
+        except STORAGE_ERRORS as error:
+            raise RunFailed(f"{inside(self.path, RUN)} can't be written: {reason(error)}") from error
 
     def _refuse_what_is_not_ours(self) -> None:
         """A folder that holds anything but a run is nobody's to clear or to overwrite."""
-        try:
-            others = [path.name for path in self.path.iterdir() if not path.name.startswith(".")]
-        except (FileNotFoundError, NotADirectoryError):
-            return
+        others = [name for name in self.storage.names() if not name.startswith(".")]
         if others and self.state() is None:
             names = ", ".join(sorted(others)[:3])
             raise UserError(
@@ -172,22 +187,27 @@ class RunFolder:
                 f"output_dir: {str(self.path)!r} holds {state}; continue it with --resume, give another output_dir, "
                 "or delete it"
             )
-        was = parse_config(yaml.safe_load(self.config.read_text(encoding="utf-8")), origin=str(self.config))
-        saved, given = _settings(was), _settings(cfg)
-        different = sorted(k for k in saved.keys() | given.keys() if saved.get(k) != given.get(k) and k not in MAY_DIFFER)
-        if different:
-            lines = "".join(f"\n  {key}: was {saved.get(key)!r}, is {given.get(key)!r}" for key in different)
+        was = parse_config(yaml.safe_load(self.storage.read(CONFIG) or "{}"), origin=str(self.config))
+        if lines := "".join(f"\n  {line}" for line in changed_settings(was, cfg)):
             raise UserError(f"--resume: {str(self.path)!r} holds a run with other settings; give it another output_dir{lines}")
 
     def _clear(self) -> None:
         """Remove what a run without a complete checkpoint has left: nothing of it can be continued."""
-        for name in (RAY_STATE, "metrics.jsonl", "ledger.jsonl", RUN):
-            (self.path / name).unlink(missing_ok=True)
-        for orphan in self.path.glob(f"{CHECKPOINT}*"):
-            shutil.rmtree(orphan)
+        for name in (RAY_STATE, METRICS, LEDGER, RUN):
+            self.storage.delete(name)
+        for orphan in self.storage.names():
+            if orphan.startswith(CHECKPOINT):
+                self.storage.delete(orphan)
 
 
-def _settings(cfg: RunConfig) -> dict[str, Any]:
-    """What a continuation is compared by: every key, and the global batch that follows from three of them."""
-    batch = cfg.micro_batch_size * cfg.gradient_accumulation_steps * cfg.num_workers
-    return {**cfg.model_dump(mode="json", exclude_none=True), "global batch": batch}
+def _json(state: dict[str, Any]) -> str:
+    return json.dumps(state, indent=2) + "\n"
+
+
+def _refuse_secrets(where: str) -> None:
+    """A URI is written to config.yaml, and shown."""
+    if is_uri(where) and urlsplit(where).password is not None:
+        raise UserError(
+            "the URI holds a key, and is written to config.yaml; leave it out, and give keys in the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3)"
+        )

@@ -13,6 +13,8 @@ from cluster.sharding import sharding_arguments
 from pipeline.config import RunConfig
 from pipeline.display import Display, clock_time
 from pipeline.errors import RunFailed, RunStopped, UserError
+from pipeline.patience import STORAGE_ERRORS, patiently
+from pipeline.storage import reason
 from pipeline.training.folder import RunFolder
 from pipeline.training.ledger import batch_plan, planned_steps
 from pipeline.training.metrics import MetricsFile
@@ -90,14 +92,16 @@ class _Follower:
         self._take(self._events(wait_s=0))
         self.queue.shutdown()
         if isinstance(self.outcome, BaseException):
+            self.metrics.settle()
+            self.ledger.settle()
             raise _explain(self.outcome, self.plan.folder, self.watch.hung) from self.outcome
         returned = self.outcome.return_value
         self._end_early(returned)
-        try:
-            self.metrics.flush()
-            self.ledger.flush()
-        except OSError as error:
-            raise RunFailed(f"{self.metrics.path} can't be written: {error.strerror}; the model is complete") from error
+        for file in (self.metrics, self.ledger):
+            try:
+                patiently(file.flush, f"writing {file.path}")
+            except STORAGE_ERRORS as error:
+                raise RunFailed(f"{file.path} can't be written: {reason(error)}; the model is complete") from error
         return returned
 
     def _accompany(self, thread: threading.Thread, signal: StopSignal) -> None:
@@ -115,10 +119,13 @@ class _Follower:
 
     def _end_early(self, returned: dict[str, Any]) -> None:
         """Say why a run whose workers ended well is not finished."""
+        if not {"refused", "stopped"} & returned.keys():
+            return
+        self.metrics.settle()
+        self.ledger.settle()
         if "refused" in returned:
-            raise UserError(f"{returned['refused']} ({_remains(self.plan.folder)})")
-        if "stopped" in returned:
-            raise RunStopped(f"stopped by SIGTERM after step {returned['step']}, checkpoint complete; continue with --resume")
+            raise UserError(f"{returned['refused']} ({self.plan.folder.remains(', continue with --resume')})")
+        raise RunStopped(f"stopped by SIGTERM after step {returned['step']}, checkpoint complete; continue with --resume")
 
     def _fit(self) -> None:
         try:
@@ -147,8 +154,7 @@ class _Follower:
                 resources_per_worker=plan.workers.resources,
             ),
             run_config=RunConfig(
-                name=plan.folder.path.name,
-                storage_path=str(plan.folder.path.parent),
+                **plan.folder.for_ray(),
                 failure_config=FailureConfig(max_failures=plan.cfg.ray.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=plan.cfg.save_total_limit, **plan.selection),
                 callbacks=[Relay(self.queue)],
@@ -210,9 +216,9 @@ class _Follower:
     def _tell_failure(self, event: dict[str, Any]) -> None:
         """Say what failed, when, and what a restart will repeat."""
         step = max(self.step, self.watch.step)
-        for rank, reason in event["failures"].items():
+        for rank, why in event["failures"].items():
             what = f"{'died' if rank in event['died'] else 'failed'} at {clock_time(event['time'])} after step {step}"
-            self.display.note(f"{self.watch.name(rank)} {what}: {'it hung' if rank in self.watch.hung else reason}")
+            self.display.note(f"{self.watch.name(rank)} {what}: {'it hung' if rank in self.watch.hung else why}")
         self.watch.leave()
         self.step = max(self.plan.folder.checkpoints(), default=0)
         most = self.plan.cfg.ray.max_failures
@@ -226,17 +232,9 @@ class _Follower:
         import ray
 
         self._take(self._events(wait_s=0))
-        steps = self.plan.folder.checkpoints()
-        kept = f"the checkpoint of step {steps[-1]} is complete" if steps else "no checkpoint was complete yet"
-        self.display.note(f"interrupted: {kept}; continue with --resume")
+        self.metrics.settle()
+        self.display.note(f"interrupted: {self.plan.folder.remains()}; continue with --resume")
         ray.shutdown()
-
-
-def _remains(folder: RunFolder) -> str:
-    steps = folder.checkpoints()
-    return (
-        f"the checkpoint of step {steps[-1]} is complete, continue with --resume" if steps else "no checkpoint was complete yet"
-    )
 
 
 def _explain(error: BaseException, folder: RunFolder, hung: dict[int, str]) -> Exception:
@@ -249,4 +247,4 @@ def _explain(error: BaseException, folder: RunFolder, hung: dict[int, str]) -> E
     what = "; ".join(hung.values()) or "; ".join(
         f"worker {rank}: {type(cause).__name__}: {cause}".strip() for rank, cause in sorted(causes.items())
     )
-    return RunFailed(f"training failed: {what or error} ({_remains(folder)})")
+    return RunFailed(f"training failed: {what or error} ({folder.remains(', continue with --resume')})")

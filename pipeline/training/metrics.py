@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-from pathlib import Path
+import time
 from typing import TYPE_CHECKING, Any
+
+from pipeline.patience import STORAGE_ERRORS
+from pipeline.storage import Location
+from pipeline.training.lines import open_lines
 
 if TYPE_CHECKING:
     import pandas
@@ -18,12 +21,17 @@ __all__ = ["MetricsFile"]
 class MetricsFile:
     """Appends records, each once; when a run restarts from a checkpoint, drops those that are about to be repeated.
 
-    Records that the disk has no room for wait for the next call, so that a run doesn't fail for its log.
+    Records that can't be written now, since the disk is full or storage fails, wait for the next call, so that a run
+    doesn't fail for its log.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
+        self._lines = open_lines(path)
         self._waiting: list[dict[str, Any]] = []
+        self._cut: int | None = None
+        """Step that the file is to be cut back to before anything is added."""
+        self._due = float("-inf")
         self._known = {_identity(record) for record in self.read()}
 
     def append(self, records: list[dict[str, Any]]) -> None:
@@ -32,7 +40,12 @@ class MetricsFile:
             if _identity(record) not in self._known:
                 self._known.add(_identity(record))
                 self._waiting.append(record)
-        with contextlib.suppress(OSError):
+        if time.monotonic() >= self._due:
+            self.settle()
+
+    def settle(self) -> None:
+        """Write what waits, if it can be written."""
+        with contextlib.suppress(*STORAGE_ERRORS):
             self.flush()
 
     def flush(self) -> None:
@@ -41,30 +54,26 @@ class MetricsFile:
         Raises:
             OSError: when it can't be written; the file then is as it was.
         """
-        size = self.path.stat().st_size if self.path.exists() else 0
+        began = time.monotonic()
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(map(_line, self._waiting))
-        except OSError:
-            if self.path.exists():
-                os.truncate(self.path, size)
-            raise
-        self._waiting = []
+            if self._cut is not None:
+                self._lines.replace("".join(map(_line, self._kept(self._cut))))
+                self._cut = None
+            self._lines.add("".join(map(_line, self._waiting)))
+            self._waiting = []
+        finally:
+            self._due = time.monotonic() + self._lines.pause(time.monotonic() - began)
 
     def rewind(self, step: int) -> None:
         """Drop every record after `step`."""
+        self._cut = step if self._cut is None else min(step, self._cut)
         self._waiting = [record for record in self._waiting if record["step"] <= step]
-        kept = [record for record in self.read() if record["step"] <= step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(map(_line, kept)), encoding="utf-8")
-        os.replace(partial, self.path)
-        self._known = {_identity(record) for record in [*kept, *self._waiting]}
+        self._known = {_identity(record) for record in [*self._kept(self._cut), *self._waiting]}
+        self.settle()
 
     def read(self) -> list[dict[str, Any]]:
         """All records in the order of their steps; a last line that a kill cut off is left out."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")
+        lines = self._lines.read().split("\n")
         return sorted((json.loads(line) for line in lines[:-1]), key=lambda record: record["step"])
 
     def table(self) -> pandas.DataFrame:
@@ -72,6 +81,9 @@ class MetricsFile:
         import pandas
 
         return pandas.DataFrame(self.read())
+
+    def _kept(self, step: int) -> list[dict[str, Any]]:
+        return [record for record in self.read() if record["step"] <= step]
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -152,11 +152,25 @@ def _build(job: WorkerJob, scratch: Path, report: Any) -> tuple[Any, Any]:
     builder.callbacks += [Pulse(), report]
     beat()
     trainer = builder.build(job.total_steps)
+    _mirror(trainer, job.cfg, scratch)
     trainer.identity["prepared data"] = job.prepared.fingerprint
     report.notes, report.ledger = list(trainer.notes), trainer.ledger
     attach(trainer)
     assert trainer.args.world_size == ray.train.get_context().get_world_size()
     return trainer, tokenizer
+
+
+def _mirror(trainer: Any, cfg: Any, scratch: Path) -> None:
+    """Copy what a person watches to a run's folder that is a URI; after all other callbacks, which write it."""
+    import ray.train
+
+    from pipeline.storage import is_uri
+    from pipeline.training.artifacts import Mirror, watched_folders
+
+    names = watched_folders(cfg)
+    if names and is_uri(cfg.output_dir):
+        storage = ray.train.get_context().get_storage()
+        trainer.add_callback(Mirror(scratch, names, storage.storage_filesystem, storage.experiment_fs_path))
 
 
 def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
@@ -172,11 +186,13 @@ def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
 def _scratch_folder(cfg: Any) -> tuple[Path, int | None]:
     """A folder of this node for the run, shared by its ranks and empty; and the step that workers before these had reached.
 
-    What a person wants to see while the run goes on is a link into the run's own folder.
+    What a person wants to see while the run goes on is a link into the run's own folder where that is a path; to a URI,
+    `Mirror` copies it.
     """
     import ray.train
     from ray.train.collective import barrier
 
+    from pipeline.training.artifacts import link_watched
     from pipeline.training.reporting import last_step
 
     # The same path after a restart, also of Ray: the trainer's state names its best checkpoint by it.
@@ -187,15 +203,7 @@ def _scratch_folder(cfg: Any) -> tuple[Path, int | None]:
         reached = last_step(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        watched = {
-            "generations": cfg.dpo_generate_during_eval,
-            "tensorboard": cfg.use_tensorboard,
-            "completions": cfg.trl is not None and cfg.trl.log_completions,
-        }
-        for name, wanted in watched.items():
-            if wanted:
-                (Path(cfg.output_dir) / name).mkdir(exist_ok=True)
-                (scratch / name).symlink_to(Path(cfg.output_dir) / name)
+        link_watched(cfg, scratch)
     barrier()
     return scratch, reached
 
@@ -228,23 +236,16 @@ def _fetch_best_checkpoint(resumed: str, scratch: Path) -> None:
 
 
 def _save_model(trainer: Any, tokenizer: Any, scratch: Path) -> None:
-    """Save the model, then put it into the run's folder in one move."""
+    """Save the model, then put it into the run's folder."""
     import ray.train
-    from pyarrow import fs
 
+    from pipeline.training.artifacts import put_model
     from strategies.saving import save_final
 
     local = save_final(trainer, tokenizer, scratch / "model")
     if trainer.is_world_process_zero():
         storage = ray.train.get_context().get_storage()
-        target = storage.storage_filesystem
-        partial, final = (f"{storage.experiment_fs_path}/{name}" for name in ("model.partial", "model"))
-        for path in (partial, final):
-            if target.get_file_info(path).type == fs.FileType.Directory:
-                target.delete_dir(path)
-        target.create_dir(partial)
-        fs.copy_files(str(local), partial, source_filesystem=fs.LocalFileSystem(), destination_filesystem=target)
-        target.move(partial, final)
+        put_model(local, storage.storage_filesystem, storage.experiment_fs_path)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -67,7 +67,9 @@ class TrainerKeys(Keys):
     load_best_model_at_end: bool | None = key("End with the best checkpoint's weights instead of the last.")
     metric_for_best_model: str | None = key("Metric that decides `best`; eval_rewards/accuracies when not set.")
     greater_is_better: bool | None = key("Whether the metric is to grow; false for losses when not set.")
-    output_dir: str = key("Folder of the run: config, metrics, checkpoints, model.", "./model-out")
+    output_dir: str = key(
+        "Folder of the run: config, metrics, checkpoints, model. On Ray also a URI, such as s3://bucket/run.", "./model-out"
+    )
 
 
 class TrackerKeys(Keys):

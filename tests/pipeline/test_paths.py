@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import parse_config
+from pipeline.errors import UserError
 from pipeline.paths import absolute_paths
 
 
@@ -32,3 +33,15 @@ def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (cfg.reference_model, cfg.tokenizer_config) == ("owner/name", "pkg://package/file.gguf")
     assert cfg.chat_template_jinja == "{{ messages }}" * 100
     assert cfg.datasets[0].path == "pairs.jsonl"
+
+
+def test_a_uri_of_the_run_stays_and_one_of_this_machine_becomes_a_path() -> None:
+    keys = {"base_model": "m", "datasets": [{"path": "a"}]}
+    assert absolute_paths(parse_config({**keys, "output_dir": "s3://bucket/run"})).output_dir == "s3://bucket/run"
+    assert absolute_paths(parse_config({**keys, "output_dir": "file:///runs/one"})).output_dir == "/runs/one"
+
+
+def test_prepared_data_lie_on_a_path() -> None:
+    cfg = parse_config({"base_model": "m", "datasets": [{"path": "a"}], "dataset_prepared_path": "s3://bucket/prepared"})
+    with pytest.raises(UserError, match="dataset_prepared_path: must be a folder .*, got the URI 's3://bucket/prepared'"):
+        absolute_paths(cfg)

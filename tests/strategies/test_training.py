@@ -46,3 +46,8 @@ def test_tensorboard_writes_into_the_run(config: dict[str, Any], monkeypatch: py
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "elsewhere")
     train(cfg={**config, "use_tensorboard": True, "max_steps": 1}, dataset_meta=TrainDatasetMeta(pairs(4)))
     assert list(Path(config["output_dir"], "tensorboard").iterdir())
+
+
+def test_without_ray_a_run_goes_to_a_path(config: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="output_dir: must be a path without Ray, got 's3://bucket/run'"):
+        train(cfg={**config, "output_dir": "s3://bucket/run"}, dataset_meta=TrainDatasetMeta(pairs(4)))

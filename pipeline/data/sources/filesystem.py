@@ -12,7 +12,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.errors import UserError
+from pipeline.storage import inside, is_uri, resolve
 
 __all__ = ["File", "content_identity", "is_uri", "list_files", "local_path", "open_bytes", "open_seekable", "resolve"]
 
@@ -31,36 +31,11 @@ class File:
         return self.filesystem.get_file_info(self.path)
 
 
-def is_uri(path: str) -> bool:
-    return "://" in path
-
-
 def local_path(path: str) -> str:
     """A local path, absolute, since tasks run in other folders; URIs (but `file://`) as they are."""
     if path.startswith("file://"):
         path = path.removeprefix("file://")
     return path if is_uri(path) else os.path.abspath(os.path.expanduser(path))
-
-
-def resolve(where: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem of a path or URI, and the path in it; what pyarrow doesn't know goes to fsspec.
-
-    Raises:
-        UserError: when neither knows the scheme, or the package for it is missing.
-    """
-    if not is_uri(where):
-        return pafs.LocalFileSystem(), where
-    try:
-        return pafs.FileSystem.from_uri(where)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass
-    try:
-        import fsspec
-
-        filesystem, path = fsspec.core.url_to_fs(where)
-    except (ValueError, ImportError, OSError) as error:
-        raise UserError(f"cannot open {where!r}: {error}") from error
-    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
 def list_files(where: str) -> dict[str, str]:
@@ -69,8 +44,7 @@ def list_files(where: str) -> dict[str, str]:
     root = folder.path.rstrip("/")
     found = folder.filesystem.get_file_info(pafs.FileSelector(folder.path, recursive=True))
     names = sorted(info.path.removeprefix(root).lstrip("/") for info in found if info.type == pafs.FileType.File)
-    base, mark, query = where.partition("?") if is_uri(where) else (where, "", "")
-    return {name: f"{base.rstrip('/')}/{name}{mark}{query}" for name in names}
+    return {name: inside(where, name) if is_uri(where) else f"{where.rstrip('/')}/{name}" for name in names}
 
 
 @contextmanager

@@ -1,0 +1,149 @@
+"""Paths and URIs: found, written whole, read again, by whoever is meant to."""
+
+from __future__ import annotations
+
+import http.server
+import pickle
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from pipeline.errors import UserError
+from pipeline.storage import Folder, Location, PatientS3, inside, locate, reason
+from tests.s3 import S3Server
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """A folder that isn't there yet, on a disk, on fsspec and on S3."""
+    where: Location = tmp_path / "run"
+    if request.param == "memory":
+        where = f"memory://{uuid.uuid4().hex}/run"
+    if request.param == "s3":
+        where = request.getfixturevalue("s3").uri("run")
+    return Folder(where)
+
+
+def test_a_folder_that_is_not_there(folder: Folder) -> None:
+    assert (folder.names(), folder.read("run.json"), folder.has_folder("model")) == ([], None, False)
+    folder.delete("model")
+
+
+def test_files_are_written_and_written_anew(folder: Folder) -> None:
+    folder.create()
+    folder.write("run.json", "{}")
+    folder.write("run.json", '{"läuft": 1}')
+    assert folder.read("run.json") == '{"läuft": 1}'
+    assert folder.names() == ["run.json"]
+
+
+def test_files_and_folders_are_deleted(folder: Folder) -> None:
+    folder.create()
+    folder.write("run.json", "{}")
+    Folder(inside(folder.where, "model")).create()
+    Folder(inside(folder.where, "model")).write("config.json", "{}")
+    assert folder.has_folder("model") and not folder.has_folder("run.json")
+    folder.delete("model")
+    assert folder.names() == ["run.json"]
+    folder.delete("run.json")
+    assert folder.names() == []
+
+
+def test_a_local_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write("run.json", "old")
+    (tmp_path / ".run.json.partial").mkdir()
+    with pytest.raises(OSError, match="run.json.partial"):
+        folder.write("run.json", "new")
+    assert folder.read("run.json") == "old"
+
+
+def test_where_things_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate("runs/a") == tmp_path / "runs" / "a"
+    assert locate("file:///runs/a%20b") == Path("/runs/a b")
+    assert locate("s3://bucket/run?region=x") == "s3://bucket/run?region=x"
+    assert inside(Path("/run"), "model") == Path("/run/model")
+    assert inside("s3://bucket/run", "model") == "s3://bucket/run/model"
+    assert inside("s3://bucket/run/?region=x", "model") == "s3://bucket/run/model?region=x"
+
+
+def test_another_process_gets_the_keys_and_the_patience_of_this_one(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(s3.uri("run"))
+    folder.create()
+    folder.write("run.json", "{}")
+    sent = pickle.dumps(folder.for_other_processes())
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name)
+    received = pickle.loads(sent)
+    assert isinstance(received, PatientS3)
+    assert received.get_file_info("bucket/run/run.json").type == fs.FileType.File
+
+
+def test_keys_of_a_profile_stay_where_they_are(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every node looks for itself, so that keys that change are read anew."""
+    secret = "not-to-be-sent"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    assert secret.encode() not in pickle.dumps(Folder(s3.uri("run")).for_other_processes())
+
+
+def test_an_unknown_scheme() -> None:
+    with pytest.raises(UserError, match="cannot open 'nope://x/run': Protocol not known: nope"):
+        Folder("nope://x/run")
+
+
+def test_a_bucket_that_does_not_exist(s3: S3Server) -> None:
+    with pytest.raises(OSError, match="Bucket 'none' not found") as error:
+        Folder("s3://none/run").create()
+    assert reason(error.value).startswith("Bucket 'none' not found. To create buckets")
+
+
+class Denied(http.server.BaseHTTPRequestHandler):
+    """Answers as Amazon does to those who have no keys."""
+
+    def do_GET(self) -> None:
+        body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_PUT(self) -> None:
+        self.do_GET()
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture
+def denied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """A URI of a store that lets nobody in."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Denied)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"s3://bucket/run?scheme=http&endpoint_override=127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_without_keys(denied: str) -> None:
+    with pytest.raises(OSError, match="ACCESS_DENIED") as error:
+        Folder(denied).names()
+    assert "Access Denied" in reason(error.value)
+    assert "S3's keys are read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws" in reason(error.value)
+
+
+def test_reasons_are_one_line() -> None:
+    assert (
+        reason(NotADirectoryError(20, "Cannot create directory '/a'. Detail: [errno 20] Not a directory")) == "Not a directory"
+    )
+    assert reason(OSError("first\nsecond")) == "first"
+    assert reason(NotImplementedError()) == "it can't be written"
+    assert reason(OSError("it is gone (Request ID: abc)")) == "it is gone"

@@ -1,0 +1,88 @@
+"""A run on Ray whose folder is in an S3 bucket; nothing of it stays on this machine."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline import train
+from pipeline.errors import RunFailed
+from pipeline.tables import print_result
+from pipeline.training.folder import RunFolder
+from tests.pipeline.training.test_faults import training_workers, wait_for
+from tests.pipeline.training.test_train import Recorder
+from tests.s3 import S3Server
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_on_s3_is_killed_and_continued(
+    recipe: Any, s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Workers know neither address nor keys but by the filesystem that they are given; the weights are a local run's."""
+    keys = {"num_epochs": 6, "eval_steps": 8, "save_steps": 8, "dpo_generate_during_eval": True, "load_best_model_at_end": True}
+    quiet = train(recipe(tmp_path / "quiet", **keys))
+    folder = RunFolder(s3.uri("runs/one"))
+
+    def kill() -> None:
+        wait_for(lambda: 8 in folder.checkpoints())
+        training_workers()[1].send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(RunFailed, match="the checkpoint of step .* is complete, continue with --resume"):
+        train(recipe(folder.path, **keys))
+    killer.join()
+    display = Recorder()
+    result = train(recipe(folder.path, **keys), resume=True, display=display)
+    assert any(note.startswith("continuing from the checkpoint of step") for note in display.notes)
+    assert (result.run_dir, result.model_dir) == ("s3://bucket/runs/one", "s3://bucket/runs/one/model")
+    assert result.history.dropna(subset=["loss"])["step"].tolist() == list(range(1, 25))
+    assert result.history.dropna(subset=["eval_loss"])["step"].tolist() == [8, 16, 24]
+    names = {key.removeprefix("runs/one/").partition("/")[0] for key in s3.objects()}
+    assert {"config.yaml", "metrics.jsonl", "run.json", "model", "checkpoint-000024", "generations"} <= names
+    assert "runs/one/generations/step-000024.jsonl" in s3.objects()
+    check_model(s3, tmp_path / "model", quiet.model_dir)
+    print_result(result)
+    assert "model   s3://bucket/runs/one/model" in capsys.readouterr().out
+    again = train(recipe(folder.path, **keys), resume=True, display=display)
+    assert "already finished with step 24: s3://bucket/runs/one" in display.notes[-1]
+    assert again.metrics == result.metrics
+
+
+def check_model(s3: S3Server, downloaded: Path, quiet: Path) -> None:
+    """It loads, and has the weights of the quiet run."""
+    downloaded.mkdir()
+    s3.download("runs/one/model", str(downloaded))
+    assert AutoModelForCausalLM.from_pretrained(downloaded).num_parameters() > 0
+    assert AutoTokenizer.from_pretrained(downloaded).chat_template
+    mine, theirs = (load_file(path / "model.safetensors") for path in (downloaded, quiet))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(mine[name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_store_that_goes_away_costs_nothing_but_time(recipe: Any, s3: S3Server, tmp_path: Path) -> None:
+    """Twenty seconds in the middle of training, with checkpoints under way: workers, Ray and the driver wait."""
+    folder = RunFolder(s3.uri("runs/two"))
+
+    def go_away() -> None:
+        wait_for(lambda: 2 in folder.checkpoints())
+        s3.stop()
+        time.sleep(20)
+        s3.start()
+
+    outage = threading.Thread(target=go_away)
+    outage.start()
+    result = train(recipe(folder.path, num_epochs=6, save_steps=2, eval_steps=8, save_total_limit=3))
+    outage.join()
+    assert result.history.dropna(subset=["loss"])["step"].tolist() == list(range(1, 25))
+    assert folder.checkpoints()[-1] == 24
+    assert folder.finished_steps() == 24
