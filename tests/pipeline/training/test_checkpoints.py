@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pyarrow.fs import LocalFileSystem
 
+from pipeline import patience
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import RAY_STATE, clean, complete, free_name, recorded, repair, stage, step_of, store
 from strategies.checkpoints.manifest import find_damage, write_manifest
@@ -50,8 +51,8 @@ def test_ranks_store_their_parts_and_the_last_one_completes_it(tmp_path: Path) -
 
 def test_the_manifest_is_stored_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_whole(tmp_path / "local", 1)
-    order, copy = [], checkpoints._copy
-    monkeypatch.setattr(checkpoints, "_copy", lambda source, *rest: (order.append(source.name), copy(source, *rest)))
+    order, copy = [], checkpoints.copy_file
+    monkeypatch.setattr(checkpoints, "copy_file", lambda source, *rest: (order.append(source.name), copy(source, *rest)))
     store(stage(tmp_path / "local", 0, tmp_path / "staged"), LOCAL, str(tmp_path / "run" / "c"))
     assert order[-1] == "manifest-00000-of-00001.json"
     assert len(order) == 3
@@ -59,15 +60,15 @@ def test_the_manifest_is_stored_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_storage_that_fails_for_a_while_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_whole(tmp_path / "local", 1)
-    copy, failures = checkpoints._copy, [OSError(errno.EIO, "gone"), OSError(errno.EROFS, "read-only")]
+    copy, failures = checkpoints.copy_file, [OSError(errno.EIO, "gone"), OSError(errno.EROFS, "read-only")]
 
     def fail_first(*given: Any) -> None:
         if failures:
             raise failures.pop()
         copy(*given)
 
-    monkeypatch.setattr(checkpoints, "_copy", fail_first)
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda _: None)
+    monkeypatch.setattr(checkpoints, "copy_file", fail_first)
+    monkeypatch.setattr(patience.time, "sleep", lambda _: None)
     store(stage(tmp_path / "local", 0, tmp_path / "staged"), LOCAL, str(tmp_path / "run" / "checkpoint-000001"))
     assert complete(LOCAL, str(tmp_path / "run")) == ["checkpoint-000001"]
 
@@ -78,8 +79,8 @@ def test_a_full_disk_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "_copy", full)
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda _: pytest.fail("waited"))
+    monkeypatch.setattr(checkpoints, "copy_file", full)
+    monkeypatch.setattr(patience.time, "sleep", lambda _: pytest.fail("waited"))
     with pytest.raises(OSError, match="No space left"):
         store(stage(tmp_path / "local", 0, tmp_path / "staged"), LOCAL, str(tmp_path / "run" / "c"))
 
