@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from cluster import sharding
 
-__all__ = ["ClusterKeys", "FsdpConfig", "RayConfig", "ScoreConfig", "find_problems"]
+__all__ = ["ClusterKeys", "FsdpConfig", "RayConfig", "ScoreConfig", "WorkerRange", "find_problems"]
 
 
 class _Keys(BaseModel):
@@ -36,11 +36,20 @@ class ScoreConfig(_Keys):
         return _normalised(self.resources_per_actor)
 
 
+class WorkerRange(_Keys):
+    """`ray.num_workers` of an elastic run: as many workers as there is room for, from `min` to `max`."""
+
+    min: PositiveInt = Field(1, description="Fewest workers that the run goes on with.")
+    max: PositiveInt = Field(description="Most workers; the global batch is that of so many, however many there are.")
+
+
 class RayConfig(_Keys):
     """The `ray:` section."""
 
-    num_workers: PositiveInt | None = Field(
-        None, description="Training workers; 1 when not set. Global batch = micro batch x accumulation x workers."
+    num_workers: PositiveInt | WorkerRange | None = Field(
+        None,
+        description="Training workers; 1 when not set. Global batch = micro batch x accumulation x workers. {min: 1, max: 4}: "
+        "when workers leave or come the run goes on from its last checkpoint at the new number, with the same global batches.",
     )
     use_gpu: bool | Literal["auto"] = Field("auto", description="One GPU per worker; `auto`: where the cluster has GPUs.")
     resources_per_worker: dict[str, float] | None = Field(
@@ -48,6 +57,11 @@ class RayConfig(_Keys):
     )
     max_failures: NonNegativeInt = Field(
         0, description="Restarts from the last complete checkpoint after a worker or its node failed."
+    )
+    hang_timeout: PositiveInt = Field(
+        1800,
+        description="Seconds without a sign of life (a step, an evaluated batch, a checkpoint written) after which a worker is "
+        "killed, and counts as failed.",
     )
     score: ScoreConfig = Field(default_factory=lambda: ScoreConfig(), description="Actors that score the reference.")
     address: str | None = Field(
@@ -91,8 +105,20 @@ class ClusterKeys(_Keys):
 
     @property
     def num_workers(self) -> int:
-        """Training workers of this run."""
-        return self.ray.num_workers or self.ray_num_workers or 1
+        """Training workers of this run, of an elastic one the most: those that the global batch counts."""
+        given = self.ray.num_workers
+        return given.max if isinstance(given, WorkerRange) else given or self.ray_num_workers or 1
+
+    @property
+    def min_workers(self) -> int:
+        """Workers that the run needs at least."""
+        given = self.ray.num_workers
+        return given.min if isinstance(given, WorkerRange) else self.num_workers
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change during the run."""
+        return self.min_workers < self.num_workers
 
     def worker_resources(self) -> dict[str, float] | None:
         """Resources that the config asks for each worker, or None where it doesn't say."""
@@ -110,6 +136,9 @@ def find_problems(cfg: ClusterKeys) -> Iterator[tuple[str, str]]:
     """Yield every (path, message) that makes the cluster's keys wrong."""
     if cfg.use_ray is False:
         yield "use_ray", "runs are always on Ray here; remove the key, or call strategies.train for one process"
+    given = cfg.ray.num_workers
+    if isinstance(given, WorkerRange) and given.min > given.max:
+        yield "ray.num_workers", f"min ({given.min}) is more than max ({given.max}); swap them, or write one number"
     if cfg.ray_num_workers and cfg.ray.num_workers:
         yield "ray_num_workers", "contradicts ray.num_workers; keep one of them"
     if cfg.resources_per_worker and cfg.ray.resources_per_worker:

@@ -17,6 +17,13 @@ class WorkerPlan:
     num_workers: int
     use_gpu: bool
     resources: dict[str, float]
+    min_workers: int | None = None
+    """Of an elastic run, the fewest that it goes on with; None where the number is fixed."""
+
+    @property
+    def range(self) -> int | tuple[int, int]:
+        """As Ray's ScalingConfig takes it."""
+        return self.num_workers if self.min_workers is None else (self.min_workers, self.num_workers)
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,13 @@ def plan_workers(
     use_gpu: bool | str,
     resources: dict[str, float] | None,
     nodes: list[dict[str, float]],
+    min_workers: int | None = None,
 ) -> WorkerPlan:
     """Decide each worker's resources and check that all workers fit the cluster at once.
 
     Args:
         num_workers: training workers.
+        min_workers: of an elastic run, so many that must fit.
         use_gpu: True, False, or "auto" (where the cluster has GPUs).
         resources: resources of one worker, where the config says.
         nodes: total resources of each node.
@@ -97,13 +106,14 @@ def plan_workers(
         each.setdefault("GPU", 1.0)
     each.setdefault("CPU", 1.0)
     placed = _count(each, nodes, num_workers)
-    if placed < num_workers:
+    needed = num_workers if min_workers is None else min_workers
+    if placed < needed:
         raise ValueError(
-            f"ray.num_workers: {num_workers} workers of {_shown(each)} each don't fit: the cluster has "
+            f"ray.num_workers: {needed} workers of {_shown(each)} each don't fit: the cluster has "
             f"{_there(each, total, nodes)}, enough for {placed}; ask for fewer workers or less for each "
             "(ray.resources_per_worker), or add nodes"
         )
-    return WorkerPlan(num_workers, gpu, each)
+    return WorkerPlan(num_workers, gpu, each, min_workers)
 
 
 def _sum(nodes: list[dict[str, float]]) -> dict[str, float]:

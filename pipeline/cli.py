@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import RunFailed
+from pipeline.errors import RunFailed, RunStopped
 
 __all__ = ["app", "hide_what_nobody_can_act_on", "main"]
 
@@ -158,7 +159,7 @@ def schema() -> None:
 
 
 def _execute(command: Callable[[Any], None], quiet: bool, debug: bool) -> None:
-    """Run a command: a wrong input ends in its message and exit status 2, Ctrl-C in 130, a failed run in 1."""
+    """Run a command: a wrong input ends in its message and exit status 2, Ctrl-C in 130, SIGTERM in 143, a failed run in 1."""
     from pipeline.display import open_display
 
     if not debug:
@@ -171,6 +172,12 @@ def _execute(command: Callable[[Any], None], quiet: bool, debug: bool) -> None:
         status = _fail("interrupted", 130, debug)
     except ValueError as error:
         status = _fail(str(error), 2, debug)
+    except RunStopped as error:
+        status = _fail(str(error), 143, debug)
+    except SystemExit as error:  # Ray's answer to SIGTERM; training has an answer of its own
+        if error.code != signal.SIGTERM:
+            raise
+        status = _fail("stopped by SIGTERM", 143, debug)
     except RunFailed as error:
         status = _fail(str(error), 1, debug)
     except Exception as error:  # noqa: BLE001 - the last line of defence: a message, and the way to the traceback

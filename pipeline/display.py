@@ -7,7 +7,7 @@ import time
 from datetime import timedelta
 from typing import Any, Protocol
 
-__all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "open_display"]
+__all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "clock_time", "open_display"]
 
 SHOWN = {
     "loss": "loss",
@@ -25,6 +25,11 @@ SHOWN = {
 PROGRESS_EVERY_S = 10.0
 """Plain lines about rows are at least this far apart."""
 WAITING = "another run computes these scores; waiting for it"
+
+
+def clock_time(seconds: float) -> str:
+    """A moment, in seconds since the epoch, as a clock here shows it."""
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
 class Display(Protocol):

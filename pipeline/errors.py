@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "RunFailed", "UserError"]
+__all__ = ["ConfigError", "RunFailed", "RunStopped", "UserError"]
 
 
 class UserError(ValueError):
@@ -20,3 +20,7 @@ class ConfigError(UserError):
 
 class RunFailed(RuntimeError):
     """A run ended although nothing was wrong with what was asked; says what happened and what remains."""
+
+
+class RunStopped(RuntimeError):
+    """A run ended before its last step because it was told to; says what remains."""

@@ -44,6 +44,9 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
         options = {"address": "local", "include_dashboard": False}
     # Ray Train hands a report on once per poll, two seconds apart by default.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if cfg is not None and cfg.is_elastic:
+        # A node that was lost is still counted for a while: give up soon on workers that can't start, and count again.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     options |= {
         "log_to_driver": debug,
         "logging_level": logging.INFO if debug else logging.ERROR,

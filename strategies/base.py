@@ -97,6 +97,11 @@ class Strategy(ABC):
         return {}
 
     @classmethod
+    def batch_arguments(cls, cfg: Any, world_size: int) -> dict[str, Any]:
+        """Arguments that fix the global batch of so many workers, whatever the number that runs."""
+        return {}
+
+    @classmethod
     def uses_reference(cls, cfg: Any) -> bool:
         """Whether this run needs the reference; never where `requires_reference` is False."""
         return cls.requires_reference
@@ -177,8 +182,13 @@ class PairStrategy(Strategy):
         """Steps of the batch plan: global batches, of which `dataloader_drop_last` leaves out one that isn't full."""
         from strategies.batching import BatchPlan
 
-        global_batch_size = cfg.micro_batch_size * cfg.gradient_accumulation_steps * world_size
-        return BatchPlan(num_rows, global_batch_size, seed=None, drop_last=cfg.dataloader_drop_last).steps_per_epoch
+        size = cls.batch_arguments(cfg, world_size)["global_batch_size"]
+        return BatchPlan(num_rows, size, seed=None, drop_last=cfg.dataloader_drop_last).steps_per_epoch
+
+    @classmethod
+    def batch_arguments(cls, cfg: Any, world_size: int) -> dict[str, Any]:
+        """The size of the global batch, which is all that the batch plan depends on."""
+        return {"global_batch_size": cfg.micro_batch_size * cfg.gradient_accumulation_steps * world_size}
 
 
 def given_arguments(cfg: Any, arguments: dict[str, str]) -> dict[str, Any]:

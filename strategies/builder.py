@@ -43,7 +43,7 @@ class HFRLTrainerBuilder:
         callbacks: further observers.
         extra_arguments: further arguments of the training-arguments class, such as `deepspeed`, or `fsdp` and `fsdp_config`.
             Under ZeRO-3 the model was loaded within `strategies.sharding.divided_loading`.
-        world_size: number of workers, which the steps per epoch depend on.
+        world_size: number of workers that the global batch and the steps per epoch are counted by.
     """
 
     def __init__(self, cfg: Any, model: Any, tokenizer: Any, processor: Any = None) -> None:
@@ -82,6 +82,7 @@ class HFRLTrainerBuilder:
         # transformers' tracker callbacks take their settings from the environment only, and read it when constructed.
         os.environ.update(tracker_environment(cfg))
         arguments = {**common_arguments(cfg, self._length(total_num_steps)), **strategy.set_training_args_kwargs(cfg)}
+        arguments |= strategy.batch_arguments(cfg, self.world_size)
         args = strategy.get_training_args_class()(**{**arguments, **arguments_here(self._extra_arguments())})
         model, peft_config = self._policy()
         uses_reference = strategy.uses_reference(cfg)

@@ -91,8 +91,8 @@ class _Files:
         for index, name in enumerate(names):
             self._partial(index).rename(self.folder / name)
         weights = {weight: name for name, held in zip(names, self.files, strict=True) for weight in held}
-        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weights}
-        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        listing = {"metadata": {"total_size": self.total_bytes}, "weight_map": weights}
+        (self.folder / "model.safetensors.index.json").write_text(json.dumps(listing, indent=2) + "\n")
 
     def _write(self) -> None:
         save_file(self.held, str(self._partial(len(self.files))), metadata={"format": "pt"})

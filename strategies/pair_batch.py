@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from strategies.ledger import RowId
 from strategies.packing.head import TokenOutputs
 from strategies.packing.layout import PackedRow, PairTokens, pack, pair_tokens
 from strategies.packing.support import score_row
+from strategies.rows import ROW_ID
 
 __all__ = ["PackedPairs", "PaddedPairs", "PairBatch", "PairCollator", "StepShare"]
 
@@ -104,6 +106,8 @@ class PairBatch:
     """Shape (B,): places of the pairs in the global batch."""
     sequence_tokens: int
     """Tokens of the 2B sequences without padding, prompts counted twice."""
+    row_ids: tuple[RowId, ...] = ()
+    """Which rows the pairs are, shape (B,)."""
     counts: bool = True
     """False for a forward that only keeps the other workers company: its loss and metrics are left out."""
 
@@ -150,10 +154,14 @@ class PairCollator:
     pad_to_multiple_of: int | None = None
     pad_token_id: int = 0
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]], places: Sequence[int], counts: bool = True) -> PairBatch:
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]], places: Sequence[int], counts: bool = True, numbers: Sequence[int] = ()
+    ) -> PairBatch:
+        """Make a forward of `rows`; `numbers` stand for the `row_id` of rows that have none."""
         pairs = [pair_tokens(row, self.max_length, self.truncation_mode) for row in rows]
         if self.padding is not None:
             made: Pairs = _pad(rows, pairs, self.padding)
         else:
             made = PackedPairs(pack(pairs, self.pad_to_multiple_of, self.pad_token_id))
-        return PairBatch(made, torch.tensor(places), sum(pair.sequence_tokens for pair in pairs), counts)
+        row_ids = tuple(row.get(ROW_ID, number) for row, number in zip(rows, numbers or places, strict=True))
+        return PairBatch(made, torch.tensor(places), sum(pair.sequence_tokens for pair in pairs), row_ids, counts)

@@ -13,6 +13,7 @@ from strategies.base import BatchKind
 __all__ = [
     "ID_COLUMNS",
     "REFERENCE_COLUMNS",
+    "ROW_ID",
     "as_dataset",
     "check_shape",
     "each_split",
@@ -30,8 +31,13 @@ ID_COLUMNS: dict[BatchKind, tuple[str, ...]] = {
 }
 """What training reads of a prepared row. `row` holds, as JSON, what the trainer is handed: `prompt` and other columns."""
 
+ROW_ID = "row_id"
+"""What a prepared row is called; rows of other origin may have one too."""
+
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 """What the score stage adds to a prepared pair: the reference's log-probability of each completion token."""
+
+PAIR_EXTRAS = (*REFERENCE_COLUMNS, ROW_ID)
 
 
 def as_dataset(rows: Any, name: str) -> Any:
@@ -120,11 +126,11 @@ def _columns(row: Mapping[str, Any]) -> str:
 
 
 def select(rows: Any, kind: BatchKind) -> Any:
-    """Leave only what the collator reads: ids, labels, and the reference's log-probabilities where they are."""
+    """Leave only what the collator reads: ids, labels, and of pairs also the reference's log-probabilities and names."""
     if not isinstance(rows, (Dataset, IterableDataset)):
         return rows
     row = first_row(rows)
-    wanted = [column for column in (*ID_COLUMNS[kind], *REFERENCE_COLUMNS) if column in row]
+    wanted = [column for column in (*ID_COLUMNS[kind], *(PAIR_EXTRAS if kind == "pair" else ())) if column in row]
     # The collator adds lists; rows in a torch or numpy format would be added as numbers.
     plain = rows.with_format(None)
     return plain if set(wanted) == set(row) else plain.select_columns(wanted)

@@ -112,11 +112,11 @@ def fsdp_on_any_device() -> Iterator[None]:
             policy = plugin.mixed_precision_policy
             plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
 
-    AcceleratorState.__init__ = init  # type: ignore[method-assign]
+    AcceleratorState.__init__ = init
     try:
         yield
     finally:
-        AcceleratorState.__init__ = original  # type: ignore[method-assign]
+        AcceleratorState.__init__ = original
 
 
 def _start_deepspeed() -> None:

@@ -55,8 +55,9 @@ class StepShares(MapDataset):
         batches = []
         for places in forwards:
             taken = places or [shortest]
-            rows = [self.rows[int(members[place])] for place in taken]
-            batches.append(self.collate(rows, taken, counts=bool(places)))
+            numbers = [int(members[place]) for place in taken]
+            rows = [self.rows[number] for number in numbers]
+            batches.append(self.collate(rows, taken, counts=bool(places), numbers=numbers))
         return StepShare(tuple(batches), len(members))
 
 

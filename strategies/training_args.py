@@ -44,6 +44,7 @@ SAME = {
     "ddp_timeout": "ddp_timeout",
     "ddp_find_unused_parameters": "ddp_find_unused_parameters",
     "torch_empty_cache_steps": "torch_empty_cache_steps",
+    "nonfinite_loss": "nonfinite_loss",
     "include_tokens_per_second": "include_num_input_tokens_seen",
     "save_only_model": "save_only_model",
     "save_total_limit": "save_total_limit",
@@ -69,6 +70,8 @@ class AxolotlTrainingMixins:
     loraplus_lr_ratio: float | None = None
     loraplus_lr_embedding: float | None = None
     lr_groups: list[dict[str, Any]] | None = None
+    nonfinite_loss: str = "stop"
+    """What is done at a step whose loss or gradient norm is not finite: stop or skip."""
 
 
 @dataclass
@@ -85,6 +88,8 @@ class AxolotlDPOConfig(AxolotlTrainingMixins, DPOConfig):
     """Pack pairs into rows, each prompt once; False: padded batches of `per_device_train_batch_size` pairs."""
     tokens_per_forward: int | None = None
     """Most tokens of one packed row; None: twice `max_length`."""
+    global_batch_size: int | None = None
+    """Pairs of an optimizer step, over all workers; None: what the per-device size, accumulation and workers make."""
 
 
 @dataclass

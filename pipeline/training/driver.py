@@ -7,12 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyarrow.fs import LocalFileSystem
+
 from cluster.preflight import plan_workers
 from pipeline.config import RunConfig
 from pipeline.display import Display, SilentDisplay
 from pipeline.errors import UserError
 from pipeline.paths import absolute_paths
 from pipeline.session import connect, node_resources
+from pipeline.training.checkpoints import repair
 from pipeline.training.folder import RunFolder
 from pipeline.training.following import RunPlan, follow
 from pipeline.training.metrics import MetricsFile
@@ -75,10 +78,13 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
     folder = RunFolder(Path(cfg.output_dir))
     display.stage("starting Ray")
     connect(cfg, debug)
-    workers = plan_workers(cfg.num_workers, cfg.ray.use_gpu, cfg.worker_resources(), node_resources())
+    least = cfg.min_workers if cfg.is_elastic else None
+    workers = plan_workers(cfg.num_workers, cfg.ray.use_gpu, cfg.worker_resources(), node_resources(), least)
     if problems := [f"{path}: {message}" for path, message in strategy.find_batch_problems(cfg, workers.num_workers)]:
         raise UserError("\n".join(problems))
     folder.open(cfg, resume)
+    for name in repair(LocalFileSystem(), str(folder.path)):
+        display.note(f"{name} is incomplete and was removed")
     if not workers.use_gpu and cfg.bf16 == "auto" and (cfg := settle(cfg)).bf16:
         display.note("bf16: this CPU multiplies bfloat16, so products are computed in it; bf16: false computes in float32")
     display.stage("preparing data")

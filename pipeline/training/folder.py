@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pyarrow import fs
 
 from pipeline.config import RunConfig, dump_config, parse_config
 from pipeline.errors import UserError
+from pipeline.training.checkpoints import CHECKPOINT, RAY_STATE, complete, step_of
 
 __all__ = ["RunFolder"]
 
-CHECKPOINT = "checkpoint-"
-RAY_STATE = "checkpoint_manager_snapshot.json"
 RUN = "run.json"
 # What may differ between a run and its continuation: how long, how often, where; not what is trained. How a global batch
 # is cut into workers and forwards may differ too, as long as its size stays.
@@ -31,6 +31,7 @@ MAY_DIFFER = {
     "max_rejected_fraction",
     "max_steps",
     "micro_batch_size",
+    "nonfinite_loss",
     "num_epochs",
     "output_dir",
     "ray",
@@ -62,18 +63,18 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def ledger(self) -> Path:
+        """One JSON record per optimizer step: the rows that it was taken on."""
+        return self.path / "ledger.jsonl"
+
+    @property
     def config(self) -> Path:
         """The resolved config."""
         return self.path / "config.yaml"
 
     def checkpoints(self) -> list[int]:
-        """Steps of the complete checkpoints, in order: those that Ray has recorded."""
-        try:
-            state = json.loads((self.path / RAY_STATE).read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        names = [entry["checkpoint_dir_name"] for entry in state["checkpoint_results"]]
-        return sorted(int(name.removeprefix(CHECKPOINT)) for name in names if (self.path / name).is_dir())
+        """Steps of the complete checkpoints, in order: those that every rank has stored its part of."""
+        return sorted(step_of(name) for name in complete(fs.LocalFileSystem(), str(self.path)))
 
     def state(self) -> dict[str, Any] | None:
         """What `run.json` says; None where there is no run."""
@@ -180,7 +181,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove what a run without a complete checkpoint has left: nothing of it can be continued."""
-        for name in (RAY_STATE, "metrics.jsonl", RUN):
+        for name in (RAY_STATE, "metrics.jsonl", "ledger.jsonl", RUN):
             (self.path / name).unlink(missing_ok=True)
         for orphan in self.path.glob(f"{CHECKPOINT}*"):
             shutil.rmtree(orphan)

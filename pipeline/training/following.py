@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.sharding import sharding_arguments
 from pipeline.config import RunConfig
-from pipeline.display import Display
-from pipeline.errors import RunFailed, UserError
+from pipeline.display import Display, clock_time
+from pipeline.errors import RunFailed, RunStopped, UserError
 from pipeline.training.folder import RunFolder
+from pipeline.training.ledger import batch_plan, planned_steps
 from pipeline.training.metrics import MetricsFile
+from pipeline.training.stopping import StopSignal
+from pipeline.training.watching import Watch
 
 if TYPE_CHECKING:
     from cluster.preflight import WorkerPlan
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from pipeline.reference import Scores
 
 __all__ = ["RunPlan", "follow"]
+
+
+RESIZE_INTERVAL_S = 15.0
+"""How often an elastic run looks whether there is room for more workers; a change of their number costs a restart."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ def follow(plan: RunPlan, display: Display) -> dict[str, Any]:
 
     Raises:
         UserError: a ValueError of a worker; RunFailed: any other end than success.
+        RunStopped: after SIGTERM, when the workers have saved.
         KeyboardInterrupt: after the workers were stopped; the last complete checkpoint stays.
     """
     return _Follower(plan, display).wait()
@@ -57,29 +65,60 @@ class _Follower:
 
         self.plan, self.display = plan, display
         self.metrics = MetricsFile(plan.folder.metrics)
+        self.ledger = MetricsFile(plan.folder.ledger)
+        self.watch = Watch(plan.cfg.ray.hang_timeout)
+        self.restarts = 0
+        self.step = 0  # the last one that was heard of in this attempt
         self.queue = Queue(actor_options={"num_cpus": 0})
         self.outcome: Any = None
 
     def wait(self) -> dict[str, Any]:
         number = self.plan.workers.num_workers
-        self.display.stage(f"starting {number} worker{'s' * (number != 1)}", total=self.plan.steps)
+        least = self.plan.workers.min_workers
+        workers = f"{number} worker{'s' * (number != 1)}" if least is None else f"{least} to {number} workers"
+        self.display.stage(f"starting {workers}", total=self.plan.steps)
         thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
         thread.start()
-        try:
-            while thread.is_alive():
-                self._take(self._events(wait_s=0.2))
-        except KeyboardInterrupt:
-            self._abandon()
-            raise
+        with StopSignal() as signal:
+            try:
+                self._accompany(thread, signal)
+            except KeyboardInterrupt:
+                self._abandon()
+                if signal.received:
+                    raise RunStopped("stopped by SIGTERM") from None
+                raise
         self._take(self._events(wait_s=0))
         self.queue.shutdown()
         if isinstance(self.outcome, BaseException):
-            raise _explain(self.outcome, self.plan.folder) from self.outcome
+            raise _explain(self.outcome, self.plan.folder, self.watch.hung) from self.outcome
+        returned = self.outcome.return_value
+        self._end_early(returned)
         try:
             self.metrics.flush()
+            self.ledger.flush()
         except OSError as error:
             raise RunFailed(f"{self.metrics.path} can't be written: {error.strerror}; the model is complete") from error
-        return self.outcome.return_value
+        return returned
+
+    def _accompany(self, thread: threading.Thread, signal: StopSignal) -> None:
+        """Show and write what happens until Ray Train has ended; pass a wish to stop on once."""
+        asked = False
+        while thread.is_alive():
+            self._take(self._events(wait_s=0.2))
+            for note in self.watch.check():
+                self.display.note(note)
+            if signal.received and not asked:
+                asked = True
+                self.display.note("SIGTERM: saving after this step; a second one stops at once")
+                if not self.watch.stop():
+                    raise KeyboardInterrupt  # no worker has started, so there is nothing to save
+
+    def _end_early(self, returned: dict[str, Any]) -> None:
+        """Say why a run whose workers ended well is not finished."""
+        if "refused" in returned:
+            raise UserError(f"{returned['refused']} ({_remains(self.plan.folder)})")
+        if "stopped" in returned:
+            raise RunStopped(f"stopped by SIGTERM after step {returned['step']}, checkpoint complete; continue with --resume")
 
     def _fit(self) -> None:
         try:
@@ -96,13 +135,14 @@ class _Follower:
 
         plan = self.plan
         sharding = sharding_arguments(plan.cfg)
-        job = WorkerJob(plan.cfg, plan.prepared, plan.steps, os.getcwd(), plan.debug, plan.scores, sharding)
+        job = WorkerJob(plan.cfg, plan.prepared, plan.steps, os.getcwd(), self.queue, sharding, plan.scores, plan.debug)
         return TorchTrainer(
             train_worker,
             train_loop_config={"job": job},
             torch_config=TorchConfig(**({"timeout_s": plan.cfg.ddp_timeout} if plan.cfg.ddp_timeout else {})),
             scaling_config=ScalingConfig(
-                num_workers=plan.workers.num_workers,
+                num_workers=plan.workers.range,
+                elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
                 use_gpu=plan.workers.use_gpu,
                 resources_per_worker=plan.workers.resources,
             ),
@@ -125,18 +165,23 @@ class _Follower:
 
     def _take(self, events: Iterator[dict[str, Any]]) -> None:
         for event in events:
-            if event["event"] == "failure":
-                for rank, reason in event["failures"].items():
-                    self.display.note(f"worker {rank} failed: {reason}")
+            if event["event"] == "worker":
+                self.watch.add(event["rank"], event["actor"], event["node"], event["pid"])
                 continue
+            if event["event"] == "failure":
+                self._tell_failure(event)
+                continue
+            self.step = event["step"]
+            self.watch.hear(self.step)
             if "resumed" in event:
                 self.metrics.rewind(event["resumed"])
+                self._rewind_ledger(event["resumed"], event["skipped"])
                 self.display.stage("training")
-                if event["resumed"]:
-                    self.display.note(f"continuing from the checkpoint of step {event['resumed']}")
+                self._tell_resumed(event["resumed"], event["repeated"])
                 for note in event["notes"]:
                     self.display.note(note)
             self.metrics.append(event["records"])
+            self.ledger.append(event["ledger"])
             # A checkpoint's own history comes along with the first report after it; it has been shown before.
             known = event.get("resumed") or -1
             for record in event["records"]:
@@ -144,6 +189,37 @@ class _Follower:
                     self.display.record(record)
             if "checkpoint" in event:
                 self.display.note(f"saved {event['checkpoint']}")
+
+    def _tell_resumed(self, step: int, repeated: int | None) -> None:
+        """Say where the run goes on, and how much work was lost."""
+        source = f"continuing from the checkpoint of step {step}" if step else "starting again"
+        lost = f": {repeated} step{'s are' if repeated != 1 else ' is'} repeated" if repeated else ""
+        if step or lost:
+            self.display.note(source + lost)
+
+    def _rewind_ledger(self, step: int, skipped: list[int]) -> None:
+        """Drop what is about to be repeated; what a lost driver has not written follows from the plan."""
+        self.ledger.rewind(step)
+        written = {record["step"] for record in self.ledger.read()}
+        missing = [number for number in range(1, step + 1) if number not in written]
+        batches = batch_plan(self.plan)
+        if missing and batches is not None:
+            row_ids = self.plan.prepared.read("train", ["row_id"])["row_id"].to_pylist()
+            self.ledger.append(planned_steps(batches, row_ids, missing, skipped))
+
+    def _tell_failure(self, event: dict[str, Any]) -> None:
+        """Say what failed, when, and what a restart will repeat."""
+        step = max(self.step, self.watch.step)
+        for rank, reason in event["failures"].items():
+            what = f"{'died' if rank in event['died'] else 'failed'} at {clock_time(event['time'])} after step {step}"
+            self.display.note(f"{self.watch.name(rank)} {what}: {'it hung' if rank in self.watch.hung else reason}")
+        self.watch.leave()
+        self.step = max(self.plan.folder.checkpoints(), default=0)
+        most = self.plan.cfg.ray.max_failures
+        if self.restarts < most:
+            self.restarts += 1
+            source = f"the checkpoint of step {self.step}" if self.step else "the beginning"
+            self.display.note(f"restarting from {source} (restart {self.restarts} of {most})")
 
     def _abandon(self) -> None:
         """Stop the workers; the last complete checkpoint stays."""
@@ -156,16 +232,21 @@ class _Follower:
         ray.shutdown()
 
 
-def _explain(error: BaseException, folder: RunFolder) -> Exception:
+def _remains(folder: RunFolder) -> str:
+    steps = folder.checkpoints()
+    return (
+        f"the checkpoint of step {steps[-1]} is complete, continue with --resume" if steps else "no checkpoint was complete yet"
+    )
+
+
+def _explain(error: BaseException, folder: RunFolder, hung: dict[int, str]) -> Exception:
     """The error of a run in one message: a worker's UserError or ValueError as it is, anything else with what remains."""
     failures = getattr(error, "worker_failures", None) or {}
     causes = {rank: getattr(cause, "cause", None) or cause for rank, cause in failures.items()}
     for cause in causes.values():
         if isinstance(cause, ValueError):
             return UserError(str(cause))
-    steps = folder.checkpoints()
-    remains = (
-        f"the checkpoint of step {steps[-1]} is complete, continue with --resume" if steps else "no checkpoint was complete yet"
+    what = "; ".join(hung.values()) or "; ".join(
+        f"worker {rank}: {type(cause).__name__}: {cause}".strip() for rank, cause in sorted(causes.items())
     )
-    what = "; ".join(f"worker {rank}: {type(cause).__name__}: {cause}".strip() for rank, cause in sorted(causes.items()))
-    return RunFailed(f"training failed: {what or error} ({remains})")
+    return RunFailed(f"training failed: {what or error} ({_remains(folder)})")

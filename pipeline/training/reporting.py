@@ -11,38 +11,73 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray.exceptions
 import ray.train
-from ray.train import UserCallback
+from ray.train import CheckpointUploadMode, UserCallback
+from ray.train.collective import broadcast_from_rank_zero
 from transformers import TrainerCallback
 
-from pipeline.training.folder import CHECKPOINT
+from pipeline.training.checkpoints import free_name, recorded, stage, step_of, store
+from pipeline.training.ledger import merge
+from pipeline.training.pulse import beat
 
-__all__ = ["RayReport", "Relay"]
+__all__ = ["Pulse", "RayReport", "Relay"]
 
 REPORT_INTERVAL_S = 2.0
+PROGRESS = "last-step"
 
 
 class RayReport(TrainerCallback):
     """Reports records and checkpoints of a trainer to Ray Train; every rank needs one.
 
     Args:
-        resumed_step: step of the checkpoint that this worker starts from, None for a fresh start; the first report
-            says it, so that records after it, which are about to be repeated, can be dropped, and brings those up to it.
+        scratch: the run's folder on this node, where the last step is written down for whoever comes after.
+        reached: the step that the workers before these had reached, where it is known.
 
     Attributes:
+        resumed_step: step of the checkpoint that this worker starts from, None for a fresh start; the first report
+            says it, so that records after it, which are about to be repeated, can be dropped, and brings those up to it.
         notes: what a person should know of the trainer; the first report brings them.
+        ledger: the trainer's; each rank's report brings what is new in it.
     """
 
-    def __init__(self, resumed_step: int | None) -> None:
+    def __init__(self, scratch: Path, reached: int | None) -> None:
+        self._progress = scratch / PROGRESS
+        self._reached = reached
+        self.resumed_step: int | None = None
         self.notes: list[str] = []
-        self._resumed_step = resumed_step
+        self.ledger: Any = None
         self._records: list[dict[str, Any]] = []
+        self._adopted: tuple[ray.train.Checkpoint, str] | None = None
         self._latest: dict[str, float] = {}
         self._last_report = float("-inf")
 
+    def resume(self, checkpoint: ray.train.Checkpoint, name: str) -> None:
+        """Say with the first report that the run goes on from this checkpoint.
+
+        One that is complete, but whose report was lost with the worker that made it, is reported again, so that Ray knows it.
+        """
+        storage = ray.train.get_context().get_storage()
+        self.resumed_step = step_of(name)
+        known = None
+        if ray.train.get_context().get_world_rank() == 0:
+            known = name in recorded(storage.storage_filesystem, storage.experiment_fs_path)
+        if not broadcast_from_rank_zero(known):
+            self._adopted = (checkpoint, name)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start with the history that a checkpoint brings: records may have been lost with the driver that had them."""
-        self._records = [_numbers(entry) for entry in state.log_history] if self._resumed_step else []
+        self._records = [_numbers(entry) for entry in state.log_history] if self.resumed_step else []
+        for record in self._records:
+            self._latest.update({key: value for key, value in record.items() if key != "step"})
+        if self._adopted is not None:
+            checkpoint, name = self._adopted
+            self._report(state, checkpoint, name, {"checkpoint_upload_mode": CheckpointUploadMode.NO_UPLOAD})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the step down."""
+        if args.local_process_index == 0:
+            self._progress.write_text(str(state.global_step))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """Collect a record."""
@@ -54,19 +89,22 @@ class RayReport(TrainerCallback):
             self._report(state)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report the checkpoint that the trainer has just written."""
-        from ray.train.collective import barrier
-
-        barrier()  # until every rank's part of the checkpoint is on disk
+        """Hand this rank's part of the checkpoint that the trainer has just written to Ray, which stores it meanwhile."""
         context = ray.train.get_context()
-        name = f"{CHECKPOINT}{state.global_step:06d}"
+        storage = context.get_storage()
+        name = None
         if context.get_world_rank() == 0:
-            _remove_orphan(name)
-        barrier()
-        checkpoint = None
-        if context.get_local_rank() == 0:  # one upload per node: its ranks share the folder
-            checkpoint = ray.train.Checkpoint.from_directory(str(Path(args.output_dir) / f"checkpoint-{state.global_step}"))
-        self._report(state, checkpoint, name)
+            name = free_name(storage.storage_filesystem, storage.experiment_fs_path, state.global_step)
+        name = broadcast_from_rank_zero(name)
+        written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        rank = context.get_world_rank()
+        staged = stage(written, rank, Path(args.output_dir) / f"storing-{rank}" / name)
+        self._report(
+            state,
+            ray.train.Checkpoint.from_directory(str(staged)),
+            name,
+            {"checkpoint_upload_mode": CheckpointUploadMode.ASYNC, "checkpoint_upload_fn": _store},
+        )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report what is left."""
@@ -83,14 +121,29 @@ class RayReport(TrainerCallback):
             due = bool(flag.item())
         return due
 
-    def _report(self, state: Any, checkpoint: Any = None, name: str | None = None) -> None:
+    def _report(
+        self, state: Any, checkpoint: Any = None, name: str | None = None, storing: dict[str, Any] | None = None
+    ) -> None:
         metrics = {"step": state.global_step, "epoch": float(state.epoch or 0), **self._latest, "records": self._records}
+        metrics["ledger"] = self.ledger.take()
         if self._last_report == float("-inf"):
-            metrics["resumed"] = self._resumed_step or 0
+            metrics["resumed"] = self.resumed_step or 0
+            metrics["repeated"] = None if self._reached is None else self._reached - (self.resumed_step or 0)
             metrics["notes"] = self.notes
-        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+            metrics["skipped"] = list(self.ledger.skipped)
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name, **(storing or {}))
         self._records = []
         self._last_report = time.monotonic()
+
+
+class Pulse(TrainerCallback):
+    """A sign of life at everything that a trainer tells of."""
+
+    def _beat(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        beat(state.global_step)
+
+    on_train_begin = on_step_begin = on_substep_end = on_pre_optimizer_step = on_step_end = _beat
+    on_prediction_step = on_evaluate = on_log = on_save = on_train_end = _beat
 
 
 def _numbers(logs: dict[str, Any]) -> dict[str, Any]:
@@ -99,14 +152,20 @@ def _numbers(logs: dict[str, Any]) -> dict[str, Any]:
     return {**numbers, "step": int(logs["step"])} if "step" in logs else numbers
 
 
-def _remove_orphan(name: str) -> None:
-    """Remove a half-written checkpoint of this name: one that was recorded would not be written again."""
+def _store(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    """Runs beside the training, one checkpoint after the other; Ray removes the staged files afterwards."""
     storage = ray.train.get_context().get_storage()
-    path = f"{storage.experiment_fs_path}/{name}"
-    from pyarrow import fs
+    target = f"{storage.experiment_fs_path}/{name}"
+    store(Path(checkpoint.path), storage.storage_filesystem, target)
+    return ray.train.Checkpoint(target, storage.storage_filesystem)
 
-    if storage.storage_filesystem.get_file_info(path).type != fs.FileType.NotFound:
-        storage.storage_filesystem.delete_dir(path)
+
+def last_step(scratch: Path) -> int | None:
+    """The step that workers which shared this folder had reached."""
+    try:
+        return int((scratch / PROGRESS).read_text())
+    except (FileNotFoundError, ValueError):  # the second for one that a kill left empty
+        return None
 
 
 class Relay(UserCallback):
@@ -116,19 +175,28 @@ class Relay(UserCallback):
         self._queue = queue
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Pass rank 0's records on."""
+        """Pass on rank 0's records, and what all ranks have trained on."""
         event = {"event": "report", "step": metrics[0]["step"], "records": metrics[0]["records"]}
+        event["ledger"] = merge(rank["ledger"] for rank in metrics)
         if checkpoint is not None:
             event["checkpoint"] = Path(checkpoint.path).name
         if "resumed" in metrics[0]:
             event["resumed"] = metrics[0]["resumed"]
+            event["repeated"] = metrics[0]["repeated"]
             event["notes"] = metrics[0]["notes"]
+            event["skipped"] = metrics[0]["skipped"]
         self._queue.put(event)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Pass on which workers failed and why."""
         failures = {rank: _reason(error) for rank, error in worker_exceptions.items()}
-        self._queue.put({"event": "failure", "failures": failures})
+        died = [rank for rank, error in worker_exceptions.items() if _is_death(error)]
+        self._queue.put({"event": "failure", "failures": failures, "died": died, "time": time.time()})
+
+
+def _is_death(error: Exception) -> bool:
+    """Whether a worker's process is gone, as against an error that it raised."""
+    return isinstance(getattr(error, "health_check_failure", None), ray.exceptions.RayActorError)
 
 
 def _reason(error: Exception) -> str:

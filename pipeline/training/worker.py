@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ class WorkerJob:
     total_steps: int
     import_path: str
     """The driver's current directory, where the recipe's reward functions may lie."""
-    debug: bool = False
+    queue: Any
+    """The driver's queue of events, where a worker says that it has started."""
+    sharding: dict[str, Any]
+    """`cluster.sharding.sharding_arguments` of the config."""
     scores: Any = None
     """`pipeline.reference.Scores` of these rows, where the reference is cached."""
-    sharding: dict[str, Any] = field(default_factory=dict)
-    """`cluster.sharding.sharding_arguments` of the config."""
+    debug: bool = False
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -37,38 +39,98 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     The trainer writes to a folder of the worker's node; checkpoints reach the run's storage through Ray, the model at
     the end through `_save_model`.
     """
-    import ray.train
+    from pipeline.training.pulse import beat
+    from pipeline.training.reporting import RayReport
+    from strategies.mixins import NonFiniteLossError
 
     job: WorkerJob = config["job"]
+    _announce(job.queue)
     if not job.debug:
         _silence()
-    scratch = _scratch_folder(job.cfg)
-    checkpoint = ray.train.get_checkpoint()
-    trainer, tokenizer = _build(job, scratch, checkpoint)
-    if checkpoint is None:
-        trainer.train()
-    else:
-        with checkpoint.as_directory() as folder:
-            _fetch_best_checkpoint(folder, scratch)
-            trainer.train(resume_from_checkpoint=folder)
+    scratch, reached = _scratch_folder(job.cfg)
+    report = RayReport(scratch, reached)
+    beat()
+    trainer, tokenizer = _build(job, scratch, report)
+    beat()
+    try:
+        _train(trainer, report, scratch)
+    except NonFiniteLossError as error:  # all ranks agree on it, and a restart would come to it again
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # reports what led there
+        return {"step": trainer.state.global_step, "refused": str(error)}
+    if trainer.stopped:
+        return {"step": trainer.state.global_step, "stopped": True}
     _save_model(trainer, tokenizer, scratch)
     if job.cfg.hub_model_id is not None:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()
     shutil.rmtree(scratch, ignore_errors=True)
+    beat(over=True)
     return {"step": trainer.state.global_step, "best_metric": trainer.state.best_metric}
 
 
-def _build(job: WorkerJob, scratch: Path, checkpoint: Any) -> tuple[Any, Any]:
+def _announce(queue: Any) -> None:
+    """Tell the driver that this worker has started, where, and how it is asked."""
+    import os
+    import socket
+
+    import ray
+    import ray.train
+
+    context = ray.get_runtime_context()
+    where = {"actor": context.current_actor, "node": socket.gethostname(), "pid": os.getpid()}
+    queue.put({"event": "worker", "rank": ray.train.get_context().get_world_rank(), **where})
+
+
+def _train(trainer: Any, report: Any, scratch: Path) -> None:
+    """Train, from the newest sound checkpoint on if there are any.
+
+    Raises:
+        ValueError: when all are damaged, or the newest sound one is another run's.
+    """
+    import ray.train
+
+    storage = ray.train.get_context().get_storage()
+    names = _checkpoints(storage)
+    for name in names:
+        checkpoint = ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
+        with checkpoint.as_directory() as folder:
+            if (damage := trainer.find_damage(Path(folder))) is not None:
+                report.notes.append(f"{name} is not used: {damage}")
+                continue
+            report.resume(checkpoint, name)
+            _fetch_best_checkpoint(folder, scratch)
+            trainer.train(resume_from_checkpoint=folder)
+            return
+    if names:
+        raise ValueError("\n".join(["no checkpoint of the run is sound; start again in another output_dir", *report.notes]))
+    trainer.train()
+
+
+def _checkpoints(storage: Any) -> list[str]:
+    """Complete checkpoints, newest first, the same on every rank; what a dead worker left half stored is removed."""
+    import ray.train
+    from ray.train.collective import broadcast_from_rank_zero
+
+    from pipeline.training.checkpoints import clean, complete
+
+    names = None
+    if ray.train.get_context().get_world_rank() == 0:
+        clean(storage.storage_filesystem, storage.experiment_fs_path)
+        names = complete(storage.storage_filesystem, storage.experiment_fs_path)
+    return broadcast_from_rank_zero(names)
+
+
+def _build(job: WorkerJob, scratch: Path, report: Any) -> tuple[Any, Any]:
     import ray.train
     from datasets import Dataset
     from transformers import set_seed
 
-    from pipeline.training.reporting import RayReport
+    from pipeline.training.pulse import attach, beat
+    from pipeline.training.reporting import Pulse
     from strategies.builder import HFRLTrainerBuilder
     from strategies.models import load_model
     from strategies.registry import get_strategy
-    from strategies.rows import ID_COLUMNS
+    from strategies.rows import ID_COLUMNS, ROW_ID
     from strategies.sharding import divided_loading
     from strategies.tokenizer import load_tokenizer
 
@@ -76,18 +138,23 @@ def _build(job: WorkerJob, scratch: Path, checkpoint: Any) -> tuple[Any, Any]:
     cfg = job.cfg.model_copy(update={"output_dir": str(scratch)})
     set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
     tokenizer = load_tokenizer(cfg)
+    beat()
     with divided_loading(cfg, job.sharding):
         model = load_model(cfg, tokenizer)
+    beat()
     builder = HFRLTrainerBuilder(cfg, model, tokenizer)
     builder.extra_arguments = job.sharding
-    columns = list(ID_COLUMNS[get_strategy(cfg.rl).batch_kind])
+    columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID]
     builder.train_dataset = Dataset(_rows(job, "train", columns))
     if job.prepared.eval_rows:
         builder.eval_dataset = Dataset(_rows(job, "eval", columns))
-    report = RayReport(_step_of(checkpoint))
-    builder.callbacks.append(report)
+    builder.world_size = cfg.num_workers  # an elastic run keeps the global batch of the most
+    builder.callbacks += [Pulse(), report]
+    beat()
     trainer = builder.build(job.total_steps)
-    report.notes = list(trainer.notes)
+    trainer.identity["prepared data"] = job.prepared.fingerprint
+    report.notes, report.ledger = list(trainer.notes), trainer.ledger
+    attach(trainer)
     assert trainer.args.world_size == ray.train.get_context().get_world_size()
     return trainer, tokenizer
 
@@ -102,24 +169,22 @@ def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
     return rows
 
 
-def _step_of(checkpoint: Any) -> int | None:
-    from pipeline.training.folder import CHECKPOINT
-
-    return None if checkpoint is None else int(Path(checkpoint.path).name.removeprefix(CHECKPOINT))
-
-
-def _scratch_folder(cfg: Any) -> Path:
-    """A folder of this node for the run, shared by its ranks and empty.
+def _scratch_folder(cfg: Any) -> tuple[Path, int | None]:
+    """A folder of this node for the run, shared by its ranks and empty; and the step that workers before these had reached.
 
     What a person wants to see while the run goes on is a link into the run's own folder.
     """
     import ray.train
     from ray.train.collective import barrier
 
+    from pipeline.training.reporting import last_step
+
     # The same path after a restart, also of Ray: the trainer's state names its best checkpoint by it.
     run = hashlib.sha256(cfg.output_dir.encode()).hexdigest()[:12]
     scratch = Path(tempfile.gettempdir()) / f"prefray-{run}"
+    reached = None
     if ray.train.get_context().get_local_rank() == 0:
+        reached = last_step(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         watched = {
@@ -132,7 +197,7 @@ def _scratch_folder(cfg: Any) -> Path:
                 (Path(cfg.output_dir) / name).mkdir(exist_ok=True)
                 (scratch / name).symlink_to(Path(cfg.output_dir) / name)
     barrier()
-    return scratch
+    return scratch, reached
 
 
 def _fetch_best_checkpoint(resumed: str, scratch: Path) -> None:
@@ -142,19 +207,23 @@ def _fetch_best_checkpoint(resumed: str, scratch: Path) -> None:
     from ray.train.collective import barrier
     from transformers import TrainerState
 
-    from pipeline.training.folder import CHECKPOINT
+    from pipeline.training.checkpoints import complete, step_of
 
     state = TrainerState.load_from_json(str(Path(resumed) / "trainer_state.json"))
     if state.best_model_checkpoint and ray.train.get_context().get_local_rank() == 0:
         storage = ray.train.get_context().get_storage()
-        step = int(Path(state.best_model_checkpoint).name.removeprefix(CHECKPOINT))
-        stored = f"{storage.experiment_fs_path}/{CHECKPOINT}{step:06d}"
-        if storage.storage_filesystem.get_file_info(stored).type == fs.FileType.Directory:
-            local = scratch / Path(state.best_model_checkpoint).name
-            local.mkdir(parents=True, exist_ok=True)
-            fs.copy_files(
-                stored, str(local), source_filesystem=storage.storage_filesystem, destination_filesystem=fs.LocalFileSystem()
-            )
+        filesystem, run = storage.storage_filesystem, storage.experiment_fs_path
+        best = Path(state.best_model_checkpoint).name
+        for name in complete(filesystem, run):
+            if step_of(name) == int(best.removeprefix("checkpoint-")):
+                (scratch / best).mkdir(parents=True, exist_ok=True)
+                fs.copy_files(
+                    f"{run}/{name}",
+                    str(scratch / best),
+                    source_filesystem=filesystem,
+                    destination_filesystem=fs.LocalFileSystem(),
+                )
+                break
     barrier()
 
 

@@ -49,6 +49,11 @@ class TrainerKeys(Keys):
     logging_steps: PositiveInt | None = key("Steps between logs; when not set 1/200 of all steps, 1 to 10.")
     logging_nan_inf_filter: bool | None = key("Leave non-finite losses out of the logged mean; they are shown when not set.")
     include_tokens_per_second: bool | None = key("Log tokens per second and device from transformers' own count.")
+    nonfinite_loss: Literal["stop", "skip"] = key(
+        "A step whose loss or gradient norm is not finite: `stop` ends the run before it is taken and names the rows; `skip` "
+        "leaves weights and moments as they are, goes on with the next batch, and counts it in skipped_steps.",
+        "stop",
+    )
     eval_strategy: Cadence | None = key("When to evaluate; follows eval_steps and evals_per_epoch when not set.")
     eval_steps: StepsOrPart | None = key("Steps between evaluations; below 1, a part of all steps.")
     evals_per_epoch: PositiveInt | None = key("Evaluations per epoch.")

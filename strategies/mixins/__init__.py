@@ -6,6 +6,8 @@ it, overrides transformers' methods only where TRL has none of its own.
 
 from __future__ import annotations
 
+from strategies.mixins.agreement import AgreementMixin, NonFiniteLossError
+from strategies.mixins.checkpoint import CheckpointMixin
 from strategies.mixins.distributed import DistributedParallelMixin
 from strategies.mixins.optimizer import OptimizerInitMixin, OptimizerMixin
 from strategies.mixins.reference import SyncedReferenceMixin
@@ -13,7 +15,10 @@ from strategies.mixins.rng import RngLoaderMixin
 from strategies.mixins.scheduler import SchedulerMixin
 
 __all__ = [
+    "AgreementMixin",
+    "CheckpointMixin",
     "DistributedParallelMixin",
+    "NonFiniteLossError",
     "OptimizerInitMixin",
     "OptimizerMixin",
     "RngLoaderMixin",

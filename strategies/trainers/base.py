@@ -12,8 +12,17 @@ from transformers.trainer_utils import TrainOutput
 
 from strategies.base import BatchKind
 from strategies.callbacks import StepTimer
+from strategies.ledger import Ledger
 from strategies.metrics import MetricSums, gather_means
-from strategies.mixins import OptimizerInitMixin, OptimizerMixin, RngLoaderMixin, SchedulerMixin, SyncedReferenceMixin
+from strategies.mixins import (
+    AgreementMixin,
+    CheckpointMixin,
+    OptimizerInitMixin,
+    OptimizerMixin,
+    RngLoaderMixin,
+    SchedulerMixin,
+    SyncedReferenceMixin,
+)
 from strategies.reference import placeholder_reference
 from strategies.rows import (
     REFERENCE_COLUMNS,
@@ -31,7 +40,16 @@ from strategies.saving import write_model_card
 __all__ = ["PreferenceTrainer"]
 
 
-class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, OptimizerInitMixin, SyncedReferenceMixin, Trainer):
+class PreferenceTrainer(
+    CheckpointMixin,
+    AgreementMixin,
+    RngLoaderMixin,
+    SchedulerMixin,
+    OptimizerMixin,
+    OptimizerInitMixin,
+    SyncedReferenceMixin,
+    Trainer,
+):
     """Stands before TRL's trainer in the order of bases: `class T(PreferenceTrainer, DPOTrainer, DistributedParallelMixin)`.
 
     Rows may be set after construction and may be prepared already; metrics are means over all that was seen since the
@@ -71,15 +89,17 @@ class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, Optimize
         self.cached_reference = cached_reference
         self.dataset_tags = list(dataset_tags or [])
         self.base_model = base_model
+        self.identity = {"strategy": self.rl, **({"base model": base_model} if base_model is not None else {})}
         self.generations: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self._step_timer = StepTimer()
+        self.ledger = Ledger()
         self._counts = True
         self._sums: dict[str, MetricSums] = {"train": {}, "eval": {}}
         self._own_init(
             train_dataset=self._or_placeholder(train_dataset, "train_dataset"),
             eval_dataset=self._or_placeholder(eval_dataset, "eval_dataset"),
-            callbacks=[self._step_timer, *(callbacks or [])],
+            callbacks=[self._step_timer, self.ledger, *(callbacks or [])],
             **kwargs,
         )
         if train_dataset is None:
@@ -281,6 +301,8 @@ class PreferenceTrainer(RngLoaderMixin, SchedulerMixin, OptimizerMixin, Optimize
             renamed = {prefix + name: values for name, values in self._metrics["eval"].items()}
             self._metrics["eval"].clear()
             self._metrics["eval"].update(renamed)
+        if self.args.nonfinite_loss == "skip" and "loss" in logs:
+            logs["skipped_steps"] = len(self.ledger.skipped)
         super().log(logs, start_time)
 
     # Card

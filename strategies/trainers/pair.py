@@ -72,9 +72,13 @@ class AxolotlDPOTrainer(PlannedTrainer, DPOTrainer, DistributedParallelMixin):
 
     def _part_of_loss(self, batch: PairBatch, values: PairValues, global_pairs: int, whole: Tensor | None) -> Tensor:
         if whole is None:
-            return self._losses(values).sum() / global_pairs
+            losses = self._losses(values)
+            self._watch(batch, losses)
+            return losses.sum() / global_pairs
         # The other pairs are constants; of the value, which every forward has in full, this one takes its part.
-        everything = whole.index_copy(0, batch.places, values.columns())
+        columns = values.columns()
+        self._watch(batch, columns.sum(dim=1))
+        everything = whole.index_copy(0, batch.places, columns)
         loss = self._losses(values.like(everything)).mean()
         return loss + (len(batch.places) / global_pairs - 1) * loss.detach()
 

@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import DistributedType
 
 from strategies.batching import BatchPlan, packed_tokens
+from strategies.ledger import RowId
 from strategies.packing.support import prepare_packing, why_not_packed
 from strategies.pair_batch import PairBatch, PairCollator, StepShare
 from strategies.sharding import accumulate_outside
@@ -43,9 +44,12 @@ class PlannedTrainer(PreferenceTrainer):
     """
 
     def _own_init(self, **kwargs: Any) -> None:
+        self._fed: list[PairBatch] = []
+        self._pair_losses: list[tuple[PairBatch, torch.Tensor]] = []
         # The plan accumulates; transformers' loop sees one batch per step.
         args = copy.copy(kwargs["args"])
-        self.global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        made = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.global_batch_size = args.global_batch_size or made
         args.gradient_accumulation_steps = 1
         accumulate_outside(args)
         super()._own_init(**{**kwargs, "args": args})
@@ -179,12 +183,19 @@ class PlannedTrainer(PreferenceTrainer):
         # transformers' averages, of gradients and of losses, are over workers.
         scale = self.args.world_size
         total = torch.zeros((), device=self.args.device)
+        self._pair_losses = []
+        self._fed = [batch for batch in share.batches if batch.counts]
+        self.ledger.feed(row for batch in self._fed for row in batch.row_ids)
         for number, batch in enumerate(share.batches, start=1):
             with self._exchange(model, now=number == len(share.batches)):
                 with self.accelerator.autocast():
                     loss = scale * self._batch_loss(model, batch, share, whole)
+                total += loss.detach()
+                if self._steps_in_backward and self._refuse(loss):
+                    self._forget_gradients(model)
+                    break
                 self.accelerator.backward(loss, **self._backward_options())
-            total += loss.detach()
+        self._step_losses.append(total)
         self._empty_cache()
         return total
 
@@ -203,6 +214,29 @@ class PlannedTrainer(PreferenceTrainer):
             yield
         finally:
             state._set_sync_gradients(True)
+
+    def _forget_gradients(self, model: Any) -> None:
+        """Drop what the forwards before have added up; of what DeepSpeed holds, `zero_grad` leaves a part."""
+        model.zero_grad()
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            model.optimizer.zero_grad()
+            for name in ("averaged_gradients", "all_grad_tensors"):
+                held = getattr(model.optimizer, name, {})
+                held.update(dict.fromkeys(held))
+
+    def _watch(self, batch: PairBatch, per_pair: torch.Tensor) -> None:
+        """Remember the loss of each pair, shape (B,), until the step is decided on."""
+        if batch.counts and self._mode == "train":
+            self._pair_losses.append((batch, per_pair.detach()))
+
+    def _suspects(self) -> tuple[list[RowId], list[RowId]]:
+        faulty = [
+            row
+            for batch, losses in self._pair_losses
+            for row, finite in zip(batch.row_ids, torch.isfinite(losses).tolist(), strict=True)
+            if not finite
+        ]
+        return faulty, [row for batch in self._fed for row in batch.row_ids]
 
     def _backward_options(self) -> dict[str, Any]:
         if self.args.optim in ("lomo", "adalomo"):

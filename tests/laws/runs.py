@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from strategies.packing.scoring import PairScorer
@@ -156,6 +157,11 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def spawn(target: Any, world_size: int, *given: Any) -> None:
+    """Run `target(rank, world_size, port, *given)` in so many processes."""
+    torch.multiprocessing.spawn(target, args=(world_size, free_port(), *given), nprocs=world_size)
 
 
 def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
 from transformers import set_seed
 
 from cluster.config import ClusterKeys
 from cluster.sharding import sharding_arguments
 from strategies.config import as_config
+from strategies.gathering import gather
 from strategies.models import load_model
 from strategies.saving import save_final
 from strategies.sharding import divided_loading
-from tests.laws.runs import CONFIG, join, losses, prepared, scored, trained
+from tests.laws.runs import CONFIG, built, join, losses, prepared, scored, trained
 from tests.tiny import tiny_tokenizer
 
 ENGINES: dict[str, dict[str, Any]] = {
@@ -63,6 +65,40 @@ def run(folder: Path, engine: str, keys: dict[str, Any], micro_batch_size: int) 
     save_final(trainer, tokenizer, folder / "model")
     found: dict[str, Any] = {name: losses(trainer, name) for name in REPORTED}
     return {**found, "type": str(trainer.accelerator.distributed_type.value), **held(trainer)}
+
+
+def resume_worker(
+    rank: int, world_size: int, port: int, folder: str, runs: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]]
+) -> None:
+    """Trains every run, and from checkpoints of its own and of others' once more; leaves the weights.
+
+    Args:
+        runs: engine, keys, and the folders below `folder` whose checkpoint of step 3 to resume from.
+    """
+    if world_size > 1:
+        join(rank, world_size, port)
+    for name, (engine, keys, places) in runs.items():
+        resumed = {place: f"{folder}/{place}/checkpoint-3" for place in places}
+        for run, checkpoint in {"quiet": None, **resumed}.items():
+            trainer = resumable(Path(folder) / (name if checkpoint is None else f"{name}-again"), engine, keys)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            state = {key: value.detach().clone() for key, value in gather(trainer.accelerator.unwrap_model(trainer.model))}
+            if rank == 0:
+                save_file(state, f"{folder}/{name}-{run}.safetensors")
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def resumable(folder: Path, engine: str, keys: dict[str, Any]) -> Any:
+    """A trainer of 12 steps, 6 an epoch, that saves at every third."""
+    tokenizer = tiny_tokenizer()
+    saved = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, "num_epochs": 2.0, "tokens_per_forward": 100}
+    cfg = as_config({**CONFIG, **saved, **keys})
+    sharding = sharding_arguments(ClusterKeys.model_validate({"ray": {"num_workers": 2}, **ENGINES[engine]}))
+    set_seed(7)
+    with divided_loading(cfg, sharding):
+        model = load_model(cfg, tokenizer)
+    return built(folder, rows=prepared(23, keys), model=model, extra=sharding, **{**saved, **keys})
 
 
 def held(trainer: Any) -> dict[str, int]:

@@ -46,7 +46,7 @@ def test_prepared_rows_are_not_tokenised_and_lose_their_text(
 ) -> None:
     monkeypatch.setattr("trl.trainer.dpo_trainer._tokenize", lambda *_, **__: pytest.fail("tokenised again"))
     trainer = build(1, train=prepared_pairs(4), evaluate={"a": prepared_pairs(2), "b": prepared_pairs(3)})
-    assert trainer.train_dataset.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
+    assert trainer.train_dataset.column_names == ["prompt_ids", "chosen_ids", "rejected_ids", "row_id"]
     assert trainer.train_dataset[3]["chosen_ids"] == prepared_pairs(4)[3]["chosen_ids"]
     assert {name: len(rows) for name, rows in trainer.eval_dataset.items()} == {"a": 2, "b": 3}
 

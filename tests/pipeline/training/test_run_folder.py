@@ -12,9 +12,13 @@ from rich.console import Console
 from pipeline.config import RunConfig, parse_config
 from pipeline.errors import UserError
 from pipeline.tables import print_result
+from pipeline.training.checkpoints import RAY_STATE
 from pipeline.training.driver import TrainResult
-from pipeline.training.folder import RAY_STATE, RunFolder
+from pipeline.training.folder import RunFolder
+from pipeline.training.ledger import merge, planned_steps
 from pipeline.training.metrics import MetricsFile
+from strategies.batching import BatchPlan
+from strategies.checkpoints.manifest import write_manifest
 
 
 def config(**keys: object) -> RunConfig:
@@ -31,6 +35,7 @@ def stop_after(folder: RunFolder, *steps: int) -> None:
     names = [f"checkpoint-{step:06d}" for step in steps]
     for name in names:
         (folder.path / name).mkdir()
+        write_manifest(folder.path / name, 0, 1, {})
     state = {"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]}
     (folder.path / RAY_STATE).write_text(json.dumps(state))
 
@@ -111,7 +116,7 @@ def test_the_global_batch_stays_however_it_is_cut(folder: RunFolder) -> None:
         folder.open(config(micro_batch_size=4, ray={"num_workers": 2}), resume=True)
 
 
-def test_a_checkpoint_that_was_not_recorded_does_not_count(folder: RunFolder) -> None:
+def test_a_checkpoint_that_is_not_complete_does_not_count(folder: RunFolder) -> None:
     folder.open(config(), resume=False)
     (folder.path / "checkpoint-000005").mkdir()
     folder.metrics.write_text('{"step": 1}\n')
@@ -146,6 +151,25 @@ def test_a_checkpoints_history_fills_what_a_lost_driver_has_not_written(tmp_path
     found = [(record["step"], record.get("loss"), record.get("eval_loss")) for record in again.read()]
     assert found == [(1, 0.7, None), (2, 0.6, None), (2, None, 0.5), (3, 0.4, None)]
     assert again.read()[0]["time"] == 5.0
+
+
+def test_the_ledger_has_the_rows_of_all_ranks(tmp_path: Path) -> None:
+    first = [{"step": 1, "row_ids": [4, 9]}, {"step": 2, "row_ids": [10], "skipped": True}]
+    second = [{"step": 1, "row_ids": [7]}, {"step": 2, "row_ids": [], "skipped": True}]
+    merged = merge([first, second])
+    assert merged == [{"step": 1, "row_ids": [4, 7, 9]}, {"step": 2, "row_ids": [10], "skipped": True}]
+    ledger = MetricsFile(tmp_path / "ledger.jsonl")
+    ledger.append(merged)
+    ledger.rewind(1)
+    ledger.append([{"step": 1, "row_ids": [0]}, {"step": 2, "row_ids": [10]}])
+    assert ledger.read() == [merged[0], {"step": 2, "row_ids": [10]}]
+
+
+def test_steps_that_were_not_written_follow_from_the_plan() -> None:
+    records = planned_steps(BatchPlan(5, 2, seed=1), [10, 11, 12, 13, 14], range(1, 7), skipped=[2])
+    assert [len(record["row_ids"]) for record in records] == [2, 2, 1, 2, 2, 1]
+    assert sorted(row for record in records[3:] for row in record["row_ids"]) == [10, 11, 12, 13, 14]
+    assert [record["step"] for record in records if record.get("skipped")] == [2]
 
 
 def test_two_evaluation_sets_of_a_step_are_two_records(tmp_path: Path) -> None:

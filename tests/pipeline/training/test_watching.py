@@ -1,0 +1,71 @@
+"""Who is to blame when nobody gives a sign of life."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from pipeline.training import watching
+from pipeline.training.pulse import Sign
+from pipeline.training.watching import Watch
+
+
+class Answer:
+    """An actor that gives the same sign whenever it is asked, or none."""
+
+    def __init__(self, sign: Sign | None) -> None:
+        self.sign, self.killed = sign, False
+
+    @property
+    def execute(self) -> Any:
+        return self
+
+    def remote(self, function: Any) -> Any:
+        return self
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Any:
+    import ray
+
+    monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs if refs[0].sign else [], []))
+    monkeypatch.setattr(ray, "get", lambda ref: ref.sign)
+    monkeypatch.setattr(ray, "kill", lambda actor: setattr(actor, "killed", True))
+    return ray
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, *signs: Sign | None) -> tuple[list[Answer], list[str]]:
+    """Workers that are as they are for 100 seconds, and what a watch with a limit of 60 says."""
+    actors, watch = [Answer(sign) for sign in signs], Watch(timeout_s=60)
+    for rank, actor in enumerate(actors):
+        watch.add(rank, actor, "node", pid=1)
+    assert watch.check() == []
+    watch._last_asked = 0.0
+    assert watch.check() == []
+    later = time.time() + 100
+    monkeypatch.setattr(watching.time, "time", lambda: later)
+    watch._last_asked = 0.0
+    return actors, watch.check()
+
+
+@pytest.mark.usefixtures("ray")
+@pytest.mark.parametrize(
+    ("signs", "blamed"),
+    [
+        ([Sign(9, 3), None], [1]),
+        ([Sign(9, 3), Sign(8, 2)], [1]),
+        ([Sign(9, 3), Sign(9, 3)], [0, 1]),
+        ([Sign(5, 3, over=True), Sign(9, 3)], [1]),
+        ([Sign(9, 3, over=True), Sign(9, 3, over=True)], []),
+    ],
+)
+def test_the_one_furthest_behind_is_killed(monkeypatch: pytest.MonkeyPatch, signs: list[Any], blamed: list[int]) -> None:
+    """One that doesn't answer; else the one with the fewest signs; nobody who has nothing more to do."""
+    actors, notes = watched(monkeypatch, *signs)
+    assert [rank for rank, actor in enumerate(actors) if actor.killed] == blamed
+    assert len(notes) == len(blamed)
+    for rank, note in zip(blamed, notes, strict=True):
+        assert note.startswith(f"worker {rank} on node hung: no sign of life since ")
+        assert note.endswith("(ray.hang_timeout: 60 s); killed")
