@@ -19,7 +19,7 @@ from tests.tiny import adapter_folder, tiny_tokenizer
 # Rows of 50 tokens: several forwards a step, of which the last step's has some without a row.
 SMALL = {"tokens_per_forward": 50, "gradient_accumulation_steps": 2, "rows": 29, "eval_steps": 2}
 VARIANTS: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "full": (list(ENGINES), {**SMALL, "cached": True}),
+    "full": (list(ENGINES), {**SMALL, "cached": True, "streamed": True}),
     "lora": (list(ENGINES), {**SMALL, **LORA}),
     # Each of the others runs where it is hardest: the runs share two processes, and each takes seconds.
     "simpo": (["fsdp2"], {**SMALL, "rl": "simpo", "max_grad_norm": 0.1, "embedding_lr": 3e-3}),
@@ -81,6 +81,14 @@ def test_the_model_is_written_whole(two_processes: Path, alone: Any, variant: st
     assert one.keys() == other.keys()
     for name, weight in one.items():
         torch.testing.assert_close(weight, other[name], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+def test_a_model_is_written_in_several_files(two_processes: Path, engine: str, bases: dict[str, str]) -> None:
+    folder = two_processes / f"full-{engine}"
+    assert len(list((folder / "streamed").glob("model-*-of-*.safetensors"))) > 2
+    one, other = (load(folder / name, bases["llama"]) for name in ("streamed", "model"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def load(folder: Path, base: str) -> dict[str, torch.Tensor]:
