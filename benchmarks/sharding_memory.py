@@ -1,15 +1,17 @@
 """`python -m benchmarks.sharding_memory`: what each worker holds of a model under DDP, ZeRO-1, 2 and 3, and FSDP2.
 
 A Llama of random weights takes a few steps of packed pairs in processes of their own, connected by gloo. Counted are the bytes
-of the tensors that one worker holds at the moment when the optimizer steps, each storage once: weights, gradients, and what
-the optimizer keeps, DeepSpeed's float32 copy of the weights among it. Beside it stands what the process's resident memory
-has grown by since before the model was loaded, which has all else in it: activations, buffers of the engine, and code that it
-compiled. Ratios are to DDP.
+of all tensors that one worker holds at the moment when the optimizer steps, each storage once: weights; gradients, DeepSpeed's
+copies of them among those; what the optimizer keeps, DeepSpeed's float32 copy of the weights included; and every other tensor.
+What torch's DDP holds where Python doesn't see it, buckets as large as all gradients, is not counted, so the ratios, which are
+to DDP, are rather too high. Beside it stands what the process's resident memory has grown by since before the model was loaded,
+which has all else in it: activations, buffers of the engine, and code that it compiled.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import socket
@@ -40,7 +42,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "ZeRO-3": {"deepspeed": "zero3"},
     "FSDP2": {"fsdp_config": {}},
 }
-COUNTED = ("weights", "gradients", "optimizer")
+COUNTED = ("weights", "gradients", "optimizer", "other")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -126,6 +128,10 @@ def worker(rank: int, options: argparse.Namespace, name: str, port: int, folder:
         resident = psutil.Process().memory_info().rss - before
         Path(folder, "found.json").write_text(json.dumps({**counter.found, "resident": resident}))
     trainer.accelerator.wait_for_everyone()
+    # The group's threads end with it, and it lasts as long as a wrapped model holds it: a thread left over aborts the process.
+    counter.trainer = None
+    del trainer, builder
+    gc.collect()
     torch.distributed.destroy_process_group()
 
 
@@ -142,17 +148,20 @@ def _rows(options: argparse.Namespace) -> list[dict[str, list[int]]]:
 
 
 class _Counter(TrainerCallback):
-    """Counts at each step of the innermost optimizer; what the last one found stays."""
+    """Counts at each step of the innermost optimizer; the step that holds the most stays."""
 
     def __init__(self) -> None:
         self.trainer: Any = None
         self.found: dict[str, int] = {}
+        self.stage3: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Watch the optimizer that the engines have wrapped."""
         optimizer = self.trainer.optimizer
         while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer
+            if hasattr(optimizer, "grad_partitions_flat_buffer"):
+                self.stage3 = optimizer
         optimizer.register_step_pre_hook(self._count)
 
     def _count(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -162,9 +171,20 @@ class _Counter(TrainerCallback):
         states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
         weights = [part for parameter in parameters for part in (parameter, getattr(parameter, "ds_tensor", None))]
         gradients = [tensor.grad for tensor in [*parameters, *stepped]]
+        if self.stage3 is not None:
+            # It adds gradients up in a buffer, and steps group by group, on a flat copy of the group's: the `grad` above.
+            gradients.append(self.stage3.grad_partitions_flat_buffer)
+            stepped = self.stage3.fp32_partitioned_groups_flat
         seen: set[int] = set()
-        parts = zip(COUNTED, (weights, gradients, [*states, *stepped]), strict=True)
-        self.found = {name: _bytes(tensors, seen) for name, tensors in parts}
+        parts = zip(COUNTED, (weights, gradients, [*states, *stepped], _alive()), strict=True)
+        counted = {name: _bytes(tensors, seen) for name, tensors in parts}
+        if sum(counted.values()) > sum(self.found.values()):
+            self.found = counted
+
+
+def _alive() -> list[torch.Tensor]:
+    """Every tensor of this process that Python knows of."""
+    return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor) and found.device.type != "meta"]
 
 
 def _bytes(tensors: Iterable[Any], seen: set[int]) -> int:

@@ -39,6 +39,9 @@ DERIVED = {
     "gradient_clipping": "max_grad_norm",
 }
 """Keys of DeepSpeed's that keys of the recipe decide."""
+STEPPED_AT_ONCE = 10**7
+"""Weights of a worker that ZeRO-3's optimizer steps at a time. It copies their gradients first: DeepSpeed's own number, 10^9,
+means a copy of all gradients for most models."""
 FSDP_ARGUMENTS = {
     "activation_checkpointing": "activation_checkpointing",
     "offload_params": "cpu_offload",
@@ -99,6 +102,7 @@ def _preset(name: str) -> dict[str, Any]:
         "reduce_bucket_size": "auto",
     }
     if stage == 3:
+        zero["sub_group_size"] = STEPPED_AT_ONCE
         zero["stage3_prefetch_bucket_size"] = "auto"
         zero["stage3_param_persistence_threshold"] = "auto"
         zero["stage3_gather_16bit_weights_on_model_save"] = True

@@ -74,7 +74,9 @@ def test_sharding_memory_counts_what_a_worker_holds(tiny_base: str, capsys: pyte
     small = ["--width", "64", "--layers", "1", "--vocabulary", "128", "--tokens", "16"]
     sharding_memory.main(["--tokenizer", tiny_base, *small])
     ratios = {
-        line.split("│")[1].strip(): line.split("│")[6].strip() for line in capsys.readouterr().out.splitlines() if "│" in line
+        line.split("│")[1].strip(): line.split("│")[7].strip() for line in capsys.readouterr().out.splitlines() if "│" in line
     }
     assert ratios["DDP"] == "1.00x" and set(ratios) >= set(sharding_memory.ENGINES)
-    assert all(float(ratios[name].rstrip("x")) < 0.6 for name in ("ZeRO-3", "FSDP2"))
+    # In float32, DeepSpeed keeps a second copy of a worker's weights and one of their gradients.
+    for name, most in {"ZeRO-2": 0.9, "ZeRO-3": 0.8, "FSDP2": 0.6}.items():
+        assert float(ratios[name].removesuffix("x")) < most, name

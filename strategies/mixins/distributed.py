@@ -36,12 +36,17 @@ class DistributedParallelMixin(Trainer):
             return super().save_model(output_dir, _internal_call)
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        engine = getattr(self.model_wrapped, "optimizer", None)
+        if hasattr(engine, "checkpoint_event_prologue"):
+            engine.checkpoint_event_prologue()  # ZeRO-3 fetches weights ahead; it lets go of them here
         if isinstance(model, PeftModel):
             wanted = _of_adapter(model)
             state = {name: tensor.cpu().clone() for name, tensor in gather(model, wanted) if self.args.should_save}
             self._save(str(folder), state_dict=state)
         else:
             write_whole(model, folder, self.args.should_save)
+        if hasattr(engine, "checkpoint_event_epilogue"):
+            engine.checkpoint_event_epilogue()
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
         return None

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
@@ -14,6 +15,7 @@ from transformers import set_seed
 
 from cluster.config import ClusterKeys
 from cluster.sharding import sharding_arguments
+from strategies import gathering
 from strategies.config import as_config
 from strategies.gathering import gather
 from strategies.models import load_model
@@ -22,11 +24,18 @@ from strategies.sharding import divided_loading
 from tests.laws.runs import CONFIG, built, join, losses, prepared, scored, trained
 from tests.tiny import tiny_tokenizer
 
+
+def _zero3() -> dict[str, Any]:
+    """The preset, but with several groups of weights that are stepped one by one, as large models have."""
+    config = sharding_arguments(ClusterKeys.model_validate({"ray": {"num_workers": 2}, "deepspeed": "zero3"}))["deepspeed"]
+    return {**config, "zero_optimization": {**config["zero_optimization"], "sub_group_size": 20_000}}
+
+
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {},
     "zero1": {"deepspeed": "zero1"},
     "zero2": {"deepspeed": "zero2"},
-    "zero3": {"deepspeed": "zero3"},
+    "zero3": {"deepspeed": _zero3()},
     "fsdp2": {"fsdp_config": {}},
 }
 REPORTED = (
@@ -46,10 +55,12 @@ def run(folder: Path, engine: str, keys: dict[str, Any], micro_batch_size: int) 
     """Train the model in `keys["base_model"]` and save it in `folder`; returns what was logged, and what this rank held.
 
     Args:
-        keys: of the config; also `rows` and `eval_rows`, how many, and `cached`, whether they bring the reference.
+        keys: of the config; also `rows` and `eval_rows`, how many, `cached`, whether they bring the reference, and
+            `streamed`, whether the model is also written as `write_in_files` does.
     """
     keys = {"micro_batch_size": micro_batch_size, **keys}
-    number, evaluated, cached = keys.pop("rows", 16), keys.pop("eval_rows", 5), keys.pop("cached", False)
+    number, evaluated = keys.pop("rows", 16), keys.pop("eval_rows", 5)
+    cached, streamed = keys.pop("cached", False), keys.pop("streamed", False)
     rows, eval_rows = prepared(number, keys), prepared(evaluated, keys)
     tokenizer = tiny_tokenizer()
     cfg = as_config({**CONFIG, **keys})
@@ -63,8 +74,19 @@ def run(folder: Path, engine: str, keys: dict[str, Any], micro_batch_size: int) 
         model = load_model(cfg, tokenizer)
     trainer = trained(folder, rows=rows, eval_rows=eval_rows, model=model, extra=sharding, **keys)
     save_final(trainer, tokenizer, folder / "model")
+    if streamed:
+        write_in_files(trainer, folder / "streamed")
     found: dict[str, Any] = {name: losses(trainer, name) for name in REPORTED}
     return {**found, "type": str(trainer.accelerator.distributed_type.value), **held(trainer)}
+
+
+def write_in_files(trainer: Any, folder: Path) -> None:
+    """Write the model parameter by parameter, in several files, which takes one that transformers needn't translate."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model._weight_conversions = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathering, "FILE_BYTES", 100_000)
+        gathering.write_whole(model, folder, trainer.is_world_process_zero())
 
 
 def resume_worker(
