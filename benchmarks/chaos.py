@@ -80,6 +80,16 @@ class Observer(SilentDisplay):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run, kill, compare, print."""
+    options = parser().parse_args(arguments)
+    common.quiet(1)
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = run(options, Path(folder))
+        ray.shutdown()
+        report(options, outcome)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -89,10 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="of the run; 150 for each kill when not given")
     parser.add_argument("--save-steps", type=int, default=25)
     parser.add_argument("--longest-pause", type=float, default=4.0, help="seconds of training before a kill, at most")
-    options = parser.parse_args(arguments)
-    common.quiet(1)
-    with tempfile.TemporaryDirectory() as folder:
-        report(options, run(options, Path(folder)))
+    return parser
 
 
 @dataclass
@@ -115,7 +122,6 @@ def run(options: argparse.Namespace, folder: Path) -> Outcome:
     killed = train(recipe(options, folder, "killed", steps), display=observer)
     ended.set()
     killer.join()
-    ray.shutdown()
     mine, theirs = (load_file(Path(result.model_dir) / "model.safetensors") for result in (killed, quiet))
     same = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs)
     return Outcome(observer.kills, same, ledger_problem(folder / "killed" / "ledger.jsonl", steps))

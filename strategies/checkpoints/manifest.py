@@ -24,8 +24,12 @@ def manifest_name(rank: int, world_size: int) -> str:
 
 
 def own_files(folder: Path, rank: int) -> list[Path]:
-    """The files of a checkpoint folder, shared by the ranks of a node, that are this rank's to describe and to store."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and _rank_of(path) == rank)
+    """The files of a checkpoint folder, shared by the ranks of a node, that are this rank's to describe and to store.
+
+    Hidden ones are another rank's manifest that is being written.
+    """
+    files = (path for path in folder.rglob("*") if not path.name.startswith("."))
+    return sorted(path for path in files if _rank_of(path) == rank and path.is_file())
 
 
 def _rank_of(path: Path) -> int:

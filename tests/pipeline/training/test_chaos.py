@@ -1,0 +1,19 @@
+"""Workers that are killed at random moments change nothing but the time; `python -m benchmarks.chaos` is the long version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chaos import parser, run
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_killed_at_random(tmp_path: Path) -> None:
+    options = parser().parse_args(["--kills", "2", "--seed", "3", "--sharding", "fsdp2", "--save-steps", "20"])
+    outcome = run(options, tmp_path)
+    assert len(outcome.kills) == 2
+    assert outcome.same_weights
+    assert outcome.ledger == ""
+    assert all(kill.repeated is not None and kill.repeated <= options.save_steps for kill in outcome.kills)
