@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import get_last_checkpoint
@@ -98,8 +99,15 @@ class CheckpointMixin(Trainer):
         return {**described, "optimizer": optimizer_groups(self.optimizer, self._trained())}
 
     def _trained(self) -> dict[Tensor, str]:
-        """Names of the trained parameters."""
+        """Names of the trained parameters, which are the ones that the optimizer steps.
+
+        FSDP2 leaves what its outermost module holds whole after a forward without a backward, an evaluation's: other tensors
+        than the optimizer's, and what is written to them is lost.
+        """
         model = self.accelerator.unwrap_model(self.model)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
         return {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def _whole_identity(self) -> dict[str, Any]:
