@@ -99,15 +99,11 @@ class CheckpointMixin(Trainer):
         return {**described, "optimizer": optimizer_groups(self.optimizer, self._trained())}
 
     def _trained(self) -> dict[Tensor, str]:
-        """Names of the trained parameters, which are the ones that the optimizer steps.
-
-        FSDP2 leaves what its outermost module holds whole after a forward without a backward, an evaluation's: other tensors
-        than the optimizer's, and what is written to them is lost.
-        """
+        """Names of the trained parameters; under FSDP2 those of each rank's shards, which the optimizer steps."""
         model = self.accelerator.unwrap_model(self.model)
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()
+                module.reshard()  # a forward pass without a backward one, as an evaluation's, leaves some weights gathered
         return {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def _whole_identity(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class DistributedParallelMixin(Trainer):
             return super().save_model(output_dir, _internal_call)
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        engine = getattr(self.model_wrapped, "optimizer", None)
+        engine: Any = getattr(self.model_wrapped, "optimizer", None)
         if hasattr(engine, "checkpoint_event_prologue"):
             engine.checkpoint_event_prologue()  # ZeRO-3 fetches weights ahead; it lets go of them here
         if isinstance(model, PeftModel):

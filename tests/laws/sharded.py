@@ -115,6 +115,7 @@ def resumable(folder: Path, engine: str, keys: dict[str, Any]) -> Any:
     """A trainer of 12 steps, 6 an epoch, that saves at every third."""
     tokenizer = tiny_tokenizer()
     saved = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, "num_epochs": 2.0, "tokens_per_forward": 100}
+    saved |= {"eval_steps": 3}
     cfg = as_config({**CONFIG, **saved, **keys})
     sharding = sharding_arguments(ClusterKeys.model_validate({"ray": {"num_workers": 2}, **ENGINES[engine]}))
     set_seed(7)
