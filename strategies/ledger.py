@@ -56,9 +56,14 @@ class Ledger(TrainerCallback, ExportableState):
             self.skipped.append(state.global_step)
         if self._fed is not None:
             marks = {"skipped": True} if self._skips else {}
-            self.steps.append({"step": state.global_step, "row_ids": sorted(self._fed), **marks})
+            self.steps.append({"step": state.global_step, "row_ids": sorted(self._fed, key=_order), **marks})
         self._fed, self._skips = None, False
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"args": {}, "attributes": {"skipped": self.skipped}}
+
+
+def _order(row_id: RowId) -> tuple[bool, RowId]:
+    """Numbers before names: a step may have both."""
+    return isinstance(row_id, str), row_id

@@ -163,5 +163,7 @@ class PairCollator:
             made: Pairs = _pad(rows, pairs, self.padding)
         else:
             made = PackedPairs(pack(pairs, self.pad_to_multiple_of, self.pad_token_id))
-        row_ids = tuple(row.get(ROW_ID, number) for row, number in zip(rows, numbers or places, strict=True))
+        # A data set gives None where some of its rows bring a name and this one doesn't.
+        names = ((row.get(ROW_ID), number) for row, number in zip(rows, numbers or places, strict=True))
+        row_ids = tuple(number if name is None else name for name, number in names)
         return PairBatch(made, torch.tensor(places), sum(pair.sequence_tokens for pair in pairs), row_ids, counts)

@@ -208,3 +208,12 @@ def test_a_stop_in_the_last_step_changes_nothing(tmp_path: Path) -> None:
     trainer, watcher = watched(tmp_path, stop_at=8, rows=prepared(16, {}))
     trainer.train()
     assert (trainer.stopped, trainer.state.global_step, watcher.saved) == (False, 8, [])
+
+
+def test_rows_with_and_without_a_row_id_are_told_apart(tmp_path: Path) -> None:
+    rows = [
+        {name: value for name, value in pair.items() if name != "row_id" or index != 2}
+        for index, pair in enumerate(prepared_pairs(4))
+    ]
+    trainer = trained(tmp_path, rows=rows, rl="simpo", micro_batch_size=4)
+    assert trainer.ledger.steps == [{"step": 1, "row_ids": [2, "0000", "0001", "0003"]}]
