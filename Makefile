@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m pipeline.demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 checks: lint test
 
