@@ -15,6 +15,7 @@ import gc
 import json
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +35,7 @@ from strategies.config import as_config
 from strategies.models import load_model
 from strategies.sharding import divided_loading
 from strategies.tokenizer import load_tokenizer
+from tests.tiny import tiny_tokenizer
 
 ENGINES: dict[str, dict[str, Any]] = {
     "DDP": {},
@@ -56,7 +58,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--tokens", type=int, default=128, help="of a sequence")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--tokenizer", required=True, help="folder of any tokenizer; the rows are random ids")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         parameters = _save_model(options, f"{folder}/model")
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _save_model(options: argparse.Namespace, folder: str) -> int:
-    """Write a model of random weights; returns its number of parameters."""
+    """Write a model of random weights, with any tokenizer: the rows are random ids. Returns its number of parameters."""
     config = LlamaConfig(
         hidden_size=options.width,
         intermediate_size=2 * options.width,
@@ -80,6 +81,7 @@ def _save_model(options: argparse.Namespace, folder: str) -> int:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return model.num_parameters()
 
 
@@ -101,7 +103,6 @@ def worker(rank: int, options: argparse.Namespace, name: str, port: int, folder:
     cfg = as_config(
         {
             "base_model": f"{folder}/model",
-            "tokenizer_config": options.tokenizer,
             "rl": "simpo",
             "micro_batch_size": 2,
             "max_steps": options.steps,
@@ -127,12 +128,9 @@ def worker(rank: int, options: argparse.Namespace, name: str, port: int, folder:
     if rank == 0:
         resident = psutil.Process().memory_info().rss - before
         Path(folder, "found.json").write_text(json.dumps({**counter.found, "resident": resident}))
-    trainer.accelerator.wait_for_everyone()
-    # The group's threads end with it, and it lasts as long as a wrapped model holds it: a thread left over aborts the process.
-    counter.trainer = None
-    del trainer, builder
-    gc.collect()
-    torch.distributed.destroy_process_group()
+    # No orderly end: gloo's threads have aborted the process, and waited for ever, where one rank was quicker than the other.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _rows(options: argparse.Namespace) -> list[dict[str, list[int]]]:

@@ -39,7 +39,7 @@ DERIVED = {
     "gradient_clipping": "max_grad_norm",
 }
 """Keys of DeepSpeed's that keys of the recipe decide."""
-STEPPED_AT_ONCE = 10**7
+STEPPED_AT_ONCE = 4_000_000
 """Weights of a worker that ZeRO-3's optimizer steps at a time. It copies their gradients first: DeepSpeed's own number, 10^9,
 means a copy of all gradients for most models."""
 FSDP_ARGUMENTS = {

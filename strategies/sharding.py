@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
+from strategies.deepspeed_patches import keep_float32_weights_once, talk_through_gloo
 from strategies.precision import computes_in_bf16
 
 __all__ = ["accumulate_outside", "arguments_here", "divided_loading", "fsdp_on_any_device"]
@@ -126,7 +127,10 @@ def _start_deepspeed() -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
+    if backend == "gloo":
+        talk_through_gloo()
     deepspeed.init_distributed(backend, auto_mpi_discovery=False)
+    keep_float32_weights_once()
 
 
 def _without_offload(zero: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,13 +70,11 @@ def test_prepare_compares_with_datasets_map(
     assert "most private memory" in output
 
 
-def test_sharding_memory_counts_what_a_worker_holds(tiny_base: str, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--width", "64", "--layers", "1", "--vocabulary", "128", "--tokens", "16"]
-    sharding_memory.main(["--tokenizer", tiny_base, *small])
+def test_sharding_memory_counts_what_a_worker_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    sharding_memory.main(["--width", "64", "--layers", "1", "--vocabulary", "300", "--tokens", "16"])
     ratios = {
         line.split("│")[1].strip(): line.split("│")[7].strip() for line in capsys.readouterr().out.splitlines() if "│" in line
     }
     assert ratios["DDP"] == "1.00x" and set(ratios) >= set(sharding_memory.ENGINES)
-    # In float32, DeepSpeed keeps a second copy of a worker's weights and one of their gradients.
-    for name, most in {"ZeRO-2": 0.9, "ZeRO-3": 0.8, "FSDP2": 0.6}.items():
+    for name, most in {"ZeRO-2": 0.9, "ZeRO-3": 0.7, "FSDP2": 0.6}.items():
         assert float(ratios[name].removesuffix("x")) < most, name
