@@ -86,6 +86,8 @@ def find_problems(cfg: ClusterKeys) -> Iterator[tuple[str, str]]:
     name = "deepspeed" if cfg.deepspeed is not None else "fsdp_config"
     if cfg.num_workers == 1:
         yield name, "divides a model among workers, and this run has one; set ray.num_workers, or remove it"
+    elif cfg.min_workers == 1:
+        yield "ray.num_workers", f"{name} divides a model among workers; set min to 2 or more (got 1), or remove {name}"
     if cfg.deepspeed is not None:
         yield from _deepspeed_problems(cfg.deepspeed)
     if cfg.fsdp_config is not None:
@@ -153,8 +155,8 @@ def _deepspeed_problems(value: str | Mapping[str, Any]) -> Iterator[tuple[str, s
         return
     zero = config.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, Mapping) else None
-    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
-        yield "deepspeed.zero_optimization.stage", f"must be 0, 1, 2 or 3, got {stage!r}"
+    if stage not in (1, 2, 3) or isinstance(stage, bool):
+        yield "deepspeed.zero_optimization.stage", f"must be 1, 2 or 3, got {stage!r}; remove deepspeed to train under DDP"
     for name, source in DERIVED.items():
         if config.get(name, "auto") != "auto":
             yield f"deepspeed.{name}", f"follows from {source}; write auto, or remove it (got {config[name]!r})"
@@ -177,6 +179,11 @@ def _fsdp_problems(config: FsdpConfig) -> Iterator[tuple[str, str]]:
         yield (
             "fsdp_config.final_state_dict_type",
             "the trained model is always written whole, as FULL_STATE_DICT; remove it (state_dict_type is for checkpoints)",
+        )
+    if config.state_dict_type == "FULL_STATE_DICT":
+        yield (
+            "fsdp_config.state_dict_type",
+            "checkpoints hold each worker's part, as SHARDED_STATE_DICT; remove it (the trained model is written whole)",
         )
     if config.cpu_ram_efficient_loading:
         yield "fsdp_config.cpu_ram_efficient_loading", "is not supported: every worker loads the weights; remove it"

@@ -64,6 +64,8 @@ def _find_problems(cfg: RunConfig) -> Iterator[tuple[str, str]]:
     yield from data_keys.find_problems(cfg)
     if cfg.rl in STRATEGIES and cfg.ray.score != ScoreConfig() and STRATEGIES[cfg.rl].reference_mode(cfg) != "cached":
         yield "ray.score", f"has no effect with rl: {cfg.rl}, which has no cached reference here; remove it"
+    if cfg.save_only_model and (cfg.ray.max_failures or cfg.is_elastic):
+        yield "save_only_model", "leaves no optimizer for workers to restart with; remove it, or ray.max_failures"
     if cfg.is_elastic and cfg.rl in STRATEGIES and STRATEGIES[cfg.rl].batch_kind != "pair":
         why = "whose batches depend on the number of workers"
         yield "ray.num_workers", f"rl: {cfg.rl}, {why}, needs a fixed number; give one instead of min and max"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from functools import partial
 from pathlib import PurePosixPath
@@ -89,6 +90,12 @@ class RunFolder:
         if state is None or state["status"] != "finished" or not self.storage.has_folder(MODEL):
             return None
         return state["step"]
+
+    def last_checkpoint(self) -> int:
+        """Step of the newest complete checkpoint; 0 where there is none, or none can be seen now."""
+        with contextlib.suppress(*STORAGE_ERRORS):
+            return max(self.checkpoints(), default=0)
+        return 0
 
     def remains(self, advice: str = "") -> str:
         """What a run that was stopped has left, in a phrase, and `advice` where something can be done with it."""

@@ -220,7 +220,7 @@ class _Follower:
             what = f"{'died' if rank in event['died'] else 'failed'} at {clock_time(event['time'])} after step {step}"
             self.display.note(f"{self.watch.name(rank)} {what}: {'it hung' if rank in self.watch.hung else why}")
         self.watch.leave()
-        self.step = max(self.plan.folder.checkpoints(), default=0)
+        self.step = self.plan.folder.last_checkpoint()
         most = self.plan.cfg.ray.max_failures
         if self.restarts < most:
             self.restarts += 1

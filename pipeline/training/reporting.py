@@ -8,6 +8,7 @@ last report is `REPORT_INTERVAL_S` old. Rank 0's clock decides for all ranks.
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.train import CheckpointUploadMode, UserCallback
 from ray.train.collective import broadcast_from_rank_zero
 from transformers import TrainerCallback
 
+from pipeline.patience import patiently
 from pipeline.training.checkpoints import free_name, recorded, stage, step_of, store
 from pipeline.training.ledger import merge
 from pipeline.training.pulse import beat
@@ -61,7 +63,8 @@ class RayReport(TrainerCallback):
         self.resumed_step = step_of(name)
         known = None
         if ray.train.get_context().get_world_rank() == 0:
-            known = name in recorded(storage.storage_filesystem, storage.experiment_fs_path)
+            find = partial(recorded, storage.storage_filesystem, storage.experiment_fs_path)
+            known = name in patiently(find, "looking for checkpoints")
         if not broadcast_from_rank_zero(known):
             self._adopted = (checkpoint, name)
 
@@ -94,7 +97,8 @@ class RayReport(TrainerCallback):
         storage = context.get_storage()
         name = None
         if context.get_world_rank() == 0:
-            name = free_name(storage.storage_filesystem, storage.experiment_fs_path, state.global_step)
+            find = partial(free_name, storage.storage_filesystem, storage.experiment_fs_path, state.global_step)
+            name = patiently(find, "looking for checkpoints")
         name = broadcast_from_rank_zero(name)
         written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         rank = context.get_world_rank()

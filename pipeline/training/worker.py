@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,14 @@ def _checkpoints(storage: Any) -> list[str]:
     import ray.train
     from ray.train.collective import broadcast_from_rank_zero
 
+    from pipeline.patience import patiently
     from pipeline.training.checkpoints import clean, complete
 
     names = None
     if ray.train.get_context().get_world_rank() == 0:
-        clean(storage.storage_filesystem, storage.experiment_fs_path)
-        names = complete(storage.storage_filesystem, storage.experiment_fs_path)
+        where = (storage.storage_filesystem, storage.experiment_fs_path)
+        patiently(partial(clean, *where), "removing half stored checkpoints")
+        names = patiently(partial(complete, *where), "looking for checkpoints")
     return broadcast_from_rank_zero(names)
 
 

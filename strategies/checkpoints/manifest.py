@@ -14,7 +14,6 @@ __all__ = ["FORMAT_VERSION", "MANIFEST", "differences", "find_damage", "own_file
 
 FORMAT_VERSION = 1
 MANIFEST = re.compile(r"manifest-(\d{5})-of-(\d{5})\.json")
-PARTIAL = ".partial"
 OF_A_RANK = re.compile(r"(?:state|manifest)-(\d{5})-of-\d{5}\.\w+|rng_state_(\d+)\.pth")
 """Files that name the rank they are of; all others are rank 0's."""
 
@@ -27,9 +26,9 @@ def manifest_name(rank: int, world_size: int) -> str:
 def own_files(folder: Path, rank: int) -> list[Path]:
     """The files of a checkpoint folder, shared by the ranks of a node, that are this rank's to describe and to store.
 
-    A manifest that another rank is about to put in its place is nobody's yet.
+    Hidden ones are nobody's yet: another rank is about to put them in their place, a manifest or, as safetensors does, weights.
     """
-    found = (path for path in folder.rglob("*") if path.suffix != PARTIAL)
+    found = (path for path in folder.rglob("*") if not path.name.startswith("."))
     return sorted(path for path in found if _rank_of(path) == rank and path.is_file())
 
 
@@ -43,7 +42,7 @@ def write_manifest(folder: Path, rank: int, world_size: int, content: Mapping[st
     files = {str(path.relative_to(folder)): _described(path) for path in own_files(folder, rank)}
     name = manifest_name(rank, world_size)
     manifest = {"format_version": FORMAT_VERSION, "rank": rank, "world_size": world_size, "files": files, **content}
-    partial = folder / f".{name}{PARTIAL}"
+    partial = folder / f".{name}.partial"
     partial.write_text(json.dumps(manifest))
     os.replace(partial, folder / name)
 

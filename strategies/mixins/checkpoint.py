@@ -87,7 +87,7 @@ class CheckpointMixin(Trainer):
             yield from optimizer_pieces(self.optimizer, names, rank, world_size)
 
     def _wants(self, piece: Piece) -> bool:
-        return not self.args.save_only_model or (self.is_sharded and piece.name.startswith("weights/"))
+        return not self.args.save_only_model or piece.name.startswith("weights/")
 
     def _described(self) -> dict[str, Any]:
         """What rank 0's manifest says beside its files."""
@@ -177,7 +177,7 @@ class CheckpointMixin(Trainer):
         self._load_scaler(str(folder))
 
     def _load_best_model(self) -> None:
-        if not self.is_sharded:
+        if not (self.is_sharded or self.is_deepspeed_enabled):
             return super()._load_best_model()
         folder = Path(self.state.best_model_checkpoint)
         with PieceReader(folder, read_manifests(folder)) as reader:

@@ -95,9 +95,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no file": ({"deepspeed": "my/ds.json"}, "deepspeed: there is no file 'my/ds.json'; built in: zero1, zero2"),
     "stage 5": (
         {"deepspeed": {"zero_optimization": {"stage": 5}}},
-        "deepspeed.zero_optimization.stage: must be 0, 1, 2 or 3, got 5",
+        "deepspeed.zero_optimization.stage: must be 1, 2 or 3, got 5",
     ),
-    "no stage": ({"deepspeed": {"bf16": {"enabled": "auto"}}}, "stage: must be 0, 1, 2 or 3, got None"),
+    "no stage": ({"deepspeed": {"bf16": {"enabled": "auto"}}}, "stage: must be 1, 2 or 3, got None"),
     "batch": (
         {"deepspeed": {**ZERO, "train_batch_size": 8}},
         "deepspeed.train_batch_size: follows from micro_batch_size and gradient_accumulation_steps; write auto, or remove it",

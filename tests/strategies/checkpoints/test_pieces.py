@@ -112,5 +112,6 @@ def test_another_runs_checkpoint_differs(tmp_path: Path) -> None:
 
 def test_a_manifest_that_another_rank_is_writing_is_in_no_other(tmp_path: Path) -> None:
     (tmp_path / ".manifest-00001-of-00002.json.partial").write_text("{")
+    (tmp_path / ".tmpKhJ5XQ").write_text("safetensors writes here first")
     (tmp_path / "trainer_state.json").write_text("{}")
     assert [path.name for path in own_files(tmp_path, 0)] == ["trainer_state.json"]
