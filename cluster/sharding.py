@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STAGES", "Sharding", "find_problems", "sharding_arguments", "sharding_of", "zero_stage"]
 
-Sharding = Literal["zero0", "zero1", "zero2", "zero3", "fsdp2"]
+Sharding = Literal["zero1", "zero2", "zero3", "fsdp2"]
 STAGES = ("zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload")
 """Names that `deepspeed:` takes."""
 FOLLOWING: dict[str, Any] = {

@@ -97,6 +97,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"deepspeed": {"zero_optimization": {"stage": 5}}},
         "deepspeed.zero_optimization.stage: must be 1, 2 or 3, got 5",
     ),
+    "stage 0": ({"deepspeed": {"zero_optimization": {"stage": 0}}}, "stage: must be 1, 2 or 3, got 0; remove deepspeed"),
+    "full checkpoints": (
+        {"fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}},
+        "fsdp_config.state_dict_type: checkpoints hold each worker's part, as SHARDED_STATE_DICT; remove it",
+    ),
+    "one worker at least": (
+        {"deepspeed": "zero2", "ray": {"num_workers": {"min": 1, "max": 2}}},
+        "ray.num_workers: deepspeed divides a model among workers; set min to 2 or more",
+    ),
     "no stage": ({"deepspeed": {"bf16": {"enabled": "auto"}}}, "stage: must be 1, 2 or 3, got None"),
     "batch": (
         {"deepspeed": {**ZERO, "train_batch_size": 8}},
