@@ -171,9 +171,8 @@ def kill_at_random(options: argparse.Namespace, observer: Observer, ended: threa
 
 
 def training_workers() -> list[psutil.Process]:
-    """The training workers of this process's Ray."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if child.is_running() and "RayTrainWorker" in " ".join(child.cmdline())]
+    """The training workers of this process's Ray. Their name is cut to 15 characters, and a zombie has no command line."""
+    return [child for child in psutil.Process().children(recursive=True) if child.name().startswith("ray::RayTrainWo")]
 
 
 def ledger_problem(path: Path, steps: int) -> str:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.chaos import training_workers
 from pipeline import train
 from pipeline.config import RunConfig, dump_config
 from pipeline.errors import RunFailed
@@ -38,12 +39,6 @@ def wait_for(condition: Callable[[], Any]) -> Any:
             return found
         time.sleep(0.05)
     raise AssertionError("waited in vain")
-
-
-def training_workers() -> list[psutil.Process]:
-    """The training workers of this process's own Ray."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if child.is_running() and "RayTrainWorker" in child.name() + "".join(child.cmdline())]
 
 
 LONG = {"num_epochs": 10, "eval_steps": 20, "save_steps": 8}
