@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from cluster.fork_server import start as start_fork_server
 from pipeline.errors import UserError
 
-__all__ = ["connect", "node_resources"]
+__all__ = ["connect", "local_options", "node_resources"]
 
 # Of no use to a person who waits for a result; libraries read them when they are imported in a worker.
 QUIET = {
@@ -21,6 +25,19 @@ QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+WORKERS_IMPORT = (
+    "pyarrow.dataset",
+    "datasets",
+    "transformers.trainer",
+    "peft",
+    "strategies.builder",
+    "strategies.models",
+    "strategies.sharding",
+    "strategies.trainers",
+)
+"""What takes most of the time that a worker's process takes to start."""
+DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
+"""Files of GPUs and the like: their drivers don't outlive a fork, should a library have talked to them."""
 
 
 def connect(cfg: Any = None, debug: bool = False) -> None:
@@ -38,20 +55,15 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
     if ray.is_initialized():
         return
     address = (cfg.ray.address if cfg is not None else None) or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"address": address}
+    options: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": {} if debug else QUIET}}
     if address is None:
-        # "local": an address file that a killed cluster left behind would be joined otherwise.
-        options = {"address": "local", "include_dashboard": False}
+        options = local_options(debug)
     # Ray Train hands a report on once per poll, two seconds apart by default.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if cfg is not None and cfg.is_elastic:
         # A node that was lost is still counted for a while: give up soon on workers that can't start, and count again.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-    options |= {
-        "log_to_driver": debug,
-        "logging_level": logging.INFO if debug else logging.ERROR,
-        "runtime_env": {"env_vars": {} if debug else QUIET},
-    }
+    options |= {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     try:
         _start(options, attempts=3)
     except ConnectionError as error:
@@ -60,6 +72,22 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
         import ray.data  # sets its own logger up when it is imported
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def local_options(debug: bool = False) -> dict[str, Any]:
+    """Arguments of `ray.init` that start Ray on this machine, with workers that start fast."""
+    environment = {} if debug else QUIET
+    runtime_env: dict[str, Any] = {"env_vars": environment}
+    if sys.platform == "linux" and not any(Path(device).exists() for device in DEVICES):
+        runtime_env["py_executable"] = _worker_command(tuple(environment.items()))
+    # "local": an address file that a killed cluster left behind would be joined otherwise.
+    return {"address": "local", "include_dashboard": False, "runtime_env": runtime_env}
+
+
+@cache
+def _worker_command(environment: tuple[tuple[str, str], ...]) -> str:
+    """How a worker's process is started; one server serves all that this process starts."""
+    return start_fork_server(WORKERS_IMPORT, {**os.environ, **dict(environment)})
 
 
 def _start(options: dict[str, Any], attempts: int) -> None:

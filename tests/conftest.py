@@ -12,7 +12,7 @@ import pytest
 from tests.tiny import save_tiny
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
 
 
 @pytest.fixture(scope="session")
@@ -20,16 +20,9 @@ def ray_session() -> Iterator[Any]:
     """One small Ray, two CPUs, for all tests that need it."""
     import ray
 
-    from pipeline.session import QUIET
+    from pipeline.session import local_options
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=200 << 20,
-        runtime_env={"env_vars": QUIET},
-    )
+    ray.init(**local_options(), num_cpus=2, log_to_driver=False, object_store_memory=200 << 20)
     yield ray
     ray.shutdown()
 

@@ -20,6 +20,7 @@ __all__ = [
     "clean",
     "complete",
     "copy_file",
+    "fetch",
     "free_name",
     "recorded",
     "repair",
@@ -34,7 +35,13 @@ RAY_STATE = "checkpoint_manager_snapshot.json"
 
 def step_of(name: str) -> int:
     """The step of a checkpoint's folder: `checkpoint-000010`, or `checkpoint-000010.2` where the first was damaged."""
-    return int(name.removeprefix(CHECKPOINT).partition(".")[0])
+    return _order(name)[0]
+
+
+def _order(name: str) -> tuple[int, int]:
+    """Step and number among those of this step."""
+    step, _, number = name.removeprefix(CHECKPOINT).partition(".")
+    return int(step), int(number or 1)
 
 
 def stage(folder: Path, rank: int, staging: Path) -> Path:
@@ -70,9 +77,29 @@ def copy_file(source: Path, filesystem: fs.FileSystem, path: str) -> None:
     )
 
 
+def fetch(filesystem: fs.FileSystem, run: str, step: int, target: Path) -> None:
+    """Copy the checkpoint of a step from storage, where it is complete.
+
+    Raises:
+        ValueError: where it isn't.
+        OSError: when storage has failed for minutes.
+    """
+    name = next(
+        (name for name in patiently(partial(complete, filesystem, run), "looking for checkpoints") if step_of(name) == step),
+        None,
+    )
+    if name is None:
+        raise ValueError(f"{run}: there is no complete checkpoint of step {step}")
+    copy = partial(
+        fs.copy_files, f"{run}/{name}", str(target), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem()
+    )
+    target.mkdir(parents=True, exist_ok=True)
+    patiently(copy, f"fetching {name}")
+
+
 def complete(filesystem: fs.FileSystem, run: str) -> list[str]:
     """Names of the checkpoints that every rank has stored its part of, newest first, recorded by Ray or not yet."""
-    newest = sorted(_folders(filesystem, run), key=lambda name: (step_of(name), name), reverse=True)
+    newest = sorted(_folders(filesystem, run), key=_order, reverse=True)
     return [name for name in newest if is_complete(filesystem, f"{run}/{name}")]
 
 

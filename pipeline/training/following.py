@@ -137,7 +137,7 @@ class _Follower:
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        from pipeline.training.reporting import Relay
+        from pipeline.training.relaying import Relay
         from pipeline.training.worker import WorkerJob, train_worker
 
         plan = self.plan
@@ -238,13 +238,12 @@ class _Follower:
 
 
 def _explain(error: BaseException, folder: RunFolder, hung: dict[int, str]) -> Exception:
-    """The error of a run in one message: a worker's UserError or ValueError as it is, anything else with what remains."""
+    """The error of a run in one message: what a worker has refused as it is, anything else with what remains."""
+    refusal = getattr(error, "controller_failure", None)
+    if isinstance(refusal, UserError):
+        return UserError(str(refusal))
     failures = getattr(error, "worker_failures", None) or {}
-    causes = {rank: getattr(cause, "cause", None) or cause for rank, cause in failures.items()}
-    for cause in causes.values():
-        if isinstance(cause, ValueError):
-            return UserError(str(cause))
     what = "; ".join(hung.values()) or "; ".join(
-        f"worker {rank}: {type(cause).__name__}: {cause}".strip() for rank, cause in sorted(causes.items())
+        f"worker {rank}: {type(failure).__name__}: {failure}".strip() for rank, failure in sorted(failures.items())
     )
     return RunFailed(f"training failed: {what or error} ({folder.remains(', continue with --resume')})")

@@ -1,29 +1,29 @@
-"""From the trainer's events to Ray Train, and from Ray Train to the driver.
+"""From the trainer's events to Ray Train.
 
 `ray.train.report` is a barrier of all workers and is handed on once per poll of Ray's controller. So records are
 collected and reported together: at each checkpoint, at each evaluation, at the end, and at a logging step when the
-last report is `REPORT_INTERVAL_S` old. Rank 0's clock decides for all ranks.
+last report is `REPORT_INTERVAL_S` old. Rank 0's clock decides for all ranks. A report also waits for the checkpoints before
+it to be stored; so that training doesn't, records are kept meanwhile.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray.exceptions
 import ray.train
-from ray.train import CheckpointUploadMode, UserCallback
+from ray.train import CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 from transformers import TrainerCallback
 
 from pipeline.patience import patiently
 from pipeline.training.checkpoints import free_name, recorded, stage, step_of, store
-from pipeline.training.ledger import merge
 from pipeline.training.pulse import beat
 
-__all__ = ["Pulse", "RayReport", "Relay"]
+__all__ = ["Pulse", "RayReport", "last_step"]
 
 REPORT_INTERVAL_S = 2.0
 PROGRESS = "last-step"
@@ -53,6 +53,8 @@ class RayReport(TrainerCallback):
         self._adopted: tuple[ray.train.Checkpoint, str] | None = None
         self._latest: dict[str, float] = {}
         self._last_report = float("-inf")
+        self._stored = threading.Event()
+        self._stored.set()
 
     def resume(self, checkpoint: ray.train.Checkpoint, name: str) -> None:
         """Say with the first report that the run goes on from this checkpoint.
@@ -92,7 +94,11 @@ class RayReport(TrainerCallback):
             self._report(state)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Hand this rank's part of the checkpoint that the trainer has just written to Ray, which stores it meanwhile."""
+        """Hand this rank's part of the checkpoint that the trainer has just written to Ray, which stores it meanwhile.
+
+        One at a time: storage that is slower than training would fill this node's disk.
+        """
+        self.wait_until_stored()
         context = ray.train.get_context()
         storage = context.get_storage()
         name = None
@@ -103,25 +109,43 @@ class RayReport(TrainerCallback):
         written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         rank = context.get_world_rank()
         staged = stage(written, rank, Path(args.output_dir) / f"storing-{rank}" / name)
+        self._stored.clear()
         self._report(
             state,
             ray.train.Checkpoint.from_directory(str(staged)),
             name,
-            {"checkpoint_upload_mode": CheckpointUploadMode.ASYNC, "checkpoint_upload_fn": _store},
+            {"checkpoint_upload_mode": CheckpointUploadMode.ASYNC, "checkpoint_upload_fn": self._store},
         )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report what is left."""
+        self.wait_until_stored()
         self._report(state)
+
+    def wait_until_stored(self) -> None:
+        """Return when this rank's parts of all checkpoints are in storage, or couldn't be stored."""
+        while not self._stored.wait(timeout=5):
+            beat()
+
+    def _store(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """Runs in a thread beside the training; Ray removes the staged files afterwards."""
+        storage = ray.train.get_context().get_storage()
+        target = f"{storage.experiment_fs_path}/{name}"
+        try:
+            store(Path(checkpoint.path), storage.storage_filesystem, target)
+        finally:
+            self._stored.set()
+        return ray.train.Checkpoint(target, storage.storage_filesystem)
 
     def _is_due(self, evaluated: bool, args: Any) -> bool:
         import torch
         import torch.distributed as dist
 
-        due = evaluated or time.monotonic() - self._last_report > REPORT_INTERVAL_S
+        due = evaluated or time.monotonic() - self._last_report > REPORT_INTERVAL_S or args.process_index != 0
+        due = due and self._stored.is_set()
         if dist.is_initialized() and dist.get_world_size() > 1:
             flag = torch.tensor([due], dtype=torch.uint8, device=args.device)
-            dist.broadcast(flag, src=0)
+            dist.all_reduce(flag, op=dist.ReduceOp.MIN)
             due = bool(flag.item())
         return due
 
@@ -156,54 +180,9 @@ def _numbers(logs: dict[str, Any]) -> dict[str, Any]:
     return {**numbers, "step": int(logs["step"])} if "step" in logs else numbers
 
 
-def _store(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-    """Runs beside the training, one checkpoint after the other; Ray removes the staged files afterwards."""
-    storage = ray.train.get_context().get_storage()
-    target = f"{storage.experiment_fs_path}/{name}"
-    store(Path(checkpoint.path), storage.storage_filesystem, target)
-    return ray.train.Checkpoint(target, storage.storage_filesystem)
-
-
 def last_step(scratch: Path) -> int | None:
     """The step that workers which shared this folder had reached."""
     try:
         return int((scratch / PROGRESS).read_text())
     except (FileNotFoundError, ValueError):  # the second for one that a kill left empty
         return None
-
-
-class Relay(UserCallback):
-    """Runs in Ray's controller: passes records and failures on to the driver's queue."""
-
-    def __init__(self, queue: Any) -> None:
-        self._queue = queue
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Pass on rank 0's records, and what all ranks have trained on."""
-        event = {"event": "report", "step": metrics[0]["step"], "records": metrics[0]["records"]}
-        event["ledger"] = merge(rank["ledger"] for rank in metrics)
-        if checkpoint is not None:
-            event["checkpoint"] = Path(checkpoint.path).name
-        if "resumed" in metrics[0]:
-            event["resumed"] = metrics[0]["resumed"]
-            event["repeated"] = metrics[0]["repeated"]
-            event["notes"] = metrics[0]["notes"]
-            event["skipped"] = metrics[0]["skipped"]
-        self._queue.put(event)
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Pass on which workers failed and why."""
-        failures = {rank: _reason(error) for rank, error in worker_exceptions.items()}
-        died = [rank for rank, error in worker_exceptions.items() if _is_death(error)]
-        self._queue.put({"event": "failure", "failures": failures, "died": died, "time": time.time()})
-
-
-def _is_death(error: Exception) -> bool:
-    """Whether a worker's process is gone, as against an error that it raised."""
-    return isinstance(getattr(error, "health_check_failure", None), ray.exceptions.RayActorError)
-
-
-def _reason(error: Exception) -> str:
-    """The last line of a worker's error: what was raised, without the way there."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1]

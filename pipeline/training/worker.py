@@ -99,7 +99,6 @@ def _train(trainer: Any, report: Any, scratch: Path) -> None:
                 report.notes.append(f"{name} is not used: {damage}")
                 continue
             report.resume(checkpoint, name)
-            _fetch_best_checkpoint(folder, scratch)
             trainer.train(resume_from_checkpoint=folder)
             return
     if names:
@@ -157,6 +156,7 @@ def _build(job: WorkerJob, scratch: Path, report: Any) -> tuple[Any, Any]:
     trainer = builder.build(job.total_steps)
     _mirror(trainer, job.cfg, scratch)
     trainer.identity["prepared data"] = job.prepared.fingerprint
+    trainer.fetch_checkpoint = partial(_fetch_checkpoint, report)
     report.notes, report.ledger = list(trainer.notes), trainer.ledger
     attach(trainer)
     assert trainer.args.world_size == ray.train.get_context().get_world_size()
@@ -211,30 +211,20 @@ def _scratch_folder(cfg: Any) -> tuple[Path, int | None]:
     return scratch, reached
 
 
-def _fetch_best_checkpoint(resumed: str, scratch: Path) -> None:
-    """Bring the best checkpoint so far back to this node, where the trainer looks for it at the end."""
+def _fetch_checkpoint(report: Any, folder: Path) -> None:
+    """Bring what this node lacks of a checkpoint: the parts of other nodes' ranks, or all of it after a restart."""
     import ray.train
-    from pyarrow import fs
     from ray.train.collective import barrier
-    from transformers import TrainerState
 
-    from pipeline.training.checkpoints import complete, step_of
+    from pipeline.training.checkpoints import fetch, step_of
+    from strategies.checkpoints.manifest import is_complete
 
-    state = TrainerState.load_from_json(str(Path(resumed) / "trainer_state.json"))
-    if state.best_model_checkpoint and ray.train.get_context().get_local_rank() == 0:
-        storage = ray.train.get_context().get_storage()
-        filesystem, run = storage.storage_filesystem, storage.experiment_fs_path
-        best = Path(state.best_model_checkpoint).name
-        for name in complete(filesystem, run):
-            if step_of(name) == int(best.removeprefix("checkpoint-")):
-                (scratch / best).mkdir(parents=True, exist_ok=True)
-                fs.copy_files(
-                    f"{run}/{name}",
-                    str(scratch / best),
-                    source_filesystem=filesystem,
-                    destination_filesystem=fs.LocalFileSystem(),
-                )
-                break
+    report.wait_until_stored()
+    barrier()
+    context = ray.train.get_context()
+    if context.get_local_rank() == 0 and not is_complete(folder):
+        storage = context.get_storage()
+        fetch(storage.storage_filesystem, storage.experiment_fs_path, step_of(folder.name), folder)
     barrier()
 
 

@@ -67,6 +67,11 @@ def read_manifests(folder: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{folder.name} is damaged: a manifest is no JSON ({error})") from error
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether a folder has the manifests of all ranks."""
+    return folder.is_dir() and not missing_manifests(path.name for path in folder.iterdir())
+
+
 def missing_manifests(names: Iterable[str]) -> list[str]:
     """Names of the manifests that a complete checkpoint would have beside these files."""
     found = {match.group(0): int(match.group(2)) for match in map(MANIFEST.fullmatch, names) if match}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,12 @@ class CheckpointMixin(Trainer):
     Attributes:
         identity: whose checkpoints these are, in words; the run's own names may be added before training. A checkpoint
             that differs in one of them is refused.
+        fetch_checkpoint: brings what this node lacks of a checkpoint into its folder, where ranks have folders of their own;
+            all ranks call it at once.
     """
 
     identity: dict[str, Any]
+    fetch_checkpoint: Callable[[Path], None] | None = None
     _sound: Path | None = None
     """The folder that was found sound last."""
 
@@ -177,9 +180,19 @@ class CheckpointMixin(Trainer):
         self._load_scaler(str(folder))
 
     def _load_best_model(self) -> None:
+        """As transformers, from the pieces where those have the weights.
+
+        Raises:
+            ValueError: where the best checkpoint is damaged.
+        """
+        folder = Path(self.args.output_dir) / Path(self.state.best_model_checkpoint).name
+        self.state.best_model_checkpoint = str(folder)  # a run that goes on elsewhere may have another one
+        if self.fetch_checkpoint is not None:
+            self.fetch_checkpoint(folder)
+        if (damage := self.find_damage(folder)) is not None:
+            raise ValueError(f"the best model can't be had: {damage}")
         if not (self.is_sharded or self.is_deepspeed_enabled):
             return super()._load_best_model()
-        folder = Path(self.state.best_model_checkpoint)
         with PieceReader(folder, read_manifests(folder)) as reader:
             if self.is_deepspeed_enabled:
                 load_zero_weights(self.model_wrapped, reader)

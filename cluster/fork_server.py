@@ -1,0 +1,218 @@
+"""A process that has imported what workers need, and forks itself for each of them.
+
+A worker's process is started by Ray with `cluster/fork_client.py` in the place of Python; that asks this server for a copy of
+itself which runs Ray's worker program, and ends with it. So a node imports torch and transformers once, not once per worker,
+and a worker's start takes a fraction of a second. Ray itself must not be imported here: its extension module reads the
+environment of a process when it is loaded.
+
+`start` runs it beside the process that starts Ray, with which it ends.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["start"]
+
+HEADER = 8
+"""Bytes in front of a request that say how long it is."""
+
+LONGEST_FOLDER = 70
+"""Characters: the path of a socket has 107 at most."""
+
+
+def start(modules: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Start a server that ends with this process.
+
+    Args:
+        modules: what it imports before it forks.
+        environment: its own; what a library reads when it is imported, copies don't read again.
+
+    Returns:
+        The command that Ray starts workers with in the place of Python (`py_executable` of a runtime environment).
+    """
+    is_short = len(tempfile.gettempdir()) < LONGEST_FOLDER
+    folder = tempfile.mkdtemp(prefix="prefray-fork-", dir=None if is_short else "/tmp")  # noqa: S108 - only its owner reads it
+    path = f"{folder}/socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(128)  # clients that come while it imports wait for it
+        here = Path(__file__)
+        subprocess.Popen(  # noqa: S603 - this Python, this module
+            [sys.executable, "-m", "cluster.fork_server", folder, str(listener.fileno()), *modules],
+            stdin=subprocess.PIPE,  # ends when this process does
+            pass_fds=[listener.fileno()],
+            env={**environment, "PYTHONPATH": os.pathsep.join([str(here.parents[1]), environment.get("PYTHONPATH", "")])},
+            start_new_session=True,
+        )
+    return f"{sys.executable} -S -E {here.with_name('fork_client.py')} {path}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client wants to be run, and in what surroundings."""
+
+    arguments: list[str]
+    """A Python file and what it is called with."""
+    environment: dict[str, str]
+    folder: str
+    streams: list[int]
+    """Descriptors of standard input, output and error."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A copy of this process."""
+
+    pid: int
+    handle: int
+    """Descriptor that becomes readable when the copy has ended."""
+    client: socket.socket
+
+
+def main(folder: str, listener: int, modules: list[str]) -> None:
+    """Import, then fork until the driver has ended. Returns in the server; a copy runs its program and returns as well."""
+    for name in modules:
+        importlib.import_module(name)
+    if "ray" in sys.modules:
+        raise RuntimeError("Ray was imported, which copies of this process would have to do themselves")
+    gc.collect()
+    gc.freeze()  # a collection would write to pages that are shared
+    request = Server(socket.socket(fileno=listener)).serve()
+    if request is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        run(request)
+
+
+class Server:
+    """Waits for clients, for the ends of copies, and for the driver's end."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._children: dict[int, Child] = {}
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ, None)
+
+    def serve(self) -> Request | None:
+        """Fork for every client; returns its request in the copy, and None in the server when the driver has ended."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.data is None:
+                    return None
+                if key.fileobj in self._selector.get_map() and (request := key.data()) is not None:
+                    return request
+
+    def _accept(self) -> Request | None:
+        client, _ = self._listener.accept()
+        try:
+            request = receive(client)
+        except (OSError, ValueError):  # of a client that was killed
+            client.close()
+            return None
+        pid = os.fork()
+        if pid == 0:
+            self._leave(client)
+            return request
+        for descriptor in request.streams:
+            os.close(descriptor)
+        child = Child(pid, os.pidfd_open(pid), client)
+        self._selector.register(child.handle, selectors.EVENT_READ, lambda: self._ended(child))
+        self._selector.register(client, selectors.EVENT_READ, lambda: self._abandoned(child))
+        self._children[pid] = child
+        return None
+
+    def _ended(self, child: Child) -> None:
+        """Tell the client how its program has ended."""
+        _, status = os.waitpid(child.pid, 0)
+        del self._children[child.pid]
+        self._selector.unregister(child.handle)
+        os.close(child.handle)
+        if child.client in self._selector.get_map():
+            self._selector.unregister(child.client)
+        with suppress(OSError):  # of a client that has ended as well
+            child.client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+        child.client.close()
+
+    def _abandoned(self, child: Child) -> None:
+        """End a program whose client has been ended: Ray means the program."""
+        self._selector.unregister(child.client)
+        os.kill(child.pid, signal.SIGKILL)  # not waited for yet, so the number is still its own
+
+    def _leave(self, client: socket.socket) -> None:
+        """Close, in a copy, what is the server's."""
+        self._selector.close()
+        self._listener.close()
+        client.close()
+        for child in self._children.values():
+            os.close(child.handle)
+            child.client.close()
+
+
+def receive(client: socket.socket) -> Request:
+    """Read a client's request.
+
+    Raises:
+        ValueError: where it ends too soon.
+    """
+    client.settimeout(30)
+    data, streams, _, _ = socket.recv_fds(client, HEADER, 3)
+    if len(data) < HEADER or len(streams) < 3:
+        raise ValueError("a request without a header")
+    size = int.from_bytes(data)
+    body = bytearray()
+    while len(body) < size:
+        part = client.recv(size - len(body))
+        if not part:
+            raise ValueError("a request that was cut off")
+        body += part
+    client.settimeout(None)
+    return Request(**json.loads(body), streams=streams)
+
+
+def run(request: Request) -> None:
+    """Become the process that the client would have been."""
+    os.setpgid(0, 0)  # Ray ends a worker's whole group
+    for target, descriptor in enumerate(request.streams):
+        os.dup2(descriptor, target)
+    for descriptor in request.streams:
+        if descriptor > 2:
+            os.close(descriptor)
+    os.chdir(request.folder)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    sys.argv = request.arguments
+    sys.path[0] = str(Path(request.arguments[0]).parent)
+    _settle_libraries()
+    runpy.run_path(request.arguments[0], run_name="__main__")
+
+
+def _settle_libraries() -> None:
+    """Give libraries what they would have found when they were imported by this process."""
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()  # a copy would draw the numbers of every other copy
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and (threads := os.environ.get("OMP_NUM_THREADS")):
+        torch.set_num_threads(int(threads))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])
