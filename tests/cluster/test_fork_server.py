@@ -79,7 +79,7 @@ def test_without_a_server_python_runs_the_program(command: list[str], program: s
 
 
 def test_the_server_ends_with_whoever_started_it(tmp_path: Path) -> None:
-    script = "import os, time; from cluster.fork_server import start; print(start(['json'], os.environ), flush=True); time.sleep(600)"
+    script = "import os, time; from cluster.fork_server import start; print(start([], os.environ), flush=True); time.sleep(99)"
     driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     socket = Path(driver.stdout.readline().split()[-1])
