@@ -7,6 +7,7 @@ of a recipe (batch sizes, clipping, precision, the optimizer) is left to them as
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from cluster.config import ClusterKeys, FsdpConfig
 
-__all__ = ["STAGES", "Sharding", "find_problems", "sharding_arguments", "sharding_of", "zero_stage"]
+__all__ = [
+    "STAGES",
+    "Sharding",
+    "find_problems",
+    "is_own",
+    "precision_asked",
+    "sharding_arguments",
+    "sharding_of",
+]
 
 Sharding = Literal["zero1", "zero2", "zero3", "fsdp2"]
 STAGES = ("zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload")
@@ -39,6 +48,15 @@ DERIVED = {
     "gradient_clipping": "max_grad_norm",
 }
 """Keys of DeepSpeed's that keys of the recipe decide."""
+KNOWN = {
+    *FOLLOWING,
+    *DERIVED,
+    *("zero_optimization", "optimizer", "scheduler", "communication_data_type", "data_types", "prescale_gradients"),
+    *("gradient_predivide_factor", "activation_checkpointing", "aio", "comms_logger", "compile", "disable_allgather"),
+    *("dump_state", "flops_profiler", "log_level", "memory_breakdown", "steps_per_print", "wall_clock_breakdown"),
+    *("tensorboard", "csv_monitor", "wandb", "timers", "disable_python_gc", "gradient_allreduce_op"),
+}
+"""Keys of DeepSpeed's that mean something here; DeepSpeed itself passes over those that it doesn't know."""
 STEPPED_AT_ONCE = 4_000_000
 """Weights of a worker that ZeRO-3's optimizer steps at a time. It copies their gradients first: DeepSpeed's own number, 10^9,
 means a copy of all gradients for most models."""
@@ -70,6 +88,20 @@ def sharding_arguments(cfg: ClusterKeys) -> dict[str, Any]:
     if cfg.deepspeed is None:
         return {}
     return {"deepspeed": {**copy.deepcopy(FOLLOWING), **_read(cfg.deepspeed)}}
+
+
+def precision_asked(cfg: ClusterKeys) -> dict[str, bool]:
+    """What DeepSpeed's own config says of `bf16` and `fp16`, where it doesn't leave them to the recipe."""
+    config = _read(cfg.deepspeed) if cfg.deepspeed is not None else {}
+    sections = {name: config[name] for name in ("bf16", "fp16") if isinstance(config.get(name), Mapping)}
+    return {name: section["enabled"] for name, section in sections.items() if section.get("enabled", "auto") != "auto"}
+
+
+def is_own(cfg: ClusterKeys) -> bool:
+    """Whether the recipe brings something that only DeepSpeed, or the model, can tell whether it is right."""
+    if cfg.fsdp_config is not None:
+        return cfg.fsdp_config.transformer_layer_cls_to_wrap is not None
+    return cfg.deepspeed is not None and cfg.deepspeed not in STAGES
 
 
 def zero_stage(config: Mapping[str, Any]) -> int:
@@ -163,6 +195,10 @@ def _deepspeed_problems(value: str | Mapping[str, Any]) -> Iterator[tuple[str, s
     for section, key in (("optimizer", "optimizer"), ("scheduler", "lr_scheduler")):
         if section in config:
             yield f"deepspeed.{section}", f"the recipe's own key `{key}` decides; remove the section"
+    for name in config.keys() - KNOWN:
+        near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.6)
+        advice = f"did you mean {near[0]!r}?" if near else "remove it"
+        yield f"deepspeed.{name}", f"no key of DeepSpeed's that means something here; {advice}"
 
 
 def _fsdp_arguments(config: FsdpConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ host; without one, they are gloo's and there is nothing to offload from.
 from __future__ import annotations
 
 import copy
+import difflib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,12 +18,55 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from strategies.deepspeed_patches import keep_float32_weights_once, talk_through_gloo
+from strategies.models import load_config
 from strategies.precision import computes_in_bf16
 
-__all__ = ["accumulate_outside", "arguments_here", "divided_loading", "fsdp_on_any_device"]
+__all__ = ["accumulate_outside", "arguments_here", "divided_loading", "find_problems", "fsdp_on_any_device"]
+
+
+def find_problems(cfg: Any, arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (path, message) for what every worker would find wrong: keys of DeepSpeed's, classes that the model doesn't have.
+
+    Args:
+        cfg: a validated config, whose model's own config can be read.
+        arguments: DeepSpeed's or FSDP2's dict.
+    """
+    if "deepspeed" in arguments:
+        yield from _zero_problems(arguments["deepspeed"]["zero_optimization"])
+    layers = arguments.get("fsdp_config", {}).get("transformer_layer_cls_to_wrap")
+    if layers is not None:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(load_config(cfg), trust_remote_code=cfg.trust_remote_code)
+        classes = {type(module).__name__ for module in model.modules()}
+        for name in (one.strip() for one in layers.split(",")):
+            if name not in classes:
+                its_own = ", ".join(sorted(set(model._no_split_modules or ()) & classes))
+                yield (
+                    "fsdp_config.transformer_layer_cls_to_wrap",
+                    f"{cfg.base_model} has no layer of class {name!r}; write {its_own}, or remove it",
+                )
+
+
+def _zero_problems(zero: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if not torch.accelerator.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**{name: value for name, value in zero.items() if value != "auto"})
+    except ValidationError as error:
+        for one in error.errors():
+            path = ".".join(["deepspeed", "zero_optimization", *map(str, one["loc"])])
+            if one["type"] != "extra_forbidden":
+                yield path, f"{one['msg'].replace('Input should be', 'must be')}, got {one['input']!r}"
+                continue
+            near = difflib.get_close_matches(str(one["loc"][-1]), DeepSpeedZeroConfig.model_fields, n=1, cutoff=0.6)
+            yield path, f"no key of DeepSpeed's; {f'did you mean {near[0]!r}?' if near else 'remove it'}"
 
 
 @contextmanager

@@ -20,6 +20,8 @@ UNSUPPORTED: dict[str, str] = {
     "write `wandb_name`": "wandb_run_name",
     "write `hub_model_id`": "push_to_hub",
     "write `fsdp_config`": "fsdp",
+    "write `fsdp_config.fsdp_version`": "fsdp_version",
+    "write `fsdp_config.final_state_dict_type`": "fsdp_final_state_dict_type",
     "run with `--debug`": "debug",
     "write `attn_implementation`": (
         "eager_attention flash_attention flash_optimum flex_attention s2_attention sage_attention "
@@ -74,7 +76,7 @@ UNSUPPORTED: dict[str, str] = {
     "it belongs to distributed training that is not available in this version": (
         "activation_offloading context_parallel_size ddp ddp_broadcast_buffers ddp_bucket_cap_mb deepcompile "
         "device device_map dp_replicate_size dp_shard_size experimental_skip_move_to_device fp8 fp8_config "
-        "fp8_enable_fsdp_float8_all_gather fsdp_final_state_dict_type fsdp_version gpu_memory_limit "
+        "fp8_enable_fsdp_float8_all_gather gpu_memory_limit "
         "heads_k_stride layer_offloading local_rank lora_on_cpu low_cpu_mem_usage max_memory "
         "qlora_sharded_model_loading ring_attn_func selective_checkpointing sequence_parallel_degree "
         "tensor_parallel_size world_size"

@@ -14,17 +14,38 @@ from pipeline.config.axolotl import REASONS
 
 __all__ = ["explain"]
 
+KINDS = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "model_type": "a mapping",
+    "string_type": "text",
+}
+"""What pydantic wanted -> as a message says it where there are several."""
+
 
 def explain(errors: list[ErrorDetails], model: type[BaseModel]) -> list[tuple[str, str]]:
     """Turn the errors of validating `model` into (path, message), one per key."""
-    problems: dict[str, str] = {}
+    found: dict[str, list[ErrorDetails]] = {}
     for error in errors:
-        path = _path(error["loc"])
-        if path not in problems or error["type"] == "extra_forbidden":
-            problems[path] = _message(error, model)
+        found.setdefault(_path(error["loc"]), []).append(error)
     # Of a union that has a mapping among its members, pydantic also says that the value is none of the others.
-    outer = {path for path in problems if any(other.startswith(f"{path}.") for other in problems)}
-    return sorted((path, message) for path, message in problems.items() if path not in outer)
+    outer = {path for path in found if any(other.startswith(f"{path}.") for other in found)}
+    return sorted((path, _message_of(those, model)) for path, those in found.items() if path not in outer)
+
+
+def _message_of(errors: list[ErrorDetails], model: type[BaseModel]) -> str:
+    """One message of the errors of a key: of an unknown one that, of a union what it takes."""
+    unknown = next((error for error in errors if error["type"] == "extra_forbidden"), None)
+    kinds = list(dict.fromkeys(KINDS[error["type"]] for error in errors if error["type"] in KINDS))
+    if unknown is None and len(kinds) > 1:
+        return f"must be {' or '.join(kinds)}, got {_short(errors[0].get('input'))}"
+    return _message(unknown or errors[0], model)
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
@@ -34,7 +55,10 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 def _is_union_member(part: int | str) -> bool:
     """Whether pydantic put `part` there to name a member of a union: a type, a constrained type, a model."""
-    return isinstance(part, str) and (part in ("str", "int", "bool", "float", "UserDefinedType") or "[" in part or "-" in part)
+    if not isinstance(part, str):
+        return False
+    is_class = part[0].isupper() and not part.isupper()  # CPU is a key
+    return is_class or part in ("str", "int", "bool", "float") or "[" in part or "-" in part
 
 
 def _message(error: ErrorDetails, model: type[BaseModel]) -> str:

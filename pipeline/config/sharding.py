@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cluster.sharding import Sharding, sharding_of
+from cluster.sharding import Sharding, precision_asked, sharding_of
 from strategies.registry import STRATEGIES
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ def find_problems(cfg: RunConfig) -> Iterator[tuple[str, str]]:
             "optimizer",
             f"{cfg.optimizer} can't be used with {key}, which hands it pieces of weights; use one of {', '.join(ELEMENTWISE)}",
         )
+    for name, enabled in precision_asked(cfg).items():
+        if bool(getattr(cfg, name)) != enabled or getattr(cfg, name) == "auto":
+            said = f"{name}: {getattr(cfg, name)}".lower()
+            yield f"deepspeed.{name}.enabled", f"must agree with the recipe's `{said}`, or be auto; got {str(enabled).lower()}"
     if sharding in NAMES:
         yield from _of_divided_weights(cfg, key, NAMES[sharding])
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.reference.budget import check_training_budget as check_training_budget
+    from pipeline.reference.identity import base_fingerprint as base_fingerprint
     from pipeline.reference.precision import settle as settle
     from pipeline.reference.scoring import check_mode as check_mode
     from pipeline.reference.scoring import score as score
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Scores": "pipeline.reference.store",
+    "base_fingerprint": "pipeline.reference.identity",
     "check_mode": "pipeline.reference.scoring",
     "check_training_budget": "pipeline.reference.budget",
     "score": "pipeline.reference.scoring",
     "settle": "pipeline.reference.precision",
 }
-__all__ = ["Scores", "check_mode", "check_training_budget", "score", "settle"]
+__all__ = ["Scores", "base_fingerprint", "check_mode", "check_training_budget", "score", "settle"]
 
 
 def __getattr__(name: str) -> Any:

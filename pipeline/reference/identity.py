@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -11,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.reference.hashing import file_digest
 from strategies.locations import ModelLocation, resolve_model_location
 
-__all__ = ["pin_revision", "reference_identity", "reference_key"]
+__all__ = ["base_fingerprint", "pin_revision", "reference_identity", "reference_key"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -60,6 +61,12 @@ def reference_identity(cfg: Any) -> dict[str, Any]:
     if (size := _grown_to(cfg, location)) is not None:
         identity["grown_embeddings"] = {"tokens": size, "seed": cfg.seed, "x32": bool(cfg.resize_token_embeddings_to_32x)}
     return json.loads(json.dumps(identity, default=str))
+
+
+def base_fingerprint(cfg: Any) -> str:
+    """Hash of what decides the weights of `base_model` as training starts from it: 20 hex digits. Errors as above."""
+    identity = reference_identity(cfg.model_copy(update={"reference_model": None}))
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def pin_revision(cfg: Any, identity: dict[str, Any]) -> Any:

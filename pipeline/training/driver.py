@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cluster.preflight import plan_workers
+from cluster.sharding import is_own, sharding_arguments
 from pipeline.config import RunConfig
 from pipeline.display import Display, SilentDisplay
 from pipeline.errors import UserError
@@ -64,7 +65,7 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
         RunFailed: when workers failed more often than `ray.max_failures`.
     """
     from pipeline.data import prepare
-    from pipeline.reference import check_training_budget, settle
+    from pipeline.reference import base_fingerprint, check_training_budget, settle
     from strategies.cadence import total_steps
     from strategies.registry import get_strategy
 
@@ -72,6 +73,7 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
     cfg = absolute_paths(cfg)
     _check_models(cfg)
     _check_method(strategy, cfg)
+    _check_sharding(cfg)
     display = display or SilentDisplay()
     folder = RunFolder(locate(cfg.output_dir))
     display.stage("starting Ray")
@@ -100,7 +102,8 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
     folder.check(prepared.fingerprint, steps)
     mode = strategy.reference_mode(cfg)
     scores = _score(cfg, prepared, display) if mode == "cached" else None
-    folder.start(prepared.fingerprint, steps, scores.fingerprint if scores is not None else None)
+    base = base_fingerprint(cfg) if cfg.adapter is not None or mode == "live" else None
+    folder.start(prepared.fingerprint, steps, scores.fingerprint if scores is not None else None, base)
     cfg = cfg.model_copy(update={"reference": mode})
     returned = follow(RunPlan(cfg, folder, prepared, steps, workers, selection, debug, scores), display)
     folder.finish(returned["step"], returned["best_metric"])
@@ -122,6 +125,16 @@ def _check_method(strategy: type[Strategy], cfg: RunConfig) -> None:
         strategy.set_trainer_kwargs(cfg)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _check_sharding(cfg: RunConfig) -> None:
+    """Say now what DeepSpeed or FSDP2 would say in every worker."""
+    if not is_own(cfg):
+        return
+    from strategies.sharding import find_problems
+
+    if problems := [f"{path}: {message}" for path, message in find_problems(cfg, sharding_arguments(cfg))]:
+        raise UserError("\n".join(problems))
 
 
 def _score(cfg: RunConfig, prepared: Prepared, display: Display) -> Scores:

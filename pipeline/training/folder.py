@@ -123,12 +123,13 @@ class RunFolder:
         except STORAGE_ERRORS as error:
             raise UserError(f"output_dir: {str(self.path)!r} can't be written: {reason(error)}") from error
 
-    def check(self, fingerprint: str, total_steps: int, scores: str | None = None) -> None:
+    def check(self, fingerprint: str, total_steps: int, scores: str | None = None, base: str | None = None) -> None:
         """Refuse what the run that the folder holds can't be continued with.
 
         Args:
             fingerprint: of the prepared data.
             scores: fingerprint of the reference's log-probabilities, where they are cached and known yet.
+            base: fingerprint of the base model, where checkpoints don't hold all of it and it is known yet.
 
         Raises:
             UserError: for other data, another reference, or want of a checkpoint.
@@ -147,16 +148,22 @@ class RunFolder:
                 f"--resume: the reference has changed: the run in {path!r} was trained beside the scores {beside}, and now "
                 f"they are {scores}; give another output_dir"
             )
+        if None not in (state.get("base"), base) and state["base"] != base:
+            raise UserError(
+                f"--resume: the base model has changed: the run in {path!r} was trained on the weights {state['base']}, and now "
+                f"there are {base} in their place; put them back, or give another output_dir"
+            )
         if finished is not None and not self.checkpoints():
             raise UserError(
                 f"--resume: the run in {path!r} has finished with step {finished} and left no checkpoint to "
                 f"continue from up to step {total_steps}; give another output_dir"
             )
 
-    def start(self, fingerprint: str, total_steps: int, scores: str | None = None) -> None:
+    def start(self, fingerprint: str, total_steps: int, scores: str | None = None, base: str | None = None) -> None:
         """Record what a run trains on, before its workers start; arguments and errors are those of `check`."""
-        patiently(partial(self.check, fingerprint, total_steps, scores), f"reading {self.path}")
-        self._write_patiently({"status": "started", "prepared": fingerprint, "scores": scores, "total_steps": total_steps})
+        patiently(partial(self.check, fingerprint, total_steps, scores, base), f"reading {self.path}")
+        known = {"prepared": fingerprint, "scores": scores, "base": base}
+        self._write_patiently({"status": "started", **known, "total_steps": total_steps})
 
     def finish(self, step: int, best_metric: float | None) -> None:
         """Record that the run has ended."""

@@ -80,6 +80,8 @@ def load_zero_weights(engine: Any, reader: PieceReader) -> None:
 
 
 def _load_parts(engine: Any, states: tuple[str | None, ...], reader: PieceReader) -> None:
+    if _is_stage3(engine.optimizer):
+        engine.empty_partition_cache()  # a forward pass without a backward one leaves some weights whole, as they were
     with torch.no_grad():
         for part in _parts(engine):
             for state in states:
@@ -186,5 +188,4 @@ def _refresh_weights(engine: Any) -> None:
     if not _is_stage3(optimizer):
         optimizer.update_lp_params()
     elif optimizer.persistent_parameters:
-        optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
         optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)

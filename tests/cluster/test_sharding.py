@@ -120,6 +120,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"deepspeed": {**ZERO, "scheduler": {"type": "WarmupLR"}}},
         "deepspeed.scheduler: the recipe's own key `lr_scheduler` decides",
     ),
+    "a key that is none": (
+        {"deepspeed": {**ZERO, "zero_optimisation": {}}},
+        "deepspeed.zero_optimisation: no key of DeepSpeed's that means something here; did you mean 'zero_optimization'?",
+    ),
     "FSDP1": ({"fsdp_config": {"fsdp_version": 1}}, "fsdp_config.fsdp_version: only FSDP2 is supported; write 2, got 1"),
     "precision": (
         {"fsdp_config": {"mixed_precision_policy": "bf16"}},

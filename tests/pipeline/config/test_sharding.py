@@ -50,6 +50,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {**FSDP, **LORA, "dpo_generate_during_eval": True},
         "dpo_generate_during_eval: FSDP2 has no whole model to generate with; use `deepspeed: zero2`, or remove it",
     ),
+    "another precision": (
+        {"deepspeed": {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}, "bf16": False},
+        "deepspeed.bf16.enabled: must agree with the recipe's `bf16: false`, or be auto; got true",
+    ),
     "the keys themselves": ({"deepspeed": "zero9", "optimizer": "lomo"}, "deepspeed: unknown stage 'zero9'"),
 }
 
@@ -70,6 +74,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "kto of an adapter": {**ZERO3, **LORA, "rl": "kto"},
     "simpo": {**FSDP, "rl": "simpo"},
     "generating": {"deepspeed": "zero1", **LORA, "dpo_generate_during_eval": True},
+    "the recipe's precision": {"deepspeed": {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}, "bf16": True},
     "Axolotl's false": {"deepspeed": None, "fsdp_config": None},
 }
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
 from pipeline.reference.hashing import file_digest, ids_digest
-from pipeline.reference.identity import pin_revision, reference_identity
+from pipeline.reference.identity import base_fingerprint, pin_revision, reference_identity
 from pipeline.reference.precision import Precision, resolve_precision
 from tests.tiny import adapter_folder, save_tiny, tiny_tokenizer
 
@@ -38,6 +38,8 @@ def test_one_weight(recipe: Any, tmp_path: Path) -> None:
     assert {key for key in first["model"]["files"] if first["model"]["files"][key] != second["model"]["files"][key]} == {
         "model.safetensors"
     }
+    assert base_fingerprint(cfg) == base_fingerprint(recipe())  # its base model is another one, and stayed
+    assert base_fingerprint(recipe(base_model=str(folder))) != base_fingerprint(cfg)
 
 
 def test_the_same_model_in_another_folder(recipe: Any, tiny_base: str, tmp_path: Path) -> None:

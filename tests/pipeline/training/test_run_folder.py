@@ -83,6 +83,14 @@ def test_a_run_is_not_continued_on_other_data(folder: RunFolder) -> None:
         folder.start("new", 12)
 
 
+def test_a_run_is_not_continued_from_another_base_model(folder: RunFolder) -> None:
+    folder.open(config(), resume=False)
+    folder.start("data", 12, base="old")
+    stop_after(folder, 5)
+    with pytest.raises(UserError, match="the base model has changed: .* on the weights old, and now there are new in their"):
+        folder.start("data", 12, base="new")
+
+
 def test_a_run_is_not_continued_beside_another_reference(folder: RunFolder) -> None:
     folder.open(config(), resume=False)
     folder.start("data", 12, scores="old")
