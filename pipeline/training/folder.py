@@ -150,7 +150,7 @@ class RunFolder:
             )
         if None not in (state.get("base"), base) and state["base"] != base:
             raise UserError(
-                f"--resume: the base model has changed: the run in {path!r} was trained on the weights {state['base']}, and now "
+                f"--resume: the base model has changed: the run in {path!r} started from the weights {state['base']}, and now "
                 f"there are {base} in their place; put them back, or give another output_dir"
             )
         if finished is not None and not self.checkpoints():

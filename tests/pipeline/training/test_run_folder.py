@@ -87,7 +87,7 @@ def test_a_run_is_not_continued_from_another_base_model(folder: RunFolder) -> No
     folder.open(config(), resume=False)
     folder.start("data", 12, base="old")
     stop_after(folder, 5)
-    with pytest.raises(UserError, match="the base model has changed: .* on the weights old, and now there are new in their"):
+    with pytest.raises(UserError, match="the base model has changed: .* from the weights old, and now there are new in their"):
         folder.start("data", 12, base="new")
 
 
