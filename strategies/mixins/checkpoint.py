@@ -163,6 +163,9 @@ class CheckpointMixin(Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         if resume_from_checkpoint is not None:
             self._load_state(Path(resume_from_checkpoint))
+            if self.fetch_checkpoint is not None and self.state.best_global_step:  # transformers forgets one that isn't here
+                best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+                self.state.best_model_checkpoint = str(best)
         return prepared
 
     def _load_state(self, folder: Path) -> None:
@@ -185,8 +188,7 @@ class CheckpointMixin(Trainer):
         Raises:
             ValueError: where the best checkpoint is damaged.
         """
-        folder = Path(self.args.output_dir) / Path(self.state.best_model_checkpoint).name
-        self.state.best_model_checkpoint = str(folder)  # a run that goes on elsewhere may have another one
+        folder = Path(self.state.best_model_checkpoint)
         if self.fetch_checkpoint is not None:
             self.fetch_checkpoint(folder)
         if (damage := self.find_damage(folder)) is not None:

@@ -1,7 +1,7 @@
 """An elastic run on a cluster of three Ray nodes on this machine, of which one is lost and later replaced.
 
 Run as a script, for it needs a Ray of its own: `python -m tests.pipeline.training.elastic_scenario RECIPE`. Prints a line
-of JSON per event, with the time it came.
+of JSON per event, with the time it came. Ray notices a lost node, and the run a new one, sooner than by default.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 
 from pipeline import load_config, train
 from pipeline.display import SilentDisplay
+from pipeline.training import following
 from pipeline.training.folder import RunFolder
 from pipeline.training.metrics import MetricsFile
 
@@ -48,7 +49,9 @@ def wait_for_step(folder: RunFolder, step: int) -> None:
 
 
 def main(recipe: str) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    following.RESIZE_INTERVAL_S = 5.0
+    health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": health})
     cluster.add_node(num_cpus=1)
     second = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()

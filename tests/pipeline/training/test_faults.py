@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from benchmarks.chaos import training_workers
 from pipeline import train
 from pipeline.config import RunConfig, dump_config
-from pipeline.errors import RunFailed
+from pipeline.errors import RunFailed, UserError
 from pipeline.training.driver import TrainResult
 from pipeline.training.folder import RunFolder
 from pipeline.training.metrics import MetricsFile
@@ -71,24 +71,35 @@ def same_weights(one: TrainResult, other: TrainResult) -> None:
         torch.testing.assert_close(mine[name], tensor, rtol=0, atol=0)
 
 
-def hit(recipe: Any, folder: RunFolder, number: int, display: Recorder, **ray: Any) -> TrainResult:
+def hit(recipe: Any, folder: RunFolder, number: int, display: Recorder, rank: int = 1, **keys: Any) -> TrainResult:
     """A `LONG` run, one of whose workers gets a signal after the checkpoint of step 8."""
 
     def send() -> None:
         wait_for(lambda: 8 in folder.checkpoints())
-        training_workers()[1].send_signal(number)
+        training_workers()[rank].send_signal(number)
 
     sender = threading.Thread(target=send)
     sender.start()
-    result = train(recipe(folder.path, **LONG, ray={"num_workers": 2, "max_failures": 1, **ray}), display=display)
+    ray = {"num_workers": 2, "max_failures": 1, **keys.pop("ray", {})}
+    result = train(recipe(folder.path, **{**LONG, **keys}, ray=ray), display=display)
     sender.join()
     return result
 
 
-def test_a_killed_worker_changes_nothing_but_the_time(recipe: Any, quiet: TrainResult, tmp_path: Path) -> None:
+MOMENTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "training": (1, {}),
+    "evaluating": (0, {"eval_steps": 1, "micro_batch_size": 1, "gradient_accumulation_steps": 4}),
+    "saving": (1, {"save_steps": 1, "save_total_limit": 20}),
+}
+"""What a worker mostly does when it is killed, and which of the two it is."""
+
+
+@pytest.mark.parametrize("moment", list(MOMENTS))
+def test_a_killed_worker_changes_nothing_but_the_time(recipe: Any, quiet: TrainResult, tmp_path: Path, moment: str) -> None:
     """SIGKILL in the middle: the run restarts from the checkpoint, and ends with the weights of a quiet run."""
     display = Recorder()
-    killed = hit(recipe, RunFolder(tmp_path / "killed"), signal.SIGKILL, display)
+    rank, keys = MOMENTS[moment]
+    killed = hit(recipe, RunFolder(tmp_path / "killed"), signal.SIGKILL, display, rank, **keys)
     text = "\n".join(display.notes)
     assert re.search(r"worker \d on \S+ died at \d\d:\d\d:\d\d after step \d+: ", text), text
     assert re.search(r"restarting from the checkpoint of step \d+ \(restart 1 of 1\)", text), text
@@ -103,7 +114,7 @@ def test_a_killed_worker_changes_nothing_but_the_time(recipe: Any, quiet: TrainR
 def test_a_worker_that_hangs_is_killed_and_the_run_goes_on(recipe: Any, quiet: TrainResult, tmp_path: Path) -> None:
     """SIGSTOP: the process is there, holds its connections, and does nothing."""
     display = Recorder()
-    hung = hit(recipe, RunFolder(tmp_path / "hung"), signal.SIGSTOP, display, hang_timeout=20)
+    hung = hit(recipe, RunFolder(tmp_path / "hung"), signal.SIGSTOP, display, ray={"hang_timeout": 20})
     text = "\n".join(display.notes)
     assert re.search(r"worker \d on \S+ hung: no sign of life since \S+, after step \d+ \(ray.hang_timeout: 20 s\)", text), text
     assert not [worker for worker in training_workers() if worker.status() == psutil.STATUS_STOPPED]
@@ -131,6 +142,44 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_was(recipe: Any, quiet:
     nothing_is_repeated_or_left_out(resumed)
     assert ledger_of(resumed) == ledger_of(quiet)
     same_weights(resumed, quiet)
+
+
+def test_a_killed_driver_is_started_again(recipe: Any, quiet: TrainResult, tmp_path: Path) -> None:
+    """SIGKILL to the command: its workers end with it, and --resume gives the run that nothing happened to."""
+    cfg = recipe(tmp_path / "run", **LONG)
+    folder, process = RunFolder(tmp_path / "run"), started(cfg, tmp_path)
+    wait_for(lambda: 8 in folder.checkpoints() or process.poll() is not None)
+    left = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate(timeout=WAIT_S)
+    assert psutil.wait_procs(left, timeout=60)[1] == []
+    resumed = train(cfg, resume=True)
+    nothing_is_repeated_or_left_out(resumed)
+    assert ledger_of(resumed) == ledger_of(quiet)
+    same_weights(resumed, quiet)
+
+
+def test_a_second_sigterm_stops_at_once(recipe: Any, ray_session: Any, tmp_path: Path) -> None:
+    cfg = recipe(tmp_path / "run", num_epochs=500, eval_steps=2000, save_steps=2000)
+    folder, process = RunFolder(tmp_path / "run"), started(cfg, tmp_path)
+    wait_for(lambda: folder.metrics.exists() or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 143, errors
+    assert "stopped by SIGTERM" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_pairs(recipe: Any, ray_session: Any, tmp_path: Path) -> None:
+    """No restart: it would come to the same batch."""
+    display = Recorder()
+    cfg = recipe(tmp_path / "run", learning_rate=1e30, ray={"num_workers": 2, "max_failures": 3})
+    with pytest.raises(UserError, match=r"step \d+ is not finite.*row_id") as error:
+        train(cfg, display=display)
+    print(error.value)
+    assert not any("restart" in note for note in display.notes)
 
 
 def started(cfg: RunConfig, folder: Path) -> subprocess.Popen[str]:
