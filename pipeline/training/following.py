@@ -63,7 +63,9 @@ def follow(plan: RunPlan, display: Display) -> dict[str, Any]:
 
 class _Follower:
     def __init__(self, plan: RunPlan, display: Display) -> None:
+        import ray
         from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.plan, self.display = plan, display
         self.metrics = MetricsFile(plan.folder.metrics)
@@ -71,7 +73,10 @@ class _Follower:
         self.watch = Watch(plan.cfg.ray.hang_timeout)
         self.restarts = 0
         self.step = 0  # the last one that was heard of in this attempt
-        self.queue = Queue(actor_options={"num_cpus": 0})
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.queue = Queue(
+            actor_options={"num_cpus": 0, "scheduling_strategy": here}
+        )  # lost with the driver, not with a worker
         self.outcome: Any = None
 
     def wait(self) -> dict[str, Any]:

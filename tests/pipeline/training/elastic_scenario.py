@@ -38,14 +38,14 @@ class Teller(SilentDisplay):
         say("note", text=text)
 
 
-def wait_for_step(folder: RunFolder, step: int) -> None:
+def wait_for_step(folder: RunFolder, step: int, run: threading.Thread) -> None:
     deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and run.is_alive():
         records = MetricsFile(folder.metrics).read() if folder.metrics.exists() else []
         if folder.checkpoints() and any(record["step"] >= step for record in records):
             return
         time.sleep(0.1)
-    raise SystemExit(f"step {step} was not reached in {WAIT_S} s")
+    say("given up", step=step)
 
 
 def main(recipe: str) -> None:
@@ -64,14 +64,15 @@ def main(recipe: str) -> None:
             say("finished", steps=result.steps)
         except BaseException as error:  # noqa: BLE001 - said, and the script fails
             failed.append(error)
+            say("failed", error=str(error))
 
     folder = RunFolder(Path(cfg.output_dir))
     thread = threading.Thread(target=run)
     thread.start()
-    wait_for_step(folder, LOST_AFTER)
+    wait_for_step(folder, LOST_AFTER, thread)
     cluster.remove_node(second, allow_graceful=False)
     say("lost")
-    wait_for_step(folder, BACK_AFTER)
+    wait_for_step(folder, BACK_AFTER, thread)
     cluster.add_node(num_cpus=1)
     say("back")
     thread.join()

@@ -144,6 +144,11 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_was(recipe: Any, quiet:
     same_weights(resumed, quiet)
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Also when nobody has asked for its exit status, as in a container without an init process."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_killed_driver_is_started_again(recipe: Any, quiet: TrainResult, tmp_path: Path) -> None:
     """SIGKILL to the command: its workers end with it, and --resume gives the run that nothing happened to."""
     cfg = recipe(tmp_path / "run", **LONG)
@@ -152,7 +157,7 @@ def test_a_killed_driver_is_started_again(recipe: Any, quiet: TrainResult, tmp_p
     left = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate(timeout=WAIT_S)
-    assert psutil.wait_procs(left, timeout=60)[1] == []
+    wait_for(lambda: all(map(has_ended, left)))
     resumed = train(cfg, resume=True)
     nothing_is_repeated_or_left_out(resumed)
     assert ledger_of(resumed) == ledger_of(quiet)
@@ -176,9 +181,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_pairs(recipe: Any, ray_
     """No restart: it would come to the same batch."""
     display = Recorder()
     cfg = recipe(tmp_path / "run", learning_rate=1e30, ray={"num_workers": 2, "max_failures": 3})
-    with pytest.raises(UserError, match=r"step \d+ is not finite.*row_id") as error:
+    with pytest.raises(UserError, match=r"step 2: the loss is not finite for rows \d+.*; the step was not taken: "):
         train(cfg, display=display)
-    print(error.value)
     assert not any("restart" in note for note in display.notes)
 
 
