@@ -17,8 +17,8 @@ from pipeline.training.metrics import MetricsFile
 
 ROOT = Path(__file__).parents[3]
 KEYS: dict[str, Any] = {
-    "max_steps": 500,
-    "eval_steps": 500,
+    "max_steps": 800,
+    "eval_steps": 800,
     "save_steps": 20,
     "lr_scheduler": "linear",
     "learning_rate": 1e-4,
