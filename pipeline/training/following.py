@@ -73,10 +73,9 @@ class _Follower:
         self.watch = Watch(plan.cfg.ray.hang_timeout)
         self.restarts = 0
         self.step = 0  # the last one that was heard of in this attempt
+        # Where the driver is, so that no worker's node takes it along.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.queue = Queue(
-            actor_options={"num_cpus": 0, "scheduling_strategy": here}
-        )  # lost with the driver, not with a worker
+        self.queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self.outcome: Any = None
 
     def wait(self) -> dict[str, Any]:
