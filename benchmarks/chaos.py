@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
     parser.add_argument("--sharding", choices=list(SHARDINGS), default="ddp")
-    parser.add_argument("--steps", type=int, help="of the run; 150 for each kill when not given")
+    parser.add_argument("--steps", type=int, help="of the run; 75 for each kill when not given")
     parser.add_argument("--save-steps", type=int, default=25)
     parser.add_argument("--longest-pause", type=float, default=4.0, help="seconds of training before a kill, at most")
     return parser
@@ -114,7 +114,7 @@ class Outcome:
 
 def run(options: argparse.Namespace, folder: Path) -> Outcome:
     """Both runs."""
-    steps = options.steps or 150 * options.kills
+    steps = options.steps or 75 * options.kills
     quiet = train(recipe(options, folder, "quiet", steps))
     observer, ended = Observer(), threading.Event()
     killer = threading.Thread(target=kill_at_random, args=(options, observer, ended), daemon=True)
@@ -208,7 +208,8 @@ def report(options: argparse.Namespace, outcome: Outcome) -> None:
         verdicts.append(f"back after {statistics.median(seconds):.1f} s ({min(seconds):.1f}..{max(seconds):.1f})")
     table.caption = "\n".join([*verdicts, common.machine(1)])
     common.console().print(table)
-    if not outcome.same_weights or outcome.ledger:
+    kept = len(outcome.kills) == options.kills and max(repeated, default=0) <= options.save_steps
+    if not outcome.same_weights or outcome.ledger or not kept:
         raise SystemExit(1)
 
 

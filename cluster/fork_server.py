@@ -16,6 +16,7 @@ import json
 import os
 import runpy
 import selectors
+import shlex
 import shutil
 import signal
 import socket
@@ -61,7 +62,7 @@ def start(modules: Sequence[str], environment: Mapping[str, str]) -> str:
             env={**environment, "PYTHONPATH": os.pathsep.join([str(here.parents[1]), environment.get("PYTHONPATH", "")])},
             start_new_session=True,
         )
-    return f"{sys.executable} -S -E {here.with_name('fork_client.py')} {path}"
+    return shlex.join([sys.executable, "-S", "-E", str(here.with_name("fork_client.py")), path])
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,12 @@ class Server:
             for key, _ in self._selector.select():
                 if key.data is None:
                     return None
-                if key.fileobj in self._selector.get_map() and (request := key.data()) is not None:
+                if key.fd in self._watched() and (request := key.data()) is not None:
                     return request
+
+    def _watched(self) -> set[int]:
+        """Descriptors that are waited for: an event before this one of the same moment may have closed its own."""
+        return {key.fd for key in self._selector.get_map().values()}
 
     def _accept(self) -> Request | None:
         client, _ = self._listener.accept()
@@ -127,7 +132,12 @@ class Server:
         except (OSError, ValueError):  # of a client that was killed
             client.close()
             return None
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:  # no memory for one more: the client ends, and Ray starts another
+            for descriptor in (*request.streams, client.detach()):
+                os.close(descriptor)
+            return None
         if pid == 0:
             self._leave(client)
             return request
@@ -145,7 +155,7 @@ class Server:
         del self._children[child.pid]
         self._selector.unregister(child.handle)
         os.close(child.handle)
-        if child.client in self._selector.get_map():
+        if child.client.fileno() in self._watched():
             self._selector.unregister(child.client)
         with suppress(OSError):  # of a client that has ended as well
             child.client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
@@ -209,9 +219,6 @@ def _settle_libraries() -> None:
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed()  # a copy would draw the numbers of every other copy
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and (threads := os.environ.get("OMP_NUM_THREADS")):
-        torch.set_num_threads(int(threads))
 
 
 if __name__ == "__main__":

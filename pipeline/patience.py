@@ -25,8 +25,13 @@ HOPELESS = (errno.ENOSPC, errno.EDQUOT)
 T = TypeVar("T")
 
 
-def patiently(work: Callable[[], T], what: str) -> T:
+def patiently(work: Callable[[], T], what: str, meanwhile: Callable[[], None] = lambda: None) -> T:
     """Do it again while storage fails, at growing intervals.
+
+    Args:
+        work: what storage is asked for.
+        what: that, in words, for the log.
+        meanwhile: called at every attempt: a worker's sign of life.
 
     Raises:
         OSError: when it has failed for `PATIENCE_S`, or is full; pyarrow.ArrowException: the same, from stores that raise it.
@@ -39,5 +44,6 @@ def patiently(work: Callable[[], T], what: str) -> T:
             if getattr(error, "errno", None) in HOPELESS or time.monotonic() + pause > deadline:
                 raise
             logger.warning("%s failed and is tried again in %.1f s: %s", what, pause, error)
+        meanwhile()
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_S)

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.fork_server import start as start_fork_server
 from pipeline.errors import UserError
 
-__all__ = ["connect", "local_options", "node_resources"]
+__all__ = ["connect", "local_options", "node_resources", "use_own_threads"]
 
 # Of no use to a person who waits for a result; libraries read them when they are imported in a worker.
 QUIET = {
@@ -88,6 +88,17 @@ def local_options(debug: bool = False) -> dict[str, Any]:
 def _worker_command(environment: tuple[tuple[str, str], ...]) -> str:
     """How a worker's process is started; one server serves all that this process starts."""
     return start_fork_server(WORKERS_IMPORT, {**os.environ, **dict(environment)})
+
+
+def use_own_threads() -> None:
+    """Let torch compute with as many threads as Ray has given this worker CPUs.
+
+    Ray says it in the environment when it assigns a process its work; one that was forked has loaded torch before.
+    """
+    import torch
+
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
 
 
 def _start(options: dict[str, Any], attempts: int) -> None:

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 CHECKPOINT = "checkpoint-"
+NAME = re.compile(r"checkpoint-\d+(\.\d+)?")
 RAY_STATE = "checkpoint_manager_snapshot.json"
 
 
@@ -81,15 +82,14 @@ def fetch(filesystem: fs.FileSystem, run: str, step: int, target: Path) -> None:
     """Copy the checkpoint of a step from storage, where it is complete.
 
     Raises:
-        ValueError: where it isn't.
-        OSError: when storage has failed for minutes.
+        OSError: where it isn't, or when storage has failed for minutes.
     """
     name = next(
         (name for name in patiently(partial(complete, filesystem, run), "looking for checkpoints") if step_of(name) == step),
         None,
     )
     if name is None:
-        raise ValueError(f"{run}: there is no complete checkpoint of step {step}")
+        raise FileNotFoundError(f"{run}: there is no complete checkpoint of step {step}")
     copy = partial(
         fs.copy_files, f"{run}/{name}", str(target), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem()
     )
@@ -110,11 +110,16 @@ def recorded(filesystem: fs.FileSystem, run: str) -> list[str]:
 
 
 def _ray_state(filesystem: fs.FileSystem, run: str) -> dict[str, Any] | None:
+    """What Ray has recorded; None without a record, or with one that a kill has cut off, for Ray writes it in place."""
     path = f"{run}/{RAY_STATE}"
     if filesystem.get_file_info(path).type != fs.FileType.File:
         return None
     with filesystem.open_input_stream(path) as file:
-        return json.loads(file.read())
+        content = file.read()
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
 
 
 def is_complete(filesystem: fs.FileSystem, folder: str) -> bool:
@@ -134,11 +139,15 @@ def clean(filesystem: fs.FileSystem, run: str) -> None:
 def repair(filesystem: fs.FileSystem, run: str) -> list[str]:
     """Make a stopped run fit to go on: strike recorded checkpoints that aren't complete, which Ray would refuse to start with.
 
+    A record that can't be read is removed: the checkpoints are complete by their manifests, and are recorded again.
+
     Returns:
-        Their names.
+        Names of those that were struck.
     """
     state = _ray_state(filesystem, run)
     if state is None:
+        if filesystem.get_file_info(f"{run}/{RAY_STATE}").type == fs.FileType.File:
+            filesystem.delete_file(f"{run}/{RAY_STATE}")
         return []
     sound = set(complete(filesystem, run))
     entries = list(zip(state["checkpoint_results"], state["checkpoint_report_indices"], strict=True))
@@ -166,4 +175,4 @@ def free_name(filesystem: fs.FileSystem, run: str, step: int) -> str:
 
 def _folders(filesystem: fs.FileSystem, run: str) -> list[str]:
     found: list[Any] = filesystem.get_file_info(fs.FileSelector(run, allow_not_found=True))
-    return [info.base_name for info in found if info.type == fs.FileType.Directory and info.base_name.startswith(CHECKPOINT)]
+    return [info.base_name for info in found if info.type == fs.FileType.Directory and NAME.fullmatch(info.base_name)]

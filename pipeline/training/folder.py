@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import yaml
 
@@ -159,10 +160,15 @@ class RunFolder:
                 f"continue from up to step {total_steps}; give another output_dir"
             )
 
+    @property
+    def run_id(self) -> str:
+        """Of the run that was started in this folder, also after it was resumed; empty before."""
+        return (patiently(self.state, f"reading {inside(self.path, RUN)}") or {}).get("id", "")
+
     def start(self, fingerprint: str, total_steps: int, scores: str | None = None, base: str | None = None) -> None:
         """Record what a run trains on, before its workers start; arguments and errors are those of `check`."""
         patiently(partial(self.check, fingerprint, total_steps, scores, base), f"reading {self.path}")
-        known = {"prepared": fingerprint, "scores": scores, "base": base}
+        known = {"id": self.run_id or uuid4().hex, "prepared": fingerprint, "scores": scores, "base": base}
         self._write_patiently({"status": "started", **known, "total_steps": total_steps})
 
     def finish(self, step: int, best_metric: float | None) -> None:

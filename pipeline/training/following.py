@@ -146,7 +146,8 @@ class _Follower:
 
         plan = self.plan
         sharding = sharding_arguments(plan.cfg)
-        job = WorkerJob(plan.cfg, plan.prepared, plan.steps, os.getcwd(), self.queue, sharding, plan.scores, plan.debug)
+        run = plan.folder.run_id
+        job = WorkerJob(plan.cfg, plan.prepared, plan.steps, run, os.getcwd(), self.queue, sharding, plan.scores, plan.debug)
         return TorchTrainer(
             train_worker,
             train_loop_config={"job": job},

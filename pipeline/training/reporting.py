@@ -34,6 +34,7 @@ class RayReport(TrainerCallback):
 
     Args:
         scratch: the run's folder on this node, where the last step is written down for whoever comes after.
+        run: which run it is: a folder of the same name may have been another's.
         reached: the step that the workers before these had reached, where it is known.
 
     Attributes:
@@ -43,8 +44,9 @@ class RayReport(TrainerCallback):
         ledger: the trainer's; each rank's report brings what is new in it.
     """
 
-    def __init__(self, scratch: Path, reached: int | None) -> None:
+    def __init__(self, scratch: Path, run: str, reached: int | None) -> None:
         self._progress = scratch / PROGRESS
+        self._run = run
         self._reached = reached
         self.resumed_step: int | None = None
         self.notes: list[str] = []
@@ -66,7 +68,7 @@ class RayReport(TrainerCallback):
         known = None
         if ray.train.get_context().get_world_rank() == 0:
             find = partial(recorded, storage.storage_filesystem, storage.experiment_fs_path)
-            known = name in patiently(find, "looking for checkpoints")
+            known = name in patiently(find, "looking for checkpoints", beat)
         if not broadcast_from_rank_zero(known):
             self._adopted = (checkpoint, name)
 
@@ -82,7 +84,7 @@ class RayReport(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the step down."""
         if args.local_process_index == 0:
-            self._progress.write_text(str(state.global_step))
+            self._progress.write_text(f"{self._run} {state.global_step}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """Collect a record."""
@@ -104,7 +106,7 @@ class RayReport(TrainerCallback):
         name = None
         if context.get_world_rank() == 0:
             find = partial(free_name, storage.storage_filesystem, storage.experiment_fs_path, state.global_step)
-            name = patiently(find, "looking for checkpoints")
+            name = patiently(find, "looking for checkpoints", beat)
         name = broadcast_from_rank_zero(name)
         written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         rank = context.get_world_rank()
@@ -156,7 +158,7 @@ class RayReport(TrainerCallback):
         metrics["ledger"] = self.ledger.take()
         if self._last_report == float("-inf"):
             metrics["resumed"] = self.resumed_step or 0
-            metrics["repeated"] = None if self._reached is None else self._reached - (self.resumed_step or 0)
+            metrics["repeated"] = None if self._reached is None else max(self._reached - (self.resumed_step or 0), 0)
             metrics["notes"] = self.notes
             metrics["skipped"] = list(self.ledger.skipped)
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name, **(storing or {}))
@@ -180,9 +182,10 @@ def _numbers(logs: dict[str, Any]) -> dict[str, Any]:
     return {**numbers, "step": int(logs["step"])} if "step" in logs else numbers
 
 
-def last_step(scratch: Path) -> int | None:
-    """The step that workers which shared this folder had reached."""
+def last_step(scratch: Path, run: str) -> int | None:
+    """The step that workers of this run which shared this folder had reached."""
     try:
-        return int((scratch / PROGRESS).read_text())
+        whose, step = (scratch / PROGRESS).read_text().split()
     except (FileNotFoundError, ValueError):  # the second for one that a kill left empty
         return None
+    return int(step) if whose == run else None

@@ -23,6 +23,8 @@ class WorkerJob:
     prepared: Any
     """`pipeline.data.Prepared`: where the rows are."""
     total_steps: int
+    run: str
+    """`RunFolder.run_id`: which run it is."""
     import_path: str
     """The driver's current directory, where the recipe's reward functions may lie."""
     queue: Any
@@ -40,16 +42,18 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     The trainer writes to a folder of the worker's node; checkpoints reach the run's storage through Ray, the model at
     the end through `_save_model`.
     """
+    from pipeline.session import use_own_threads
     from pipeline.training.pulse import beat
     from pipeline.training.reporting import RayReport
     from strategies.mixins import NonFiniteLossError
 
     job: WorkerJob = config["job"]
+    use_own_threads()
     _announce(job.queue)
     if not job.debug:
         _silence()
-    scratch, reached = _scratch_folder(job.cfg)
-    report = RayReport(scratch, reached)
+    scratch, reached = _scratch_folder(job)
+    report = RayReport(scratch, job.run, reached)
     beat()
     trainer, tokenizer = _build(job, scratch, report)
     beat()
@@ -57,8 +61,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         _train(trainer, report, scratch)
     except NonFiniteLossError as error:  # all ranks agree on it, and a restart would come to it again
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # reports what led there
+        shutil.rmtree(scratch, ignore_errors=True)
         return {"step": trainer.state.global_step, "refused": str(error)}
     if trainer.stopped:
+        shutil.rmtree(scratch, ignore_errors=True)
         return {"step": trainer.state.global_step, "stopped": True}
     _save_model(trainer, tokenizer, scratch)
     if job.cfg.hub_model_id is not None:
@@ -186,7 +192,7 @@ def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
     return rows
 
 
-def _scratch_folder(cfg: Any) -> tuple[Path, int | None]:
+def _scratch_folder(job: WorkerJob) -> tuple[Path, int | None]:
     """A folder of this node for the run, shared by its ranks and empty; and the step that workers before these had reached.
 
     What a person wants to see while the run goes on is a link into the run's own folder where that is a path; to a URI,
@@ -199,14 +205,14 @@ def _scratch_folder(cfg: Any) -> tuple[Path, int | None]:
     from pipeline.training.reporting import last_step
 
     # The same path after a restart, also of Ray: the trainer's state names its best checkpoint by it.
-    run = hashlib.sha256(cfg.output_dir.encode()).hexdigest()[:12]
-    scratch = Path(tempfile.gettempdir()) / f"prefray-{run}"
+    name = hashlib.sha256(job.cfg.output_dir.encode()).hexdigest()[:12]
+    scratch = Path(tempfile.gettempdir()) / f"prefray-{name}"
     reached = None
     if ray.train.get_context().get_local_rank() == 0:
-        reached = last_step(scratch)
+        reached = last_step(scratch, job.run)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        link_watched(cfg, scratch)
+        link_watched(job.cfg, scratch)
     barrier()
     return scratch, reached
 

@@ -61,10 +61,23 @@ def read_manifests(folder: Path) -> list[dict[str, Any]]:
     names = sorted(path.name for path in folder.iterdir() if MANIFEST.fullmatch(path.name))
     if missing := missing_manifests(names):
         raise ValueError(f"{folder.name} is incomplete: it lacks {missing[0]}")
+    return [_read_manifest(folder / name) for name in names]
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """What one says, which may be of another version, but has files and pieces."""
     try:
-        return [json.loads((folder / name).read_text()) for name in names]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder.name} is damaged: a manifest is no JSON ({error})") from error
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.parent.name} is damaged: {path.name} is no JSON ({error})") from error
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    is_whole = isinstance(files, dict) and all(
+        isinstance(file, dict) and isinstance(file.get("bytes"), int) and isinstance(file.get("sha256"), str)
+        for file in files.values()
+    )
+    if not is_whole or not isinstance(manifest.get("pieces"), dict) or {"rank", "world_size"} - manifest.keys():
+        raise ValueError(f"{path.parent.name} is damaged: {path.name} doesn't say what a manifest says")
+    return manifest
 
 
 def is_complete(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ sys.exit(int(sys.argv[1]))
 @pytest.fixture(scope="module")
 def command() -> list[str]:
     """A server of this process."""
-    return fork_server.start(["json.tool", "numpy"], os.environ).split()
+    return shlex.split(fork_server.start(["json.tool", "numpy"], os.environ))
 
 
 @pytest.fixture
@@ -68,6 +69,21 @@ def test_killing_either_ends_both(command: list[str], tmp_path: Path, victim: st
     os.kill(client.pid if victim == "client" else program.pid, signal.SIGKILL)
     assert client.wait(timeout=20) == (-signal.SIGKILL if victim == "client" else 128 + signal.SIGKILL)
     program.wait(timeout=20)
+    test_an_error_is_the_programs(command, tmp_path)  # the server goes on
+
+
+def test_both_may_be_killed_at_once(command: list[str], tmp_path: Path) -> None:
+    """Their ends reach the server in the same moment, here because it was stopped before."""
+    (tmp_path / "program.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+    client = subprocess.Popen([*command, str(tmp_path / "program.py")], stdout=subprocess.PIPE, text=True)
+    assert client.stdout is not None
+    program = psutil.Process(int(client.stdout.readline()))
+    server = psutil.Process(program.ppid())
+    server.suspend()
+    program.kill()
+    client.kill()
+    client.wait()
+    server.resume()
     test_an_error_is_the_programs(command, tmp_path)  # the server goes on
 
 

@@ -121,3 +121,20 @@ def test_ray_is_not_left_with_checkpoints_that_are_gone(tmp_path: Path) -> None:
     assert state["latest_checkpoint_result"]["checkpoint_dir_name"] == "checkpoint-000004"
     assert not (tmp_path / "checkpoint-000008").exists()
     assert repair(LOCAL, str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("content", ["", '{"checkpoint_results": [{"checkp'])
+def test_what_ray_was_writing_when_it_was_killed_is_no_obstacle(tmp_path: Path, content: str) -> None:
+    write_whole(tmp_path / "checkpoint-000004")
+    (tmp_path / RAY_STATE).write_text(content)
+    assert recorded(LOCAL, str(tmp_path)) == []
+    assert repair(LOCAL, str(tmp_path)) == []
+    assert not (tmp_path / RAY_STATE).exists()
+    assert complete(LOCAL, str(tmp_path)) == ["checkpoint-000004"]
+
+
+def test_a_folder_of_another_name_is_none_of_ours(tmp_path: Path) -> None:
+    write_whole(tmp_path / "checkpoint-final")
+    clean(LOCAL, str(tmp_path))
+    assert complete(LOCAL, str(tmp_path)) == []
+    assert (tmp_path / "checkpoint-final").exists()

@@ -99,7 +99,7 @@ def test_damage_is_found(tmp_path: Path, change, message: str) -> None:
 def test_a_manifest_that_is_no_json_is_damage(tmp_path: Path) -> None:
     write(tmp_path / "c", 1)
     (tmp_path / "c" / "manifest-00000-of-00001.json").write_text('{"format')
-    assert "a manifest is no JSON" in str(find_damage(tmp_path / "c"))
+    assert "json is no JSON" in str(find_damage(tmp_path / "c"))
 
 
 def test_another_runs_checkpoint_differs(tmp_path: Path) -> None:
