@@ -163,7 +163,11 @@ class RunFolder:
     @property
     def run_id(self) -> str:
         """Of the run that was started in this folder, also after it was resumed; empty before."""
-        return (patiently(self.state, f"reading {inside(self.path, RUN)}") or {}).get("id", "")
+        try:
+            state = patiently(self.state, f"reading {inside(self.path, RUN)}")
+        except STORAGE_ERRORS as error:
+            raise RunFailed(f"{inside(self.path, RUN)} can't be read: {reason(error)}") from error
+        return (state or {}).get("id", "")
 
     def start(self, fingerprint: str, total_steps: int, scores: str | None = None, base: str | None = None) -> None:
         """Record what a run trains on, before its workers start; arguments and errors are those of `check`."""

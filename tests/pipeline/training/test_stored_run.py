@@ -198,6 +198,9 @@ def test_a_run_ends_when_its_store_stays_away(folder: RunFolder, s3: S3Server, m
     s3.stop()
     assert "'s3://bucket/runs/one' can't be read now: " in folder.remains()
     monkeypatch.setattr(RunFolder, "check", lambda *_: None)
+    with pytest.raises(RunFailed, match="run.json can't be read: .*Could not connect"):
+        folder.start("data", 12)
+    monkeypatch.setattr(RunFolder, "run_id", "known")
     with pytest.raises(RunFailed, match="run.json can't be written: .*Could not connect"):
         folder.start("data", 12)
     s3.start()
