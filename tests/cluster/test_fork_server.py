@@ -66,10 +66,12 @@ def test_killing_either_ends_both(command: list[str], tmp_path: Path, victim: st
     client = subprocess.Popen([*command, str(tmp_path / "program.py")], stdout=subprocess.PIPE, text=True)
     assert client.stdout is not None
     program = psutil.Process(int(client.stdout.readline()))
+    server = psutil.Process(program.ppid())
     os.kill(client.pid if victim == "client" else program.pid, signal.SIGKILL)
     assert client.wait(timeout=20) == (-signal.SIGKILL if victim == "client" else 128 + signal.SIGKILL)
     program.wait(timeout=20)
-    test_an_error_is_the_programs(command, tmp_path)  # the server goes on
+    test_an_error_is_the_programs(command, tmp_path)
+    assert server.status() != psutil.STATUS_ZOMBIE
 
 
 def test_both_may_be_killed_at_once(command: list[str], tmp_path: Path) -> None:
@@ -81,10 +83,13 @@ def test_both_may_be_killed_at_once(command: list[str], tmp_path: Path) -> None:
     server = psutil.Process(program.ppid())
     server.suspend()
     program.kill()
+    while program.status() != psutil.STATUS_ZOMBIE:  # the end that the server hears of first
+        time.sleep(0.01)
     client.kill()
     client.wait()
     server.resume()
-    test_an_error_is_the_programs(command, tmp_path)  # the server goes on
+    test_an_error_is_the_programs(command, tmp_path)
+    assert server.status() != psutil.STATUS_ZOMBIE  # Python would have run the program without a server too
 
 
 def test_without_a_server_python_runs_the_program(command: list[str], program: str, tmp_path: Path) -> None:
