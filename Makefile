@@ -45,6 +45,7 @@ $(VENV)/.demo: $(VENV)/.installed
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --editable '.[dev]'
+	@.ci/browser
 	@touch $@
 
 clean:

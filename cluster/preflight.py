@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ActorPlan", "WorkerPlan", "plan_actors", "plan_workers"]
+__all__ = ["ActorPlan", "WorkerPlan", "count_runs", "plan_actors", "plan_workers"]
 
 CPUS_PER_ACTOR = 8
 """Threads beyond which one forward on a CPU hardly gets faster; more of them serve better as another actor."""
@@ -147,3 +147,13 @@ def _place(each: dict[str, float], free: list[dict[str, float]]) -> bool:
                 node[name] -= amount
             return True
     return False
+
+
+def count_runs(workers: WorkerPlan, nodes: list[dict[str, float]]) -> int:
+    """How many runs of so many workers fit the cluster at once."""
+    free = [dict(node) for node in nodes]
+    needed = workers.num_workers if workers.min_workers is None else workers.min_workers
+    runs = 0
+    while all(_place(workers.resources, free) for _ in range(needed)):
+        runs += 1
+    return runs

@@ -10,18 +10,32 @@ if TYPE_CHECKING:
     from pipeline.data import Prepared, prepare
     from pipeline.reference import Scores, score
     from pipeline.training.driver import TrainResult, train
+    from pipeline.tuning.sweep import SweepResult, tune
 
-__all__ = ["Prepared", "RunConfig", "Scores", "TrainResult", "load_config", "prepare", "score", "train"]
+__all__ = [
+    "Prepared",
+    "RunConfig",
+    "Scores",
+    "SweepResult",
+    "TrainResult",
+    "load_config",
+    "prepare",
+    "score",
+    "train",
+    "tune",
+]
 
 _EXPORTS = {
     "Prepared": "pipeline.data",
     "RunConfig": "pipeline.config",
     "Scores": "pipeline.reference",
+    "SweepResult": "pipeline.tuning.sweep",
     "TrainResult": "pipeline.training.driver",
     "load_config": "pipeline.config",
     "prepare": "pipeline.data",
     "score": "pipeline.reference",
     "train": "pipeline.training.driver",
+    "tune": "pipeline.tuning.sweep",
 }
 
 

@@ -56,6 +56,37 @@ def train(
 
 
 @app.command()
+def tune(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe with a `tune:` section.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Continue the sweep in this output_dir, with its own recipe.")
+    ] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Search hyperparameters: many runs on data that are prepared and scored once; results go to output_dir."""
+
+    def command(display: Any) -> None:
+        from pipeline import load_config
+        from pipeline import tune as run
+        from pipeline.errors import UserError
+        from pipeline.tables import print_sweep
+        from pipeline.tuning.folder import load_sweep
+
+        if resume is not None and (recipe is not None or overrides):
+            raise UserError("--resume: a sweep goes on with the recipe in its folder; give either --resume RUN or a recipe")
+        if resume is None and recipe is None:
+            raise UserError("give a recipe, or --resume and the output_dir of a sweep")
+        cfg = load_sweep(resume) if resume is not None else load_config(recipe or "", overrides or [])
+        result = run(cfg, resume=resume is not None, display=display, debug=debug)
+        display.close()
+        print_sweep(result)
+
+    _execute(command, quiet, debug)
+
+
+@app.command()
 def prepare(recipe: Recipe, overrides: Overrides = None, quiet: Quiet = False, debug: Debug = False) -> None:
     """Prepare the data; print counts, lengths, and three examples with the trained tokens marked."""
 

@@ -44,8 +44,17 @@ class Display(Protocol):
     def record(self, record: dict[str, Any]) -> None:
         """A training or evaluation record of a step."""
 
+    def saved(self, name: str) -> None:
+        """A checkpoint is complete."""
+
     def note(self, text: str) -> None:
         """Something worth keeping on the screen."""
+
+    def log(self, text: str) -> None:
+        """Something that `show` shows as well, where that shows anything."""
+
+    def show(self, table: Any) -> None:
+        """What rich can render: how things stand, in place of what was shown before."""
 
     def close(self) -> None:
         """The command has ended."""
@@ -62,7 +71,12 @@ class SilentDisplay:
     def stage(self, name: str, total: int | None = None) -> None: ...
     def progress(self, state: dict[str, Any]) -> None: ...
     def record(self, record: dict[str, Any]) -> None: ...
+    def saved(self, name: str) -> None:
+        self.note(f"saved {name}")
+
     def note(self, text: str) -> None: ...
+    def log(self, text: str) -> None: ...
+    def show(self, table: Any) -> None: ...
     def close(self) -> None: ...
 
 
@@ -141,9 +155,15 @@ class PlainDisplay:
         tail = f"  {timedelta(seconds=round(left))} left" if left else ""
         self._line(f"step {step}/{total}  {metrics}{tail}" if total else f"step {step}  {metrics}")
 
+    def saved(self, name: str) -> None:
+        self.note(f"saved {name}")
+
     def note(self, text: str) -> None:
         self._line(text)
 
+    log = note
+
+    def show(self, table: Any) -> None: ...
     def close(self) -> None: ...
 
     def _line(self, text: str) -> None:
@@ -151,10 +171,11 @@ class PlainDisplay:
 
 
 class RichDisplay:
-    """A live line with stage, steps, metrics and time left; notes scroll above it."""
+    """A live line with stage, steps, metrics and time left, below a table if there is one; notes scroll above them."""
 
     def __init__(self) -> None:
         from rich.console import Console
+        from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         self._console = Console(stderr=True)
@@ -166,9 +187,10 @@ class RichDisplay:
             TextColumn("{task.fields[metrics]}"),
             TimeElapsedColumn(),
             console=self._console,
-            transient=True,
         )
-        self._progress.start()
+        self._table: Any = None
+        self._live = Live(get_renderable=self._render, console=self._console, transient=True, refresh_per_second=4)
+        self._live.start()
         self._task = self._progress.add_task("", total=None, metrics="")
         self._total: int | None = None
         self._seen: dict[str, Any] = {}
@@ -193,8 +215,21 @@ class RichDisplay:
         tail = f"  {timedelta(seconds=round(left))} left" if left else ""
         self._progress.update(self._task, total=self._total, completed=record["step"], metrics=_metrics(self._seen) + tail)
 
+    def saved(self, name: str) -> None:
+        self.note(f"saved {name}")
+
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
 
+    def log(self, text: str) -> None: ...
+
+    def show(self, table: Any) -> None:
+        self._table = table
+
+    def _render(self) -> Any:
+        from rich.console import Group
+
+        return Group(self._table, self._progress) if self._table is not None else self._progress
+
     def close(self) -> None:
-        self._progress.stop()
+        self._live.stop()

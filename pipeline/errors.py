@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "RunFailed", "RunStopped", "UserError"]
+__all__ = ["ConfigError", "RunCancelled", "RunFailed", "RunStopped", "UserError"]
 
 
 class UserError(ValueError):
@@ -20,6 +20,10 @@ class ConfigError(UserError):
 
 class RunFailed(RuntimeError):
     """A run ended although nothing was wrong with what was asked; says what happened and what remains."""
+
+
+class RunCancelled(RuntimeError):
+    """A run was ended by who started it; its workers are gone, its complete checkpoints stay."""
 
 
 class RunStopped(RuntimeError):

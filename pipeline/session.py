@@ -12,7 +12,7 @@ from typing import Any
 from cluster.fork_server import start as start_fork_server
 from pipeline.errors import UserError
 
-__all__ = ["connect", "local_options", "node_resources", "use_own_threads"]
+__all__ = ["LOCAL", "connect", "local_options", "node_resources", "set_intervals", "use_own_threads"]
 
 # Of no use to a person who waits for a result; libraries read them when they are imported in a worker.
 QUIET = {
@@ -36,6 +36,16 @@ WORKERS_IMPORT = (
     "strategies.trainers",
 )
 """What takes most of the time that a worker's process takes to start."""
+LOCAL = {
+    # Dozens of small actors are no reason to warn of; on a node with few CPUs Ray would.
+    "RAY_worker_maximum_startup_concurrency": "16",
+    # Processes that a run on one machine starts for nobody: nobody takes it away, or watches Ray's own metrics.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Ray Train hands a report on once per look at its workers, and evaluations wait for that.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+}
+"""Settings of a Ray that is started here."""
 DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
 """Files of GPUs and the like: their drivers don't outlive a fork, should a library have talked to them."""
 
@@ -57,12 +67,9 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
     address = (cfg.ray.address if cfg is not None else None) or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": {} if debug else QUIET}}
     if address is None:
+        os.environ.update({name: os.environ.get(name, value) for name, value in LOCAL.items()})
         options = local_options(debug)
-    # Ray Train hands a report on once per poll, two seconds apart by default.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    if cfg is not None and cfg.is_elastic:
-        # A node that was lost is still counted for a while: give up soon on workers that can't start, and count again.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    set_intervals(cfg)
     options |= {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     try:
         _start(options, attempts=3)
@@ -72,6 +79,15 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
         import ray.data  # sets its own logger up when it is imported
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def set_intervals(cfg: Any = None) -> None:
+    """Say in the environment how often Ray Train looks after its workers; it reads that where a run is started."""
+    # It hands a report on once per look, two seconds apart by default.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if cfg is not None and cfg.is_elastic:
+        # A node that was lost is still counted for a while: give up soon on workers that can't start, and count again.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
 
 
 def local_options(debug: bool = False) -> dict[str, Any]:

@@ -100,13 +100,13 @@ class Folder:
         with self.filesystem.open_input_stream(path) as file:
             return file.read().decode("utf-8")
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         """Write a file, so that nobody finds half of it: object stores show no file before it is whole."""
         is_local = isinstance(self.filesystem, fs.LocalFileSystem)
         path = f"{self.path}/{name}"
         partial = f"{self.path}/.{name}.partial" if is_local else path
         with self.filesystem.open_output_stream(partial) as file:
-            file.write(text.encode("utf-8"))
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
         if is_local:
             self.filesystem.move(partial, path)
 

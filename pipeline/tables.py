@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from pipeline.doctor import Diagnosis
     from pipeline.reference import Scores
     from pipeline.training.driver import TrainResult
+    from pipeline.tuning.sweep import SweepResult
 
-__all__ = ["print_diagnosis", "print_result", "print_scores"]
+__all__ = ["print_diagnosis", "print_result", "print_scores", "print_sweep"]
 
 METRICS = (
     "loss",
@@ -48,6 +49,21 @@ def print_result(result: TrainResult, console: Console | None = None) -> None:
         ("model", result.model_dir),
         ("metrics", inside(result.run_dir, "metrics.jsonl")),
         ("config", inside(result.run_dir, "config.yaml")),
+    ):
+        console.print(f"{label:<8}{path}", soft_wrap=True, highlight=False)
+
+
+def print_sweep(result: SweepResult, console: Console | None = None) -> None:
+    """Print the trials of a sweep, and where its files are."""
+    from pipeline.tuning.table import live_table
+
+    console = console or Console()
+    assert result.cfg.tune is not None
+    console.print(live_table(result.records, list(result.cfg.tune.space), result.measure))
+    for label, path in (
+        ("best", inside(result.run_dir, "best.yaml")),
+        ("trials", inside(result.run_dir, "trials.csv")),
+        ("report", result.report),
     ):
         console.print(f"{label:<8}{path}", soft_wrap=True, highlight=False)
 

@@ -12,6 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 from strategies.keys import Keys, key
 
 __all__ = [
+    "LABELLED_METRICS",
     "PAIR_ARGUMENTS",
     "PAIR_KEYS",
     "BatchKind",
@@ -21,6 +22,7 @@ __all__ = [
     "ReferenceMode",
     "Strategy",
     "given_arguments",
+    "of_evaluation",
 ]
 
 BatchKind = Literal["pair", "unpaired", "prompt"]
@@ -112,6 +114,11 @@ class Strategy(ABC):
         return "live" if cls.uses_reference(cfg) else None
 
     @classmethod
+    @abstractmethod
+    def evaluation_metrics(cls, cfg: Any) -> tuple[str, ...]:
+        """Names of what every evaluation of this run reports, such as `eval_loss`."""
+
+    @classmethod
     def sequences_per_epoch(cls, num_rows: int, cfg: Any, world_size: int) -> int:
         """Rows that pass through the model in one epoch over `num_rows` prepared rows."""
         return num_rows
@@ -160,6 +167,18 @@ PAIR_ARGUMENTS = {
 """Config key -> field of AxolotlDPOConfig, for every strategy of pairs."""
 
 
+LABELLED_METRICS = tuple(
+    "loss entropy rewards/chosen rewards/rejected rewards/margins logps/chosen logps/rejected logits/chosen "
+    "logits/rejected".split()
+)
+"""What is reported of good and bad completions, by TRL's names."""
+
+
+def of_evaluation(*names: str) -> tuple[str, ...]:
+    """The names under which an evaluation reports metrics."""
+    return tuple(f"eval_{name}" for name in names)
+
+
 class PairStrategy(Strategy):
     """A strategy whose loss is one of `strategies.losses.PAIR_LOSSES`."""
 
@@ -176,6 +195,13 @@ class PairStrategy(Strategy):
         from strategies.training_args import AxolotlDPOConfig
 
         return AxolotlDPOConfig
+
+    @classmethod
+    def evaluation_metrics(cls, cfg: Any) -> tuple[str, ...]:
+        """Of pairs, beside those of completions, how often the chosen one is preferred."""
+        beside = ["kl"] if cls.uses_reference(cfg) else ["nll_loss"]
+        beside += ["answer_length"] if cfg.dpo_generate_during_eval else []
+        return of_evaluation(*LABELLED_METRICS, "rewards/accuracies", "mean_token_accuracy", *beside)
 
     @classmethod
     def steps_per_epoch(cls, num_rows: int, cfg: Any, world_size: int) -> int:

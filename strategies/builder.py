@@ -11,9 +11,9 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from strategies.answers import Answers
 from strategies.base import Strategy
 from strategies.cadence import RunLength, steps_per_epoch, total_steps
-from strategies.callbacks import GenerateDuringEval
 from strategies.config import as_config
 from strategies.models import build_peft_config, continue_adapter, match_adapter_dtype, restore_adapter_dropout
 from strategies.precision import settle_bf16
@@ -112,7 +112,7 @@ class HFRLTrainerBuilder:
         if cfg.peft_autocast_adapter_dtype is False:
             match_adapter_dtype(trainer.model)
         if cfg.dpo_generate_during_eval:
-            trainer.add_callback(GenerateDuringEval(trainer))
+            trainer.answers = Answers(trainer)
         return trainer
 
     def _extra_arguments(self) -> dict[str, Any]:

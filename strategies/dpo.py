@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import BeforeValidator, NonNegativeFloat, PositiveFloat
 
 from strategies.base import PAIR_ARGUMENTS, PAIR_KEYS, PairStrategy, ReferenceMode, given_arguments
 from strategies.keys import Keys, key
@@ -18,10 +18,16 @@ LOSS_TYPES = tuple(name for name, traits in LOSSES.items() if not traits.strateg
 """Values of `dpo_loss_type`, by TRL's names."""
 
 
+OneOrMore = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""A list, or its only item."""
+
+
 class DPOKeys(Keys):
     """Losses of pairs that are compared with a reference; `ipo` reads those that don't choose the loss."""
 
-    dpo_loss_type: list[str] | None = key("Loss, or losses to add up, by TRL's names; [sigmoid] when not set.", min_length=1)
+    dpo_loss_type: OneOrMore | None = key(
+        "Loss, or list of losses to add up, by TRL's names; [sigmoid] when not set.", min_length=1
+    )
     dpo_loss_weights: list[NonNegativeFloat] | None = key(
         "Weight of each loss of dpo_loss_type; 1 each when not set.", min_length=1
     )

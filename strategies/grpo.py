@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from strategies.base import Strategy
+from strategies.base import Strategy, of_evaluation
 from strategies.grpo_rules import (
     GenerationBatch,
     batch_problems,
@@ -41,6 +41,18 @@ class GRPOKeys(Keys):
 
     trl: TRLKeys | None = key("Generation, rewards and loss of grpo; the moving reference of dpo, ipo, kto and grpo.")
     vllm: VLLMKeys | None = key("The vLLM engine or server that grpo generates with (trl.use_vllm).")
+
+
+GENERATED_METRICS = (
+    "reward",
+    "reward_std",
+    "entropy",
+    "completions/mean_length",
+    "completions/max_length",
+    "completions/clipped_ratio",
+    "frac_reward_zero_std",
+)
+"""What TRL reports of completions that were generated for an evaluation."""
 
 
 class GRPOStrategy(Strategy):
@@ -120,6 +132,11 @@ class GRPOStrategy(Strategy):
         batch = GenerationBatch.of(cfg, world_size)
         iterations = (cfg.trl and cfg.trl.num_iterations) or 1
         return num_rows // batch.prompts * batch.size * iterations
+
+    @classmethod
+    def evaluation_metrics(cls, cfg: Any) -> tuple[str, ...]:
+        """Of generated completions: their rewards, and their length in tokens."""
+        return of_evaluation(*GENERATED_METRICS, *(["kl"] if cls.uses_reference(cfg) else []))
 
     @classmethod
     def find_problems(cls, cfg: Any) -> Iterator[tuple[str, str]]:

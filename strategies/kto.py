@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from strategies.base import Strategy, given_arguments
+from strategies.base import LABELLED_METRICS, Strategy, given_arguments, of_evaluation
 from strategies.keys import Keys, key
 from strategies.reference_sync import SYNC_KEYS, sync_arguments
 
@@ -56,6 +56,12 @@ class KTOStrategy(Strategy):
     def set_training_args_kwargs(cls, cfg: Any) -> dict[str, Any]:
         """Arguments of `AxolotlKTOConfig` that the method's keys set; a weight of 0 is a weight."""
         return {**given_arguments(cfg, ARGUMENTS), **sync_arguments(cfg)}
+
+    @classmethod
+    def evaluation_metrics(cls, cfg: Any) -> tuple[str, ...]:
+        """Of labelled completions, and the KL term."""
+        beside = ["answer_length"] if cfg.dpo_generate_during_eval else []
+        return of_evaluation(*LABELLED_METRICS, "kl", *beside)
 
     @classmethod
     def find_problems(cls, cfg: Any) -> Iterator[tuple[str, str]]:

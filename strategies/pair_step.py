@@ -14,7 +14,7 @@ from torch import Tensor
 from strategies.losses import PairLogps, averaged
 from strategies.metrics import MetricSums
 
-__all__ = ["implicit_rewards", "pair_logps", "pair_sums", "wpo_weights"]
+__all__ = ["implicit_rewards", "mean_logratio", "pair_logps", "pair_sums", "wpo_weights"]
 
 
 def pair_logps(per_token_logps: Tensor, mask: Tensor, ld_alpha: float | None = None) -> PairLogps:
@@ -51,6 +51,16 @@ def implicit_rewards(policy: PairLogps, reference: PairLogps | None, beta: float
         policy = averaged(policy)
         return beta * policy.chosen.detach(), beta * policy.rejected.detach()
     return beta * (policy.chosen - reference.chosen).detach(), beta * (policy.rejected - reference.rejected).detach()
+
+
+def mean_logratio(policy: PairLogps, reference: PairLogps) -> Tensor:
+    """How far the policy is from the reference on these pairs, shape (B,), without gradient.
+
+    The mean of log(policy / reference) of the chosen and of the rejected completion, in nats. It is no estimate of a
+    divergence, for neither was drawn from the policy: negative where the policy has moved its probability elsewhere.
+    """
+    chosen, rejected = policy.chosen - reference.chosen, policy.rejected - reference.rejected
+    return (0.5 * (chosen + rejected)).detach()
 
 
 def pair_sums(outputs: Any, mask: Tensor, logps: PairLogps, rewards: tuple[Tensor, Tensor]) -> MetricSums:

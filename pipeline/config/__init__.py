@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from cluster.config import ClusterKeys, ScoreConfig
 from cluster.config import find_problems as find_cluster_problems
 from pipeline.config import data as data_keys
-from pipeline.config import sharding
+from pipeline.config import sharding, tuning
 from pipeline.config.axolotl import without_disabled
 from pipeline.config.data import DataKeys, DatasetConfig
 from pipeline.config.loading import apply_overrides, parse_yaml, read_yaml
 from pipeline.config.messages import explain
+from pipeline.config.tuning import TuneConfig
 from pipeline.errors import ConfigError
 from strategies.config import StrategyConfig
 from strategies.config.rules import find_problems as find_strategy_problems
@@ -26,7 +27,9 @@ __all__ = ["DatasetConfig", "RunConfig", "dump_config", "load_config", "parse_co
 
 
 class RunConfig(DataKeys, StrategyConfig, ClusterKeys):
-    """A validated recipe: Axolotl's keys, and `ray:`."""
+    """A validated recipe: Axolotl's keys, `ray:` and `tune:`."""
+
+    tune: TuneConfig | None = Field(None, description="What `prefray tune` searches; `prefray train` leaves it aside.")
 
 
 def load_config(recipe: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -62,6 +65,8 @@ def _find_problems(cfg: RunConfig) -> Iterator[tuple[str, str]]:
     if not any(path.startswith(("deepspeed", "fsdp_config")) for path, _ in wrong):
         yield from sharding.find_problems(cfg)
     yield from data_keys.find_problems(cfg)
+    if cfg.tune is not None:
+        yield from tuning.find_problems(cfg.tune)
     if cfg.rl in STRATEGIES and cfg.ray.score != ScoreConfig() and STRATEGIES[cfg.rl].reference_mode(cfg) != "cached":
         yield "ray.score", f"has no effect with rl: {cfg.rl}, which has no cached reference here; remove it"
     if cfg.save_only_model and (cfg.ray.max_failures or cfg.is_elastic):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.errors import UserError
 
-__all__ = ["apply_overrides", "read_yaml"]
+__all__ = ["apply_overrides", "apply_values", "parse_yaml", "read_yaml"]
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -75,11 +75,22 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
             value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
         except yaml.YAMLError as error:
             raise UserError(f"--set {override}: the value is not valid YAML: {error}") from error
-        values = _with(values, path.strip().split("."), value, override)
+        values = _with(values, path.strip().split("."), value, f"--set {override}")
     return values
 
 
-def _with(node: Any, path: list[str], value: Any, override: str) -> Any:
+def apply_values(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` with each dotted path of `given` set to its value.
+
+    Raises:
+        UserError: when a path runs into something that is no mapping or list.
+    """
+    for path, value in given.items():
+        values = _with(values, path.split("."), value, path)
+    return values
+
+
+def _with(node: Any, path: list[str], value: Any, given: str) -> Any:
     """A copy of `node` in which `path` holds `value`."""
     if not path:
         return value
@@ -88,8 +99,8 @@ def _with(node: Any, path: list[str], value: Any, override: str) -> Any:
         node = {}
     if isinstance(node, list):
         if not head.isdigit() or int(head) >= len(node):
-            raise UserError(f"--set {override}: {head!r} is no index of a list of {len(node)}")
-        return [_with(item, rest, value, override) if i == int(head) else item for i, item in enumerate(node)]
+            raise UserError(f"{given}: {head!r} is no index of a list of {len(node)}")
+        return [_with(item, rest, value, given) if i == int(head) else item for i, item in enumerate(node)]
     if not isinstance(node, dict):
-        raise UserError(f"--set {override}: the key before {head!r} holds a value, not a section")
-    return {**node, head: _with(node.get(head), rest, value, override)}
+        raise UserError(f"{given}: the key before {head!r} holds a value, not a section")
+    return {**node, head: _with(node.get(head), rest, value, given)}

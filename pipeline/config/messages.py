@@ -117,7 +117,7 @@ def _section_with(name: str, model: type[BaseModel]) -> str | None:
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list, typing.Annotated):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, dict, list, typing.Annotated):
         return next((found for arg in typing.get_args(annotation) if (found := _model_in(arg))), None)
     return None
 

@@ -18,6 +18,7 @@ from pipeline.training.checkpoints import repair
 from pipeline.training.folder import RunFolder
 from pipeline.training.following import RunPlan, follow
 from pipeline.training.metrics import MetricsFile
+from pipeline.training.stopping import Cancellation
 
 if TYPE_CHECKING:
     import pandas
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.reference import Scores
     from strategies.base import Strategy
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["TrainResult", "check_batch", "check_recipe", "score_reference", "train"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,14 @@ class TrainResult:
         return MetricsFile(inside(self.run_dir, "metrics.jsonl")).table()
 
 
-def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = None, debug: bool = False) -> TrainResult:
+def train(
+    cfg: RunConfig,
+    *,
+    resume: bool = False,
+    display: Display | None = None,
+    debug: bool = False,
+    cancellation: Cancellation | None = None,
+) -> TrainResult:
     """Prepare the data, score the reference where it is cached, and train on Ray; the run's files go to `output_dir`.
 
     Args:
@@ -59,10 +67,12 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
         resume: continue the run that `output_dir` holds; without it, such a run is refused.
         display: shows stages, steps and notes; nothing is shown when None.
         debug: let the output of the workers through.
+        cancellation: ends the run from another thread; its complete checkpoints stay.
 
     Raises:
         UserError: for anything that the user can mend, before workers start where it can be known then.
         RunFailed: when workers failed more often than `ray.max_failures`.
+        RunCancelled: when `cancellation` was asked for.
     """
     from pipeline.data import prepare
     from pipeline.reference import base_fingerprint, check_training_budget, settle
@@ -71,17 +81,14 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
 
     strategy = get_strategy(cfg.rl)
     cfg = absolute_paths(cfg)
-    _check_models(cfg)
-    _check_method(strategy, cfg)
-    _check_sharding(cfg)
+    check_recipe(cfg)
     display = display or SilentDisplay()
     folder = RunFolder(locate(cfg.output_dir))
     display.stage("starting Ray")
     connect(cfg, debug)
     least = cfg.min_workers if cfg.is_elastic else None
     workers = plan_workers(cfg.num_workers, cfg.ray.use_gpu, cfg.worker_resources(), node_resources(), least)
-    if problems := [f"{path}: {message}" for path, message in strategy.find_batch_problems(cfg, workers.num_workers)]:
-        raise UserError("\n".join(problems))
+    check_batch(cfg, workers.num_workers)
     folder.open(cfg, resume)
     for name in repair(folder.storage.filesystem, folder.storage.path):
         display.note(f"{name} is incomplete and was removed")
@@ -101,17 +108,41 @@ def train(cfg: RunConfig, *, resume: bool = False, display: Display | None = Non
         return _result(folder, finished)
     folder.check(prepared.fingerprint, steps)
     mode = strategy.reference_mode(cfg)
-    scores = _score(cfg, prepared, display) if mode == "cached" else None
+    scores = score_reference(cfg, prepared, display) if mode == "cached" else None
     base = base_fingerprint(cfg) if cfg.adapter is not None or mode == "live" else None
     folder.start(prepared.fingerprint, steps, scores.fingerprint if scores is not None else None, base)
     cfg = cfg.model_copy(update={"reference": mode})
-    returned = follow(RunPlan(cfg, folder, prepared, steps, workers, selection, debug, scores), display)
+    returned = follow(RunPlan(cfg, folder, prepared, steps, workers, selection, debug, scores, cancellation), display)
     folder.finish(returned["step"], returned["best_metric"])
     return _result(folder, returned["step"])
 
 
+def check_recipe(cfg: RunConfig) -> None:
+    """Say now what would otherwise fail in every worker.
+
+    Raises:
+        UserError: naming the key.
+    """
+    from strategies.registry import get_strategy
+
+    _check_models(cfg)
+    _check_method(get_strategy(cfg.rl), cfg)
+    _check_sharding(cfg)
+
+
+def check_batch(cfg: RunConfig, num_workers: int) -> None:
+    """Refuse batch sizes that don't work with this number of workers.
+
+    Raises:
+        UserError: naming the key.
+    """
+    from strategies.registry import get_strategy
+
+    if problems := [f"{path}: {text}" for path, text in get_strategy(cfg.rl).find_batch_problems(cfg, num_workers)]:
+        raise UserError("\n".join(problems))
+
+
 def _check_models(cfg: RunConfig) -> None:
-    """Say now what would otherwise fail in every worker."""
     from strategies.locations import resolve_model_location
 
     for key in ("base_model", "reference_model", "lora_model_dir"):
@@ -137,7 +168,7 @@ def _check_sharding(cfg: RunConfig) -> None:
         raise UserError("\n".join(problems))
 
 
-def _score(cfg: RunConfig, prepared: Prepared, display: Display) -> Scores:
+def score_reference(cfg: RunConfig, prepared: Prepared, display: Display) -> Scores:
     """The reference's log-probabilities; its actors have ended when this returns, so that workers have the machine."""
     from pipeline.reference import score
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue as queues
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from cluster.sharding import sharding_arguments
 from pipeline.config import RunConfig
 from pipeline.display import Display, clock_time
-from pipeline.errors import RunFailed, RunStopped, UserError
+from pipeline.errors import RunCancelled, RunFailed, RunStopped, UserError
 from pipeline.patience import STORAGE_ERRORS, patiently
 from pipeline.storage import reason
 from pipeline.training.folder import RunFolder
 from pipeline.training.ledger import batch_plan, planned_steps
 from pipeline.training.metrics import MetricsFile
-from pipeline.training.stopping import StopSignal
+from pipeline.training.stopping import Cancellation, StopSignal
 from pipeline.training.watching import Watch
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ __all__ = ["RunPlan", "follow"]
 
 RESIZE_INTERVAL_S = 15.0
 """How often an elastic run looks whether there is room for more workers; a change of their number costs a restart."""
+
+
+ABORT_WITHIN_S = 10.0
+"""Time that Ray's controller is given to end its workers."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class RunPlan:
     debug: bool
     scores: Scores | None = None
     """Log-probabilities of the reference, where they are cached."""
+    cancellation: Cancellation | None = None
+    """Of a run that another one may end."""
 
 
 def follow(plan: RunPlan, display: Display) -> dict[str, Any]:
@@ -56,6 +63,7 @@ def follow(plan: RunPlan, display: Display) -> dict[str, Any]:
     Raises:
         UserError: a ValueError of a worker; RunFailed: any other end than success.
         RunStopped: after SIGTERM, when the workers have saved.
+        RunCancelled: after `plan.cancellation`, when the workers have ended.
         KeyboardInterrupt: after the workers were stopped; the last complete checkpoint stays.
     """
     return _Follower(plan, display).wait()
@@ -77,6 +85,7 @@ class _Follower:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self.outcome: Any = None
+        self.controller: Any = None
 
     def wait(self) -> dict[str, Any]:
         number = self.plan.workers.num_workers
@@ -88,8 +97,12 @@ class _Follower:
         with StopSignal() as signal:
             try:
                 self._accompany(thread, signal)
+            except RunCancelled:
+                self._abort(thread)
+                self.queue.shutdown()
+                raise
             except KeyboardInterrupt:
-                self._abandon()
+                self._abandon(thread)
                 if signal.received:
                     raise RunStopped("stopped by SIGTERM") from None
                 raise
@@ -113,6 +126,8 @@ class _Follower:
         asked = False
         while thread.is_alive():
             self._take(self._events(wait_s=0.2))
+            if self.plan.cancellation is not None and self.plan.cancellation.requested:
+                raise RunCancelled(f"the run in {self.plan.folder.path} was ended after step {self.step}")
             for note in self.watch.check():
                 self.display.note(note)
             if signal.received and not asked:
@@ -179,6 +194,9 @@ class _Follower:
             if event["event"] == "worker":
                 self.watch.add(event["rank"], event["actor"], event["node"], event["pid"])
                 continue
+            if event["event"] == "controller":
+                self.controller = event["actor"]
+                continue
             if event["event"] == "failure":
                 self._tell_failure(event)
                 continue
@@ -199,7 +217,7 @@ class _Follower:
                 if record["step"] > known:
                     self.display.record(record)
             if "checkpoint" in event:
-                self.display.note(f"saved {event['checkpoint']}")
+                self.display.saved(event["checkpoint"])
 
     def _tell_resumed(self, step: int, repeated: int | None) -> None:
         """Say where the run goes on, and how much work was lost."""
@@ -232,12 +250,27 @@ class _Follower:
             source = f"the checkpoint of step {self.step}" if self.step else "the beginning"
             self.display.note(f"restarting from {source} (restart {self.restarts} of {most})")
 
-    def _abandon(self) -> None:
-        """Stop the workers; the last complete checkpoint stays."""
+    def _abort(self, thread: threading.Thread) -> None:
+        """End Ray's controller, which takes its workers, their placement group and what watches it along."""
         import ray
 
         self._take(self._events(wait_s=0))
         self.metrics.settle()
+        self.ledger.settle()
+        deadline = time.monotonic() + ABORT_WITHIN_S
+        while self.controller is None and thread.is_alive() and time.monotonic() < deadline:
+            self._take(self._events(wait_s=0.2))  # it is just being started
+        if self.controller is not None and thread.is_alive():
+            self.controller.abort.remote()
+            thread.join(timeout=ABORT_WITHIN_S)
+            if thread.is_alive():
+                ray.kill(self.controller)
+
+    def _abandon(self, thread: threading.Thread) -> None:
+        """Stop the workers; the last complete checkpoint stays."""
+        import ray
+
+        self._abort(thread)
         self.display.note(f"interrupted: {self.plan.folder.remains()}; continue with --resume")
         ray.shutdown()
 

@@ -17,10 +17,13 @@ __all__ = ["Relay", "find_refusal"]
 
 
 class Relay(UserCallback):
-    """Runs in Ray's controller: passes records and failures on to the driver's queue."""
+    """Runs in Ray's controller: passes records and failures on to the driver's queue, first of all the controller itself."""
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue
+
+    def __reduce__(self) -> Any:
+        return _arrive, (self._queue,)
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Pass on rank 0's records, and what all ranks have trained on."""
@@ -47,6 +50,14 @@ class Relay(UserCallback):
         failures = {rank: _reason(error) for rank, error in worker_exceptions.items()}
         died = [rank for rank, error in worker_exceptions.items() if _is_death(error)]
         self._queue.put({"event": "failure", "failures": failures, "died": died, "time": time.time()})
+
+
+def _arrive(queue: Any) -> Relay:
+    """The relay in the process that it was sent to: Ray's controller, which nobody else knows, and later its workers."""
+    actor = ray.get_runtime_context().current_actor
+    if hasattr(actor, "abort"):
+        queue.put({"event": "controller", "actor": actor})
+    return Relay(queue)
 
 
 def find_refusal(worker_exceptions: dict[int, Exception]) -> str | None:

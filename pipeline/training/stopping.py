@@ -7,7 +7,23 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["StopSignal"]
+__all__ = ["Cancellation", "StopSignal"]
+
+
+class Cancellation:
+    """Lets another thread end a run, which then saves nothing more."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        """End the run."""
+        self._event.set()
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run is to end."""
+        return self._event.is_set()
 
 
 class StopSignal:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-__all__ = ["WorkerJob", "train_worker"]
+__all__ = ["WorkerJob", "scratch_of", "train_worker"]
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,7 @@ def _scratch_folder(job: WorkerJob) -> tuple[Path, int | None]:
     from pipeline.training.artifacts import link_watched
     from pipeline.training.reporting import last_step
 
-    # The same path after a restart, also of Ray: the trainer's state names its best checkpoint by it.
-    name = hashlib.sha256(job.cfg.output_dir.encode()).hexdigest()[:12]
-    scratch = Path(tempfile.gettempdir()) / f"prefray-{name}"
+    scratch = scratch_of(job.cfg.output_dir)
     reached = None
     if ray.train.get_context().get_local_rank() == 0:
         reached = last_step(scratch, job.run)
@@ -215,6 +213,14 @@ def _scratch_folder(job: WorkerJob) -> tuple[Path, int | None]:
         link_watched(job.cfg, scratch)
     barrier()
     return scratch, reached
+
+
+def scratch_of(output_dir: str) -> Path:
+    """The folder on each node that a run's workers write to.
+
+    The same path after a restart, also of Ray: the trainer's state names its best checkpoint by it.
+    """
+    return Path(tempfile.gettempdir()) / f"prefray-{hashlib.sha256(output_dir.encode()).hexdigest()[:12]}"
 
 
 def _fetch_checkpoint(report: Any, folder: Path) -> None:

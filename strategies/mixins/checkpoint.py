@@ -19,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from strategies.checkpoints.manifest import differences, find_damage, read_manifests, write_manifest
 from strategies.checkpoints.pieces import Piece, PieceReader, write_pieces
+from strategies.checkpoints.settings import apply_settings, settings_of
 from strategies.checkpoints.torch_state import load_optimizer, load_weights, optimizer_groups, optimizer_pieces, weight_pieces
 from strategies.checkpoints.zero_state import load_zero, load_zero_weights, zero_numbers, zero_pieces
 
@@ -169,8 +170,10 @@ class CheckpointMixin(Trainer):
         return prepared
 
     def _load_state(self, folder: Path) -> None:
-        """Weights, where no rank has them whole, optimizer, schedule and scaler."""
+        """Weights, where no rank has them whole, optimizer, schedule and scaler; the config's settings stay."""
         manifests = read_manifests(folder)
+        assert self.lr_scheduler is not None
+        settings = settings_of(self.lr_scheduler)
         with PieceReader(folder, manifests) as reader:
             if self.is_deepspeed_enabled:
                 load_zero(self.model_wrapped, manifests[0]["zero"], reader)
@@ -180,6 +183,7 @@ class CheckpointMixin(Trainer):
                     load_weights(names, reader)
                 load_optimizer(self.optimizer, names, manifests[0]["optimizer"], reader)
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        apply_settings(self.lr_scheduler, settings)
         self._load_scaler(str(folder))
 
     def _load_best_model(self) -> None:

@@ -63,6 +63,7 @@ class PreferenceTrainer(
         base_model: name of the model that training starts from, for the model card and the adapter's config.
 
     Attributes:
+        answers: `strategies.answers.Answers`, where evaluations generate some.
         notes: what a person should know of this trainer, such as that it can't do what was asked for.
         generations: the last table of answers, with `dpo_generate_during_eval`.
     """
@@ -90,6 +91,7 @@ class PreferenceTrainer(
         self.dataset_tags = list(dataset_tags or [])
         self.base_model = base_model
         self.identity = {"strategy": self.rl, **({"base model": base_model} if base_model is not None else {})}
+        self.answers: Any = None
         self.generations: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self._step_timer = StepTimer()
@@ -295,6 +297,8 @@ class PreferenceTrainer(
         if "loss" in logs and tokens and (seconds := self._step_timer.take()):
             self._tokens_at_last_log = self._total_train_tokens
             logs["tokens_per_second"] = tokens / seconds
+        if self.answers is not None and self._mode == "eval" and (evaluated := self._first_loss(logs)) is not None:
+            logs[f"{evaluated.removesuffix('loss')}answer_length"] = self.answers.sample()
         if isinstance(self.eval_dataset, dict) and self._mode == "eval":
             loss = next((name for name in logs if name.endswith("_loss")), "eval_loss")
             prefix = loss.removeprefix("eval_").removesuffix("loss")
@@ -304,6 +308,12 @@ class PreferenceTrainer(
         if self.args.nonfinite_loss == "skip" and "loss" in logs:
             logs["skipped_steps"] = len(self.ledger.skipped)
         super().log(logs, start_time)
+
+    def _first_loss(self, logs: dict[str, float]) -> str | None:
+        """Name of the loss, where these are the logs of the evaluation, or of the first of several."""
+        names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
+        name = f"eval_{names[0]}_loss" if names else "eval_loss"
+        return name if name in logs else None
 
     # Card
 

@@ -14,7 +14,7 @@ from strategies.loss_traits import LOSSES
 from strategies.losses import PAIR_LOSSES, LossOptions, PairLogps, averaged, nll
 from strategies.mixins import DistributedParallelMixin
 from strategies.pair_batch import PairBatch, StepShare
-from strategies.pair_step import implicit_rewards, pair_logps, pair_sums, wpo_weights
+from strategies.pair_step import implicit_rewards, mean_logratio, pair_logps, pair_sums, wpo_weights
 from strategies.reference import reference_model
 from strategies.trainers.planned import PlannedTrainer
 
@@ -143,6 +143,8 @@ class AxolotlDPOTrainer(PlannedTrainer, DPOTrainer, DistributedParallelMixin):
             policy, reference = averaged(policy), averaged(reference)
         sums = pair_sums(outputs, batch.pairs.mask, values.policy, implicit_rewards(policy, reference, self.beta))
         pairs = torch.tensor(len(batch.places), device=loss_sum.device)
+        if values.reference is not None:
+            sums["kl"] = (mean_logratio(values.policy, values.reference).sum(), pairs)
         if self.args.nll_alpha or reference is None:
             sums["nll_loss"] = (nll(values.plain).sum(), pairs)
         if self.aux_loss_enabled:

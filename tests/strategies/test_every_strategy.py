@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from strategies.config import as_config
 from strategies.mixins import (
     DistributedParallelMixin,
     OptimizerInitMixin,
@@ -68,6 +69,26 @@ def test_the_loss_falls_and_the_margin_grows(build: Build, rl: str, form: dict[s
     assert {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "logits/chosen", "entropy"} <= {
         name for entry in trainer.state.log_history for name in entry
     }
+
+
+@every_strategy
+def test_evaluations_report_what_the_strategy_says(build: Build, rl: str) -> None:
+    trainer = build(1, rl=rl, train=rows(rl), evaluate=rows(rl))
+    named = get_strategy(rl).evaluation_metrics(as_config({"base_model": "m", "rl": rl}))
+    assert set(named) <= trainer.evaluate().keys()
+    assert get_strategy(rl).best_metric in named
+
+
+def test_kl_is_the_mean_log_ratio_of_both_answers(build: Build) -> None:
+    trainer = build(6, train=rows("dpo"), evaluate=rows("dpo"), learning_rate=5e-3)
+    assert trainer.evaluate()["eval_kl"] == pytest.approx(0, abs=1e-5)
+    trainer.train()
+    found = trainer.evaluate()
+    beta = trainer.beta
+    assert found["eval_kl"] == pytest.approx(
+        (found["eval_rewards/chosen"] + found["eval_rewards/rejected"]) / 2 / beta, rel=1e-4
+    )
+    assert abs(found["eval_kl"]) > 0.1
 
 
 @every_strategy

@@ -30,7 +30,7 @@ def problems(**keys: Any) -> dict[str, str]:
         ({"micro_batch_size": "many"}, "micro_batch_size", "must be a valid integer"),
         ({"eval_steps": "often", "val_set_size": 4}, "eval_steps", "got 'often'"),
         ({"datasets": []}, "datasets", "should have at least 1 item"),
-        ({"dpo_loss_type": "sigmoid"}, "dpo_loss_type", "must be a valid list, got 'sigmoid'"),
+        ({"dpo_loss_type": 3}, "dpo_loss_type", "must be a valid list, got 3"),
         ({"val_set_size": 2.5}, "val_set_size", "must be whole, got 2.5"),
         ({"rl": "ppo"}, "rl", "unknown value 'ppo'; available: dpo, ipo, simpo, orpo, kto, grpo"),
         ({"chat_template": "vicuna"}, "chat_template", "unknown template 'vicuna'; built in: chatml"),

@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import TrainResult, train
 from pipeline.config import parse_config
+from pipeline.display import SilentDisplay
 from pipeline.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-class Recorder:
+class Recorder(SilentDisplay):
     """A display that keeps what it is shown."""
 
     def __init__(self) -> None:
@@ -31,15 +32,11 @@ class Recorder:
     def stage(self, name: str, total: int | None = None) -> None:
         self.stages.append(name)
 
-    def progress(self, state: dict[str, Any]) -> None: ...
-
     def record(self, record: dict[str, Any]) -> None:
         self.records.append(record)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture(scope="module")

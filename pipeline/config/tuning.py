@@ -1,0 +1,234 @@
+"""The `tune:` section: what a sweep searches, how, and by which measure. Loads without torch and without ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+
+__all__ = ["Bounds", "Dimension", "TuneConfig", "find_problems"]
+
+Range = tuple[float, float]
+Mode = Literal["max", "min"]
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dimension(_Keys):
+    """Values of one key: one distribution, by Ray Tune's names, and when the key is set at all."""
+
+    uniform: Range | None = Field(None, description="[low, high]: any number between them.")
+    loguniform: Range | None = Field(None, description="[low, high]: any number between them, each decade as likely.")
+    quniform: tuple[float, float, float] | None = Field(None, description="[low, high, q]: multiples of q.")
+    randint: tuple[int, int] | None = Field(None, description="[low, high]: whole numbers from low to high - 1.")
+    choice: Annotated[list[Any], Field(min_length=1)] | None = Field(
+        None, description="One of these values; null leaves the key out."
+    )
+    grid: Annotated[list[Any], Field(min_length=1)] | None = Field(
+        None, description="Each of these values, in every combination with other grids."
+    )
+    when: dict[str, Any] | None = Field(
+        None, description="Set the key only in trials where other searched keys have these values (a list: one of them)."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Dimension:
+        given = [name for name in DISTRIBUTIONS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of {', '.join(DISTRIBUTIONS)}, got {', '.join(given) or 'none'}")
+        if (problem := _range_problem(self.kind, self.values)) is not None:
+            raise ValueError(problem)
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Name of the distribution."""
+        return next(name for name in DISTRIBUTIONS if getattr(self, name) is not None)
+
+    @property
+    def values(self) -> Any:
+        """Its range, or its list of values."""
+        return getattr(self, self.kind)
+
+
+DISTRIBUTIONS = ("uniform", "loguniform", "quniform", "randint", "choice", "grid")
+FINITE = ("choice", "grid")
+"""Distributions that are a list of values."""
+
+
+def _range_problem(kind: str, values: Any) -> str | None:
+    """What is wrong with a range of numbers."""
+    if kind in FINITE:
+        twice = [value for index, value in enumerate(values) if value in values[:index]]
+        return f"{kind}: {twice[0]!r} stands twice in {values}" if twice else None
+    low, high = values[:2]
+    if not low < high:
+        return f"{kind}: the range from {low:g} to {high:g} is empty; write [low, high]"
+    if kind == "loguniform" and low <= 0:
+        return f"loguniform: needs a range above 0, got {low:g} to {high:g}"
+    if kind == "quniform" and not 0 < values[2] <= high - low:
+        return f"quniform: q must be above 0 and at most the range, got {values[2]:g}"
+    return None
+
+
+class Bounds(_Keys):
+    """Where a metric of a good trial lies."""
+
+    min: float | None = Field(None, description="At least this.")
+    max: float | None = Field(None, description="At most this.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Bounds:
+        if self.min is None and self.max is None:
+            raise ValueError("give min, max, or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min ({self.min:g}) is above max ({self.max:g})")
+        return self
+
+
+class TuneConfig(_Keys):
+    """The `tune:` section."""
+
+    space: Annotated[dict[str, list[Dimension]], Field(min_length=1)] = Field(
+        description="Key of the recipe -> distribution of its values, nested or with dots: {learning_rate: {loguniform: "
+        "[1e-7, 1e-5]}}. Several distributions of one key, each with its own `when`, are a list.",
+    )
+    search: Literal["random", "grid", "optuna"] = Field(
+        "random",
+        description="How values are chosen: random; grid (every combination of lists); optuna (tree-structured Parzen "
+        "estimators, for several metrics the multi-objective ones).",
+    )
+    scheduler: Literal["none", "asha", "median", "hyperband", "pbt"] = Field(
+        "none",
+        description="Which trials end early: asha and hyperband (successive halving), median (below the median of the others); "
+        "pbt instead lets bad trials go on from good ones' checkpoints with changed values.",
+    )
+    metric: str | Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="Evaluation metric that is optimised, or a list of them (Pareto front); the strategy's own, such as "
+        "eval_rewards/accuracies, when not set.",
+    )
+    mode: Mode | list[Mode] | None = Field(None, description="max or min, for each metric; by its name when not set.")
+    constraints: dict[str, Bounds] = Field(
+        default_factory=dict,
+        description="Metric -> {min, max}: a trial whose last evaluation is outside can't be the best: {eval_kl: {min: -50}}.",
+    )
+    num_samples: PositiveInt | None = Field(
+        None, description="Trials that are drawn (random: for each combination of grids); 8 when not set. grid: all there are."
+    )
+    max_concurrent_trials: PositiveInt | None = Field(
+        None, description="Trials at once; as many as the cluster has room for when not set."
+    )
+    time_budget: PositiveFloat | None = Field(None, description="Seconds after which the sweep ends with what it has.")
+    max_failures: NonNegativeInt = Field(
+        0, description="Times that a failed trial is tried again, from its last checkpoint (workers: ray.max_failures)."
+    )
+    baseline: bool = Field(True, description="Trial 0 runs the recipe's own values.")
+    grace_period: float = Field(
+        0.25, gt=0, le=1, description="asha, median: part of a run that every trial gets before it can end early."
+    )
+    reduction_factor: float = Field(4, gt=1, description="asha, hyperband: of so many trials one goes on, at each halving.")
+    perturbation_interval: PositiveInt = Field(
+        1, description="pbt: evaluations between two looks at who is good and who is bad."
+    )
+    seed: NonNegativeInt | None = Field(None, description="Seed of the draws; the recipe's seed when not set.")
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _flatten(cls, space: Any) -> Any:
+        return dict(_flat(space)) if isinstance(space, Mapping) else space
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that the config gives."""
+        return [] if self.metric is None else [self.metric] if isinstance(self.metric, str) else self.metric
+
+
+def _flat(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, list of distributions) of a space, in which sections may be nested."""
+    for name, value in node.items():
+        path = f"{place}{name}"
+        if _is_section(value):
+            yield from _flat(value, f"{path}.")
+        elif isinstance(value, list) and _are_mappings(value):
+            yield path, value
+        elif isinstance(value, Mapping) and value:
+            yield path, [value]
+        else:
+            raise ValueError(f"{path}: a distribution is a mapping, such as {{choice: [1, 2]}}, got {value!r}")
+
+
+def _is_section(value: Any) -> bool:
+    """Whether a mapping holds keys of the recipe, and not the parts of a distribution."""
+    if not isinstance(value, Mapping) or not value or value.keys() & {*Dimension.model_fields}:
+        return False
+    return all(isinstance(one, Mapping) or (isinstance(one, list) and _are_mappings(one)) for one in value.values())
+
+
+def _are_mappings(values: list[Any]) -> bool:
+    return bool(values) and all(isinstance(one, Mapping) for one in values)
+
+
+SWEEPS_OWN = ("tune", "output_dir", "dataset_prepared_path", "ray.address")
+"""Keys that are the sweep's, not a trial's."""
+
+
+def find_problems(tune: TuneConfig) -> Iterator[tuple[str, str]]:
+    """Yield every (path, message) that makes the section wrong, whatever the rest of the recipe says."""
+    for key, dimensions in tune.space.items():
+        if key in SWEEPS_OWN or key.startswith("tune."):
+            yield f"tune.space.{key}", "belongs to the sweep as a whole and can't be searched; remove it"
+        if len(dimensions) > 1 and any(dimension.when is None for dimension in dimensions):
+            yield f"tune.space.{key}", "of several distributions each needs a `when`"
+        for dimension in dimensions:
+            yield from ((f"tune.space.{key}", text) for text in _dimension_problems(key, dimension, tune))
+    if tune.search == "grid" and tune.num_samples is not None:
+        yield "tune.num_samples", "has no effect with search: grid, which runs every combination; remove it"
+    yield from _measure_problems(tune)
+    for name, schedulers in USED_BY.items():
+        if name in tune.model_fields_set and tune.scheduler not in schedulers:
+            yield f"tune.{name}", f"has no effect with scheduler: {tune.scheduler} (it belongs to {', '.join(schedulers)})"
+
+
+USED_BY = {
+    "grace_period": ("asha", "median"),
+    "reduction_factor": ("asha", "hyperband"),
+    "perturbation_interval": ("pbt",),
+}
+"""Key -> the schedulers that read it."""
+
+
+def _dimension_problems(key: str, dimension: Dimension, tune: TuneConfig) -> Iterator[str]:
+    for other in dimension.when or {}:
+        if other not in tune.space:
+            yield f"when: {other} is not searched; name a key of tune.space"
+        elif key in _conditions(other, tune):
+            yield f"when: {key} and {other} depend on each other"
+    if tune.search == "grid" and dimension.kind not in FINITE:
+        yield f"search: grid needs a list of values, got {dimension.kind}; write grid: [...], or search: random"
+    if dimension.kind == "grid" and (tune.search == "optuna" or tune.scheduler == "pbt"):
+        who = "search: optuna" if tune.search == "optuna" else "scheduler: pbt"
+        yield f"{who} chooses values itself; write choice: {dimension.values}"
+
+
+def _conditions(key: str, tune: TuneConfig, seen: frozenset[str] = frozenset()) -> set[str]:
+    """Keys that a key's presence depends on, itself among them."""
+    if key in seen:
+        return set()
+    direct = {other for dimension in tune.space.get(key, []) for other in dimension.when or {}}
+    return {key}.union(*(_conditions(other, tune, seen | {key}) for other in direct))
+
+
+def _measure_problems(tune: TuneConfig) -> Iterator[tuple[str, str]]:
+    metrics, modes = tune.metrics, [tune.mode] if isinstance(tune.mode, str) else tune.mode
+    if modes is not None and len(modes) != max(len(metrics), 1):
+        yield "tune.mode", f"there are {max(len(metrics), 1)} metrics and {len(modes)} modes; give one for each"
+    if len(set(metrics)) != len(metrics):
+        yield "tune.metric", f"a metric stands twice: {', '.join(metrics)}"
+    if len(metrics) > 1 and tune.scheduler != "none":
+        yield "tune.scheduler", f"{tune.scheduler} compares trials by one metric, and there are {len(metrics)}; remove it"
+    if tune.scheduler == "pbt" and tune.search != "random":
+        yield "tune.search", f"{tune.search} doesn't go with scheduler: pbt, which changes values itself; use random"

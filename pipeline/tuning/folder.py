@@ -1,0 +1,116 @@
+"""The folder of a sweep: its recipe, `trials.json`, tables, `best.yaml`, the report, and a run's folder for each trial."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.config import RunConfig, parse_config, parse_yaml
+from pipeline.errors import UserError
+from pipeline.patience import STORAGE_ERRORS
+from pipeline.storage import Folder, Location, inside, is_uri, locate, reason
+from pipeline.tuning.records import TrialRecord, dump, load
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["SweepFolder", "load_sweep", "recipe_text"]
+
+SWEEP, CONFIG, RECORDS, BEST, REPORT, TUNE = "sweep.json", "config.yaml", "trials.json", "best.yaml", "report.html", "tune"
+
+
+class SweepFolder:
+    """`output_dir` of a sweep: a local path, or a URI as text."""
+
+    def __init__(self, path: Location) -> None:
+        self.path = path
+        try:
+            self.storage = Folder(path)
+        except STORAGE_ERRORS as error:
+            raise UserError(f"output_dir: {str(path)!r} can't be reached: {reason(error)}") from error
+
+    def state(self) -> dict[str, Any] | None:
+        """What `sweep.json` says; None where there is no sweep."""
+        text = self.storage.read(SWEEP)
+        return None if text is None else json.loads(text)
+
+    def open(self, cfg: RunConfig, resume: bool) -> None:
+        """Make the folder ready for a sweep, or for the continuation of the one that it holds.
+
+        Raises:
+            UserError: when it holds something else, or a sweep that isn't asked to go on, or can't be written.
+        """
+        path = str(self.path)
+        try:
+            others = [name for name in self.storage.names() if not name.startswith(".")]
+            state = self.state()
+            if state is None and others:
+                names = ", ".join(sorted(others)[:3])
+                raise UserError(
+                    f"output_dir: {path!r} is not empty ({names}) and holds no sweep; give another folder, or empty it"
+                )
+            if state is not None and not resume:
+                raise UserError(
+                    f"output_dir: {path!r} holds a sweep ({state['status']}); continue it with `prefray tune --resume {path}`, "
+                    "give another output_dir, or delete it"
+                )
+            if state is None:
+                self.storage.create()
+                self.storage.write(CONFIG, recipe_text(cfg))
+                self.write_state({"status": "started"})
+        except STORAGE_ERRORS as error:
+            raise UserError(f"output_dir: {path!r} can't be written: {reason(error)}") from error
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write `sweep.json`."""
+        self.storage.write(SWEEP, json.dumps(state, indent=2) + "\n")
+
+    def records(self) -> list[TrialRecord]:
+        """Of the trials so far."""
+        text = self.storage.read(RECORDS)
+        return [] if text is None else load(text)
+
+    def write_records(self, records: list[TrialRecord]) -> None:
+        """Write `trials.json`."""
+        self.storage.write(RECORDS, dump(records))
+
+    def write_table(self, table: pandas.DataFrame) -> None:
+        """Write the table of trials as Parquet and CSV."""
+        parquet = io.BytesIO()
+        table.to_parquet(parquet, index=False)
+        self.storage.write("trials.parquet", parquet.getvalue())
+        self.storage.write("trials.csv", table.to_csv(index=False))
+
+    def for_tune(self) -> dict[str, Any]:
+        """Arguments of Tune's RunConfig that let it keep its state here."""
+        filesystem = self.storage.for_other_processes() if is_uri(str(self.path)) else None
+        return {"name": TUNE, "storage_path": self.storage.path, "storage_filesystem": filesystem}
+
+    def trial(self, folder: str) -> Location:
+        """A trial's folder."""
+        return inside(inside(self.path, "trials"), folder)
+
+
+def recipe_text(cfg: RunConfig, **changes: Any) -> str:
+    """A recipe as YAML, with the keys that were given and those that are changed; None takes a key away."""
+    recipe = {**cfg.model_dump(mode="json", exclude_unset=True), **changes}
+    return yaml.safe_dump({k: v for k, v in recipe.items() if v is not None}, sort_keys=False, allow_unicode=True)
+
+
+def load_sweep(where: str) -> RunConfig:
+    """The recipe of the sweep in a folder.
+
+    Raises:
+        UserError: when there is none.
+    """
+    folder = SweepFolder(locate(where))
+    try:
+        state, text = folder.state(), folder.storage.read(CONFIG)
+    except STORAGE_ERRORS as error:
+        raise UserError(f"--resume: {where!r} can't be read: {reason(error)}") from error
+    if state is None or text is None:
+        raise UserError(f"--resume: {where!r} holds no sweep; give the output_dir of one that `prefray tune` has started")
+    return parse_config(parse_yaml(text, CONFIG), origin=str(inside(folder.path, CONFIG)))

@@ -1,0 +1,260 @@
+"""A trial, as Ray Tune runs it: an actor that follows one run of `train` after the other and hands its evaluations on."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune import Trainable
+
+from pipeline.config import RunConfig, parse_yaml
+from pipeline.display import SilentDisplay
+from pipeline.errors import RunCancelled
+from pipeline.session import set_intervals
+from pipeline.storage import Folder, Location, inside
+from pipeline.training.checkpoints import step_of
+from pipeline.training.continuation import changed_settings
+from pipeline.training.driver import train
+from pipeline.training.folder import CONFIG, RunFolder
+from pipeline.training.forking import fork, origin_of
+from pipeline.training.metrics import MetricsFile
+from pipeline.training.stopping import Cancellation
+from pipeline.tuning.searching import DRAW, EVALUATION, trial_number
+from pipeline.tuning.space import trial_recipe
+
+__all__ = ["TRIALS", "TrialFailed", "TrialJob", "TrialRun"]
+
+TRIALS = "trials"
+"""Folder of the trials' runs in a sweep's folder."""
+STOP_WITHIN_S = 30.0
+
+
+class TrialFailed(RuntimeError):
+    """A trial ended although it wasn't told to; says why in one line."""
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What every trial is given."""
+
+    cfg: RunConfig
+    """The sweep's recipe, its paths made absolute."""
+    sweep: Location
+    """The sweep's folder."""
+    directory: str
+    """The driver's current directory, to which paths of data are relative."""
+    queue: Any
+    """The driver's queue: how far trials are, and what happens to them."""
+    evaluations: int
+    """Of one whole run of the recipe."""
+    at_checkpoints: bool
+    """Hand an evaluation on when the checkpoint of its step is stored, since the scheduler may go on from it."""
+    debug: bool
+
+
+class TrialRun(Trainable):
+    """Ray Tune's view of a trial; `setup` and `reset_config` begin one, `step` returns its next evaluation."""
+
+    def setup(self, config: dict[str, Any], job: TrialJob) -> None:
+        """Begin the first trial of this actor."""
+        self.job = job
+        if os.path.isdir(job.directory):
+            os.chdir(job.directory)
+        set_intervals(job.cfg)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin another trial in the same actor."""
+        self._leave()
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self.number = trial_number(self.trial_id, config)
+        self.values = config[DRAW]["values"]
+        self._run: _Run | None = None
+        self._pointer: dict[str, Any] | None = None
+
+    def step(self) -> dict[str, Any]:
+        """Wait for the next evaluation; after the last one, for the end of the run.
+
+        Raises:
+            TrialFailed: when the run has ended otherwise.
+        """
+        if self._run is None:
+            self._run = _Run(self.job, self.number, self.values, self._pointer)
+        return self._run.next_result()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Where the trial's newest checkpoint is: the run's folder has the checkpoint itself."""
+        return self._run.pointer() if self._run is not None else (self._pointer or {})
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint, this trial's or another's."""
+        self._leave()
+        self._run, self._pointer = None, checkpoint or None
+
+    def cleanup(self) -> None:
+        """End the run, if it goes on, and free its workers."""
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._run is not None:
+            self._run.cancel()
+
+
+class _Run(SilentDisplay):
+    """One run of `train` in a thread, whose display this is."""
+
+    def __init__(self, job: TrialJob, number: int, values: Any, pointer: dict[str, Any] | None) -> None:
+        self.job, self.number = job, number
+        self._results: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._cancellation = Cancellation()
+        self._metrics: dict[str, float] = {}
+        self._waiting: list[dict[str, Any]] = []
+        self._saved = 0
+        self._step = self._total = self._tokens = 0
+        self._error: BaseException | None = None
+        self._origin: str | None = None
+        self.folder = ""
+        self._thread = threading.Thread(target=self._train, args=(values, pointer), name=f"trial-{number}", daemon=True)
+        self._thread.start()
+
+    # The run
+
+    def _train(self, values: Any, pointer: dict[str, Any] | None) -> None:
+        try:
+            cfg = self._place(values, pointer)
+            self._tell(folder=self.folder, values=values, origin=self._origin)
+            result = train(cfg, resume=True, display=self, debug=self.job.debug, cancellation=self._cancellation)
+            self._step = self._total = result.steps
+        except BaseException as error:  # noqa: BLE001 - handed to `next_result`, which raises it
+            if not isinstance(error, RunCancelled):
+                self._tell(error=str(error) or type(error).__name__)
+            self._error = error
+
+    def _place(self, values: Any, pointer: dict[str, Any] | None) -> RunConfig:
+        """The trial's recipe, in a folder that is new, or holds a run of it to go on with, or one begun from another's."""
+        job = self.job
+        own = _own_folders(job.sweep, self.number)
+        self.folder = own[-1] if own else f"{self.number:03d}"
+        cfg = trial_recipe(job.cfg, values, str(self._where(self.folder)))
+        if pointer and pointer["folder"] not in own:
+            source = RunFolder(self._where(pointer["folder"]))
+            if (
+                not own
+                or (origin_of(RunFolder(self._where(own[-1]))) or {}).get("path") != str(source.path)
+                or not _same(RunFolder(self._where(own[-1])), cfg)
+            ):
+                self.folder = f"{self.number:03d}.{len(own)}" if own else self.folder
+                cfg = cfg.model_copy(update={"output_dir": str(self._where(self.folder))})
+                step = fork(source, pointer["step"], RunFolder(self._where(self.folder)), cfg)
+                self._origin = f"trial {pointer['number']} at step {step}"
+        elif own and not _same(RunFolder(self._where(self.folder)), cfg):
+            # Of a trial that a killed driver had begun and forgot.
+            Folder(inside(job.sweep, TRIALS)).delete(self.folder)
+        return cfg
+
+    def _where(self, folder: str) -> Location:
+        return inside(inside(self.job.sweep, TRIALS), folder)
+
+    def cancel(self) -> None:
+        """End it."""
+        self._cancellation.cancel()
+        self._thread.join(timeout=STOP_WITHIN_S)
+        self._remove_scratch()
+
+    def _remove_scratch(self) -> None:
+        from pipeline.training.worker import scratch_of
+
+        shutil.rmtree(scratch_of(str(self._where(self.folder))), ignore_errors=True)
+
+    # Results
+
+    def next_result(self) -> dict[str, Any]:
+        """The next evaluation, or, when the run has ended, the last one again and `done`."""
+        while True:
+            try:
+                return self._results.get(timeout=0.2)
+            except queue.Empty:
+                if self._thread.is_alive():
+                    continue
+            if not self._results.empty():
+                continue
+            if self._error is not None:
+                if isinstance(self._error, RunCancelled):
+                    return {**self._result(), "done": True}
+                raise TrialFailed(str(self._error)) from self._error
+            for record in MetricsFile(inside(self._where(self.folder), "metrics.jsonl")).read():
+                self._take(record)
+            return {**self._result(), "done": True}
+
+    def pointer(self) -> dict[str, Any]:
+        """What another run needs to go on from this one."""
+        return {"folder": self.folder, "step": self._saved, "number": self.number}
+
+    def _result(self) -> dict[str, Any]:
+        part = self._step / self._total if self._total else 1.0
+        counts = {"step": self._step, "total_steps": self._total, "tokens": self._tokens, "folder": self.folder}
+        return {**self._metrics, **counts, EVALUATION: max(1, int(part * self.job.evaluations + 1e-6))}
+
+    def _take(self, record: dict[str, Any]) -> bool:
+        """Remember what a record says; whether it is an evaluation."""
+        self._step = record["step"]
+        self._tokens = int(record.get("num_tokens") or self._tokens)
+        evaluated = {
+            name: value
+            for name, value in record.items()
+            if name.startswith("eval_") and value is not None and not name.endswith(("runtime", "per_second", "num_tokens"))
+        }
+        self._metrics.update(evaluated)
+        return bool(evaluated)
+
+    def _tell(self, **what: Any) -> None:
+        self.job.queue.put({"trial": self.number, **what})
+
+    # Display
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """A new stage; that of training says how many steps there are."""
+        self._total = total or self._total
+
+    def record(self, record: dict[str, Any]) -> None:
+        """A training or evaluation record."""
+        is_evaluation = self._take(record)
+        self._tell(step=self._step, total_steps=self._total, tokens=self._tokens, metrics=dict(self._metrics))
+        if not is_evaluation or self._step >= self._total:
+            return  # the last one comes with the end, so that no scheduler ends a run that is about to save its model
+        if self.job.at_checkpoints:
+            self._waiting.append(self._result())
+        else:
+            self._results.put(self._result())
+
+    def saved(self, name: str) -> None:
+        """A checkpoint is complete."""
+        self._saved = step_of(name)
+        while self._waiting and self._waiting[0]["step"] <= self._saved:
+            self._results.put(self._waiting.pop(0))
+
+    def note(self, text: str) -> None:
+        """What happens while it trains; what there is to know before is the same for all trials."""
+        if self._total:
+            self._tell(note=text)
+
+
+def _own_folders(sweep: Location, number: int) -> list[str]:
+    """Folders of a trial's runs, oldest first."""
+    names = [name for name in Folder(inside(sweep, TRIALS)).names() if name.partition(".")[0] == f"{number:03d}"]
+    return sorted(names, key=lambda name: int(name.partition(".")[2] or 0))
+
+
+def _same(folder: RunFolder, cfg: RunConfig) -> bool:
+    """Whether a folder holds a run of this recipe."""
+    from pipeline.config import parse_config
+
+    text = folder.storage.read(CONFIG)
+    return text is not None and not changed_settings(parse_config(parse_yaml(text, CONFIG), CONFIG), cfg)

@@ -1,0 +1,202 @@
+"""The driver's eye on a sweep: what Tune says of trials and what trials say themselves becomes records, lines and a table."""
+
+from __future__ import annotations
+
+import os
+import queue as queues
+import signal
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+from ray import tune as ray_tune
+from ray.tune.experiment import Trial
+
+from pipeline.display import Display
+from pipeline.patience import STORAGE_ERRORS
+from pipeline.training.stopping import StopSignal
+from pipeline.tuning.folder import SweepFolder
+from pipeline.tuning.objectives import Measure
+from pipeline.tuning.records import Status, TrialRecord
+from pipeline.tuning.searching import DRAW, trial_number
+
+__all__ = ["Relayed", "Watch"]
+
+WRITE_EVERY_S = 2.0
+SHOW_EVERY_S = 0.5
+STATUS: dict[str, Status] = {
+    Trial.PENDING: "waiting",
+    Trial.RUNNING: "running",
+    Trial.PAUSED: "paused",
+    Trial.TERMINATED: "stopped",
+    Trial.ERROR: "failed",
+}
+
+
+class Watch:
+    """Keeps the records of a sweep's trials.
+
+    Args:
+        queue: what trials say.
+        keys: those that are searched, for the table.
+    """
+
+    def __init__(
+        self, folder: SweepFolder, display: Display, queue: Any, measure: Measure, keys: list[str], stop: StopSignal
+    ) -> None:
+        self.records: dict[int, TrialRecord] = {record.number: record for record in folder.records()}
+        self.unfinished = False
+        """Whether Tune has left trials that it could go on with."""
+        self._folder, self._display, self._queue = folder, display, queue
+        self._measure, self._keys, self._stop = measure, keys, stop
+        self._written = self._shown = 0.0
+        self._interrupted = False
+        self._lock = threading.Lock()
+
+    def update(self, trials: list[Trial]) -> None:
+        """Take over how Tune's trials stand, and what trials have said; called again and again."""
+        if self._stop.received and not self._interrupted:
+            self._interrupted = True
+            self._display.note("SIGTERM: ending the trials; their complete checkpoints stay")
+            os.kill(os.getpid(), signal.SIGINT)  # Tune ends a sweep in good order on it
+        with self._lock:
+            self._listen()
+            changed = sum(self._update(trial) for trial in trials) > 0
+            self.unfinished = any(not trial.is_finished() for trial in trials)
+            self._write(changed)
+            self._show(changed)
+
+    def fail(self, trial: Trial) -> None:
+        """A trial has failed."""
+        with self._lock:
+            self._listen()
+            record = self._record(trial)
+            record.reason = record.reason or _reason(trial)
+
+    def close(self) -> list[TrialRecord]:
+        """Take in what is left; returns the records in order."""
+        with self._lock:
+            self._listen()
+            for record in self.records.values():
+                if record.status in ("running", "paused"):
+                    record.end("stopped")
+            self._write(changed=True)
+            return [self.records[number] for number in sorted(self.records)]
+
+    def _record(self, trial: Trial) -> TrialRecord:
+        number = trial_number(trial.trial_id, trial.config)
+        values = trial.config[DRAW]["values"]
+        return self.records.setdefault(number, TrialRecord(number, values))
+
+    def _update(self, trial: Trial) -> bool:
+        """Whether a trial's status has changed."""
+        record, status = self._record(trial), STATUS[trial.status]
+        if status == "stopped" and record.total_steps and record.step >= record.total_steps:
+            status = "finished"
+        if record.status == status:
+            return False
+        if status == "running":
+            record.begin()
+            self._display.log(f"trial {record.name} begins: {shown_values(record)}")
+        elif status == "waiting":
+            record.end("waiting")
+        else:
+            record.end(status, record.reason if status == "failed" else None)
+            self._tell_end(record)
+        return True
+
+    def _tell_end(self, record: TrialRecord) -> None:
+        metrics = self._shown_metrics(record)
+        at = f"step {record.step}/{record.total_steps}" if record.total_steps else "its start"
+        if record.status == "failed":
+            self._display.note(f"trial {record.name} failed at {at}: {record.reason or 'no reason is known'}")
+        elif record.status == "paused":
+            self._display.log(f"trial {record.name} is paused at {at}  {metrics}")
+        else:
+            how = "has finished" if record.status == "finished" else "ended early"
+            self._display.log(f"trial {record.name} {how} at {at}  {metrics}")
+
+    def _shown_metrics(self, record: TrialRecord) -> str:
+        names = [one.metric for one in self._measure.objectives]
+        return "  ".join(f"{name} {record.metrics[name]:.4g}" for name in names if name in record.metrics)
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                said = self._queue.get(block=False)
+            except queues.Empty:
+                return
+            record = self.records.get(said["trial"])
+            if record is None:
+                continue  # of a trial that Tune has not named yet: it says so again
+            self._hear(record, said)
+
+    def _hear(self, record: TrialRecord, said: dict[str, Any]) -> None:
+        if "folder" in said:
+            record.folder, record.values = said["folder"], said["values"]
+            if said["origin"] is not None:
+                record.origins.append(said["origin"])
+                self._display.note(f"trial {record.name} goes on from {said['origin']}: {shown_values(record)}")
+        if "note" in said:
+            self._display.note(f"trial {record.name}: {said['note']}")
+        if "error" in said:
+            record.reason = said["error"]
+        if "step" in said:
+            evaluated = said["metrics"] != record.metrics
+            record.step, record.total_steps = said["step"], said["total_steps"]
+            record.tokens, record.metrics = said["tokens"], said["metrics"]
+            if evaluated:
+                at = f"step {record.step}/{record.total_steps}"
+                self._display.log(f"trial {record.name}  {at}  {self._shown_metrics(record)}{_left(record)}")
+
+    def _write(self, changed: bool) -> None:
+        if changed or time.monotonic() - self._written > WRITE_EVERY_S:
+            self._written = time.monotonic()
+            try:
+                self._folder.write_records([self.records[number] for number in sorted(self.records)])
+            except STORAGE_ERRORS:
+                return  # a sweep doesn't fail for its log; the next call writes it
+
+    def _show(self, changed: bool) -> None:
+        if changed or time.monotonic() - self._shown > SHOW_EVERY_S:
+            self._shown = time.monotonic()
+            from pipeline.tuning.table import live_table
+
+            self._display.show(live_table([self.records[number] for number in sorted(self.records)], self._keys, self._measure))
+
+
+def shown_values(record: TrialRecord) -> str:
+    """A trial's values on one line."""
+    if record.values is None:
+        return "the recipe's own values"
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in record.values.items()
+    )
+
+
+def _left(record: TrialRecord) -> str:
+    left = record.time_left
+    return f"  {timedelta(seconds=round(left))} left" if left else ""
+
+
+def _reason(trial: Trial) -> str:
+    """The last line of what Tune knows of a failure; a trial that could speak has said more."""
+    lines = str(trial.get_error() or "").strip().splitlines()
+    return lines[-1] if lines else "its process died"
+
+
+class Relayed(ray_tune.Callback):
+    """Tune's callback; it is stored with Tune's state, so it holds nothing and knows the one watch of this process."""
+
+    watch: Watch | None = None
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Tune has looked after its trials once more."""
+        assert Relayed.watch is not None
+        Relayed.watch.update(trials)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial has failed."""
+        assert Relayed.watch is not None
+        Relayed.watch.fail(trial)

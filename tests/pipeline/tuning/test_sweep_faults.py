@@ -1,0 +1,102 @@
+"""A sweep whose driver is killed goes on: what had finished stays, what ran goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config import RunConfig
+from pipeline.training.folder import RunFolder
+from pipeline.tuning.folder import SweepFolder, recipe_text
+
+ROOT = Path(__file__).parents[3]
+WAIT_S = 240
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "tune", *arguments, "--quiet"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture
+def long(recipe: Any, tmp_path: Path) -> RunConfig:
+    """One trial after the other; the second one takes its time."""
+    section = {
+        "space": {"num_epochs": {"grid": [1, 30]}, "learning_rate": {"grid": [1e-5]}},
+        "search": "grid",
+        "baseline": False,
+        "max_concurrent_trials": 1,
+    }
+    return recipe(tmp_path / "sweep", section, eval_steps=8, save_steps=8)
+
+
+def stop(driver: subprocess.Popen[str], run: RunFolder, beyond: int, how: signal.Signals) -> tuple[str, int]:
+    """End the driver when the run has a checkpoint beyond a step; returns what it said, and its newest checkpoint."""
+    wait_for(lambda: driver.poll() is not None or run.last_checkpoint() > beyond)
+    assert driver.poll() is None, driver.stdout and driver.stdout.read()
+    os.kill(driver.pid, how)
+    said, _ = driver.communicate(timeout=60)
+    return said, run.last_checkpoint()
+
+
+def test_a_stopped_sweep_goes_on(long: RunConfig, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    (tmp_path / "recipe.yaml").write_text(recipe_text(long))
+    second = RunFolder(sweep / "trials" / "001")
+    driver = start(str(tmp_path / "recipe.yaml"))
+    said, first_stop = stop(driver, second, 0, signal.SIGTERM)
+    assert driver.returncode == 143
+    assert f"stopped by SIGTERM; continue with `prefray tune --resume {sweep}`" in said
+    model = sweep / "trials" / "000" / "model" / "model.safetensors"
+    made = model.stat().st_mtime_ns
+
+    driver = start("--resume", str(sweep))
+    _, second_stop = stop(driver, second, first_stop, signal.SIGKILL)
+    assert second.finished_steps() is None
+
+    driver = start("--resume", str(sweep))
+    said, _ = driver.communicate(timeout=WAIT_S)
+    assert driver.returncode == 0, said
+    assert model.stat().st_mtime_ns == made
+    goes_on = re.search(r"trial 1: continuing from the checkpoint of step (\d+)", said)
+    assert goes_on is not None and int(goes_on[1]) >= second_stop
+    records = SweepFolder(sweep).records()
+    assert [(record.status, record.step) for record in records] == [("finished", 8), ("finished", 240)]
+    assert yaml.safe_load((sweep / "best.yaml").read_text())["num_epochs"] in (1, 30)
+
+
+def test_resume_needs_a_sweep(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        (["--resume", str(tmp_path / "empty")], "holds no sweep; give the output_dir of one"),
+        ([], "give a recipe, or --resume and the output_dir of a sweep"),
+        (["recipe.yaml", "--resume", str(tmp_path)], "give either --resume RUN or a recipe"),
+    ):
+        command = start(*arguments)
+        said, _ = command.communicate(timeout=60)
+        assert command.returncode == 2 and message in said and "Traceback" not in said
