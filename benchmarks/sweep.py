@@ -22,7 +22,7 @@ import psutil
 import torch
 from datasets import Dataset
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from benchmarks import common
@@ -47,10 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run both sides and print the ratio."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
     parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=160, help="pairs, of which a fifth is for evaluation")
+    parser.add_argument("--rows", type=int, default=120, help="pairs, of which a tenth is for evaluation")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--sequence-len", type=int, default=512)
+    parser.add_argument("--sequence-len", type=int, default=256)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--peer-runs", type=int, help="of TRL, whose mean then stands for the others; all when not set")
     parser.add_argument("--trl", type=Path, help=argparse.SUPPRESS)
@@ -112,7 +112,7 @@ def recipe(options: argparse.Namespace, folder: Path) -> RunConfig:
         {
             "base_model": base,
             "datasets": [{"path": str(folder / "rows.json"), **SHAPE}],
-            "val_set_size": len(rows) // 5,
+            "val_set_size": len(rows) // 10,
             "dataset_prepared_path": str(folder / "prepared"),
             "sequence_len": options.sequence_len,
             "excess_length_strategy": "truncate",
@@ -124,7 +124,7 @@ def recipe(options: argparse.Namespace, folder: Path) -> RunConfig:
             "output_dir": str(folder / "sweep"),
             "tune": {
                 "space": {
-                    "learning_rate": {"loguniform": [1e-5, 1e-3]},
+                    "learning_rate": {"loguniform": [1e-4, 1e-2]},
                     "rl_beta": {"choice": [0.05, 0.1, 0.3]},
                 },
                 "scheduler": "asha",
@@ -195,6 +195,7 @@ def run_trl(job: dict[str, Any]) -> None:
         eval_dataset=evaluate,
         processing_class=AutoTokenizer.from_pretrained(job["model"]),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     metrics = next(entry for entry in reversed(trainer.state.log_history) if METRIC in entry)
     Path(job["folder"]).mkdir(exist_ok=True)

@@ -12,6 +12,7 @@ import yaml
 
 from pipeline.cli import app
 from pipeline.config import parse_config
+from pipeline.tuning.space import check_trials, corners
 from tests.tiny import pairs, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -41,8 +42,11 @@ def test_the_commands_exist() -> None:
 
 
 def test_the_recipe_is_valid() -> None:
-    (recipe,) = blocks("yaml")
-    assert parse_config(yaml.safe_load(recipe)).num_workers == 2
+    recipe, sweep = (yaml.safe_load(text) for text in blocks("yaml"))
+    assert parse_config(recipe).num_workers == 2
+    cfg = parse_config({**recipe, **sweep})
+    assert cfg.tune is not None
+    assert len(check_trials(cfg, corners(cfg.tune))) == 2 * 2 + 2 * 2 * 2
 
 
 def test_the_folders_are_there() -> None:
@@ -54,12 +58,17 @@ def test_the_folders_are_there() -> None:
 def test_the_python_on_ray(tiny_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs(8)))
-    Path("recipe.yaml").write_text(f"base_model: {tiny_base}\ndatasets: [{{path: {tmp_path}/pairs.jsonl}}]\nmax_steps: 1\n")
+    recipe = f"base_model: {tiny_base}\ndatasets: [{{path: {tmp_path}/pairs.jsonl}}]\nmax_steps: 1\n"
+    Path("recipe.yaml").write_text(recipe)
+    space = "{space: {learning_rate: {grid: [0.001]}}, search: grid, baseline: false}"
+    Path("sweep.yaml").write_text(f"{recipe}val_set_size: 2\noutput_dir: sweep\ntune: {space}\n")
     names: dict[str, Any] = {}
     exec(blocks("python")[0], names)
     assert names["prepared"].train_rows == 8
     assert names["result"].model_dir == tmp_path / "model-out" / "model"
     assert len(names["result"].history) == 2
+    assert names["sweep"].table["status"].tolist() == ["finished"]
+    assert names["sweep"].best_config.learning_rate == 0.001 and names["sweep"].best_metrics and len(names["sweep"].front) == 1
 
 
 def test_the_python_without_ray(tmp_path: Path) -> None:

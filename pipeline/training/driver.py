@@ -83,6 +83,9 @@ def train(
     cfg = absolute_paths(cfg)
     check_recipe(cfg)
     display = display or SilentDisplay()
+    if cfg.tune is not None:
+        cfg = cfg.model_copy(update={"tune": None})
+        display.note("tune: is for `prefray tune`; this run has the recipe's own values")
     folder = RunFolder(locate(cfg.output_dir))
     display.stage("starting Ray")
     connect(cfg, debug)

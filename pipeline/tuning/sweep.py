@@ -110,7 +110,7 @@ def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None
     from pipeline.tuning.searching import drawn_points
 
     display = display or SilentDisplay()
-    given, cfg = cfg, with_cadence(absolute_paths(cfg))
+    given, cfg = with_cadence(cfg), with_cadence(absolute_paths(cfg))
     assert cfg.tune is not None
     seed = cfg.seed if cfg.tune.seed is None else cfg.tune.seed
     points = drawn_points(cfg.tune, seed)
@@ -129,6 +129,8 @@ def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None
     connect(cfg, debug)
     concurrent = _concurrency(cfg, recipes)
     shared = share(cfg, recipes, display)
+    if "shared" in state:  # what it has cost was told when it was made
+        shared = Shared(**state["shared"])
     folder.write_state({"status": "started", "shared": shared.summary()})
     records = _Sweep(cfg, folder, measure, shared, concurrent, debug).run(points, seed, display)
     return _collect(SweepResult(folder.path, given, measure, records), folder, shared, display)
@@ -176,21 +178,19 @@ class _Sweep:
         Raises:
             RunStopped, KeyboardInterrupt: when they were interrupted; the sweep can be continued.
         """
-        from ray.util.queue import Queue
-
+        from pipeline.tuning.mailbox import open_mailbox
         from pipeline.tuning.watching import Relayed, Watch
 
         assert self.cfg.tune is not None
-        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": _here()})
+        mailbox = open_mailbox()
         with StopSignal() as stop:
-            watch = Watch(self.folder, display, queue, self.measure, list(self.cfg.tune.space), stop)
+            watch = Watch(self.folder, display, mailbox, self.measure, list(self.cfg.tune.space), stop)
             Relayed.watch = watch
             display.stage("running trials")
             with _environment(TUNE_ENVIRONMENT), _quiet(self.debug):
-                self._tuner(queue, points, seed).fit()
+                self._tuner(mailbox, points, seed).fit()
             records = watch.close()
             Relayed.watch = None
-            queue.shutdown()
             if watch.unfinished:
                 advice = f"continue with `prefray tune --resume {self.folder.path}`"
                 if stop.received:
@@ -199,7 +199,7 @@ class _Sweep:
                 raise KeyboardInterrupt
         return records
 
-    def _tuner(self, queue: Any, points: Any, seed: int) -> Any:
+    def _tuner(self, mailbox: Any, points: Any, seed: int) -> Any:
         from ray import tune as ray_tune
 
         from pipeline.tuning.searching import NEEDS_CHECKPOINTS, plan_search
@@ -210,7 +210,7 @@ class _Sweep:
         assert section is not None
         evaluations = self.shared.evaluations
         job = TrialJob(
-            self.cfg, self.folder.path, os.getcwd(), queue, evaluations, section.scheduler in NEEDS_CHECKPOINTS, self.debug
+            self.cfg, self.folder.path, os.getcwd(), mailbox, evaluations, section.scheduler in NEEDS_CHECKPOINTS, self.debug
         )
         # Where the driver is, as Ray Train's own controllers are; and no more at once than have room for their workers.
         slot = {_node_resource(): math.floor(10_000 / self.concurrent) / 10_000}
@@ -229,6 +229,7 @@ class _Sweep:
                 search_alg=plan.search,
                 scheduler=plan.scheduler,
                 num_samples=1 if points is not None else plan.trials,
+                reuse_actors=True,
                 time_budget_s=section.time_budget,
             ),
             run_config=ray_tune.RunConfig(
@@ -274,13 +275,6 @@ def _best_recipe(result: SweepResult) -> str:
     if best.origins:
         lines.append(f"# It went on from {'; '.join(best.origins)}: one recipe doesn't lead there again.")
     return "\n".join([*lines, recipe_text(result.best_config)])
-
-
-def _here() -> Any:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _node_resource() -> str:

@@ -6,9 +6,12 @@ import os
 import queue
 import shutil
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
+import ray
 from ray.tune import Trainable
 
 from pipeline.config import RunConfig, parse_yaml
@@ -31,6 +34,7 @@ __all__ = ["TRIALS", "TrialFailed", "TrialJob", "TrialRun"]
 TRIALS = "trials"
 """Folder of the trials' runs in a sweep's folder."""
 STOP_WITHIN_S = 30.0
+LISTEN_EVERY_S = 1.0
 
 
 class TrialFailed(RuntimeError):
@@ -47,8 +51,8 @@ class TrialJob:
     """The sweep's folder."""
     directory: str
     """The driver's current directory, to which paths of data are relative."""
-    queue: Any
-    """The driver's queue: how far trials are, and what happens to them."""
+    mailbox: Any
+    """The driver's `Mailbox`."""
     evaluations: int
     """Of one whole run of the recipe."""
     at_checkpoints: bool
@@ -121,6 +125,8 @@ class _Run(SilentDisplay):
         self._error: BaseException | None = None
         self._origin: str | None = None
         self.folder = ""
+        self.name = uuid4().hex
+        self._asked = time.monotonic()
         self._thread = threading.Thread(target=self._train, args=(values, pointer), name=f"trial-{number}", daemon=True)
         self._thread.start()
 
@@ -129,7 +135,7 @@ class _Run(SilentDisplay):
     def _train(self, values: Any, pointer: dict[str, Any] | None) -> None:
         try:
             cfg = self._place(values, pointer)
-            self._tell(folder=self.folder, values=values, origin=self._origin)
+            self._tell(run=self.name, folder=self.folder, values=values, origin=self._origin)
             result = train(cfg, resume=True, display=self, debug=self.job.debug, cancellation=self._cancellation)
             self._step = self._total = result.steps
         except BaseException as error:  # noqa: BLE001 - handed to `next_result`, which raises it
@@ -182,6 +188,7 @@ class _Run(SilentDisplay):
                 return self._results.get(timeout=0.2)
             except queue.Empty:
                 if self._thread.is_alive():
+                    self._listen()
                     continue
             if not self._results.empty():
                 continue
@@ -192,6 +199,13 @@ class _Run(SilentDisplay):
             for record in MetricsFile(inside(self._where(self.folder), "metrics.jsonl")).read():
                 self._take(record)
             return {**self._result(), "done": True}
+
+    def _listen(self) -> None:
+        """End when the driver says so: Tune can't, as long as it waits for the next evaluation."""
+        if time.monotonic() - self._asked > LISTEN_EVERY_S:
+            self._asked = time.monotonic()
+            if ray.get(self.job.mailbox.is_over.remote(self.name)):
+                self._cancellation.cancel()
 
     def pointer(self) -> dict[str, Any]:
         """What another run needs to go on from this one."""
@@ -215,7 +229,7 @@ class _Run(SilentDisplay):
         return bool(evaluated)
 
     def _tell(self, **what: Any) -> None:
-        self.job.queue.put({"trial": self.number, **what})
+        self.job.mailbox.put.remote({"trial": self.number, **what})
 
     # Display
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import queue as queues
 import signal
 import threading
 import time
 from datetime import timedelta
 from typing import Any
 
+import ray
 from ray import tune as ray_tune
 from ray.tune.experiment import Trial
 
@@ -38,20 +38,21 @@ class Watch:
     """Keeps the records of a sweep's trials.
 
     Args:
-        queue: what trials say.
+        mailbox: what trials say, and what they are told.
         keys: those that are searched, for the table.
     """
 
     def __init__(
-        self, folder: SweepFolder, display: Display, queue: Any, measure: Measure, keys: list[str], stop: StopSignal
+        self, folder: SweepFolder, display: Display, mailbox: Any, measure: Measure, keys: list[str], stop: StopSignal
     ) -> None:
         self.records: dict[int, TrialRecord] = {record.number: record for record in folder.records()}
         self.unfinished = False
         """Whether Tune has left trials that it could go on with."""
-        self._folder, self._display, self._queue = folder, display, queue
+        self._folder, self._display, self._mailbox = folder, display, mailbox
         self._measure, self._keys, self._stop = measure, keys, stop
         self._written = self._shown = 0.0
         self._interrupted = False
+        self._runs: dict[int, str] = {}
         self._lock = threading.Lock()
 
     def update(self, trials: list[Trial]) -> None:
@@ -96,6 +97,8 @@ class Watch:
             status = "finished"
         if record.status == status:
             return False
+        if record.status == "running" and record.number in self._runs:
+            self._mailbox.end.remote(self._runs.pop(record.number))
         if status == "running":
             record.begin()
             self._display.log(f"trial {record.name} begins: {shown_values(record)}")
@@ -122,18 +125,12 @@ class Watch:
         return "  ".join(f"{name} {record.metrics[name]:.4g}" for name in names if name in record.metrics)
 
     def _listen(self) -> None:
-        while True:
-            try:
-                said = self._queue.get(block=False)
-            except queues.Empty:
-                return
-            record = self.records.get(said["trial"])
-            if record is None:
-                continue  # of a trial that Tune has not named yet: it says so again
-            self._hear(record, said)
+        for said in ray.get(self._mailbox.take.remote()):
+            self._hear(self.records[said["trial"]], said)
 
     def _hear(self, record: TrialRecord, said: dict[str, Any]) -> None:
-        if "folder" in said:
+        if "run" in said:
+            self._runs[record.number] = said["run"]
             record.folder, record.values = said["folder"], said["values"]
             if said["origin"] is not None:
                 record.origins.append(said["origin"])

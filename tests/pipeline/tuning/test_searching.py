@@ -74,7 +74,8 @@ def test_a_trial_that_takes_over_values_keeps_its_number() -> None:
     ],
 )
 def test_schedulers(scheduler: str, kind: type) -> None:
-    plan = plan_search(section(scheduler=scheduler), MEASURE, [{}], 4, seed=0)
+    space = {"learning_rate": {"loguniform": [1e-6, 1e-4]}}
+    plan = plan_search(section(scheduler=scheduler, space=space), MEASURE, [{}], 4, seed=0)
     assert isinstance(plan.scheduler, kind)
 
 

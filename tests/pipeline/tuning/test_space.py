@@ -93,6 +93,12 @@ def test_a_grid_is_not_for_searches_that_choose() -> None:
         sweep({"learning_rate": {"grid": [1e-6, 1e-5]}}, search="optuna")
 
 
+def test_values_that_change_in_a_running_run_are_those_that_can() -> None:
+    assert sweep({"learning_rate": {"uniform": [1e-6, 1e-5]}, "dpo_label_smoothing": {"choice": [0.1, 0.2]}}, scheduler="pbt")
+    with pytest.raises(ConfigError, match=r"tune.space.lora_r: scheduler: pbt changes values while a run goes on"):
+        sweep({"lora_r": {"choice": [4, 8]}}, scheduler="pbt")
+
+
 def test_keys_are_set_where_their_condition_holds() -> None:
     cfg = sweep(STRATEGIES)
     assert cfg.tune is not None

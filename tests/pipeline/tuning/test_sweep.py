@@ -245,7 +245,6 @@ def test_population_based_training_goes_on_from_better_trials(recipe: Any, tmp_p
         "num_samples": 2,
         "baseline": False,
         "metric": "eval_rewards/margins",
-        "perturbation_interval": 2,
     }
     result = tune(recipe(tmp_path / "sweep", section, eval_steps=4, save_total_limit=20))
     (exploited,) = [record for record in result.records if record.origins]
@@ -258,9 +257,6 @@ def test_population_based_training_goes_on_from_better_trials(recipe: Any, tmp_p
     # The donor's history comes along with its weights, and what follows is another run's.
     assert {at: loss for at, loss in own.items() if at <= step} == {at: loss for at, loss in given.items() if at <= step}
     assert all(own[at] != given[at] for at in own if at > step)
-    rates = {row["step"]: row["learning_rate"] for row in history(result, exploited) if "learning_rate" in row}
-    theirs = {row["step"]: row["learning_rate"] for row in history(result, donor) if "learning_rate" in row}
-    assert rates[step + 2] != pytest.approx(theirs[step + 2]) or exploited.values is not None
     assert "went on from" in (tmp_path / "sweep" / "report.html").read_text()
 
 
