@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from pipeline.errors import UserError
 
-__all__ = ["Folder", "Location", "inside", "is_uri", "locate", "reason", "resolve"]
+__all__ = ["S3_VARIABLES", "Folder", "Location", "inside", "is_uri", "locate", "reason", "resolve"]
 
 Location = Path | str
 """A local path, or the text of a URI."""
@@ -27,6 +27,8 @@ S3_KEYS = {
     "secret_key": "AWS_SECRET_ACCESS_KEY",
     "session_token": "AWS_SESSION_TOKEN",
 }
+S3_VARIABLES = (*S3_KEYS.values(), "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
+"""Where S3 and its keys are found."""
 S3_HINT = (
     "S3's keys are read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, the region from AWS_DEFAULT_REGION, "
     "an endpoint that isn't Amazon's from AWS_ENDPOINT_URL"

@@ -18,7 +18,7 @@ from pipeline.training.checkpoints import repair
 from pipeline.training.folder import RunFolder
 from pipeline.training.following import RunPlan, follow
 from pipeline.training.metrics import MetricsFile
-from pipeline.training.stopping import Cancellation
+from pipeline.training.stopping import RunControl
 
 if TYPE_CHECKING:
     import pandas
@@ -58,7 +58,7 @@ def train(
     resume: bool = False,
     display: Display | None = None,
     debug: bool = False,
-    cancellation: Cancellation | None = None,
+    control: RunControl | None = None,
 ) -> TrainResult:
     """Prepare the data, score the reference where it is cached, and train on Ray; the run's files go to `output_dir`.
 
@@ -67,12 +67,12 @@ def train(
         resume: continue the run that `output_dir` holds; without it, such a run is refused.
         display: shows stages, steps and notes; nothing is shown when None.
         debug: let the output of the workers through.
-        cancellation: ends the run from another thread; its complete checkpoints stay.
+        control: lets another thread end the run; its complete checkpoints stay.
 
     Raises:
         UserError: for anything that the user can mend, before workers start where it can be known then.
         RunFailed: when workers failed more often than `ray.max_failures`.
-        RunCancelled: when `cancellation` was asked for.
+        RunCancelled: when `control` has asked for it.
     """
     from pipeline.data import prepare
     from pipeline.reference import base_fingerprint, check_training_budget, settle
@@ -115,7 +115,7 @@ def train(
     base = base_fingerprint(cfg) if cfg.adapter is not None or mode == "live" else None
     folder.start(prepared.fingerprint, steps, scores.fingerprint if scores is not None else None, base)
     cfg = cfg.model_copy(update={"reference": mode})
-    returned = follow(RunPlan(cfg, folder, prepared, steps, workers, selection, debug, scores, cancellation), display)
+    returned = follow(RunPlan(cfg, folder, prepared, steps, workers, selection, debug, scores, control), display)
     folder.finish(returned["step"], returned["best_metric"])
     return _result(folder, returned["step"])
 

@@ -19,7 +19,7 @@ from pipeline.storage import reason
 from pipeline.training.folder import RunFolder
 from pipeline.training.ledger import batch_plan, planned_steps
 from pipeline.training.metrics import MetricsFile
-from pipeline.training.stopping import Cancellation, StopSignal
+from pipeline.training.stopping import RunControl, StopSignal
 from pipeline.training.watching import Watch
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class RunPlan:
     debug: bool
     scores: Scores | None = None
     """Log-probabilities of the reference, where they are cached."""
-    cancellation: Cancellation | None = None
-    """Of a run that another one may end."""
+    control: RunControl | None = None
+    """Of a run that another thread may end."""
 
 
 def follow(plan: RunPlan, display: Display) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def follow(plan: RunPlan, display: Display) -> dict[str, Any]:
     Raises:
         UserError: a ValueError of a worker; RunFailed: any other end than success.
         RunStopped: after SIGTERM, when the workers have saved.
-        RunCancelled: after `plan.cancellation`, when the workers have ended.
+        RunCancelled: after `plan.control.cancel()`, when the workers have ended.
         KeyboardInterrupt: after the workers were stopped; the last complete checkpoint stays.
     """
     return _Follower(plan, display).wait()
@@ -126,7 +126,7 @@ class _Follower:
         asked = False
         while thread.is_alive():
             self._take(self._events(wait_s=0.2))
-            if self.plan.cancellation is not None and self.plan.cancellation.requested:
+            if self.plan.control is not None and self.plan.control.is_cancelled:
                 raise RunCancelled(f"the run in {self.plan.folder.path} was ended after step {self.step}")
             for note in self.watch.check():
                 self.display.note(note)
@@ -193,6 +193,8 @@ class _Follower:
         for event in events:
             if event["event"] == "worker":
                 self.watch.add(event["rank"], event["actor"], event["node"], event["pid"])
+                if self.plan.control is not None:
+                    self.plan.control.workers_started(event["group"])
                 continue
             if event["event"] == "controller":
                 self.controller = event["actor"]

@@ -35,13 +35,13 @@ def fork(origin: RunFolder, step: int, target: RunFolder, cfg: RunConfig) -> int
     """
     storage = target.storage
     storage.create()
-    step = patiently(partial(_copy, origin, step, target), f"copying a checkpoint of {origin.path}")
+    copied = patiently(partial(_copy, origin, step, target), f"copying a checkpoint of {origin.path}")
     state = origin.state() or {}
     known = {key: state[key] for key in ("prepared", "scores", "base", "total_steps") if key in state}
     storage.write(CONFIG, dump_config(cfg))
-    storage.write(ORIGIN, json.dumps({"path": str(origin.path), "step": step}) + "\n")
+    storage.write(ORIGIN, json.dumps({"path": str(origin.path), "step": copied, "asked": step}) + "\n")
     storage.write(RUN, json.dumps({"status": "started", "id": uuid4().hex, **known}, indent=2) + "\n")
-    return step
+    return copied
 
 
 def _copy(origin: RunFolder, step: int, target: RunFolder) -> int:
@@ -65,6 +65,6 @@ def _copy(origin: RunFolder, step: int, target: RunFolder) -> int:
 
 
 def origin_of(folder: RunFolder) -> dict[str, Any] | None:
-    """`path` and `step` of the checkpoint that a run went on from; None for one that started by itself."""
+    """`path` and `step` of the checkpoint that a run went on from, and the step that was `asked` for; None for other runs."""
     text = folder.storage.read(ORIGIN)
     return None if text is None else json.loads(text)

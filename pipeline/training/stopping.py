@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["Cancellation", "StopSignal"]
+__all__ = ["RunControl", "StopSignal"]
 
 
-class Cancellation:
-    """Lets another thread end a run, which then saves nothing more."""
+class RunControl:
+    """Lets another thread end a run, which then saves nothing more.
 
-    def __init__(self) -> None:
+    Args:
+        workers_started: is told the placement group of the workers of each attempt, by each of them: it outlives a driver that
+            dies.
+    """
+
+    def __init__(self, workers_started: Callable[[Any], None]) -> None:
+        self.workers_started = workers_started
         self._event = threading.Event()
 
     def cancel(self) -> None:
@@ -21,7 +28,7 @@ class Cancellation:
         self._event.set()
 
     @property
-    def requested(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether the run is to end."""
         return self._event.is_set()
 

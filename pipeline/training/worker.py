@@ -85,6 +85,7 @@ def _announce(queue: Any) -> None:
 
     context = ray.get_runtime_context()
     where = {"actor": context.current_actor, "node": socket.gethostname(), "pid": os.getpid()}
+    where["group"] = ray.util.get_current_placement_group()
     queue.put({"event": "worker", "rank": ray.train.get_context().get_world_rank(), **where})
 
 

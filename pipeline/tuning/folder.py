@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -11,7 +12,7 @@ import yaml
 from pipeline.config import RunConfig, parse_config, parse_yaml
 from pipeline.errors import UserError
 from pipeline.patience import STORAGE_ERRORS
-from pipeline.storage import Folder, Location, inside, is_uri, locate, reason
+from pipeline.storage import S3_VARIABLES, Folder, Location, inside, is_uri, locate, reason
 from pipeline.tuning.records import TrialRecord, dump, load
 
 if TYPE_CHECKING:
@@ -88,6 +89,11 @@ class SweepFolder:
         """Arguments of Tune's RunConfig that let it keep its state here."""
         filesystem = self.storage.for_other_processes() if is_uri(str(self.path)) else None
         return {"name": TUNE, "storage_path": self.storage.path, "storage_filesystem": filesystem}
+
+    def environment(self) -> dict[str, str]:
+        """Variables by which other processes of the driver find the folder's store."""
+        given = S3_VARIABLES if is_uri(str(self.path)) else ()
+        return {name: os.environ[name] for name in given if name in os.environ}
 
     def trial(self, folder: str) -> Location:
         """A trial's folder."""

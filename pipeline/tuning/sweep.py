@@ -209,8 +209,9 @@ class _Sweep:
         section = self.cfg.tune
         assert section is not None
         evaluations = self.shared.evaluations
+        at_checkpoints = section.scheduler in NEEDS_CHECKPOINTS
         job = TrialJob(
-            self.cfg, self.folder.path, os.getcwd(), mailbox, evaluations, section.scheduler in NEEDS_CHECKPOINTS, self.debug
+            self.cfg, self.folder.path, os.getcwd(), mailbox, evaluations, at_checkpoints, self.debug, self.folder.environment()
         )
         # Where the driver is, as Ray Train's own controllers are; and no more at once than have room for their workers.
         slot = {_node_resource(): math.floor(10_000 / self.concurrent) / 10_000}

@@ -25,7 +25,7 @@ from pipeline.training.driver import train
 from pipeline.training.folder import CONFIG, RunFolder
 from pipeline.training.forking import fork, origin_of
 from pipeline.training.metrics import MetricsFile
-from pipeline.training.stopping import Cancellation
+from pipeline.training.stopping import RunControl
 from pipeline.tuning.searching import DRAW, EVALUATION, trial_number
 from pipeline.tuning.space import trial_recipe
 
@@ -58,6 +58,8 @@ class TrialJob:
     at_checkpoints: bool
     """Hand an evaluation on when the checkpoint of its step is stored, since the scheduler may go on from it."""
     debug: bool
+    environment: dict[str, str]
+    """How the driver finds the store that the sweep's folder is in."""
 
 
 class TrialRun(Trainable):
@@ -68,6 +70,7 @@ class TrialRun(Trainable):
         self.job = job
         if os.path.isdir(job.directory):
             os.chdir(job.directory)
+        os.environ.update(job.environment)
         set_intervals(job.cfg)
         self._begin(config)
 
@@ -117,7 +120,7 @@ class _Run(SilentDisplay):
     def __init__(self, job: TrialJob, number: int, values: Any, pointer: dict[str, Any] | None) -> None:
         self.job, self.number = job, number
         self._results: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._cancellation = Cancellation()
+        self._control = RunControl(lambda group: self._tell(group=group))
         self._metrics: dict[str, float] = {}
         self._waiting: list[dict[str, Any]] = []
         self._saved = 0
@@ -135,8 +138,8 @@ class _Run(SilentDisplay):
     def _train(self, values: Any, pointer: dict[str, Any] | None) -> None:
         try:
             cfg = self._place(values, pointer)
-            self._tell(run=self.name, folder=self.folder, values=values, origin=self._origin)
-            result = train(cfg, resume=True, display=self, debug=self.job.debug, cancellation=self._cancellation)
+            self._tell(folder=self.folder, values=values, origin=self._origin)
+            result = train(cfg, resume=True, display=self, debug=self.job.debug, control=self._control)
             self._step = self._total = result.steps
         except BaseException as error:  # noqa: BLE001 - handed to `next_result`, which raises it
             if not isinstance(error, RunCancelled):
@@ -145,32 +148,32 @@ class _Run(SilentDisplay):
 
     def _place(self, values: Any, pointer: dict[str, Any] | None) -> RunConfig:
         """The trial's recipe, in a folder that is new, or holds a run of it to go on with, or one begun from another's."""
-        job = self.job
-        own = _own_folders(job.sweep, self.number)
+        own = _own_folders(self.job.sweep, self.number)
         self.folder = own[-1] if own else f"{self.number:03d}"
-        cfg = trial_recipe(job.cfg, values, str(self._where(self.folder)))
-        if pointer and pointer["folder"] not in own:
-            source = RunFolder(self._where(pointer["folder"]))
-            if (
-                not own
-                or (origin_of(RunFolder(self._where(own[-1]))) or {}).get("path") != str(source.path)
-                or not _same(RunFolder(self._where(own[-1])), cfg)
-            ):
-                self.folder = f"{self.number:03d}.{len(own)}" if own else self.folder
-                cfg = cfg.model_copy(update={"output_dir": str(self._where(self.folder))})
-                step = fork(source, pointer["step"], RunFolder(self._where(self.folder)), cfg)
-                self._origin = f"trial {pointer['number']} at step {step}"
-        elif own and not _same(RunFolder(self._where(self.folder)), cfg):
+        cfg = trial_recipe(self.job.cfg, values, str(self._where(self.folder)))
+        begun = own and _same(RunFolder(self._where(self.folder)), cfg)
+        if pointer and pointer["folder"] not in own and not (begun and self._is_fork_of(pointer)):
+            self.folder = f"{self.number:03d}.{len(own)}" if own else self.folder
+            cfg = cfg.model_copy(update={"output_dir": str(self._where(self.folder))})
+            target = RunFolder(self._where(self.folder))
+            step = fork(RunFolder(self._where(pointer["folder"])), pointer["step"], target, cfg)
+            self._origin = f"trial {pointer['number']} at step {step}"
+        elif own and not begun:
             # Of a trial that a killed driver had begun and forgot.
-            Folder(inside(job.sweep, TRIALS)).delete(self.folder)
+            Folder(inside(self.job.sweep, TRIALS)).delete(self.folder)
         return cfg
+
+    def _is_fork_of(self, pointer: dict[str, Any]) -> bool:
+        """Whether the trial's last run was begun from this checkpoint already."""
+        asked = {"path": str(self._where(pointer["folder"])), "asked": pointer["step"]}
+        return asked.items() <= (origin_of(RunFolder(self._where(self.folder))) or {}).items()
 
     def _where(self, folder: str) -> Location:
         return inside(inside(self.job.sweep, TRIALS), folder)
 
     def cancel(self) -> None:
         """End it."""
-        self._cancellation.cancel()
+        self._control.cancel()
         self._thread.join(timeout=STOP_WITHIN_S)
         self._remove_scratch()
 
@@ -205,7 +208,7 @@ class _Run(SilentDisplay):
         if time.monotonic() - self._asked > LISTEN_EVERY_S:
             self._asked = time.monotonic()
             if ray.get(self.job.mailbox.is_over.remote(self.name)):
-                self._cancellation.cancel()
+                self._control.cancel()
 
     def pointer(self) -> dict[str, Any]:
         """What another run needs to go on from this one."""
@@ -229,7 +232,7 @@ class _Run(SilentDisplay):
         return bool(evaluated)
 
     def _tell(self, **what: Any) -> None:
-        self.job.mailbox.put.remote({"trial": self.number, **what})
+        self.job.mailbox.put.remote({"trial": self.number, "run": self.name, **what})
 
     # Display
 

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray import tune as ray_tune
 from ray.tune.experiment import Trial
+from ray.util import remove_placement_group
 
 from pipeline.display import Display
 from pipeline.patience import STORAGE_ERRORS
@@ -53,6 +54,7 @@ class Watch:
         self._written = self._shown = 0.0
         self._interrupted = False
         self._runs: dict[int, str] = {}
+        self._groups: dict[int, Any] = {}
         self._lock = threading.Lock()
 
     def update(self, trials: list[Trial]) -> None:
@@ -99,6 +101,7 @@ class Watch:
             return False
         if record.status == "running" and record.number in self._runs:
             self._mailbox.end.remote(self._runs.pop(record.number))
+            self._release(record.number, failed=status in ("failed", "waiting"))
         if status == "running":
             record.begin()
             self._display.log(f"trial {record.name} begins: {shown_values(record)}")
@@ -108,6 +111,12 @@ class Watch:
             record.end(status, record.reason if status == "failed" else None)
             self._tell_end(record)
         return True
+
+    def _release(self, number: int, failed: bool) -> None:
+        """Give back what a trial's workers had: when its own process died, nobody else does it on a Ray without dashboard."""
+        group = self._groups.pop(number, None)
+        if failed and group is not None:
+            remove_placement_group(group)
 
     def _tell_end(self, record: TrialRecord) -> None:
         metrics = self._shown_metrics(record)
@@ -129,12 +138,16 @@ class Watch:
             self._hear(self.records[said["trial"]], said)
 
     def _hear(self, record: TrialRecord, said: dict[str, Any]) -> None:
-        if "run" in said:
+        if "folder" not in said and said["run"] != self._runs.get(record.number) and "error" not in said:
+            return  # the last words of a run that is over
+        if "folder" in said:
             self._runs[record.number] = said["run"]
             record.folder, record.values = said["folder"], said["values"]
             if said["origin"] is not None:
                 record.origins.append(said["origin"])
                 self._display.note(f"trial {record.name} goes on from {said['origin']}: {shown_values(record)}")
+        if "group" in said:
+            self._groups[record.number] = said["group"]
         if "note" in said:
             self._display.note(f"trial {record.name}: {said['note']}")
         if "error" in said:

@@ -68,6 +68,13 @@ def nothing_is_left(ray: Any) -> bool:
     return groups <= {"REMOVED"} and not processes_of_trials() and ray.available_resources()["CPU"] == 2
 
 
+def assert_nothing_is_left(ray: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not nothing_is_left(ray) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert nothing_is_left(ray), (placement_group_table(), processes_of_trials(), ray.available_resources())
+
+
 @pytest.fixture(scope="module")
 def real_rows(shared_data: Path, tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A sweep over learning rate, beta and loss on real pairs."""
@@ -145,10 +152,7 @@ def test_every_trial_is_in_the_table(swept: SweepResult) -> None:
 def test_trials_that_end_early_free_their_workers(swept: SweepResult, ray_session: Any) -> None:
     early = [record for record in swept.records if record.status == "stopped"]
     assert early and all(record.step < record.total_steps for record in early)
-    deadline = time.monotonic() + 20
-    while not nothing_is_left(ray_session) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert nothing_is_left(ray_session), (placement_group_table(), processes_of_trials(), ray_session.available_resources())
+    assert_nothing_is_left(ray_session)
 
 
 def test_finished_trials_have_a_model(swept: SweepResult) -> None:
@@ -306,6 +310,16 @@ def test_optuna_searches_for_several_metrics_within_constraints(recipe: Any, tmp
         for record in result.records[1:]
     )
     assert result.front and result.best in result.front
+
+
+def test_a_time_budget_ends_a_trial_between_its_evaluations(recipe: Any, ray_session: Any, tmp_path: Path) -> None:
+    section = {"space": {"num_epochs": {"grid": [5000]}}, "search": "grid", "baseline": False, "time_budget": 12}
+    began = time.monotonic()
+    result = tune(recipe(tmp_path / "sweep", section, eval_steps=10**6, eval_on_start=True, save_strategy="no"))
+    assert time.monotonic() - began < 40
+    (record,) = result.records
+    assert record.status == "stopped" and 0 < record.step < record.total_steps == 40_000
+    assert_nothing_is_left(ray_session)
 
 
 def test_a_trial_that_can_never_fit_is_refused(recipe: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -51,6 +52,7 @@ def long(recipe: Any, tmp_path: Path) -> RunConfig:
         "search": "grid",
         "baseline": False,
         "max_concurrent_trials": 1,
+        "max_failures": 1,
     }
     return recipe(tmp_path / "sweep", section, eval_steps=8, save_steps=8)
 
@@ -76,7 +78,11 @@ def test_a_stopped_sweep_goes_on(long: RunConfig, tmp_path: Path) -> None:
     made = model.stat().st_mtime_ns
 
     driver = start("--resume", str(sweep))
-    _, second_stop = stop(driver, second, first_stop, signal.SIGKILL)
+    wait_for(lambda: driver.poll() is not None or second.last_checkpoint() > first_stop)
+    (trial,) = [child for child in psutil.Process(driver.pid).children(recursive=True) if "ray::TrialRun" in child.cmdline()]
+    killed_at = second.last_checkpoint()
+    trial.kill()
+    _, second_stop = stop(driver, second, killed_at, signal.SIGKILL)
     assert second.finished_steps() is None
 
     driver = start("--resume", str(sweep))

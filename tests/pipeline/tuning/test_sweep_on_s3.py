@@ -1,0 +1,27 @@
+"""A sweep whose folder is in an S3 bucket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline import tune
+from pipeline.tuning.folder import load_sweep
+from tests.s3 import S3Server
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_sweep_on_s3(recipe: Any, s3: S3Server) -> None:
+    """Trials know neither address nor keys but from their driver."""
+    section = {"space": {"learning_rate": {"grid": [1e-3]}}, "search": "grid", "baseline": False}
+    where = s3.uri("sweeps/one")
+    result = tune(recipe(where, section, num_epochs=1))
+    assert [record.status for record in result.records] == ["finished"]
+    names = {key.removeprefix("sweeps/one/") for key in s3.objects()}
+    assert {"best.yaml", "report.html", "trials.csv", "trials.parquet", "trials.json", "config.yaml", "sweep.json"} <= names
+    assert {"trials/000/metrics.jsonl", "trials/000/model/model.safetensors"} <= names
+    assert any(name.startswith("tune/") for name in names)
+    assert (result.run_dir, result.best_config.output_dir) == (where, f"{where}/best")
+    again = tune(load_sweep(where), resume=True)
+    assert again.best_metrics == result.best_metrics
