@@ -72,13 +72,15 @@ def tune(
         from pipeline import tune as run
         from pipeline.errors import UserError
         from pipeline.tables import print_sweep
-        from pipeline.tuning.folder import load_sweep
+        from pipeline.tuning.folder import load_sweep, started_in
 
         if resume is not None and (recipe is not None or overrides):
             raise UserError("--resume: a sweep goes on with the recipe in its folder; give either --resume RUN or a recipe")
         if resume is None and recipe is None:
             raise UserError("give a recipe, or --resume and the output_dir of a sweep")
         cfg = load_sweep(resume) if resume is not None else load_config(recipe or "", overrides or [])
+        if resume is not None:
+            os.chdir(started_in(cfg))
         result = run(cfg, resume=resume is not None, display=display, debug=debug)
         display.close()
         print_sweep(result)

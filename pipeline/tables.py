@@ -59,9 +59,11 @@ def print_sweep(result: SweepResult, console: Console | None = None) -> None:
 
     console = console or Console()
     assert result.cfg.tune is not None
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 140), file=console.file)
     console.print(live_table(result.records, list(result.cfg.tune.space), result.measure))
     for label, path in (
-        ("best", inside(result.run_dir, "best.yaml")),
+        *([("best", inside(result.run_dir, "best.yaml"))] if result.best is not None else []),
         ("trials", inside(result.run_dir, "trials.csv")),
         ("report", result.report),
     ):

@@ -46,7 +46,7 @@ def test_the_recipe_is_valid() -> None:
     assert parse_config(recipe).num_workers == 2
     cfg = parse_config({**recipe, **sweep})
     assert cfg.tune is not None
-    assert len(check_trials(cfg, corners(cfg.tune))) == 2 * 2 + 2 * 2 * 2
+    assert len(check_trials(cfg, corners(cfg.tune))) == 2 * 2 + 2 * 2 * 2 + 2  # ends of ranges, and a point inside
 
 
 def test_the_folders_are_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -68,6 +69,8 @@ def _range_problem(kind: str, values: Any) -> str | None:
         twice = [value for index, value in enumerate(values) if value in values[:index]]
         return f"{kind}: {twice[0]!r} stands twice in {values}" if twice else None
     low, high = values[:2]
+    if not all(math.isfinite(value) for value in values):
+        return f"{kind}: needs finite numbers, got {values[0]:g} to {values[1]:g}"
     if not low < high:
         return f"{kind}: the range from {low:g} to {high:g} is empty; write [low, high]"
     if kind == "loguniform" and low <= 0:
@@ -215,9 +218,11 @@ USED_BY = {
 
 
 def _dimension_problems(key: str, dimension: Dimension, tune: TuneConfig) -> Iterator[str]:
-    for other in dimension.when or {}:
+    for other, wanted in (dimension.when or {}).items():
         if other not in tune.space:
             yield f"when: {other} is not searched; name a key of tune.space"
+        elif missing := _never(wanted, tune.space[other]):
+            yield f"when: {other} is never {missing[0]!r}; its values are {_options(tune.space[other])}"
         elif key in _conditions(other, tune):
             yield f"when: {key} and {other} depend on each other"
     if tune.search == "grid" and dimension.kind not in FINITE:
@@ -225,6 +230,19 @@ def _dimension_problems(key: str, dimension: Dimension, tune: TuneConfig) -> Ite
     if dimension.kind == "grid" and (tune.search == "optuna" or tune.scheduler == "pbt"):
         who = "search: optuna" if tune.search == "optuna" else "scheduler: pbt"
         yield f"{who} chooses values itself; write choice: {dimension.values}"
+
+
+def _options(dimensions: list[Dimension]) -> list[Any]:
+    return [value for one in dimensions for value in (one.values if one.kind in FINITE else [])]
+
+
+def _never(wanted: Any, dimensions: list[Dimension]) -> list[Any]:
+    """Those of the wanted values that a key of lists doesn't have."""
+    if any(one.kind not in FINITE for one in dimensions):
+        return []
+    options = _options(dimensions)
+    values = wanted if isinstance(wanted, list) and wanted not in options else [wanted]
+    return [value for value in values if value not in options]
 
 
 def _conditions(key: str, tune: TuneConfig, seen: frozenset[str] = frozenset()) -> set[str]:

@@ -147,12 +147,13 @@ def _parallel(section: TuneConfig, records: Sequence[TrialRecord], measure: Meas
 def _axis(section: TuneConfig, key: str, values: Sequence[Any]) -> dict[str, Any]:
     """A dimension of the parallel coordinates: text on ticks, wide ranges by their logarithm, what isn't set at the bottom."""
     kinds = {one.kind for one in section.space[key]}
-    if kinds <= {"choice", "grid"} or None in values:
+    are_numbers = all(type(value) in (int, float) for value in values)
+    if kinds <= {"choice", "grid"} or not are_numbers:
         texts = list(dict.fromkeys("-" if value is None else _cell(value) for value in values))
         texts.sort(key=lambda text: (text != "-", _as_number(text), text))
         places = [texts.index("-" if value is None else _cell(value)) for value in values]
         return {"label": key, "values": places, "tickvals": list(range(len(texts))), "ticktext": texts}
-    if "loguniform" in kinds:
+    if "loguniform" in kinds and min(values) > 0:
         logs = [math.log10(value) for value in values]
         low, high = min(logs), max(logs)
         ticks = [low + (high - low) * part / 4 for part in range(5)]

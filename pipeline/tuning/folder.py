@@ -18,9 +18,11 @@ from pipeline.tuning.records import TrialRecord, dump, load
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["SweepFolder", "load_sweep", "recipe_text"]
+__all__ = ["SweepFolder", "load_sweep", "recipe_text", "started_in"]
 
 SWEEP, CONFIG, RECORDS, BEST, REPORT, TUNE = "sweep.json", "config.yaml", "trials.json", "best.yaml", "report.html", "tune"
+
+NO_SWEEP = "--resume: {!r} holds no sweep; give the output_dir of one that `prefray tune` has started"
 
 
 class SweepFolder:
@@ -58,16 +60,20 @@ class SweepFolder:
                     f"output_dir: {path!r} holds a sweep ({state['status']}); continue it with `prefray tune --resume {path}`, "
                     "give another output_dir, or delete it"
                 )
+            if state is None and resume:
+                raise UserError(
+                    f"--resume: {path!r} holds no sweep; give the output_dir of one that `prefray tune` has started"
+                )
             if state is None:
                 self.storage.create()
                 self.storage.write(CONFIG, recipe_text(cfg))
-                self.write_state({"status": "started"})
+                self.write_state({"status": "started", "directory": os.getcwd()})
         except STORAGE_ERRORS as error:
             raise UserError(f"output_dir: {path!r} can't be written: {reason(error)}") from error
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Write `sweep.json`."""
-        self.storage.write(SWEEP, json.dumps(state, indent=2) + "\n")
+        """Change what `sweep.json` says."""
+        self.storage.write(SWEEP, json.dumps({**(self.state() or {}), **state}, indent=2) + "\n")
 
     def records(self) -> list[TrialRecord]:
         """Of the trials so far."""
@@ -107,7 +113,7 @@ def recipe_text(cfg: RunConfig, **changes: Any) -> str:
 
 
 def load_sweep(where: str) -> RunConfig:
-    """The recipe of the sweep in a folder.
+    """The recipe of the sweep in a folder, which may have been moved; its other paths are relative to where it was started.
 
     Raises:
         UserError: when there is none.
@@ -118,5 +124,12 @@ def load_sweep(where: str) -> RunConfig:
     except STORAGE_ERRORS as error:
         raise UserError(f"--resume: {where!r} can't be read: {reason(error)}") from error
     if state is None or text is None:
-        raise UserError(f"--resume: {where!r} holds no sweep; give the output_dir of one that `prefray tune` has started")
-    return parse_config(parse_yaml(text, CONFIG), origin=str(inside(folder.path, CONFIG)))
+        raise UserError(NO_SWEEP.format(where))
+    cfg = parse_config(parse_yaml(text, CONFIG), origin=str(inside(folder.path, CONFIG)))
+    return cfg.model_copy(update={"output_dir": str(folder.path)})
+
+
+def started_in(cfg: RunConfig) -> str:
+    """The directory that a sweep was started in, where it is still there; else the current one."""
+    directory = (SweepFolder(locate(cfg.output_dir)).state() or {}).get("directory", "")
+    return directory if os.path.isdir(directory) else os.getcwd()

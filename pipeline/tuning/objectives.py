@@ -91,7 +91,17 @@ def measure_of(tune: TuneConfig, recipes: Sequence[RunConfig]) -> Measure:
     modes = [tune.mode] * len(metrics) if tune.mode is None or isinstance(tune.mode, str) else tune.mode
     problems = [*_unknown("tune.metric", metrics, reported, recipes)]
     problems += _unknown("tune.constraints", tune.constraints, reported, recipes)
-    if any(metric.endswith("loss") for metric in metrics) and (keys := _changing_the_loss(tune, recipes)):
+    keys = _changing_the_loss(tune, recipes)
+    scaled = [key for key in keys if key in ("rl", "rl_beta", "trl.beta")]
+    if not tune.metrics and metrics[0].endswith("margins") and scaled:
+        problems.append(
+            (
+                "tune.metric",
+                f"{metrics[0]}, the strategy's own, grows with beta, and {', '.join(scaled)} is searched; name a metric "
+                "(the same one, if that is what you want)",
+            )
+        )
+    if any(name.endswith("loss") for name in (*metrics, *tune.constraints)) and keys:
         problems.append(
             (
                 "tune.metric",

@@ -49,12 +49,16 @@ class TrialRecord:
         return f"{self.number} (recipe)" if self.values is None else str(self.number)
 
     @property
+    def spent(self) -> float:
+        """Seconds that it has run, up to now."""
+        return self.seconds + (time.time() - self.since if self.since is not None else 0.0)
+
+    @property
     def time_left(self) -> float | None:
         """Seconds to its last step, by its speed so far."""
         if self.since is None or not self.step or self.status != "running":
             return None
-        spent = self.seconds + time.time() - self.since
-        return spent / self.step * (self.total_steps - self.step)
+        return self.spent / self.step * (self.total_steps - self.step)
 
     def begin(self) -> None:
         """It runs."""
@@ -62,8 +66,7 @@ class TrialRecord:
 
     def end(self, status: Status, reason: str | None = None) -> None:
         """It doesn't run any more."""
-        if self.since is not None:
-            self.seconds += time.time() - self.since
+        self.seconds = self.spent
         self.status, self.since, self.reason = status, None, reason
 
 
@@ -86,14 +89,15 @@ def table_of(records: list[TrialRecord], keys: list[str]) -> pandas.DataFrame:
     import pandas
 
     rows: list[dict[str, Any]] = []
-    for record in records:
-        values = {key: (record.values or {}).get(key) for key in keys}
+    columns = {key: _column([(record.values or {}).get(key) for record in records]) for key in keys}
+    for place, record in enumerate(records):
+        values = {key: columns[key][place] for key in keys}
         rows.append(
             {
                 "trial": record.number,
                 "baseline": record.values is None,
                 "status": record.status,
-                **{key: _cell(value) for key, value in values.items()},
+                **values,
                 "step": record.step,
                 "total_steps": record.total_steps,
                 **record.metrics,
@@ -107,6 +111,9 @@ def table_of(records: list[TrialRecord], keys: list[str]) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def _cell(value: Any) -> Any:
-    """A list or a mapping as text: a column holds one kind of value."""
-    return json.dumps(value) if isinstance(value, list | dict) else value
+def _column(values: list[Any]) -> list[Any]:
+    """Values of one kind: numbers as they are, anything else as text where there are several kinds, or lists."""
+    kinds = {"number" if type(value) in (int, float) else type(value).__name__ for value in values if value is not None}
+    if kinds <= {"number"} or kinds in ({"bool"}, {"str"}):
+        return values
+    return [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]

@@ -69,15 +69,18 @@ def trial_number(trial_id: str, config: dict[str, Any]) -> int:
     return int(suffix) if prefix else config[DRAW]["number"]
 
 
-def plan_search(tune: TuneConfig, measure: Measure, points: list[Values] | None, evaluations: int, seed: int) -> Plan:
+def plan_search(
+    tune: TuneConfig, measure: Measure, points: list[Values] | None, evaluations: int, seed: int, own: Values | None = None
+) -> Plan:
     """What Tune is asked for.
 
     Args:
         points: of `drawn_points`.
         evaluations: of one whole run.
         seed: of what is drawn while the sweep goes on.
+        own: the recipe's own values of the searched keys.
     """
-    scheduler = _scheduler(tune, measure, evaluations, seed)
+    scheduler = _scheduler(tune, measure, evaluations, own or {}, seed)
     if points is None:
         number = (tune.num_samples or SAMPLES) + tune.baseline
         return Plan({}, _optuna(tune, measure, number, seed), scheduler, number)
@@ -86,7 +89,7 @@ def plan_search(tune: TuneConfig, measure: Measure, points: list[Values] | None,
     return Plan({DRAW: ray_tune.grid_search(draws)}, None, scheduler, len(draws))
 
 
-def _scheduler(tune: TuneConfig, measure: Measure, evaluations: int, seed: int) -> TrialScheduler:
+def _scheduler(tune: TuneConfig, measure: Measure, evaluations: int, own: Values, seed: int) -> TrialScheduler:
     common: dict[str, Any] = {"time_attr": EVALUATION, "metric": measure.first.metric, "mode": measure.first.mode}
     grace = max(1, round(tune.grace_period * evaluations))
     if tune.scheduler == "asha":
@@ -100,7 +103,7 @@ def _scheduler(tune: TuneConfig, measure: Measure, evaluations: int, seed: int) 
         return PopulationBasedTraining(
             **common,
             perturbation_interval=tune.perturbation_interval,
-            custom_explore_fn=_Explorer(tune, seed),
+            custom_explore_fn=_Explorer(tune, own, seed),
             hyperparam_mutations={},
             log_config=False,
         )
@@ -110,11 +113,13 @@ def _scheduler(tune: TuneConfig, measure: Measure, evaluations: int, seed: int) 
 class _Explorer:
     """Values of a trial that takes over another's checkpoint."""
 
-    def __init__(self, tune: TuneConfig, seed: int) -> None:
-        self._tune, self._chance = tune, random.Random(seed)
+    def __init__(self, tune: TuneConfig, own: Values, seed: int) -> None:
+        self._tune, self._own, self._chance = tune, own, random.Random(seed)
 
     def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
-        return {**config, DRAW: {**config[DRAW], "values": explore(self._tune, config[DRAW]["values"] or {}, self._chance)}}
+        given = config[DRAW]["values"]
+        values = explore(self._tune, self._own if given is None else given, self._chance)
+        return {**config, DRAW: {**config[DRAW], "values": values}}
 
 
 def _optuna(tune: TuneConfig, measure: Measure, number: int, seed: int) -> OptunaSearch:

@@ -21,7 +21,7 @@ from strategies.registry import STRATEGIES, get_strategy
 if TYPE_CHECKING:
     from pipeline.data import Prepared
 
-__all__ = ["Saved", "Shared", "share"]
+__all__ = ["Saved", "Shared", "share", "value_of"]
 
 CHANGES_DATA = {"rl", "sequence_len", "seed", "reference"}
 """Keys of training that decide what is prepared or scored."""
@@ -83,7 +83,7 @@ class Saved:
         stores = f"{shared.stores} prepared data set{'s' * (shared.stores != 1)} of {shared.rows:,} rows"
         found = [f"{self.trials} trials share {stores}, made in {shared.prepare_seconds:.1f} s."]
         if shared.scored and shared.forwards:
-            again = (self.trials / shared.stores - 1) * shared.score_seconds
+            again = max(self.trials / shared.stores - 1, 0) * shared.score_seconds
             found.append(
                 f"The reference went over the rows once, {shared.forwards} forward passes in {shared.score_seconds:.1f} s; "
                 f"for each trial anew it would have taken {again:.1f} s more."
@@ -111,9 +111,9 @@ def share(cfg: RunConfig, recipes: list[RunConfig], display: Display) -> Shared:
     from strategies.cadence import steps_per_epoch, total_steps
 
     began = prepare_seconds = score_seconds = 0.0
-    rows = forwards = evaluations = 0
+    forwards = evaluations = 0
     scored = False
-    stores = set()
+    stores: dict[Any, int] = {}
     for recipe in _kinds(cfg, recipes):
         recipe = settle(recipe) if recipe.bf16 == "auto" and not _uses_gpu(recipe) else recipe
         began = time.monotonic()
@@ -122,8 +122,7 @@ def share(cfg: RunConfig, recipes: list[RunConfig], display: Display) -> Shared:
         prepare_seconds += time.monotonic() - began
         display.note(f"prepared {prepared.train_rows} training and {prepared.eval_rows} evaluation rows: {prepared.path}")
         check_training_budget(recipe, prepared)
-        stores.add(prepared.path)
-        rows += prepared.train_rows + prepared.eval_rows
+        stores[prepared.path] = prepared.train_rows + prepared.eval_rows
         workers = recipe.num_workers
         steps = total_steps(prepared.train_rows, recipe, workers)
         number = evaluations_of(_with_tune(recipe, cfg), steps, steps_per_epoch(prepared.train_rows, recipe, workers))
@@ -133,7 +132,7 @@ def share(cfg: RunConfig, recipes: list[RunConfig], display: Display) -> Shared:
             forwards += score_reference(recipe, prepared, display).forwards
             score_seconds += time.monotonic() - began
             scored = True
-    return Shared(evaluations, len(stores), rows, prepare_seconds, score_seconds, forwards, scored)
+    return Shared(evaluations, len(stores), sum(stores.values()), prepare_seconds, score_seconds, forwards, scored)
 
 
 def _with_tune(recipe: RunConfig, cfg: RunConfig) -> RunConfig:
@@ -152,12 +151,12 @@ def _kinds(cfg: RunConfig, recipes: list[RunConfig]) -> list[RunConfig]:
     ranges = {key for key in searched for one in cfg.tune.space[key] if one.kind not in ("choice", "grid")}
     found: dict[str, RunConfig] = {}
     for recipe in recipes:
-        values = {key: _value(recipe, key) for key in searched if key not in ranges}
+        values = {key: value_of(recipe, key) for key in searched if key not in ranges}
         found.setdefault(json.dumps(values, sort_keys=True, default=str), recipe)
     return list(found.values())
 
 
-def _value(recipe: RunConfig, key: str) -> Any:
+def value_of(recipe: RunConfig, key: str) -> Any:
     """A key's value, by its dotted path."""
     value: Any = recipe.model_dump(mode="json")
     for part in key.split("."):

@@ -12,6 +12,7 @@ from pipeline.config import RunConfig, parse_config
 from pipeline.config.loading import apply_values
 from pipeline.config.tuning import Dimension, TuneConfig
 from pipeline.errors import ConfigError, UserError
+from strategies.registry import STRATEGIES
 
 __all__ = ["Values", "check_trials", "corners", "explore", "grid", "trial_recipe", "walk"]
 
@@ -54,7 +55,7 @@ def _active(dimensions: list[Dimension], values: Values) -> Dimension | None:
 
 def _holds(when: dict[str, Any], values: Values) -> bool:
     return all(
-        key in values and (values[key] in wanted if isinstance(wanted, list) else values[key] == wanted)
+        key in values and (values[key] == wanted or (isinstance(wanted, list) and values[key] in wanted))
         for key, wanted in when.items()
     )
 
@@ -84,7 +85,16 @@ def grid(tune: TuneConfig) -> list[Values]:
 
 
 def corners(tune: TuneConfig) -> list[Values]:
-    """The combinations of extreme values: both ends of ranges, every value of lists; of very many a part, by chance."""
+    """Combinations that a space is tried out by: both ends of ranges and every value of lists, and one point between the ends.
+
+    Of very many a part, by chance.
+    """
+    has_ranges = any(one.kind not in LISTS for dimensions in tune.space.values() for one in dimensions)
+    inside = combinations(tune, lambda key, dimension: interior(dimension)) if has_ranges else iter(())
+    return [*_corners(tune), *itertools.islice(inside, MOST_CORNERS // 4)]
+
+
+def _corners(tune: TuneConfig) -> list[Values]:
     found = list(itertools.islice(combinations(tune, lambda key, dimension: extremes(dimension)), 20 * MOST_CORNERS))
     if len(found) <= MOST_CORNERS:
         return found
@@ -119,6 +129,19 @@ def extremes(dimension: Dimension) -> list[Any]:
     return list(dimension.values)
 
 
+LISTS = ("choice", "grid")
+
+
+def interior(dimension: Dimension) -> list[Any]:
+    """All values of a list, one between the ends of a range: what wants whole numbers shows there."""
+    if dimension.kind in LISTS:
+        return list(dimension.values)
+    if dimension.kind in ("randint", "quniform"):
+        return extremes(dimension)[:1]
+    low, high = dimension.values
+    return [low + 0.382 * (high - low)]
+
+
 def multiples(dimension: Dimension) -> list[float]:
     """The values of a quniform: multiples of q in its range."""
     low, high, q = dimension.values
@@ -136,8 +159,10 @@ def explore(tune: TuneConfig, values: Values, chance: random.Random) -> Values:
     def choose(key: str, dimension: Dimension) -> Any:
         if key not in values or chance.random() < 0.25:
             return draw(dimension, chance)
-        if dimension.kind in ("choice", "grid"):
+        if dimension.kind in LISTS:
             options = dimension.values
+            if values[key] not in options:
+                return draw(dimension, chance)
             place = options.index(values[key]) + chance.choice((-1, 1))
             return options[min(max(place, 0), len(options) - 1)]
         least, most = extremes(dimension)[0], extremes(dimension)[-1]
@@ -168,7 +193,8 @@ def trial_recipe(cfg: RunConfig, values: Values | None, output_dir: str) -> RunC
 
     Args:
         cfg: the sweep's.
-        values: of the trial; searched keys that are not among them are left out. None for the recipe's own values.
+        values: of the trial; searched keys that are not among them keep the recipe's value, unless the trial's strategy
+            doesn't know them. None for the recipe's own values.
         output_dir: the trial's folder.
 
     Raises:
@@ -178,8 +204,15 @@ def trial_recipe(cfg: RunConfig, values: Values | None, output_dir: str) -> RunC
     recipe = cfg.model_dump(mode="json", exclude_unset=True)
     recipe.pop("tune")
     if values is not None:
-        recipe = apply_values(recipe, {**dict.fromkeys(cfg.tune.space), **values})
+        rl = values.get("rl", cfg.rl)
+        foreign = [key for key in cfg.tune.space if key not in values and _is_foreign(key, rl)]
+        recipe = apply_values(recipe, {**dict.fromkeys(foreign), **values})
     return parse_config({**recipe, "output_dir": output_dir}, origin="trial")
+
+
+def _is_foreign(key: str, rl: str) -> bool:
+    """Whether a key is one of other strategies than this."""
+    return rl in STRATEGIES and key not in STRATEGIES[rl].keys and any(key in one.keys for one in STRATEGIES.values())
 
 
 def check_trials(cfg: RunConfig, points: Iterable[Values]) -> list[RunConfig]:

@@ -24,7 +24,7 @@ from pipeline.tuning.cadence import with_cadence
 from pipeline.tuning.folder import BEST, REPORT, TUNE, SweepFolder, recipe_text
 from pipeline.tuning.objectives import Measure, measure_of
 from pipeline.tuning.records import TrialRecord, table_of
-from pipeline.tuning.sharing import Shared, share
+from pipeline.tuning.sharing import Shared, share, value_of
 from pipeline.tuning.space import check_trials, corners, trial_recipe
 from pipeline.tuning.table import best_record, winners
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SweepResult", "tune"]
 
+ONE_RUNS = ("hub_model_id", "wandb_run_id")
+"""Keys that several runs can't have."""
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the runs have logs of their own
     "TUNE_GLOBAL_CHECKPOINT_S": "2",  # what a killed driver has forgotten at most
@@ -109,13 +111,18 @@ def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None
         raise UserError("tune: the recipe has no `tune:` section; give it one with a `space`, or use `prefray train`")
     from pipeline.tuning.searching import drawn_points
 
+    for key in ONE_RUNS:
+        if getattr(cfg, key) is not None:
+            raise UserError(f"{key}: belongs to one run, and a sweep has many; remove it, and set it when you train best.yaml")
     display = display or SilentDisplay()
     given, cfg = with_cadence(cfg), with_cadence(absolute_paths(cfg))
     assert cfg.tune is not None
     seed = cfg.seed if cfg.tune.seed is None else cfg.tune.seed
     points = drawn_points(cfg.tune, seed)
-    recipes = [*([trial_recipe(cfg, None, cfg.output_dir)] if cfg.tune.baseline else []), *check_trials(cfg, corners(cfg.tune))]
-    recipes += check_trials(cfg, points or [])
+    recipes = check_trials(cfg, corners(cfg.tune))
+    known = [trial_recipe(cfg, None, cfg.output_dir)] if cfg.tune.baseline else []
+    known += check_trials(cfg, points or [])
+    recipes += known
     for recipe in recipes:
         check_recipe(recipe)
     measure = measure_of(cfg.tune, recipes)
@@ -124,11 +131,11 @@ def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None
     state = folder.state() or {}
     if state["status"] == "finished":
         display.note(f"the sweep has already finished: {folder.path}")
-        return SweepResult(folder.path, given, measure, folder.records())
+        return _judged(SweepResult(folder.path, given, measure, folder.records()))
     display.stage("starting Ray")
     connect(cfg, debug)
     concurrent = _concurrency(cfg, recipes)
-    shared = share(cfg, recipes, display)
+    shared = share(cfg, known if points is not None else recipes, display)
     if "shared" in state:  # what it has cost was told when it was made
         shared = Shared(**state["shared"])
     folder.write_state({"status": "started", "shared": shared.summary()})
@@ -222,7 +229,9 @@ class _Sweep:
             return ray_tune.Tuner.restore(
                 where, trainable, storage_filesystem=place["storage_filesystem"], resume_unfinished=True
             )
-        plan = plan_search(section, self.measure, points, evaluations, seed)
+        own = {key: value_of(self.cfg, key) for key in section.space}
+        own = {key: value for key, value in own.items() if value is not None}
+        plan = plan_search(section, self.measure, points, evaluations, seed, own)
         return ray_tune.Tuner(
             trainable,
             param_space=plan.space,
@@ -248,11 +257,20 @@ def _collect(result: SweepResult, folder: SweepFolder, shared: Shared, display: 
     from pipeline.report.sweep import sweep_page
 
     display.stage("writing the report")
-    folder.write_table(result.table)
     if result.best is not None:
         folder.storage.write(BEST, _best_recipe(result))
+    folder.write_table(result.table)
     folder.storage.write(REPORT, sweep_page(result, folder, shared))
-    folder.write_state({"status": "finished", "shared": shared.summary()})
+    folder.write_state({"status": "finished"})
+    return _judged(result)
+
+
+def _judged(result: SweepResult) -> SweepResult:
+    """The result, when there is a best trial.
+
+    Raises:
+        RunFailed: when there is none.
+    """
     if all(record.status == "failed" for record in result.records):
         reasons = dict.fromkeys(record.reason for record in result.records)
         raise RunFailed(f"every trial has failed: {'; '.join(map(str, reasons))} (report: {result.report})")
@@ -292,7 +310,7 @@ def _quiet(debug: bool) -> Iterator[None]:
     """Keep what Tune says of its own files to itself; what happens to trials is told by them."""
     logger = logging.getLogger("ray.tune")
     level = logger.level
-    logger.setLevel(level if debug else logging.ERROR)
+    logger.setLevel(level if debug else logging.CRITICAL)
     try:
         yield
     finally:

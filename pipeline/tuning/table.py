@@ -22,16 +22,16 @@ def live_table(records: list[TrialRecord], keys: list[str], measure: Measure) ->
     """A row per trial: values, status, step, metrics, time; the best ones are marked."""
     best = winners(records, measure)
     table = Table(title="trials")
-    table.add_column("trial", justify="right")
+    table.add_column("trial", justify="right", no_wrap=True)
     for key in keys:
-        table.add_column(key, justify="right")
-    table.add_column("status")
-    table.add_column("step", justify="right")
+        table.add_column(key, justify="right", overflow="fold")
+    table.add_column("status", overflow="fold")
+    table.add_column("step", justify="right", no_wrap=True)
     names = [*(one.metric for one in measure.objectives), *measure.constraints]
     for name in names:
-        table.add_column(SHOWN.get(name, name), justify="right")
-    table.add_column("time", justify="right")
-    table.add_column("left", justify="right")
+        table.add_column(SHOWN.get(name, name), justify="right", overflow="fold")
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("left", justify="right", no_wrap=True)
     for record in records:
         mark = "*" if record.number in best else ""
         values = ["recipe" if record.values is None else _cell(record.values.get(key, "")) for key in keys]
@@ -42,7 +42,7 @@ def live_table(records: list[TrialRecord], keys: list[str], measure: Measure) ->
             metrics = [f"{text} !" if name in measure.constraints else text for name, text in zip(names, metrics, strict=True)]
         steps = f"{record.step}/{record.total_steps}" if record.total_steps else ""
         left = _time(record.time_left) if record.time_left is not None else ""
-        row = [f"{mark}{record.number}", *values, status, steps, *metrics, _time(record.seconds), left]
+        row = [f"{mark}{record.number}", *values, status, steps, *metrics, _time(record.spent), left]
         table.add_row(*row, style=STYLES[record.status])
     marked = "best" if len(measure.objectives) == 1 else "no other is better in every metric"
     table.caption = f"* {marked}" + ("; ! outside the constraints" if measure.constraints else "")

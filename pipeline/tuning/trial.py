@@ -140,7 +140,10 @@ class _Run(SilentDisplay):
             cfg = self._place(values, pointer)
             self._tell(folder=self.folder, values=values, origin=self._origin)
             result = train(cfg, resume=True, display=self, debug=self.job.debug, control=self._control)
+            for record in MetricsFile(inside(self._where(self.folder), "metrics.jsonl")).read():
+                self._take(record)  # also of a run that had finished before
             self._step = self._total = result.steps
+            self._tell_standing()
         except BaseException as error:  # noqa: BLE001 - handed to `next_result`, which raises it
             if not isinstance(error, RunCancelled):
                 self._tell(error=str(error) or type(error).__name__)
@@ -199,8 +202,6 @@ class _Run(SilentDisplay):
                 if isinstance(self._error, RunCancelled):
                     return {**self._result(), "done": True}
                 raise TrialFailed(str(self._error)) from self._error
-            for record in MetricsFile(inside(self._where(self.folder), "metrics.jsonl")).read():
-                self._take(record)
             return {**self._result(), "done": True}
 
     def _listen(self) -> None:
@@ -234,6 +235,9 @@ class _Run(SilentDisplay):
     def _tell(self, **what: Any) -> None:
         self.job.mailbox.put.remote({"trial": self.number, "run": self.name, **what})
 
+    def _tell_standing(self) -> None:
+        self._tell(step=self._step, total_steps=self._total, tokens=self._tokens, metrics=dict(self._metrics))
+
     # Display
 
     def stage(self, name: str, total: int | None = None) -> None:
@@ -243,7 +247,7 @@ class _Run(SilentDisplay):
     def record(self, record: dict[str, Any]) -> None:
         """A training or evaluation record."""
         is_evaluation = self._take(record)
-        self._tell(step=self._step, total_steps=self._total, tokens=self._tokens, metrics=dict(self._metrics))
+        self._tell_standing()
         if not is_evaluation or self._step >= self._total:
             return  # the last one comes with the end, so that no scheduler ends a run that is about to save its model
         if self.job.at_checkpoints:

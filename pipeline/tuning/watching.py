@@ -77,6 +77,15 @@ class Watch:
             record = self._record(trial)
             record.reason = record.reason or _reason(trial)
 
+    def retry(self, trial: Trial) -> None:
+        """A trial has failed, and is tried again."""
+        with self._lock:
+            self._listen()
+            record = self._record(trial)
+            why = record.reason or _reason(trial)
+            self._display.note(f"trial {record.name} failed at {_place(record)} and is tried again: {why}")
+            record.reason = None
+
     def close(self) -> list[TrialRecord]:
         """Take in what is left; returns the records in order."""
         with self._lock:
@@ -120,7 +129,7 @@ class Watch:
 
     def _tell_end(self, record: TrialRecord) -> None:
         metrics = self._shown_metrics(record)
-        at = f"step {record.step}/{record.total_steps}" if record.total_steps else "its start"
+        at = _place(record)
         if record.status == "failed":
             self._display.note(f"trial {record.name} failed at {at}: {record.reason or 'no reason is known'}")
         elif record.status == "paused":
@@ -185,6 +194,10 @@ def shown_values(record: TrialRecord) -> str:
     )
 
 
+def _place(record: TrialRecord) -> str:
+    return f"step {record.step}/{record.total_steps}" if record.total_steps else "its start"
+
+
 def _left(record: TrialRecord) -> str:
     left = record.time_left
     return f"  {timedelta(seconds=round(left))} left" if left else ""
@@ -205,6 +218,11 @@ class Relayed(ray_tune.Callback):
         """Tune has looked after its trials once more."""
         assert Relayed.watch is not None
         Relayed.watch.update(trials)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial has failed, and is tried again."""
+        assert Relayed.watch is not None
+        Relayed.watch.retry(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial has failed."""

@@ -37,6 +37,7 @@ RATE = {"learning_rate": {"loguniform": [1e-6, 1e-4]}}
             {},
             "losses can't be compared where rl_beta differs",
         ),
+        ({"space": RATE}, {"hub_model_id": "me/model"}, "hub_model_id: belongs to one run, and a sweep has many"),
         ({"space": RATE}, {"val_set_size": 0}, "tune: trials are compared by evaluations"),
         ({"space": {"base_model": {"choice": ["nowhere/to/be/found"]}}}, {}, "nowhere/to/be/found"),
     ],

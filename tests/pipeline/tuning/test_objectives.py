@@ -68,6 +68,18 @@ def test_answer_length_is_a_metric_where_answers_are_generated() -> None:
     assert found.first == Objective("eval_answer_length", "min")
 
 
+def test_margins_grow_with_beta() -> None:
+    with pytest.raises(ConfigError, match="the strategy's own, grows with beta, and rl_beta is searched; name a metric"):
+        measure({"rl_beta": {"choice": [0.1, 0.2]}}, {"rl": "kto"})
+    named = measure({"rl_beta": {"choice": [0.1, 0.2]}}, {"rl": "kto"}, metric="eval_rewards/margins")
+    assert named.first.mode == "max"
+
+
+def test_losses_are_no_constraints_either() -> None:
+    with pytest.raises(ConfigError, match="losses can't be compared where rl_beta differs"):
+        measure({"rl_beta": {"choice": [0.1, 0.2]}}, constraints={"eval_loss": {"max": 1}})
+
+
 def test_strategies_with_different_metrics_need_a_name() -> None:
     with pytest.raises(ConfigError, match="whose own differ: eval_rewards/accuracies, eval_rewards/margins; name one"):
         measure({"rl": {"choice": ["dpo", "kto"]}}, {"datasets": [{"path": "d"}]})

@@ -52,6 +52,12 @@ def test_sections_may_be_nested_or_dotted() -> None:
         ({"output_dir": {"choice": ["a", "b"]}}, "output_dir", "belongs to the sweep as a whole"),
         ({"simpo_gamma": {"choice": [1], "when": {"rl": "simpo"}}}, "simpo_gamma", "rl is not searched"),
         (
+            {"simpo_gamma": {"choice": [1], "when": {"rl": "simpoo"}}, "rl": {"choice": ["dpo", "simpo"]}},
+            "simpo_gamma",
+            r"rl is never 'simpoo'; its values are \['dpo', 'simpo'\]",
+        ),
+        ({"learning_rate": {"uniform": [0, float("inf")]}}, "learning_rate.0", "needs finite numbers"),
+        (
             {"rl_beta": {"choice": [1], "when": {"seed": 1}}, "seed": {"choice": [1], "when": {"rl_beta": 1}}},
             "rl_beta",
             "depend on each other",
@@ -103,7 +109,7 @@ def test_keys_are_set_where_their_condition_holds() -> None:
     cfg = sweep(STRATEGIES)
     assert cfg.tune is not None
     found = corners(cfg.tune)
-    assert found == [
+    assert found[:6] == [
         {"rl": "dpo", "rl_beta": 0.01},
         {"rl": "dpo", "rl_beta": 0.5},
         {"rl": "simpo", "rl_beta": 1.0, "simpo_gamma": 0.0},
@@ -111,10 +117,24 @@ def test_keys_are_set_where_their_condition_holds() -> None:
         {"rl": "simpo", "rl_beta": 3.0, "simpo_gamma": 0.0},
         {"rl": "simpo", "rl_beta": 3.0, "simpo_gamma": 1.0},
     ]
-    assert [recipe.simpo_gamma for recipe in check_trials(cfg, found)] == [None, None, 0.0, 1.0, 0.0, 1.0]
+    assert [values["rl"] for values in found[6:]] == ["dpo", "simpo"]  # inside of the ranges
+    assert [recipe.simpo_gamma for recipe in check_trials(cfg, found[:6])] == [None, None, 0.0, 1.0, 0.0, 1.0]
 
 
-def test_a_searched_key_that_is_not_set_is_taken_out_of_the_recipe() -> None:
+def test_a_range_for_what_wants_whole_numbers() -> None:
+    cfg = sweep({"lora_r": {"uniform": [4, 8]}}, {"adapter": "lora"})
+    assert cfg.tune is not None
+    with pytest.raises(ConfigError, match="tune.space.lora_r: must be a valid integer.*got 5.5"):
+        check_trials(cfg, corners(cfg.tune))
+
+
+def test_a_searched_key_that_is_not_set_keeps_its_value_where_the_strategy_knows_it() -> None:
+    space = {"rl": {"choice": ["dpo", "simpo"]}, "rl_beta": {"uniform": [1, 3], "when": {"rl": "simpo"}}}
+    cfg = sweep(space, {"rl_beta": 0.3})
+    assert trial_recipe(cfg, {"rl": "dpo"}, "x").rl_beta == 0.3
+
+
+def test_a_searched_key_that_is_not_set_is_taken_out_where_it_would_have_no_effect() -> None:
     cfg = sweep({**STRATEGIES, "dpo_loss_type": {"choice": ["hinge"], "when": {"rl": "dpo"}}}, {"dpo_loss_type": ["ipo"]})
     assert trial_recipe(cfg, {"rl": "simpo", "rl_beta": 2.0, "simpo_gamma": 0.5}, "x").dpo_loss_type is None
     assert trial_recipe(cfg, {"rl": "dpo", "rl_beta": 2.0, "dpo_loss_type": "hinge"}, "x").dpo_loss_type == ["hinge"]

@@ -24,7 +24,15 @@ from tests.browser import needs_chromium, open_page
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-OF_TRIALS = ("TrialRun", "TrainController", "RayTrainWorker", "PlacementGroupCleaner", "DatasetManager", "SynchronizationActor")
+OF_TRIALS = (
+    "ResourceTrainable",
+    "TrialRun",
+    "TrainController",
+    "RayTrainWorker",
+    "PlacementGroupCleaner",
+    "DatasetManager",
+    "SynchronizationActor",
+)
 
 
 class Shown(SilentDisplay):
@@ -310,6 +318,28 @@ def test_optuna_searches_for_several_metrics_within_constraints(recipe: Any, tmp
         for record in result.records[1:]
     )
     assert result.front and result.best in result.front
+
+
+def test_values_of_several_kinds_in_one_column(recipe: Any, tmp_path: Path) -> None:
+    section = {
+        "space": {
+            "lr_scheduler": {"choice": ["constant"]},
+            "weight_decay": [
+                {"loguniform": [1e-3, 1e-2], "when": {"rl": "dpo"}},
+                {"choice": [0], "when": {"rl": "simpo"}},
+            ],
+            "early_stopping_patience": {"choice": [1, None]},
+            "bf16": {"choice": ["auto", False]},
+            "rl": {"choice": ["dpo", "simpo"]},
+        },
+        "num_samples": 2,
+        "seed": 3,
+        "baseline": False,
+    }
+    result = tune(recipe(tmp_path / "sweep", section, num_epochs=1, eval_steps=4))
+    assert {record.status for record in result.records} == {"finished"}
+    assert set(result.table["bf16"]) <= {"auto", "false"}
+    assert (tmp_path / "sweep" / "report.html").exists() and result.best is not None
 
 
 def test_a_time_budget_ends_a_trial_between_its_evaluations(recipe: Any, ray_session: Any, tmp_path: Path) -> None:

@@ -79,10 +79,12 @@ def test_a_stopped_sweep_goes_on(long: RunConfig, tmp_path: Path) -> None:
 
     driver = start("--resume", str(sweep))
     wait_for(lambda: driver.poll() is not None or second.last_checkpoint() > first_stop)
-    (trial,) = [child for child in psutil.Process(driver.pid).children(recursive=True) if "ray::TrialRun" in child.cmdline()]
+    children = psutil.Process(driver.pid).children(recursive=True)
+    (trial,) = [child for child in children if "ResourceTrainable" in " ".join(child.cmdline())]  # TrialRun, as Tune wraps it
     killed_at = second.last_checkpoint()
     trial.kill()
-    _, second_stop = stop(driver, second, killed_at, signal.SIGKILL)
+    said, second_stop = stop(driver, second, killed_at, signal.SIGKILL)
+    assert re.search(r"trial 1 failed at step \d+/240 and is tried again: ", said) and "Traceback" not in said
     assert second.finished_steps() is None
 
     driver = start("--resume", str(sweep))
