@@ -67,7 +67,7 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
     address = (cfg.ray.address if cfg is not None else None) or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": {} if debug else QUIET}}
     if address is None:
-        os.environ.update({name: os.environ.get(name, value) for name, value in LOCAL.items()})
+        os.environ.update({**LOCAL, **os.environ})
         options = local_options(debug)
     set_intervals(cfg)
     options |= {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.doctor import Diagnosis
     from pipeline.reference import Scores
     from pipeline.training.driver import TrainResult
-    from pipeline.tuning.sweep import SweepResult
+    from pipeline.tuning.result import SweepResult
 
 __all__ = ["print_diagnosis", "print_result", "print_scores", "print_sweep"]
 

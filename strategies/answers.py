@@ -26,6 +26,13 @@ class Answers:
         self.rows = rows
         self.max_new_tokens = max_new_tokens
 
+    def add_to(self, logs: dict[str, float]) -> None:
+        """Answer, and add the mean length of the answers, where these are the logs of the first (or only) evaluation set."""
+        rows = self.trainer.eval_dataset
+        prefix = f"eval_{next(iter(rows))}_" if isinstance(rows, dict) else "eval_"
+        if f"{prefix}loss" in logs:
+            logs[f"{prefix}answer_length"] = self.sample()
+
     def sample(self) -> float:
         """Generate and write the table; returns the mean length of the policy's answers in tokens. Every rank must call it."""
         trainer = self.trainer

@@ -35,7 +35,9 @@ class Dimension(_Keys):
         None, description="Each of these values, in every combination with other grids."
     )
     when: dict[str, Any] | None = Field(
-        None, description="Set the key only in trials where other searched keys have these values (a list: one of them)."
+        None,
+        description="Search the key only in trials where other searched keys have these values (a list: one of them); "
+        "elsewhere the recipe's own value stays, if the trial's strategy knows the key.",
     )
 
     @model_validator(mode="after")
@@ -53,19 +55,24 @@ class Dimension(_Keys):
         return next(name for name in DISTRIBUTIONS if getattr(self, name) is not None)
 
     @property
+    def is_list(self) -> bool:
+        """Whether its values are a list, not a range."""
+        return self.kind in LISTS
+
+    @property
     def values(self) -> Any:
         """Its range, or its list of values."""
         return getattr(self, self.kind)
 
 
 DISTRIBUTIONS = ("uniform", "loguniform", "quniform", "randint", "choice", "grid")
-FINITE = ("choice", "grid")
+LISTS = ("choice", "grid")
 """Distributions that are a list of values."""
 
 
 def _range_problem(kind: str, values: Any) -> str | None:
     """What is wrong with a range of numbers."""
-    if kind in FINITE:
+    if kind in LISTS:
         twice = [value for index, value in enumerate(values) if value in values[:index]]
         return f"{kind}: {twice[0]!r} stands twice in {values}" if twice else None
     low, high = values[:2]
@@ -225,7 +232,7 @@ def _dimension_problems(key: str, dimension: Dimension, tune: TuneConfig) -> Ite
             yield f"when: {other} is never {missing[0]!r}; its values are {_options(tune.space[other])}"
         elif key in _conditions(other, tune):
             yield f"when: {key} and {other} depend on each other"
-    if tune.search == "grid" and dimension.kind not in FINITE:
+    if tune.search == "grid" and not dimension.is_list:
         yield f"search: grid needs a list of values, got {dimension.kind}; write grid: [...], or search: random"
     if dimension.kind == "grid" and (tune.search == "optuna" or tune.scheduler == "pbt"):
         who = "search: optuna" if tune.search == "optuna" else "scheduler: pbt"
@@ -233,12 +240,12 @@ def _dimension_problems(key: str, dimension: Dimension, tune: TuneConfig) -> Ite
 
 
 def _options(dimensions: list[Dimension]) -> list[Any]:
-    return [value for one in dimensions for value in (one.values if one.kind in FINITE else [])]
+    return [value for one in dimensions for value in (one.values if one.is_list else [])]
 
 
 def _never(wanted: Any, dimensions: list[Dimension]) -> list[Any]:
     """Those of the wanted values that a key of lists doesn't have."""
-    if any(one.kind not in FINITE for one in dimensions):
+    if any(not one.is_list for one in dimensions):
         return []
     options = _options(dimensions)
     values = wanted if isinstance(wanted, list) and wanted not in options else [wanted]

@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from pipeline.config.tuning import TuneConfig
+from pipeline.config.tuning import LISTS, TuneConfig
 from pipeline.display import SHOWN
 from pipeline.report.page import DASHES, SYMBOLS, Chart, Column, Fact, Page, Row, Section, Table, chart, render
-from pipeline.storage import inside
+from pipeline.training.folder import RunFolder
 from pipeline.training.metrics import MetricsFile
 from pipeline.tuning.folder import SweepFolder, recipe_text
 from pipeline.tuning.importance import importances
 from pipeline.tuning.objectives import Measure, Objective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.sharing import Saved, Shared
+from pipeline.tuning.space import shown_value, shown_values
 from pipeline.tuning.table import WORDS
 
 if TYPE_CHECKING:
-    from pipeline.tuning.sweep import SweepResult
+    from pipeline.tuning.result import SweepResult
 
 __all__ = ["sweep_page"]
 
@@ -78,11 +79,10 @@ def _facts(result: SweepResult, saved: Saved) -> list[Fact]:
 
 def _over_time(folder: SweepFolder, records: Sequence[TrialRecord], measure: Measure, best: set[int]) -> Section:
     histories = {record.number: _history(folder, record) for record in records}
-    charts = [_lines(records, histories, one, best) for one in measure.objectives]
+    goals = [one.metric for one in measure.objectives]
     names = dict.fromkeys(name for rows in histories.values() for row in rows for name in row)
     watched = [name for name in ("eval_kl", "eval_answer_length", *measure.constraints) if name in names]
-    known = {one.metric for one in measure.objectives}
-    charts += [_lines(records, histories, Objective(name, "min"), best) for name in dict.fromkeys(watched) if name not in known]
+    charts = [_lines(records, histories, name, best) for name in dict.fromkeys((*goals, *watched))]
     words = "One line per trial; the best is thick, the recipe's own values are trial 0. eval_kl is the mean log-ratio to the "
     words += "reference: it shows a policy that leaves it."
     return Section("time", "Metrics over time", words, charts)
@@ -91,29 +91,27 @@ def _over_time(folder: SweepFolder, records: Sequence[TrialRecord], measure: Mea
 def _history(folder: SweepFolder, record: TrialRecord) -> list[dict[str, Any]]:
     if record.folder is None:
         return []
-    rows = MetricsFile(inside(folder.trial(record.folder), "metrics.jsonl")).read()
+    rows = MetricsFile(RunFolder(folder.trial(record.folder)).metrics).read()
     return [row for row in rows if any(name.startswith("eval_") for name in row)]
 
 
-def _lines(
-    records: Sequence[TrialRecord], histories: dict[int, list[dict[str, Any]]], objective: Objective, best: set[int]
-) -> Chart:
+def _lines(records: Sequence[TrialRecord], histories: dict[int, list[dict[str, Any]]], metric: str, best: set[int]) -> Chart:
     figure = go.Figure()
     for place, record in enumerate(records):
-        rows = [row for row in histories[record.number] if row.get(objective.metric) is not None]
+        rows = [row for row in histories[record.number] if row.get(metric) is not None]
         if not rows:
             continue
         figure.add_scatter(
             x=[row["step"] for row in rows],
-            y=[row[objective.metric] for row in rows],
+            y=[row[metric] for row in rows],
             name=f"trial {record.name}",
             mode="lines+markers",
             line={"dash": DASHES[place % len(DASHES)], "width": BEST_WIDTH if record.number in best else OTHER_WIDTH},
             marker={"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 7},
-            hovertext=_values_text(record),
+            hovertext=shown_values(record.values),
         )
     figure.update_xaxes(title="step")
-    return chart(figure, _label(objective.metric), height=420)
+    return chart(figure, _label(metric), height=420)
 
 
 def _values(section: TuneConfig, records: Sequence[TrialRecord], measure: Measure) -> Section:
@@ -148,10 +146,10 @@ def _axis(section: TuneConfig, key: str, values: Sequence[Any]) -> dict[str, Any
     """A dimension of the parallel coordinates: text on ticks, wide ranges by their logarithm, what isn't set at the bottom."""
     kinds = {one.kind for one in section.space[key]}
     are_numbers = all(type(value) in (int, float) for value in values)
-    if kinds <= {"choice", "grid"} or not are_numbers:
-        texts = list(dict.fromkeys("-" if value is None else _cell(value) for value in values))
+    if kinds <= {*LISTS} or not are_numbers:
+        texts = list(dict.fromkeys("-" if value is None else shown_value(value) for value in values))
         texts.sort(key=lambda text: (text != "-", _as_number(text), text))
-        places = [texts.index("-" if value is None else _cell(value)) for value in values]
+        places = [texts.index("-" if value is None else shown_value(value)) for value in values]
         return {"label": key, "values": places, "tickvals": list(range(len(texts))), "ticktext": texts}
     if "loguniform" in kinds and min(values) > 0:
         logs = [math.log10(value) for value in values]
@@ -180,7 +178,7 @@ def _bars(found: dict[str, float], objective: Objective) -> Chart:
 def _compared(records: Sequence[TrialRecord], measure: Measure, best: set[int]) -> Section:
     """Two metrics against each other: the Pareto front of several objectives, else the metric against the drift."""
     objectives = list(measure.objectives)
-    charts, front = [], len(objectives) > 1
+    front = len(objectives) > 1
     others = objectives[1:] if front else [Objective(name, "min") for name in ("eval_kl",) if name in measure.reported]
     charts = [_scatter(records, measure.first, other, best, front) for other in others]
     words = "Trials on the line are the Pareto front: none is better in one metric without being worse in another."
@@ -201,7 +199,7 @@ def _scatter(records: Sequence[TrialRecord], one: Objective, other: Objective, b
             x=[record.metrics[other.metric] for record in chosen],
             y=[record.metrics[one.metric] for record in chosen],
             text=[str(record.number) for record in chosen],
-            hovertext=[_values_text(record) for record in chosen],
+            hovertext=[shown_values(record.values) for record in chosen],
             textposition="top center",
             mode="lines+markers+text" if front and symbol == "star" else "markers+text",
             marker={"symbol": symbol, "size": 12 if symbol == "star" else 9},
@@ -234,14 +232,10 @@ def _trials(section: TuneConfig, records: Sequence[TrialRecord], measure: Measur
     columns += [Column(_label(name)) for name in names] + [Column("tokens"), Column("time"), Column("notes", is_text=True)]
     rows = []
     for record in records:
-        values = ["recipe" if record.values is None else _cell(record.values.get(key, "")) for key in keys]
+        values = ["recipe" if record.values is None else shown_value(record.values.get(key, "")) for key in keys]
         metrics = [_number(record.metrics[name]) if name in record.metrics else "" for name in names]
         outside = [] if measure.allows(record.metrics) or not record.metrics else ["outside the constraints"]
-        notes = [
-            *(f"went on from {origin}" for origin in record.origins),
-            *([record.reason] if record.reason else []),
-            *outside,
-        ]
+        notes = [*(f"went on from {origin}" for origin in record.origins), record.reason, *outside]
         cost = [f"{record.tokens:,}", str(timedelta(seconds=round(record.seconds)))]
         status = WORDS.get(record.status, record.status)
         steps = f"{record.step}/{record.total_steps}"
@@ -251,23 +245,9 @@ def _trials(section: TuneConfig, records: Sequence[TrialRecord], measure: Measur
     return Section("trials", "Trials", table=Table(columns, rows))
 
 
-def _values_text(record: TrialRecord) -> str:
-    if record.values is None:
-        return "the recipe's own values"
-    return ", ".join(f"{key}: {_cell(value)}" for key, value in record.values.items())
-
-
 def _label(metric: str) -> str:
     return SHOWN.get(metric, metric)
 
 
 def _number(value: float) -> str:
     return f"{value:.4g}"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return " + ".join(value)
-    return value if isinstance(value, str) else json.dumps(value)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cluster.preflight import plan_workers
+from cluster.preflight import WorkerPlan, plan_workers
 from cluster.sharding import is_own, sharding_arguments
 from pipeline.config import RunConfig
 from pipeline.display import Display, SilentDisplay
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.reference import Scores
     from strategies.base import Strategy
 
-__all__ = ["TrainResult", "check_batch", "check_recipe", "score_reference", "train"]
+__all__ = ["TrainResult", "check_batch", "check_recipe", "plan_run", "prepare_data", "score_reference", "train"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ def train(
         RunFailed: when workers failed more often than `ray.max_failures`.
         RunCancelled: when `control` has asked for it.
     """
-    from pipeline.data import prepare
-    from pipeline.reference import base_fingerprint, check_training_budget, settle
+    from pipeline.reference import base_fingerprint, settle
     from strategies.cadence import total_steps
     from strategies.registry import get_strategy
 
@@ -89,18 +88,14 @@ def train(
     folder = RunFolder(locate(cfg.output_dir))
     display.stage("starting Ray")
     connect(cfg, debug)
-    least = cfg.min_workers if cfg.is_elastic else None
-    workers = plan_workers(cfg.num_workers, cfg.ray.use_gpu, cfg.worker_resources(), node_resources(), least)
+    workers = plan_run(cfg, node_resources())
     check_batch(cfg, workers.num_workers)
     folder.open(cfg, resume)
     for name in repair(folder.storage.filesystem, folder.storage.path):
         display.note(f"{name} is incomplete and was removed")
     if not workers.use_gpu and cfg.bf16 == "auto" and (cfg := settle(cfg)).bf16:
         display.note("bf16: this CPU multiplies bfloat16, so products are computed in it; bf16: false computes in float32")
-    display.stage("preparing data")
-    prepared = prepare(cfg, progress=display.progress)
-    display.note(f"prepared {prepared.train_rows} training and {prepared.eval_rows} evaluation rows: {prepared.path}")
-    check_training_budget(cfg, prepared)
+    prepared = prepare_data(cfg, display)
     for note in strategy.notes(cfg, lambda name: prepared.read("train", [name])[name].to_pylist()):
         display.note(note)
     steps = total_steps(prepared.train_rows, cfg, workers.num_workers)
@@ -131,6 +126,35 @@ def check_recipe(cfg: RunConfig) -> None:
     _check_models(cfg)
     _check_method(get_strategy(cfg.rl), cfg)
     _check_sharding(cfg)
+
+
+def plan_run(cfg: RunConfig, nodes: list[dict[str, float]]) -> WorkerPlan:
+    """The workers of a run.
+
+    Args:
+        nodes: total resources of each node.
+
+    Raises:
+        ValueError: when they don't fit.
+    """
+    least = cfg.min_workers if cfg.is_elastic else None
+    return plan_workers(cfg.num_workers, cfg.ray.use_gpu, cfg.worker_resources(), nodes, least)
+
+
+def prepare_data(cfg: RunConfig, display: Display) -> Prepared:
+    """The prepared rows, every one of which fits a forward.
+
+    Raises:
+        UserError: as `pipeline.prepare`, and for a pair that doesn't fit.
+    """
+    from pipeline.data import prepare
+    from pipeline.reference import check_training_budget
+
+    display.stage("preparing data")
+    prepared = prepare(cfg, progress=display.progress)
+    display.note(f"prepared {prepared.train_rows} training and {prepared.eval_rows} evaluation rows: {prepared.path}")
+    check_training_budget(cfg, prepared)
+    return prepared
 
 
 def check_batch(cfg: RunConfig, num_workers: int) -> None:

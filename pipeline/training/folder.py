@@ -106,6 +106,13 @@ class RunFolder:
             return f"{str(self.path)!r} can't be read now: {reason(error)}"
         return f"the checkpoint of step {steps[-1]} is complete{advice}" if steps else "no checkpoint was complete yet"
 
+    def changes(self, cfg: RunConfig) -> list[str]:
+        """Settings, a line each, by which `cfg` would train something else than the run that the folder holds."""
+        text = self.storage.read(CONFIG)
+        if text is None:
+            return [f"{CONFIG} is missing"]
+        return changed_settings(parse_config(yaml.safe_load(text), origin=str(self.config)), cfg)
+
     def open(self, cfg: RunConfig, resume: bool) -> None:
         """Make the folder ready for a run, or for the continuation of the one that it holds.
 
@@ -211,8 +218,7 @@ class RunFolder:
                 f"output_dir: {str(self.path)!r} holds {state}; continue it with --resume, give another output_dir, "
                 "or delete it"
             )
-        was = parse_config(yaml.safe_load(self.storage.read(CONFIG) or "{}"), origin=str(self.config))
-        if lines := "".join(f"\n  {line}" for line in changed_settings(was, cfg)):
+        if lines := "".join(f"\n  {line}" for line in self.changes(cfg)):
             raise UserError(f"--resume: {str(self.path)!r} holds a run with other settings; give it another output_dir{lines}")
 
     def _clear(self) -> None:

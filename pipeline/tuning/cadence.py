@@ -59,7 +59,7 @@ def _checkpoints(cfg: RunConfig, added: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def evaluations_of(cfg: RunConfig, steps: int, steps_per_epoch: int) -> int:
+def evaluations_of(cfg: RunConfig, scheduler: str, steps: int, steps_per_epoch: int) -> int:
     """How often a run of so many steps evaluates, its end counted.
 
     Raises:
@@ -67,7 +67,6 @@ def evaluations_of(cfg: RunConfig, steps: int, steps_per_epoch: int) -> int:
     """
     from strategies.cadence import RunLength, cadence_arguments
 
-    assert cfg.tune is not None
     try:
         found = cadence_arguments(cfg, RunLength(steps, steps, steps_per_epoch))
     except ValueError as error:
@@ -75,9 +74,9 @@ def evaluations_of(cfg: RunConfig, steps: int, steps_per_epoch: int) -> int:
     every: float = found["eval_steps"] if found["eval_strategy"] == "steps" else steps_per_epoch
     every = every if every >= 1 else max(1, math.ceil(steps * every))
     number = max(1, math.ceil(steps / every))
-    if number < 2 and cfg.tune.scheduler != "none":
+    if number < 2 and scheduler != "none":
         raise UserError(
-            f"tune.scheduler: {cfg.tune.scheduler} compares trials at their evaluations, and a run of {steps} steps has one; "
+            f"tune.scheduler: {scheduler} compares trials at their evaluations, and a run of {steps} steps has one; "
             "set evals_per_epoch or eval_steps so that it has more"
         )
     return number

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SweepFolder", "load_sweep", "recipe_text", "started_in"]
 
-SWEEP, CONFIG, RECORDS, BEST, REPORT, TUNE = "sweep.json", "config.yaml", "trials.json", "best.yaml", "report.html", "tune"
+SWEEP, CONFIG, RECORDS, BEST, REPORT = "sweep.json", "config.yaml", "trials.json", "best.yaml", "report.html"
+TUNE, TRIALS = "tune", "trials"
 
 NO_SWEEP = "--resume: {!r} holds no sweep; give the output_dir of one that `prefray tune` has started"
 
@@ -61,9 +62,7 @@ class SweepFolder:
                     "give another output_dir, or delete it"
                 )
             if state is None and resume:
-                raise UserError(
-                    f"--resume: {path!r} holds no sweep; give the output_dir of one that `prefray tune` has started"
-                )
+                raise UserError(NO_SWEEP.format(path))
             if state is None:
                 self.storage.create()
                 self.storage.write(CONFIG, recipe_text(cfg))
@@ -101,15 +100,25 @@ class SweepFolder:
         given = S3_VARIABLES if is_uri(str(self.path)) else ()
         return {name: os.environ[name] for name in given if name in os.environ}
 
-    def trial(self, folder: str) -> Location:
-        """A trial's folder."""
-        return inside(inside(self.path, "trials"), folder)
+    @property
+    def trials(self) -> Folder:
+        """Where the trials' runs are."""
+        return Folder(inside(self.path, TRIALS))
+
+    def trial(self, name: str) -> Location:
+        """The folder of a trial's run."""
+        return inside(inside(self.path, TRIALS), name)
+
+    def runs_of(self, number: int) -> list[str]:
+        """Names of the folders of a trial's runs, oldest first: one that went on from another's checkpoint has several."""
+        names = [name for name in self.trials.names() if name.partition(".")[0] == f"{number:03d}"]
+        return sorted(names, key=lambda name: int(name.partition(".")[2] or 0))
 
 
-def recipe_text(cfg: RunConfig, **changes: Any) -> str:
-    """A recipe as YAML, with the keys that were given and those that are changed; None takes a key away."""
-    recipe = {**cfg.model_dump(mode="json", exclude_unset=True), **changes}
-    return yaml.safe_dump({k: v for k, v in recipe.items() if v is not None}, sort_keys=False, allow_unicode=True)
+def recipe_text(cfg: RunConfig) -> str:
+    """A recipe as YAML, with the keys that were given."""
+    recipe = cfg.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
 
 def load_sweep(where: str) -> RunConfig:

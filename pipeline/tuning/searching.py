@@ -176,7 +176,7 @@ def _suggest(tune: TuneConfig, trial: Any, key: str, dimension: Dimension) -> An
 
 def suggestion(trial: Any, name: str, dimension: Dimension) -> Any:
     """The value that Optuna suggests; of lists it is told a text for each value."""
-    if dimension.kind in ("choice", "grid"):
+    if dimension.is_list:
         texts = [json.dumps(value) for value in dimension.values]
         return dimension.values[texts.index(trial.suggest_categorical(name, texts))]
     least, most = extremes(dimension)[0], extremes(dimension)[-1]

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.display import Display
@@ -17,9 +17,6 @@ from strategies.base import MethodKeys, PairKeys
 from strategies.config.optimizer import OptimizerKeys
 from strategies.config.trainer import HubKeys, TrackerKeys, TrainerKeys
 from strategies.registry import STRATEGIES, get_strategy
-
-if TYPE_CHECKING:
-    from pipeline.data import Prepared
 
 __all__ = ["Saved", "Shared", "share", "value_of"]
 
@@ -103,52 +100,42 @@ def share(cfg: RunConfig, recipes: list[RunConfig], display: Display) -> Shared:
     """Prepare, and score where the reference is cached, once for each kind of data among the trials.
 
     Args:
-        recipes: of the baseline, the corners of the space, and the trials that are known.
+        cfg: the sweep's recipe.
+        recipes: of the trials that are known; where they follow from results, of the corners of the space.
     """
-    from pipeline.data import prepare
-    from pipeline.reference import check_training_budget, settle
-    from pipeline.training.driver import score_reference
+    from pipeline.reference import settle
+    from pipeline.training.driver import plan_run, prepare_data, score_reference
     from strategies.cadence import steps_per_epoch, total_steps
 
-    began = prepare_seconds = score_seconds = 0.0
-    forwards = evaluations = 0
-    scored = False
+    assert cfg.tune is not None
+    prepare_seconds = score_seconds = 0.0
+    forwards, scored = 0, False
     stores: dict[Any, int] = {}
+    evaluations: list[int] = []
+    nodes = node_resources()
     for recipe in _kinds(cfg, recipes):
-        recipe = settle(recipe) if recipe.bf16 == "auto" and not _uses_gpu(recipe) else recipe
+        workers = plan_run(recipe, nodes)
+        recipe = settle(recipe) if recipe.bf16 == "auto" and not workers.use_gpu else recipe
         began = time.monotonic()
-        display.stage("preparing data")
-        prepared: Prepared = prepare(recipe, progress=display.progress)
+        prepared = prepare_data(recipe, display)
         prepare_seconds += time.monotonic() - began
-        display.note(f"prepared {prepared.train_rows} training and {prepared.eval_rows} evaluation rows: {prepared.path}")
-        check_training_budget(recipe, prepared)
         stores[prepared.path] = prepared.train_rows + prepared.eval_rows
-        workers = recipe.num_workers
-        steps = total_steps(prepared.train_rows, recipe, workers)
-        number = evaluations_of(_with_tune(recipe, cfg), steps, steps_per_epoch(prepared.train_rows, recipe, workers))
-        evaluations = evaluations or number
+        steps = total_steps(prepared.train_rows, recipe, workers.num_workers)
+        epoch = steps_per_epoch(prepared.train_rows, recipe, workers.num_workers)
+        evaluations.append(evaluations_of(recipe, cfg.tune.scheduler, steps, epoch))
         if get_strategy(recipe.rl).reference_mode(recipe) == "cached":
             began = time.monotonic()
             forwards += score_reference(recipe, prepared, display).forwards
             score_seconds += time.monotonic() - began
             scored = True
-    return Shared(evaluations, len(stores), sum(stores.values()), prepare_seconds, score_seconds, forwards, scored)
-
-
-def _with_tune(recipe: RunConfig, cfg: RunConfig) -> RunConfig:
-    return recipe.model_copy(update={"tune": cfg.tune})
-
-
-def _uses_gpu(recipe: RunConfig) -> bool:
-    has_gpu = any(node.get("GPU", 0) > 0 for node in node_resources())
-    return has_gpu if recipe.ray.use_gpu == "auto" else recipe.ray.use_gpu
+    return Shared(evaluations[0], len(stores), sum(stores.values()), prepare_seconds, score_seconds, forwards, scored)
 
 
 def _kinds(cfg: RunConfig, recipes: list[RunConfig]) -> list[RunConfig]:
     """One recipe for each combination of values that decide the data; values of ranges are left to the trials."""
     assert cfg.tune is not None
     searched = [key for key in cfg.tune.space if not {key, key.partition(".")[0]} & TRAINING_ONLY]
-    ranges = {key for key in searched for one in cfg.tune.space[key] if one.kind not in ("choice", "grid")}
+    ranges = {key for key in searched for one in cfg.tune.space[key] if not one.is_list}
     found: dict[str, RunConfig] = {}
     for recipe in recipes:
         values = {key: value_of(recipe, key) for key in searched if key not in ranges}

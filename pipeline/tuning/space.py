@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -14,10 +15,24 @@ from pipeline.config.tuning import Dimension, TuneConfig
 from pipeline.errors import ConfigError, UserError
 from strategies.registry import STRATEGIES
 
-__all__ = ["Values", "check_trials", "corners", "explore", "grid", "trial_recipe", "walk"]
+__all__ = [
+    "Values",
+    "check_trials",
+    "combinations",
+    "corners",
+    "draw",
+    "explore",
+    "extremes",
+    "grid",
+    "multiples",
+    "shown_value",
+    "shown_values",
+    "trial_recipe",
+    "walk",
+]
 
 Values = dict[str, Any]
-"""Dotted key -> value, of one trial; a key without a value is left out of its recipe."""
+"""Dotted key -> value, of one trial."""
 MOST_CORNERS = 512
 """Combinations that are tried out before a sweep starts; of larger spaces, so many by chance."""
 
@@ -89,7 +104,7 @@ def corners(tune: TuneConfig) -> list[Values]:
 
     Of very many a part, by chance.
     """
-    has_ranges = any(one.kind not in LISTS for dimensions in tune.space.values() for one in dimensions)
+    has_ranges = any(not one.is_list for dimensions in tune.space.values() for one in dimensions)
     inside = combinations(tune, lambda key, dimension: interior(dimension)) if has_ranges else iter(())
     return [*_corners(tune), *itertools.islice(inside, MOST_CORNERS // 4)]
 
@@ -118,7 +133,7 @@ def _fixed(key: str, index: int) -> Callable[[str, Dimension], Any]:
 
 def extremes(dimension: Dimension) -> list[Any]:
     """All values of a list, the least and the greatest of a range."""
-    if dimension.kind in ("choice", "grid"):
+    if dimension.is_list:
         return list(dimension.values)
     if dimension.kind == "randint":
         low, high = dimension.values
@@ -129,12 +144,9 @@ def extremes(dimension: Dimension) -> list[Any]:
     return list(dimension.values)
 
 
-LISTS = ("choice", "grid")
-
-
 def interior(dimension: Dimension) -> list[Any]:
     """All values of a list, one between the ends of a range: what wants whole numbers shows there."""
-    if dimension.kind in LISTS:
+    if dimension.is_list:
         return list(dimension.values)
     if dimension.kind in ("randint", "quniform"):
         return extremes(dimension)[:1]
@@ -159,7 +171,7 @@ def explore(tune: TuneConfig, values: Values, chance: random.Random) -> Values:
     def choose(key: str, dimension: Dimension) -> Any:
         if key not in values or chance.random() < 0.25:
             return draw(dimension, chance)
-        if dimension.kind in LISTS:
+        if dimension.is_list:
             options = dimension.values
             if values[key] not in options:
                 return draw(dimension, chance)
@@ -176,7 +188,7 @@ def explore(tune: TuneConfig, values: Values, chance: random.Random) -> Values:
 
 def draw(dimension: Dimension, chance: random.Random) -> Any:
     """A value by chance."""
-    if dimension.kind in ("choice", "grid"):
+    if dimension.is_list:
         return chance.choice(dimension.values)
     if dimension.kind == "randint":
         return chance.randrange(*dimension.values)
@@ -246,10 +258,22 @@ def _blame(path: str, message: str, values: Values, tune: TuneConfig) -> tuple[s
         given = f"{values[key]!r}: " if key in values and not is_told else ""
         others = {name: value for name, value in values.items() if name in message and name != key}
         hint = "; a `when` sets a key only where it has an effect" if "no effect" in message else ""
-        beside = f" (beside {_shown(others)}{hint})" if others else ""
+        beside = f" (beside {shown_values(others)}{hint})" if others else ""
         return f"tune.space.{key}", f"{given}{message}{beside}"
-    return path, f"{message} (in a trial of {_shown(values)})"
+    return path, f"{message} (in a trial of {shown_values(values)})"
 
 
-def _shown(values: Values) -> str:
-    return ", ".join(f"{key}: {value:g}" if isinstance(value, float) else f"{key}: {value}" for key, value in values.items())
+def shown_value(value: Any) -> str:
+    """A value as a person reads it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return " + ".join(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def shown_values(values: Values | None) -> str:
+    """A trial's values on one line."""
+    if values is None:
+        return "the recipe's own values"
+    return ", ".join(f"{key}: {shown_value(value)}" for key, value in values.items())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
-from typing import Any
 
 from rich.table import Table
 
 from pipeline.display import SHOWN
 from pipeline.tuning.objectives import Measure
 from pipeline.tuning.records import TrialRecord
+from pipeline.tuning.space import shown_value
 
 __all__ = ["best_record", "live_table", "winners"]
 
@@ -34,10 +33,10 @@ def live_table(records: list[TrialRecord], keys: list[str], measure: Measure) ->
     table.add_column("left", justify="right", no_wrap=True)
     for record in records:
         mark = "*" if record.number in best else ""
-        values = ["recipe" if record.values is None else _cell(record.values.get(key, "")) for key in keys]
+        values = ["recipe" if record.values is None else shown_value(record.values.get(key, "")) for key in keys]
         status = WORDS.get(record.status, record.status)
         status += f" (from {record.origins[-1]})" if record.origins else ""
-        metrics = [_cell(record.metrics.get(name, "")) for name in names]
+        metrics = [shown_value(record.metrics.get(name, "")) for name in names]
         if record.metrics and not measure.allows(record.metrics):
             metrics = [f"{text} !" if name in measure.constraints else text for name, text in zip(names, metrics, strict=True)]
         steps = f"{record.step}/{record.total_steps}" if record.total_steps else ""
@@ -73,12 +72,6 @@ def best_record(records: list[TrialRecord], measure: Measure) -> TrialRecord | N
     compared = compared_records(records)
     place = measure.best([record.metrics for record in compared])
     return None if place is None else compared[place]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
 def _time(seconds: float) -> str:

@@ -14,25 +14,24 @@ from uuid import uuid4
 import ray
 from ray.tune import Trainable
 
-from pipeline.config import RunConfig, parse_yaml
+from pipeline.config import RunConfig
 from pipeline.display import SilentDisplay
 from pipeline.errors import RunCancelled
 from pipeline.session import set_intervals
-from pipeline.storage import Folder, Location, inside
+from pipeline.storage import Location
 from pipeline.training.checkpoints import step_of
-from pipeline.training.continuation import changed_settings
 from pipeline.training.driver import train
-from pipeline.training.folder import CONFIG, RunFolder
+from pipeline.training.folder import RunFolder
 from pipeline.training.forking import fork, origin_of
 from pipeline.training.metrics import MetricsFile
 from pipeline.training.stopping import RunControl
+from pipeline.training.worker import scratch_of
+from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.searching import DRAW, EVALUATION, trial_number
 from pipeline.tuning.space import trial_recipe
 
-__all__ = ["TRIALS", "TrialFailed", "TrialJob", "TrialRun"]
+__all__ = ["TrialFailed", "TrialJob", "TrialRun"]
 
-TRIALS = "trials"
-"""Folder of the trials' runs in a sweep's folder."""
 STOP_WITHIN_S = 30.0
 LISTEN_EVERY_S = 1.0
 
@@ -119,6 +118,7 @@ class _Run(SilentDisplay):
 
     def __init__(self, job: TrialJob, number: int, values: Any, pointer: dict[str, Any] | None) -> None:
         self.job, self.number = job, number
+        self._sweep = SweepFolder(job.sweep)
         self._results: queue.Queue[dict[str, Any]] = queue.Queue()
         self._control = RunControl(lambda group: self._tell(group=group))
         self._metrics: dict[str, float] = {}
@@ -140,7 +140,7 @@ class _Run(SilentDisplay):
             cfg = self._place(values, pointer)
             self._tell(folder=self.folder, values=values, origin=self._origin)
             result = train(cfg, resume=True, display=self, debug=self.job.debug, control=self._control)
-            for record in MetricsFile(inside(self._where(self.folder), "metrics.jsonl")).read():
+            for record in MetricsFile(RunFolder(self._sweep.trial(self.folder)).metrics).read():
                 self._take(record)  # also of a run that had finished before
             self._step = self._total = result.steps
             self._tell_standing()
@@ -151,39 +151,31 @@ class _Run(SilentDisplay):
 
     def _place(self, values: Any, pointer: dict[str, Any] | None) -> RunConfig:
         """The trial's recipe, in a folder that is new, or holds a run of it to go on with, or one begun from another's."""
-        own = _own_folders(self.job.sweep, self.number)
+        own = self._sweep.runs_of(self.number)
         self.folder = own[-1] if own else f"{self.number:03d}"
-        cfg = trial_recipe(self.job.cfg, values, str(self._where(self.folder)))
-        begun = own and _same(RunFolder(self._where(self.folder)), cfg)
+        cfg = trial_recipe(self.job.cfg, values, str(self._sweep.trial(self.folder)))
+        begun = own and not RunFolder(self._sweep.trial(self.folder)).changes(cfg)
         if pointer and pointer["folder"] not in own and not (begun and self._is_fork_of(pointer)):
             self.folder = f"{self.number:03d}.{len(own)}" if own else self.folder
-            cfg = cfg.model_copy(update={"output_dir": str(self._where(self.folder))})
-            target = RunFolder(self._where(self.folder))
-            step = fork(RunFolder(self._where(pointer["folder"])), pointer["step"], target, cfg)
+            cfg = cfg.model_copy(update={"output_dir": str(self._sweep.trial(self.folder))})
+            target = RunFolder(self._sweep.trial(self.folder))
+            step = fork(RunFolder(self._sweep.trial(pointer["folder"])), pointer["step"], target, cfg)
             self._origin = f"trial {pointer['number']} at step {step}"
         elif own and not begun:
             # Of a trial that a killed driver had begun and forgot.
-            Folder(inside(self.job.sweep, TRIALS)).delete(self.folder)
+            self._sweep.trials.delete(self.folder)
         return cfg
 
     def _is_fork_of(self, pointer: dict[str, Any]) -> bool:
         """Whether the trial's last run was begun from this checkpoint already."""
-        asked = {"path": str(self._where(pointer["folder"])), "asked": pointer["step"]}
-        return asked.items() <= (origin_of(RunFolder(self._where(self.folder))) or {}).items()
-
-    def _where(self, folder: str) -> Location:
-        return inside(inside(self.job.sweep, TRIALS), folder)
+        asked = {"path": str(self._sweep.trial(pointer["folder"])), "asked": pointer["step"]}
+        return asked.items() <= (origin_of(RunFolder(self._sweep.trial(self.folder))) or {}).items()
 
     def cancel(self) -> None:
         """End it."""
         self._control.cancel()
         self._thread.join(timeout=STOP_WITHIN_S)
-        self._remove_scratch()
-
-    def _remove_scratch(self) -> None:
-        from pipeline.training.worker import scratch_of
-
-        shutil.rmtree(scratch_of(str(self._where(self.folder))), ignore_errors=True)
+        shutil.rmtree(scratch_of(str(self._sweep.trial(self.folder))), ignore_errors=True)
 
     # Results
 
@@ -217,8 +209,7 @@ class _Run(SilentDisplay):
 
     def _result(self) -> dict[str, Any]:
         part = self._step / self._total if self._total else 1.0
-        counts = {"step": self._step, "total_steps": self._total, "tokens": self._tokens, "folder": self.folder}
-        return {**self._metrics, **counts, EVALUATION: max(1, int(part * self.job.evaluations + 1e-6))}
+        return {**self._metrics, "step": self._step, EVALUATION: max(1, int(part * self.job.evaluations + 1e-6))}
 
     def _take(self, record: dict[str, Any]) -> bool:
         """Remember what a record says; whether it is an evaluation."""
@@ -265,17 +256,3 @@ class _Run(SilentDisplay):
         """What happens while it trains; what there is to know before is the same for all trials."""
         if self._total:
             self._tell(note=text)
-
-
-def _own_folders(sweep: Location, number: int) -> list[str]:
-    """Folders of a trial's runs, oldest first."""
-    names = [name for name in Folder(inside(sweep, TRIALS)).names() if name.partition(".")[0] == f"{number:03d}"]
-    return sorted(names, key=lambda name: int(name.partition(".")[2] or 0))
-
-
-def _same(folder: RunFolder, cfg: RunConfig) -> bool:
-    """Whether a folder holds a run of this recipe."""
-    from pipeline.config import parse_config
-
-    text = folder.storage.read(CONFIG)
-    return text is not None and not changed_settings(parse_config(parse_yaml(text, CONFIG), CONFIG), cfg)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from datetime import timedelta
 from typing import Any
@@ -21,6 +20,8 @@ from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.objectives import Measure
 from pipeline.tuning.records import Status, TrialRecord
 from pipeline.tuning.searching import DRAW, trial_number
+from pipeline.tuning.space import shown_values
+from pipeline.tuning.table import live_table
 
 __all__ = ["Relayed", "Watch"]
 
@@ -55,7 +56,11 @@ class Watch:
         self._interrupted = False
         self._runs: dict[int, str] = {}
         self._groups: dict[int, Any] = {}
-        self._lock = threading.Lock()
+
+    @property
+    def in_order(self) -> list[TrialRecord]:
+        """The records by their numbers."""
+        return [self.records[number] for number in sorted(self.records)]
 
     def update(self, trials: list[Trial]) -> None:
         """Take over how Tune's trials stand, and what trials have said; called again and again."""
@@ -63,38 +68,34 @@ class Watch:
             self._interrupted = True
             self._display.note("SIGTERM: ending the trials; their complete checkpoints stay")
             os.kill(os.getpid(), signal.SIGINT)  # Tune ends a sweep in good order on it
-        with self._lock:
-            self._listen()
-            changed = sum(self._update(trial) for trial in trials) > 0
-            self.unfinished = any(not trial.is_finished() for trial in trials)
-            self._write(changed)
-            self._show(changed)
+        self._listen()
+        changed = sum(self._update(trial) for trial in trials) > 0
+        self.unfinished = any(not trial.is_finished() for trial in trials)
+        self._write(changed)
+        self._show(changed)
 
     def fail(self, trial: Trial) -> None:
         """A trial has failed."""
-        with self._lock:
-            self._listen()
-            record = self._record(trial)
-            record.reason = record.reason or _reason(trial)
+        self._listen()
+        record = self._record(trial)
+        record.reason = record.reason or _reason(trial)
 
     def retry(self, trial: Trial) -> None:
         """A trial has failed, and is tried again."""
-        with self._lock:
-            self._listen()
-            record = self._record(trial)
-            why = record.reason or _reason(trial)
-            self._display.note(f"trial {record.name} failed at {_place(record)} and is tried again: {why}")
-            record.reason = None
+        self._listen()
+        record = self._record(trial)
+        why = record.reason or _reason(trial)
+        self._display.note(f"trial {record.name} failed at {_place(record)} and is tried again: {why}")
+        record.reason = None
 
     def close(self) -> list[TrialRecord]:
         """Take in what is left; returns the records in order."""
-        with self._lock:
-            self._listen()
-            for record in self.records.values():
-                if record.status in ("running", "paused"):
-                    record.end("stopped")
-            self._write(changed=True)
-            return [self.records[number] for number in sorted(self.records)]
+        self._listen()
+        for record in self.records.values():
+            if record.status in ("running", "paused"):
+                record.end("stopped")
+        self._write(changed=True)
+        return self.in_order
 
     def _record(self, trial: Trial) -> TrialRecord:
         number = trial_number(trial.trial_id, trial.config)
@@ -113,7 +114,7 @@ class Watch:
             self._release(record.number, failed=status in ("failed", "waiting"))
         if status == "running":
             record.begin()
-            self._display.log(f"trial {record.name} begins: {shown_values(record)}")
+            self._display.log(f"trial {record.name} begins: {shown_values(record.values)}")
         elif status == "waiting":
             record.end("waiting")
         else:
@@ -154,7 +155,7 @@ class Watch:
             record.folder, record.values = said["folder"], said["values"]
             if said["origin"] is not None:
                 record.origins.append(said["origin"])
-                self._display.note(f"trial {record.name} goes on from {said['origin']}: {shown_values(record)}")
+                self._display.note(f"trial {record.name} goes on from {said['origin']}: {shown_values(record.values)}")
         if "group" in said:
             self._groups[record.number] = said["group"]
         if "note" in said:
@@ -173,25 +174,14 @@ class Watch:
         if changed or time.monotonic() - self._written > WRITE_EVERY_S:
             self._written = time.monotonic()
             try:
-                self._folder.write_records([self.records[number] for number in sorted(self.records)])
+                self._folder.write_records(self.in_order)
             except STORAGE_ERRORS:
                 return  # a sweep doesn't fail for its log; the next call writes it
 
     def _show(self, changed: bool) -> None:
         if changed or time.monotonic() - self._shown > SHOW_EVERY_S:
             self._shown = time.monotonic()
-            from pipeline.tuning.table import live_table
-
-            self._display.show(live_table([self.records[number] for number in sorted(self.records)], self._keys, self._measure))
-
-
-def shown_values(record: TrialRecord) -> str:
-    """A trial's values on one line."""
-    if record.values is None:
-        return "the recipe's own values"
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in record.values.items()
-    )
+            self._display.show(live_table(self.in_order, self._keys, self._measure))
 
 
 def _place(record: TrialRecord) -> str:

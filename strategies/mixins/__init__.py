@@ -9,6 +9,7 @@ from __future__ import annotations
 from strategies.mixins.agreement import AgreementMixin, NonFiniteLossError
 from strategies.mixins.checkpoint import CheckpointMixin
 from strategies.mixins.distributed import DistributedParallelMixin
+from strategies.mixins.metrics import MetricsMixin
 from strategies.mixins.optimizer import OptimizerInitMixin, OptimizerMixin
 from strategies.mixins.reference import SyncedReferenceMixin
 from strategies.mixins.rng import RngLoaderMixin
@@ -18,6 +19,7 @@ __all__ = [
     "AgreementMixin",
     "CheckpointMixin",
     "DistributedParallelMixin",
+    "MetricsMixin",
     "NonFiniteLossError",
     "OptimizerInitMixin",
     "OptimizerMixin",

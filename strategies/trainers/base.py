@@ -11,12 +11,12 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from strategies.base import BatchKind
-from strategies.callbacks import StepTimer
 from strategies.ledger import Ledger
-from strategies.metrics import MetricSums, gather_means
+from strategies.metrics import MetricSums
 from strategies.mixins import (
     AgreementMixin,
     CheckpointMixin,
+    MetricsMixin,
     OptimizerInitMixin,
     OptimizerMixin,
     RngLoaderMixin,
@@ -48,6 +48,7 @@ class PreferenceTrainer(
     OptimizerMixin,
     OptimizerInitMixin,
     SyncedReferenceMixin,
+    MetricsMixin,
     Trainer,
 ):
     """Stands before TRL's trainer in the order of bases: `class T(PreferenceTrainer, DPOTrainer, DistributedParallelMixin)`.
@@ -63,7 +64,6 @@ class PreferenceTrainer(
         base_model: name of the model that training starts from, for the model card and the adapter's config.
 
     Attributes:
-        answers: `strategies.answers.Answers`, where evaluations generate some.
         notes: what a person should know of this trainer, such as that it can't do what was asked for.
         generations: the last table of answers, with `dpo_generate_during_eval`.
     """
@@ -91,13 +91,11 @@ class PreferenceTrainer(
         self.dataset_tags = list(dataset_tags or [])
         self.base_model = base_model
         self.identity = {"strategy": self.rl, **({"base model": base_model} if base_model is not None else {})}
-        self.answers: Any = None
         self.generations: list[dict[str, Any]] = []
         self.notes: list[str] = []
-        self._step_timer = StepTimer()
+        self._start_metrics()
         self.ledger = Ledger()
         self._counts = True
-        self._sums: dict[str, MetricSums] = {"train": {}, "eval": {}}
         self._own_init(
             train_dataset=self._or_placeholder(train_dataset, "train_dataset"),
             eval_dataset=self._or_placeholder(eval_dataset, "eval_dataset"),
@@ -108,7 +106,6 @@ class PreferenceTrainer(
             self._train_rows = None
         if eval_dataset is None:
             self._eval_rows = None
-        self._tokens_at_last_log = 0
         if self.dataset_tags:
             self.model.add_model_tags(self.dataset_tags)
         if base_model is not None and isinstance(self.model, PeftModel):
@@ -243,77 +240,6 @@ class PreferenceTrainer(
         if not state.end_of_dataloader or state.remainder <= 0:
             return rows
         return min(max(state.remainder - self.args.process_index * rows, 0), rows)
-
-    # Metrics
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        """Go on counting tokens where the checkpoint's log left off; TRL starts again at 0."""
-        found = super()._init_training_state(*args, **kwargs)
-        counts = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
-        self._total_train_tokens = self._tokens_at_last_log = int(counts[-1]) if counts else 0
-        return found
-
-    def _record(self, sums: MetricSums, tokens: torch.Tensor, counts: bool) -> None:
-        """Add this forward's (sum, count) of each metric, and its tokens, to what the next log will show.
-
-        A forward that doesn't count adds zeros: all ranks gather the same metrics.
-        """
-        kept = self._sums[self._mode]
-        for name, (value, count) in {**sums, "num_tokens": (tokens, torch.ones_like(tokens))}.items():
-            value, count = value.detach().double(), count.double()
-            if not counts:
-                value, count = torch.zeros_like(value), torch.zeros_like(count)
-            old = kept.get(name)
-            kept[name] = (value, count) if old is None else (old[0] + value, old[1] + count)
-
-    def _take_metrics(self) -> None:
-        """Hand the means since the last log to TRL's `log`; every rank must call it."""
-        mode = self._mode
-        sums, self._sums[mode] = self._sums[mode], {}
-        if not sums:
-            return
-        means, totals = gather_means(self.accelerator, sums)
-        means.pop("num_tokens")
-        if mode == "train":
-            self._total_train_tokens += round(totals["num_tokens"]) // self._tp_size
-        found = {**self._derived(means), "num_tokens": self._total_train_tokens}
-        self._metrics[mode].update({name: [value] for name, value in found.items()})
-
-    def _derived(self, means: dict[str, float]) -> dict[str, float]:
-        """The means, and metrics that follow from them."""
-        return means
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with `tokens_per_second`: tokens fed since the last log, by all workers, per second spent in steps.
-
-        Of several evaluation sets each has metrics of its own name: `eval_NAME_rewards/margins`.
-        """
-        self._take_metrics()
-        tokens = self._total_train_tokens - self._tokens_at_last_log
-        if "loss" in logs and tokens and (seconds := self._step_timer.take()):
-            self._tokens_at_last_log = self._total_train_tokens
-            logs["tokens_per_second"] = tokens / seconds
-        if self.answers is not None and self._mode == "eval" and (evaluated := self._first_loss(logs)) is not None:
-            logs[f"{evaluated.removesuffix('loss')}answer_length"] = self.answers.sample()
-        if isinstance(self.eval_dataset, dict) and self._mode == "eval":
-            loss = next((name for name in logs if name.endswith("_loss")), "eval_loss")
-            prefix = loss.removeprefix("eval_").removesuffix("loss")
-            renamed = {prefix + name: values for name, values in self._metrics["eval"].items()}
-            self._metrics["eval"].clear()
-            self._metrics["eval"].update(renamed)
-        if self.args.nonfinite_loss == "skip" and "loss" in logs:
-            logs["skipped_steps"] = len(self.ledger.skipped)
-        super().log(logs, start_time)
-
-    def _first_loss(self, logs: dict[str, float]) -> str | None:
-        """Name of the loss, where these are the logs of the evaluation, or of the first of several."""
-        names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
-        name = f"eval_{names[0]}_loss" if names else "eval_loss"
-        return name if name in logs else None
 
     # Card
 

@@ -59,9 +59,9 @@ def test_what_does_not_go_with_a_sweep(scheduler: str, keys: dict[str, Any], mes
     ],
 )
 def test_evaluations_of_a_run(keys: dict[str, Any], steps: int, number: int) -> None:
-    assert evaluations_of(recipe(**keys), steps, steps_per_epoch=20) == number
+    assert evaluations_of(recipe(**keys), "none", steps, steps_per_epoch=20) == number
 
 
 def test_one_evaluation_is_nothing_to_schedule_by() -> None:
     with pytest.raises(UserError, match="asha compares trials at their evaluations, and a run of 20 steps has one"):
-        evaluations_of(recipe("asha", eval_steps=20), 20, steps_per_epoch=20)
+        evaluations_of(recipe(eval_steps=20), "asha", 20, steps_per_epoch=20)

@@ -14,8 +14,8 @@ from pipeline.report.sweep import sweep_page
 from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.objectives import Measure, Objective
 from pipeline.tuning.records import TrialRecord, dump, load, table_of
+from pipeline.tuning.result import SweepResult
 from pipeline.tuning.sharing import Saved, Shared
-from pipeline.tuning.sweep import SweepResult
 
 MEASURE = Measure((Objective("eval_a", "max"),), {}, ("eval_a", "eval_kl"))
 SHARED = Shared(evaluations=4, stores=1, rows=40, prepare_seconds=1.0, score_seconds=2.0, forwards=8, scored=True)

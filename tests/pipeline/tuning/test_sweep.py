@@ -14,6 +14,7 @@ import psutil
 import pytest
 from ray.util import placement_group_table
 
+from benchmarks.common import SHAPE
 from pipeline import load_config, train, tune
 from pipeline.config import RunConfig, parse_config
 from pipeline.display import SilentDisplay
@@ -21,7 +22,7 @@ from pipeline.errors import RunFailed, UserError
 from pipeline.training.metrics import MetricsFile
 from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.records import TrialRecord
-from pipeline.tuning.sweep import SweepResult
+from pipeline.tuning.result import SweepResult
 from tests.browser import needs_chromium, open_page
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -43,6 +44,21 @@ class Shown(SilentDisplay):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.tables: list[Any] = []
+        self.processes: list[str] = []
+        """Of trials, when the first evaluation came."""
+
+        self.running: set[str] = set()
+        self.most_at_once = 0
+
+    def log(self, text: str) -> None:
+        trial = text.split()[1]
+        if " begins: " in text:
+            self.running.add(trial)
+        elif " has finished " in text or " ended early " in text:
+            self.running.discard(trial)
+        self.most_at_once = max(self.most_at_once, len(self.running))
+        if "  step " in text and not self.processes:
+            self.processes = processes_of_trials()
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -97,10 +113,7 @@ def real_rows(shared_data: Path, tiny_base: str, tmp_path_factory: pytest.TempPa
             "datasets": [
                 {
                     "path": str(folder / "rows.json"),
-                    "type": "chat_template.default",
-                    "field_messages": "conversations",
-                    "message_property_mappings": {"role": "from", "content": "value"},
-                    "roles": {"user": ["human"], "assistant": ["gpt"]},
+                    **SHAPE,
                 }
             ],
             "val_set_size": 8,
@@ -148,6 +161,10 @@ def test_the_reference_is_run_once_for_all_trials(swept: SweepResult, real_rows:
     assert all(record.folder is not None for record in swept.records)
 
 
+def test_no_more_trials_run_at_once_than_have_room(swept: SweepResult, shown: Shown) -> None:
+    assert shown.most_at_once == 2 < len(swept.records)
+
+
 def test_every_trial_is_in_the_table(swept: SweepResult) -> None:
     table = swept.table
     assert table["trial"].tolist() == [0, 1, 2, 3, 4, 5]
@@ -159,7 +176,9 @@ def test_every_trial_is_in_the_table(swept: SweepResult) -> None:
     assert pd.read_csv(folder / "trials.csv")["step"].tolist() == table["step"].tolist()
 
 
-def test_trials_that_end_early_free_their_workers(swept: SweepResult, ray_session: Any) -> None:
+def test_trials_that_end_early_free_their_workers(swept: SweepResult, shown: Shown, ray_session: Any) -> None:
+    for kind in ("ResourceTrainable", "TrainController", "RayTrainWorker", "PlacementGroupCleaner"):
+        assert any(kind in name for name in shown.processes)  # so that what isn't left would be seen
     early = [record for record in swept.records if record.status == "stopped"]
     assert early and all(record.step < record.total_steps for record in early)
     assert_nothing_is_left(ray_session)
@@ -320,6 +339,21 @@ def test_optuna_searches_for_several_metrics_within_constraints(recipe: Any, tmp
         for record in result.records[1:]
     )
     assert result.front and result.best in result.front
+
+
+def test_optuna_searches_for_one_metric(recipe: Any, tmp_path: Path) -> None:
+    section = {
+        "space": {"learning_rate": {"loguniform": [1e-5, 1e-3]}},
+        "search": "optuna",
+        "num_samples": 2,
+        "baseline": False,
+        "metric": "eval_rewards/margins",
+    }
+    result = tune(recipe(tmp_path / "sweep", section, num_epochs=1))
+    assert [record.status for record in result.records] == ["finished", "finished"]
+    rates = [(record.values or {})["learning_rate"] for record in result.records]
+    assert rates[0] != rates[1] and all(1e-5 <= rate <= 1e-3 for rate in rates)
+    assert result.best_config.learning_rate == max(rates)  # margins grow with it
 
 
 def test_a_time_budget_ends_a_trial_between_its_evaluations(recipe: Any, ray_session: Any, tmp_path: Path) -> None:

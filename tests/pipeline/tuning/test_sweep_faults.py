@@ -7,8 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +17,9 @@ import yaml
 from pipeline.config import RunConfig
 from pipeline.training.folder import RunFolder
 from pipeline.tuning.folder import SweepFolder, recipe_text
+from tests.pipeline.training.test_faults import WAIT_S, wait_for
 
 ROOT = Path(__file__).parents[3]
-WAIT_S = 240
-
-
-def wait_for(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -46,7 +35,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def long(recipe: Any, tmp_path: Path) -> RunConfig:
-    """One trial after the other; the second one takes its time."""
+    """One trial after the other, each with the whole machine; the second one takes its time."""
     section = {
         "space": {"num_epochs": {"grid": [1, 30]}, "learning_rate": {"grid": [1e-5]}},
         "search": "grid",
@@ -54,7 +43,8 @@ def long(recipe: Any, tmp_path: Path) -> RunConfig:
         "max_concurrent_trials": 1,
         "max_failures": 1,
     }
-    return recipe(tmp_path / "sweep", section, eval_steps=8, save_steps=8)
+    workers = {"resources_per_worker": {"CPU": os.cpu_count()}}
+    return recipe(tmp_path / "sweep", section, eval_steps=8, save_steps=8, ray=workers)
 
 
 def stop(driver: subprocess.Popen[str], run: RunFolder, beyond: int, how: signal.Signals) -> tuple[str, int]:
