@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,23 @@ from pipeline.tuning.folder import SweepFolder, recipe_text
 from tests.pipeline.training.test_faults import WAIT_S, wait_for
 
 ROOT = Path(__file__).parents[3]
+Start = Callable[..., subprocess.Popen[str]]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "tune", *arguments, "--quiet"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """`start(*arguments)`: a driver; one that still runs when the test has failed is killed, and its Ray ends with it."""
+    drivers: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "pipeline", "tune", *arguments, "--quiet"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        drivers.append(subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes))
+        return drivers[-1]
+
+    yield run
+    for driver in drivers:
+        driver.kill()
 
 
 @pytest.fixture
@@ -56,7 +63,7 @@ def stop(driver: subprocess.Popen[str], run: RunFolder, beyond: int, how: signal
     return said, run.last_checkpoint()
 
 
-def test_a_stopped_sweep_goes_on(long: RunConfig, tmp_path: Path) -> None:
+def test_a_stopped_sweep_goes_on(start: Start, long: RunConfig, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     (tmp_path / "recipe.yaml").write_text(recipe_text(long))
     second = RunFolder(sweep / "trials" / "001")
@@ -88,7 +95,7 @@ def test_a_stopped_sweep_goes_on(long: RunConfig, tmp_path: Path) -> None:
     assert yaml.safe_load((sweep / "best.yaml").read_text())["num_epochs"] in (1, 30)
 
 
-def test_resume_needs_a_sweep(tmp_path: Path) -> None:
+def test_resume_needs_a_sweep(start: Start, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         (["--resume", str(tmp_path / "empty")], "holds no sweep; give the output_dir of one"),
