@@ -7,6 +7,8 @@ import time
 from datetime import timedelta
 from typing import Any, Protocol
 
+from pipeline.config.secrets import redact_text
+
 __all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "clock_time", "open_display"]
 
 SHOWN = {
@@ -167,7 +169,7 @@ class PlainDisplay:
     def close(self) -> None: ...
 
     def _line(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(redact_text(text), file=sys.stderr, flush=True)
 
 
 class RichDisplay:
@@ -219,7 +221,7 @@ class RichDisplay:
         self.note(f"saved {name}")
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(redact_text(text), markup=False, highlight=False)
 
     def log(self, text: str) -> None: ...
 

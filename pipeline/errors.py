@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "RunCancelled", "RunFailed", "RunStopped", "UserError"]
+__all__ = ["ConfigError", "JobEnded", "RunCancelled", "RunFailed", "RunStopped", "UserError"]
 
 
 class UserError(ValueError):
@@ -16,6 +16,15 @@ class ConfigError(UserError):
         self.problems = problems
         lines = "\n".join(f"  {path}: {message}" if path else f"  {message}" for path, message in problems)
         super().__init__(f"{origin}: {len(problems)} problem{'s' * (len(problems) != 1)}\n{lines}")
+
+
+class JobEnded(RuntimeError):
+    """A job that was followed didn't end well."""
+
+    def __init__(self, message: str, status: int) -> None:
+        self.status = status
+        """Exit status of its driver."""
+        super().__init__(message)
 
 
 class RunFailed(RuntimeError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.sharding import STAGES
@@ -12,9 +12,14 @@ from pipeline.storage import is_uri, locate
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
-__all__ = ["absolute_paths"]
+__all__ = ["IF_THERE", "absolute_paths", "is_in_job_package", "lasting_outputs"]
 
 Config = TypeVar("Config", bound="RunConfig")
+OUTPUTS = ("output_dir", "dataset_prepared_path")
+JOB_PACKAGES = "/runtime_resources/working_dir_files/"
+"""Where Ray unpacks the working directories of jobs, and deletes them after the jobs."""
+LASTING = "~/prefray"
+"""Where jobs write what a recipe gives a relative path, as Ray itself writes to ~/ray_results."""
 IF_THERE = (
     "base_model",
     "base_model_config",
@@ -34,7 +39,8 @@ def absolute_paths(cfg: Config) -> Config:
     Raises:
         UserError: for prepared data at a URI.
     """
-    changed: dict[str, Any] = {name: str(locate(getattr(cfg, name))) for name in ("output_dir", "dataset_prepared_path")}
+    outputs = lasting_outputs(cfg) if is_in_job_package() else {name: getattr(cfg, name) for name in OUTPUTS}
+    changed: dict[str, Any] = {name: str(locate(where)) for name, where in outputs.items()}
     if is_uri(prepared := changed["dataset_prepared_path"]):
         raise UserError(
             f"dataset_prepared_path: must be a folder that all nodes share, got the URI {prepared!r}; "
@@ -50,6 +56,21 @@ def absolute_paths(cfg: Config) -> Config:
         rewards = [_absolute(reward) if _exists(reward) else reward for reward in cfg.trl.reward_funcs]
         changed["trl"] = cfg.trl.model_copy(update={"reward_funcs": rewards})
     return cfg.model_copy(update=changed)
+
+
+def is_in_job_package() -> bool:
+    """Whether the current directory is what a job has brought to a cluster."""
+    return JOB_PACKAGES in f"{Path.cwd()}/"
+
+
+def lasting_outputs(cfg: RunConfig) -> dict[str, str]:
+    """Where a job writes: a relative path would be in its package, which Ray deletes, so it is in the home of the nodes."""
+    return {name: _lasting(getattr(cfg, name)) for name in OUTPUTS}
+
+
+def _lasting(where: str) -> str:
+    is_relative = not is_uri(where) and not Path(where).expanduser().is_absolute()
+    return f"{LASTING}/{PurePosixPath(where)}" if is_relative else where
 
 
 def _absolute(value: str) -> str:

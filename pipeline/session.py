@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cluster.addresses import is_http
 from cluster.fork_server import start as start_fork_server
 from pipeline.errors import UserError
 
-__all__ = ["LOCAL", "connect", "local_options", "node_resources", "set_intervals", "use_own_threads"]
+__all__ = [
+    "LOCAL",
+    "alive_nodes",
+    "connect",
+    "dashboard_url",
+    "local_options",
+    "node_resources",
+    "our_packages",
+    "potential_nodes",
+    "set_intervals",
+    "use_own_threads",
+]
 
 # Of no use to a person who waits for a result; libraries read them when they are imported in a worker.
 QUIET = {
@@ -46,6 +60,10 @@ LOCAL = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
 """Settings of a Ray that is started here."""
+OURS = ("cluster", "pipeline", "strategies")
+"""Our packages, which a cluster's nodes needn't have."""
+MANY = 1000
+"""Nodes that a group without a limit is counted as."""
 DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
 """Files of GPUs and the like: their drivers don't outlive a fork, should a library have talked to them."""
 
@@ -53,19 +71,26 @@ DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
 def connect(cfg: Any = None, debug: bool = False) -> None:
     """Join the cluster that `ray.address` or the environment names, or start Ray on this machine; idempotent.
 
+    Outside a job, whose package has them, our own modules are sent to the cluster's nodes.
+
     Args:
         cfg: the run's config, or None for this machine.
         debug: let the output of Ray's workers through.
 
     Raises:
-        UserError: when there is no cluster at the given address.
+        UserError: when there is no cluster at the given address, or one of other versions of Ray or Python.
     """
     import ray
 
     if ray.is_initialized():
         return
     address = (cfg.ray.address if cfg is not None else None) or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": {} if debug else QUIET}}
+    options: dict[str, Any] = {"address": address, "runtime_env": _for_nodes(debug)}
+    if is_http(address):
+        raise UserError(
+            f"ray.address: {address!r} is a job server's; submit to it with `prefray submit ... --address {address}`, or give "
+            "the address by which nodes join, such as HEAD:6379"
+        )
     if address is None:
         os.environ.update({**LOCAL, **os.environ})
         options = local_options(debug)
@@ -75,10 +100,30 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
         _start(options, attempts=3)
     except ConnectionError as error:
         raise UserError(f"ray.address: no Ray cluster answers at {address!r}: {error}") from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        versions = " ".join(str(error).split()).removeprefix("Version mismatch: ")
+        raise UserError(f"ray.address: {address!r} has other versions than this process: {versions}") from error
     if not debug:
         import ray.data  # sets its own logger up when it is imported
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _for_nodes(debug: bool) -> dict[str, Any]:
+    """The runtime environment of a cluster's workers; a job's own stands, and Ray refuses to be told anything twice."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env")
+    if job is None:
+        return {"env_vars": {} if debug else QUIET, "py_modules": [str(folder) for folder in our_packages()]}
+    told = job.get("env_vars") or {}
+    return {"env_vars": {} if debug else {name: value for name, value in QUIET.items() if name not in told}}
+
+
+def our_packages() -> list[Path]:
+    """Folders of prefray's packages."""
+    specs = [find_spec(name) for name in OURS]
+    return [Path(spec.origin).resolve().parent for spec in specs if spec is not None and spec.origin is not None]
 
 
 def set_intervals(cfg: Any = None) -> None:
@@ -131,8 +176,40 @@ def _start(options: dict[str, Any], attempts: int) -> None:
             ray.shutdown()
 
 
-def node_resources() -> list[dict[str, float]]:
-    """Total resources of each node that is alive."""
+def alive_nodes() -> list[dict[str, Any]]:
+    """The nodes that are alive, as Ray describes them."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def node_resources() -> list[dict[str, float]]:
+    """Total resources of each node that is alive, and of those that the autoscaler may still start."""
+    return [node["Resources"] for node in alive_nodes()] + potential_nodes()
+
+
+def potential_nodes() -> list[dict[str, float]]:
+    """Resources of each node that the cluster's autoscaler may still start; none where there is no autoscaler."""
+    # There is no public way to ask: https://github.com/ray-project/ray has it in the state that libraries of Ray's read.
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else []
+    nodes = []
+    for group in groups:
+        resources = {name: float(amount) for name, amount in group.resources.items()}
+        alive = sum(_is_of_group(node["Resources"], resources) for node in alive_nodes())
+        most = group.max_count if group.max_count >= 0 else MANY
+        nodes += [resources] * max(0, min(most, MANY) - alive)
+    return nodes
+
+
+def _is_of_group(node: dict[str, float], group: dict[str, float]) -> bool:
+    return all(node.get(name, 0.0) == amount for name, amount in group.items() if name in ("CPU", "GPU"))
+
+
+def dashboard_url() -> str | None:
+    """Where the dashboard of the cluster listens; None where there is none."""
+    import ray
+
+    return ray._private.worker.global_worker.node.address_info["webui_url"] or None

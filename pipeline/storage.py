@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from datetime import timedelta
@@ -124,6 +125,17 @@ class Folder:
             self.filesystem.delete_dir(path)
         elif found != fs.FileType.NotFound:
             self.filesystem.delete_file(path)
+
+    def remove_if_empty(self) -> None:
+        """Delete a folder on disk that has nothing in it; stores of objects have no empty folders."""
+        if isinstance(self.filesystem, fs.LocalFileSystem) and os.path.isdir(self.path) and not os.listdir(self.path):
+            os.rmdir(self.path)
+
+    def carried(self) -> Folder:
+        """The same folder, as it can be sent to workers."""
+        other = copy.copy(self)
+        other.filesystem = other.resolved = self.for_other_processes()
+        return other
 
     def for_other_processes(self) -> fs.FileSystem:
         """The filesystem as workers are to have it: with time to wait, and the keys that this process was given."""

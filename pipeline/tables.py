@@ -6,17 +6,20 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from pipeline.config.secrets import redact_text
 from pipeline.storage import inside
 
 if TYPE_CHECKING:
     from pipeline.data import Prepared
-    from pipeline.doctor import Diagnosis
+    from pipeline.doctor.examination import Examination
+    from pipeline.doctor.memory import Diagnosis
     from pipeline.reference import Scores
     from pipeline.training.driver import TrainResult
     from pipeline.tuning.result import SweepResult
 
-__all__ = ["print_diagnosis", "print_result", "print_scores", "print_sweep"]
+__all__ = ["print_examination", "print_result", "print_scores", "print_sweep"]
 
 METRICS = (
     "loss",
@@ -103,11 +106,26 @@ MEMORY = {
 """Items of `strategies.memory.MemoryEstimate`, in words."""
 
 
-def print_diagnosis(found: Diagnosis, console: Console | None = None) -> None:
+STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def print_examination(found: Examination, console: Console | None = None) -> None:
     """Print what was checked, and the predicted memory of one worker item by item."""
     console = console or Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 200), file=console.file)
+    table = Table(title="checks")
+    table.add_column("")
+    table.add_column("check", no_wrap=True)
+    table.add_column("finding", overflow="fold")
     for check in found.checks:
-        console.print(f"{check.status}  {check.name:<20}{check.finding}", soft_wrap=True, highlight=False)
+        table.add_row(Text(check.status, style=STYLES[check.status]), check.name, Text(redact_text(check.finding)))
+    console.print(table)
+    if found.diagnosis is not None:
+        _print_memory(found.diagnosis, console)
+
+
+def _print_memory(found: Diagnosis, console: Console) -> None:
     table = Table(title="peak memory of one worker")
     table.add_column("")
     table.add_column("MiB", justify="right")
@@ -123,8 +141,8 @@ def print_diagnosis(found: Diagnosis, console: Console | None = None) -> None:
         if measured.loading:
             table.add_row("measured in loading", _mib(measured.loading))
     console.print(table)
-    where = "each GPU" if found.machine.kind == "GPU" else "this machine"
-    line = f"{where} has {_mib(found.machine.total)} MiB, {_mib(found.machine.free)} of them free now"
+    machine = found.room.machine
+    line = f"{found.room.name} has {_mib(machine.total)} MiB, {_mib(machine.free)} of them free now"
     console.print(line, soft_wrap=True, highlight=False)
 
 

@@ -38,7 +38,8 @@ def test_continuous_integration_calls_what_contributors_call() -> None:
 
 def test_the_commands_exist() -> None:
     named = set(re.findall(r"`prefray (\w+)", README)) | set(re.findall(r"bin/prefray (\w+)", README))
-    assert named == {command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert named == commands | {group.name for group in app.registered_groups}
 
 
 def test_the_recipe_is_valid() -> None:

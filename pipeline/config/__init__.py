@@ -17,6 +17,7 @@ from pipeline.config.axolotl import without_disabled
 from pipeline.config.data import DataKeys, DatasetConfig
 from pipeline.config.loading import apply_overrides, parse_yaml, read_yaml
 from pipeline.config.messages import explain
+from pipeline.config.secrets import find_redacted, redact
 from pipeline.config.tuning import TuneConfig
 from pipeline.errors import ConfigError
 from strategies.config import StrategyConfig
@@ -39,7 +40,10 @@ def load_config(recipe: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         UserError: for a file that can't be read; ConfigError with every problem found, each with its key's path.
     """
     path = Path(recipe)
-    return parse_config(apply_overrides(read_yaml(path), overrides), origin=str(path))
+    values = apply_overrides(read_yaml(path), overrides)
+    if problems := list(find_redacted(values)):
+        raise ConfigError(str(path), problems)
+    return parse_config(values, origin=str(path))
 
 
 def parse_config(values: Mapping[str, Any], origin: str = "config") -> RunConfig:
@@ -77,5 +81,5 @@ def _find_problems(cfg: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def dump_config(cfg: RunConfig) -> str:
-    """The resolved config as YAML: every default filled in, ready to be loaded again."""
-    return yaml.safe_dump(cfg.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    """The resolved config as YAML: every default filled in, secrets left out, ready to be loaded again."""
+    return yaml.safe_dump(redact(cfg.model_dump(mode="json", exclude_none=True)), sort_keys=False, allow_unicode=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.secrets import redact
 from pipeline.data.fingerprint import FORMAT_VERSION, digest, tokenizer_identity
 from pipeline.data.kinds import kind_of
 from pipeline.data.length import STRATEGIES
@@ -98,4 +99,4 @@ def _keys(entry: Any) -> dict[str, Any]:
 def _dataset_inputs(keys: dict[str, Any], template: str | None, source: Source) -> dict[str, Any]:
     """A template counts by its text, not by its name."""
     named = {key: value for key, value in keys.items() if key not in ("chat_template", "chat_template_jinja")}
-    return {**named, "template": template, "identity": list(source.identity)}
+    return {**redact(named), "template": template, "identity": list(source.identity)}

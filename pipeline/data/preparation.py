@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.config.secrets import redact_text
 from pipeline.data import finalise
 from pipeline.data.decide import decide
 from pipeline.data.engine import run_tasks, write_error
@@ -156,7 +157,7 @@ def _finish(cfg: Any, plan: Plan, folder: Path, parts: list[dict[str, Any]], fil
         "fingerprint": plan.fingerprint,
         "format_version": inputs["format_version"],
         "kind": plan.kind,
-        "sources": finalise.counts([str(keys["path"]) for keys in plan.datasets], parts, rows, destination),
+        "sources": finalise.counts([redact_text(str(keys["path"])) for keys in plan.datasets], parts, rows, destination),
         "lengths": finalise.percentiles(rows, destination),
         "files": sorted(files, key=lambda entry: entry["file"]),
         "inputs": inputs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.config import RunConfig
+from pipeline.config.secrets import redact
 
 __all__ = ["changed_settings"]
 
@@ -46,4 +47,4 @@ def changed_settings(was: RunConfig, now: RunConfig) -> list[str]:
 def _settings(cfg: RunConfig) -> dict[str, Any]:
     """What a continuation is compared by: every key, and the global batch that follows from three of them."""
     batch = cfg.micro_batch_size * cfg.gradient_accumulation_steps * cfg.num_workers
-    return {**cfg.model_dump(mode="json", exclude_none=True), "global batch": batch}
+    return {**redact(cfg.model_dump(mode="json", exclude_none=True)), "global batch": batch}

@@ -10,6 +10,7 @@ from cluster.preflight import WorkerPlan, plan_workers
 from cluster.sharding import is_own, sharding_arguments
 from pipeline.config import RunConfig
 from pipeline.display import Display, SilentDisplay
+from pipeline.doctor.examination import check_before_run
 from pipeline.errors import UserError
 from pipeline.paths import absolute_paths
 from pipeline.session import connect, node_resources
@@ -91,6 +92,8 @@ def train(
     workers = plan_run(cfg, node_resources())
     check_batch(cfg, workers.num_workers)
     folder.open(cfg, resume)
+    for note in check_before_run(cfg) if control is None else ():  # a trial's cluster was checked with its sweep
+        display.note(note)
     for name in repair(folder.storage.filesystem, folder.storage.path):
         display.note(f"{name} is incomplete and was removed")
     if not workers.use_gpu and cfg.bf16 == "auto" and (cfg := settle(cfg)).bf16:

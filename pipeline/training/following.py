@@ -154,8 +154,9 @@ class _Follower:
 
     def _trainer(self) -> Any:
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
 
+        from pipeline.training.backend import ClusterTorchConfig
         from pipeline.training.relaying import Relay
         from pipeline.training.worker import WorkerJob, train_worker
 
@@ -166,7 +167,7 @@ class _Follower:
         return TorchTrainer(
             train_worker,
             train_loop_config={"job": job},
-            torch_config=TorchConfig(**({"timeout_s": plan.cfg.ddp_timeout} if plan.cfg.ddp_timeout else {})),
+            torch_config=ClusterTorchConfig(**({"timeout_s": plan.cfg.ddp_timeout} if plan.cfg.ddp_timeout else {})),
             scaling_config=ScalingConfig(
                 num_workers=plan.workers.range,
                 elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.config import RunConfig, parse_config, parse_yaml
+from pipeline.config.secrets import find_redacted, redact
 from pipeline.errors import UserError
 from pipeline.patience import STORAGE_ERRORS
 from pipeline.storage import S3_VARIABLES, Folder, Location, inside, is_uri, locate, reason
@@ -116,8 +117,8 @@ class SweepFolder:
 
 
 def recipe_text(cfg: RunConfig) -> str:
-    """A recipe as YAML, with the keys that were given."""
-    recipe = cfg.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    """A recipe as YAML, with the keys that were given, and without secrets."""
+    recipe = redact(cfg.model_dump(mode="json", exclude_unset=True, exclude_none=True))
     return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
 
@@ -134,7 +135,13 @@ def load_sweep(where: str) -> RunConfig:
         raise UserError(f"--resume: {where!r} can't be read: {reason(error)}") from error
     if state is None or text is None:
         raise UserError(NO_SWEEP.format(where))
-    cfg = parse_config(parse_yaml(text, CONFIG), origin=str(inside(folder.path, CONFIG)))
+    values, origin = parse_yaml(text, CONFIG), str(inside(folder.path, CONFIG))
+    if redacted := [key for key, _ in find_redacted(values)]:
+        raise UserError(
+            f"--resume: {origin}: {', '.join(redacted)} held a secret, which isn't saved; write it into that file for as long "
+            "as the sweep runs, or start another with the secret in the environment"
+        )
+    cfg = parse_config(values, origin=origin)
     return cfg.model_copy(update={"output_dir": str(folder.path)})
 
 

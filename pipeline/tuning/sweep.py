@@ -5,6 +5,7 @@ from __future__ import annotations
 from cluster.preflight import count_runs
 from pipeline.config import RunConfig
 from pipeline.display import Display, SilentDisplay
+from pipeline.doctor.examination import check_before_run
 from pipeline.errors import UserError
 from pipeline.paths import absolute_paths
 from pipeline.session import connect, node_resources
@@ -65,6 +66,8 @@ def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None
         return judged(SweepResult(folder.path, given, measure, folder.records()))
     display.stage("starting Ray")
     connect(cfg, debug)
+    for note in check_before_run(cfg):
+        display.note(note)
     concurrent = _concurrency(cfg, recipes)
     shared = share(cfg, known if points is not None else recipes, display)
     if "shared" in state:  # what it has cost was told when it was made

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from pipeline.config.secrets import redact_text
 from pipeline.data.sources.filesystem import NETWORK_ERRORS, File, is_uri, list_files, local_path
 from pipeline.errors import UserError
 
@@ -148,4 +149,4 @@ def _located(where: str, name: str, wanted: str | None) -> Located:
     format = wanted or _format(name)
     if format is None:
         raise UserError(f"path: cannot tell the format of {name!r}; set ds_type to one of {', '.join(FORMATS)}")
-    return Located(where, name, format, gzip=name.split("?")[0].lower().endswith(".gz"))
+    return Located(where, redact_text(name), format, gzip=name.split("?")[0].lower().endswith(".gz"))

@@ -1,14 +1,15 @@
-"""What a person wants told before a run: whether the recipe holds together, and whether a worker's memory suffices."""
+"""How much memory a training worker takes, and whether a machine has it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from cluster.sharding import sharding_of
+from pipeline.doctor.checks import Check
+from pipeline.doctor.node import Machine, machine_memory
 from pipeline.errors import RunFailed, UserError
 from pipeline.paths import absolute_paths
 from strategies.registry import get_strategy
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from strategies.memory import MemoryEstimate
     from strategies.memory.measure import Measured
 
-__all__ = ["Check", "Diagnosis", "Machine", "diagnose", "this_machine", "verdict"]
+__all__ = ["Diagnosis", "Room", "diagnose", "this_machine", "usable", "verdict"]
 
 USABLE = {"CPU": 0.95, "GPU": 0.97}
 """Part of the memory that workers may fill: from 95 % of a machine's on, Ray ends them."""
@@ -26,30 +27,16 @@ RAY = ("ray.train", "ray.data")
 """What a worker has loaded beside `strategies`."""
 STEADY = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 """Variables of glibc, each of which keeps it from raising the size from which freed memory goes back at once."""
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
+class Room:
+    """What workers are put into."""
 
-    name: str
-    status: Literal["pass", "warn", "fail"]
-    finding: str
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where the memory is: bytes of this machine, or of each of its GPUs."""
-
-    kind: Literal["CPU", "GPU"]
-    total: int
-    free: int
-
-    @property
-    def usable(self) -> int:
-        """Bytes that workers may fill."""
-        return int(self.total * USABLE[self.kind])
+    machine: Machine
+    workers: int
+    """That share the machine's memory; 1 on GPUs."""
+    name: str = "this machine"
 
 
 @dataclass(frozen=True)
@@ -58,27 +45,31 @@ class Diagnosis:
 
     checks: tuple[Check, ...]
     estimate: MemoryEstimate
-    machine: Machine
-    workers: int
-    """That share the machine's memory; 1 on GPUs."""
+    room: Room
     measured: Measured | None = None
 
     @property
     def needed(self) -> int:
         """Bytes that all workers need of the machine, or one of its GPU."""
-        return self.workers * self.estimate.total
+        return self.room.workers * self.estimate.total
 
     @property
     def fits(self) -> bool:
         """Whether nothing is in the way of a run."""
-        return self.needed <= self.machine.usable and all(check.status != "fail" for check in self.checks)
+        return self.needed <= usable(self.room.machine) and all(check.status != "fail" for check in self.checks)
 
 
-def diagnose(cfg: RunConfig, *, with_measurement: bool = False) -> Diagnosis:
-    """Look at a recipe and at this machine; no weights are loaded unless the memory is to be measured.
+def usable(machine: Machine) -> int:
+    """Bytes that workers may fill."""
+    return int(machine.total * USABLE[machine.kind])
+
+
+def diagnose(cfg: RunConfig, room: Room | None = None, *, with_measurement: bool = False) -> Diagnosis:
+    """Look at a recipe and at a machine; no weights are loaded unless the memory is to be measured.
 
     Args:
         cfg: the recipe.
+        room: where the workers will be; all of them on this machine when None.
         with_measurement: train two steps of the largest forwards in a process of its own.
 
     Raises:
@@ -89,28 +80,25 @@ def diagnose(cfg: RunConfig, *, with_measurement: bool = False) -> Diagnosis:
     from strategies.memory.measure import measure
 
     cfg = absolute_paths(cfg)
-    machine = this_machine(cfg.ray.use_gpu)
-    workers = cfg.num_workers
+    if room is None:
+        machine = this_machine(cfg.ray.use_gpu)
+        is_gpu = machine.kind == "GPU"
+        room = Room(machine, 1 if is_gpu else cfg.num_workers, "each GPU" if is_gpu else "this machine")
     try:
-        found = estimate(cfg, workers, machine.kind == "GPU")
+        found = estimate(cfg, cfg.num_workers, room.machine.kind == "GPU")
         measured = measure(cfg, RAY) if with_measurement else None
     except ValueError as error:
         raise UserError(str(error)) from error
     except RuntimeError as error:
         raise RunFailed(str(error)) from error
     notes = (Check("estimate", "warn", note) for note in found.notes)
-    checks = (*_checks(cfg, found), *_allocator(machine), *notes)
-    return Diagnosis(checks, found, machine, 1 if machine.kind == "GPU" else workers, measured)
+    checks = (*_checks(cfg, found), *_allocator(room.machine), *notes)
+    return Diagnosis(checks, found, room, measured)
 
 
 def _checks(cfg: RunConfig, estimate: MemoryEstimate) -> Iterator[Check]:
-    from strategies.locations import resolve_model_location
     from strategies.memory.step import longest_pair
 
-    for key in ("base_model", "reference_model", "lora_model_dir"):
-        if (given := getattr(cfg, key)) is not None:
-            path = Path(resolve_model_location(given, key).path)
-            yield Check(key, "pass", f"{given}{'' if path.exists() else ' (a hub id: its config was loaded)'}")
     forward = estimate.forward
     strategy = get_strategy(cfg.rl)
     if forward.packed:
@@ -154,11 +142,11 @@ _REFERENCES = {
 
 def verdict(cfg: RunConfig, found: Diagnosis) -> str:
     """Whether it fits, in words; and if not, what to change, what saves most first."""
-    machine = found.machine
-    where = "a GPU" if machine.kind == "GPU" else "this machine"
-    workers = f"{found.workers} workers of {_gib(found.estimate.total)} each" if found.workers > 1 else "a worker"
-    need = f"{workers} need{'s' * (found.workers == 1)} {_gib(found.needed)}, and {where} has {_gib(machine.total)}"
-    if found.needed > machine.usable:
+    machine, sharing = found.room.machine, found.room.workers
+    where = "a GPU" if machine.kind == "GPU" else found.room.name
+    workers = f"{sharing} workers of {_gib(found.estimate.total)} each" if sharing > 1 else "a worker"
+    need = f"{workers} need{'s' * (sharing == 1)} {_gib(found.needed)}, and {where} has {_gib(machine.total)}"
+    if found.needed > usable(machine):
         return f"doesn't fit: {need}; {_remedies(cfg, found)}"
     if found.needed > machine.free:
         return f"fits, once others make room: {need}, of which {_gib(machine.free)} are free now"
@@ -172,7 +160,7 @@ def _remedies(cfg: RunConfig, found: Diagnosis) -> str:
     state = estimate.gradients + estimate.optimizer + estimate.buckets
     # What it would touch, in bytes; words; whether it is there to be done.
     choices = [
-        (found.needed - estimate.total, "fewer workers per node (ray.num_workers)", found.workers > 1),
+        (found.needed - estimate.total, "fewer workers per node (ray.num_workers)", found.room.workers > 1),
         (state, "adapter: lora", cfg.adapter is None),
         (worked, "gradient_checkpointing: true", not cfg.gradient_checkpointing),
         (worked, f"a lower tokens_per_forward (now {tokens})", packed),
@@ -190,21 +178,9 @@ def _gib(size: int) -> str:
 
 def this_machine(use_gpu: bool | str = "auto") -> Machine:
     """Memory of this machine, or of its smallest GPU where workers use one."""
-    import psutil
     import torch
 
     if use_gpu is not False and torch.cuda.is_available():
         each = [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_count())]
         return Machine("GPU", min(total for _, total in each), min(free for free, _ in each))
-    memory = psutil.virtual_memory()
-    limit = min((found for path in LIMITS if (found := _limit(path)) is not None), default=memory.total)
-    return Machine("CPU", min(memory.total, limit), min(memory.available, limit))
-
-
-def _limit(path: str) -> int | None:
-    """Bytes that a container may have, None where there is no limit."""
-    try:
-        text = Path(path).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+    return machine_memory()

@@ -1,4 +1,4 @@
-"""`prefray doctor`: what it finds, and how it ends."""
+"""What memory a worker is said to take, and how `prefray doctor` ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config import parse_config
-from pipeline.doctor import Diagnosis, Machine, diagnose, this_machine, verdict
+from pipeline.doctor.memory import Diagnosis, Room, diagnose, this_machine, usable, verdict
+from pipeline.doctor.node import Machine
 from pipeline.errors import RunFailed, UserError
 from strategies.memory.measure import Measured
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -23,13 +24,17 @@ GIB = 2**30
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_base: str) -> Path:
     path = tmp_path / "recipe.yaml"
-    path.write_text(f"base_model: {tiny_base}\nrl: dpo\ndatasets:\n  - path: {tmp_path}/none.jsonl\nsequence_len: 64\n")
+    (tmp_path / "pairs.jsonl").touch()
+    path.write_text(
+        f"base_model: {tiny_base}\nrl: dpo\ndatasets:\n  - path: {tmp_path}/pairs.jsonl\nsequence_len: 64\n"
+        f"output_dir: {tmp_path}/run\ndataset_prepared_path: {tmp_path}/prepared\n"
+    )
     return path
 
 
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.doctor.this_machine", lambda _: Machine("CPU", 2 * GIB, GIB))
+    monkeypatch.setattr("pipeline.doctor.memory.this_machine", lambda _: Machine("CPU", 2 * GIB, GIB))
 
 
 def find(base: str, **keys: object) -> Diagnosis:
@@ -53,7 +58,7 @@ def test_a_recipe_that_does_not_fit(recipe: Path) -> None:
     result = runner.invoke(app, ["doctor", str(recipe), "--set", "ray.num_workers=4", "--quiet"])
     assert result.exit_code == 1
     assert "DDP's buckets" in result.stdout
-    assert "prefray: doesn't fit: 4 workers of 0.5" in result.stderr
+    assert "doesn't fit: 4 workers of 0.5" in result.stderr
     assert "fewer workers per node (ray.num_workers)" in result.stderr
     assert "adapter: lora" in result.stderr
 
@@ -118,7 +123,7 @@ def test_the_verdict_names_what_saves_most_first(tiny_base: str) -> None:
     places = [words.index(word) for word in ("adapter: lora", "gradient_checkpointing: true", "reference: cached")]
     assert places == sorted(places)
     assert "tokens_per_forward (now 2048)" in words
-    busy = replace(found, machine=Machine("CPU", 2 * GIB, 1000))
+    busy = replace(found, room=Room(Machine("CPU", 2 * GIB, 1000), 1))
     assert verdict(cfg, busy).startswith("fits, once others make room: ")
 
 
@@ -131,7 +136,7 @@ def test_this_machine_has_memory() -> None:
     machine = this_machine(use_gpu=False)
     assert machine.kind == "CPU"
     assert 0 < machine.free <= machine.total
-    assert machine.usable < machine.total
+    assert usable(machine) < machine.total
 
 
 def test_a_sharded_run_takes_less_than_the_estimate(tiny_base: str) -> None:

@@ -1,0 +1,79 @@
+"""What of a working directory goes to the cluster with a job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["NEVER", "Package", "list_package", "literal"]
+
+NEVER = (
+    *(".git", ".venv", "venv", "__pycache__", "*.egg-info", ".ipynb_checkpoints"),
+    *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".DS_Store"),
+    *(".env", ".env.*", ".netrc", ".ssh", ".aws", ".kube", "*.pem", ".pypirc"),
+)
+"""Patterns of what no job needs, and of files that hold secrets."""
+SHOWN = 5
+"""Files that a message about size names."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """The files of a working directory that Ray will pack, with their bytes."""
+
+    root: Path
+    excludes: tuple[str, ...]
+    files: dict[str, int]
+
+    @property
+    def size(self) -> int:
+        """Bytes before they are compressed."""
+        return sum(self.files.values())
+
+    def check(self) -> None:
+        """Refuse more than a job server takes.
+
+        Raises:
+            ValueError: naming the biggest files.
+        """
+        from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
+
+        if self.size < GCS_STORAGE_MAX_SIZE:
+            return
+        biggest = sorted(self.files, key=lambda name: -self.files[name])[:SHOWN]
+        files = ", ".join(f"{name} ({_mib(self.files[name])})" for name in biggest)
+        raise ValueError(
+            f"--working-dir: {self.root} has {_mib(self.size)} in {len(self.files)} files, and a job brings at most "
+            f"{_mib(GCS_STORAGE_MAX_SIZE)}; the biggest: {files}; put data and models on storage that the cluster reaches, and "
+            "name what isn't needed in .rayignore (.gitignore counts too)"
+        )
+
+
+def list_package(root: Path, excludes: Iterable[str] = ()) -> Package:
+    """The files that Ray packs: all but those that `excludes`, .gitignore and .rayignore name, by gitignore's patterns."""
+    # What Ray itself packs by; there is no public way to ask.
+    from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    root = root.resolve()
+    patterns = (*NEVER, *excludes)
+    files: dict[str, int] = {}
+
+    def take(path: Path) -> None:
+        if path.is_file():
+            files[path.relative_to(root).as_posix()] = path.stat().st_size
+
+    with_gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    _dir_travel(root, [_get_excludes(root, list(patterns))], take, include_gitignore=with_gitignore)
+    return Package(root, patterns, files)
+
+
+def literal(path: str) -> str:
+    """A pattern that means just this path, relative to the root."""
+    return "/" + "".join(f"\\{letter}" if letter in "*?[]\\!# " else letter for letter in path)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

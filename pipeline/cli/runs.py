@@ -1,0 +1,129 @@
+"""Commands that run a recipe where they are given."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.running import Debug, Overrides, Quiet, Recipe, execute, load
+
+__all__ = ["prepare", "schema", "score", "train", "tune"]
+
+
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that output_dir holds.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Prepare the data and train; the result goes to output_dir."""
+
+    def command(display: Any) -> None:
+        from pipeline import train as run
+        from pipeline.tables import print_result
+
+        print_result(run(load(recipe, overrides), resume=resume, display=display, debug=debug))
+
+    execute(command, quiet, debug)
+
+
+def tune(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe with a `tune:` section.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Continue the sweep in this output_dir, with its own recipe.")
+    ] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Search hyperparameters: many runs on data that are prepared and scored once; results go to output_dir."""
+
+    def command(display: Any) -> None:
+        from pipeline import tune as run
+        from pipeline.errors import UserError
+        from pipeline.tables import print_sweep
+        from pipeline.tuning.folder import load_sweep, started_in
+
+        if resume is not None and (recipe is not None or overrides):
+            raise UserError("--resume: a sweep goes on with the recipe in its folder; give either --resume RUN or a recipe")
+        if resume is None and recipe is None:
+            raise UserError("give a recipe, or --resume and the output_dir of a sweep")
+        cfg = load_sweep(resume) if resume is not None else load(recipe or "", overrides)
+        if resume is not None:
+            os.chdir(started_in(cfg))
+        result = run(cfg, resume=resume is not None, display=display, debug=debug)
+        display.close()
+        print_sweep(result)
+
+    execute(command, quiet, debug)
+
+
+def prepare(recipe: Recipe, overrides: Overrides = None, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Prepare the data; print counts, lengths, and three examples with the trained tokens marked."""
+
+    def command(display: Any) -> None:
+        from rich.console import Console
+
+        from pipeline import prepare as run
+        from pipeline.data import render_preview
+        from pipeline.paths import absolute_paths
+        from strategies.tokenizer import load_tokenizer
+
+        cfg = absolute_paths(load(recipe, overrides))
+        display.stage("preparing data")
+        prepared = run(cfg, progress=display.progress)
+        tokenizer = load_tokenizer(cfg)
+        display.close()
+        render_preview(prepared, tokenizer, Console())
+
+    execute(command, quiet, debug)
+
+
+def score(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Delete the scores that are there, damaged or not, and compute them again.")
+    ] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Prepare the data and compute the reference's log-probabilities of every pair, once for all runs on these data.
+
+    `train` does it by itself where they are not there. What a killed run has computed is kept. Only methods with a cached
+    reference have anything to score (`reference: cached`, which is dpo's and ipo's default).
+    """
+
+    def command(display: Any) -> None:
+        from pipeline import prepare
+        from pipeline import score as run
+        from pipeline.paths import absolute_paths
+        from pipeline.reference import check_mode
+        from pipeline.session import connect
+        from pipeline.tables import print_scores
+
+        cfg = absolute_paths(load(recipe, overrides))
+        check_mode(cfg)
+        display.stage("starting Ray")
+        connect(cfg, debug)
+        display.stage("preparing data")
+        prepared = prepare(cfg, progress=display.progress)
+        display.stage("scoring the reference")
+        start = time.monotonic()
+        scores = run(cfg, prepared, progress=display.progress, recompute=recompute)
+        display.close()
+        print_scores(scores, prepared, time.monotonic() - start)
+
+    execute(command, quiet, debug)
+
+
+def schema() -> None:
+    """Print the JSON schema of a recipe."""
+    from pipeline.config import RunConfig
+
+    print(json.dumps(RunConfig.model_json_schema(), indent=2))

@@ -1,0 +1,240 @@
+"""What one node of a cluster tells of itself. Runs there, in a task; loads torch only where there are GPUs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.doctor.reach import reach
+from pipeline.patience import STORAGE_ERRORS
+from pipeline.session import our_packages
+from pipeline.storage import Folder, is_uri, reason
+
+__all__ = ["Gpu", "Machine", "NodeFacts", "Probe", "Thing", "inspect_node", "list_probes", "machine_memory", "remove_probes"]
+
+PACKAGES = ("ray", "torch", "transformers", "trl", "accelerate", "peft", "deepspeed", "datasets", "pyarrow", "numpy")
+"""What has to be of one version everywhere."""
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+PROBE = ".prefray-probe-"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A model or data that the recipe names."""
+
+    key: str
+    value: str
+    kind: str
+    """`model` or `data`."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a node is asked."""
+
+    run: str
+    """Names this examination's files in storage."""
+    folders: dict[str, Folder] = field(default_factory=dict)
+    """Key of the recipe -> folder that the node must be able to write."""
+    things: tuple[Thing, ...] = ()
+    ray_temp: str | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the memory is: bytes of a machine, or of each of its GPUs."""
+
+    kind: str
+    """`CPU` or `GPU`."""
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU, as torch sees it."""
+
+    name: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a node tells."""
+
+    name: str
+    """Address by which the cluster knows it."""
+    hostname: str
+    python: str
+    versions: dict[str, str | None]
+    code: str
+    """Hash of prefray's own files there."""
+    memory: Machine
+    gpus: tuple[Gpu, ...]
+    gpu_problem: str | None
+    """Why torch doesn't see the GPUs that Ray counts."""
+    cuda: str | None
+    nccl: str | None
+    interfaces: dict[str, tuple[str, ...]]
+    """Network interface -> its IPv4 addresses."""
+    gloo_interface: str | None
+    """What GLOO_SOCKET_IFNAME says."""
+    shared_memory: tuple[int, int] | None
+    """Bytes of /dev/shm: all, and free."""
+    disks: dict[str, int]
+    """What it is for -> free bytes."""
+    unwritable: dict[str, str]
+    """Key of a folder -> what is wrong with writing to it."""
+    unreachable: dict[str, str]
+    """Key of a model or of data -> why it can't be reached."""
+
+
+def inspect_node(probe: Probe, name: str, gpus: float) -> NodeFacts:
+    """Look at this node, and leave a file in every folder that it should write to.
+
+    Args:
+        name: address by which the cluster knows it.
+        gpus: how many GPUs Ray counts here.
+    """
+    import psutil
+
+    found, problem, cuda, nccl = _gpus() if gpus else ((), None, None, None)
+    interfaces = {
+        interface: tuple(entry.address for entry in entries if entry.family == socket.AF_INET)
+        for interface, entries in psutil.net_if_addrs().items()
+    }
+    return NodeFacts(
+        name=name,
+        hostname=socket.gethostname(),
+        python=".".join(str(part) for part in sys.version_info[:3]),
+        versions={package: _version(package) for package in (*PACKAGES, "prefray")},
+        code=code_digest(),
+        memory=machine_memory(),
+        gpus=found,
+        gpu_problem=problem,
+        cuda=cuda,
+        nccl=nccl,
+        interfaces={interface: addresses for interface, addresses in interfaces.items() if addresses},
+        gloo_interface=os.environ.get("GLOO_SOCKET_IFNAME"),
+        shared_memory=_shared_memory(),
+        disks=_free_disks(probe),
+        unwritable=_each(probe.folders.items(), lambda folder: _write(folder, probe.run, name)),
+        unreachable=_each(((thing.key, thing) for thing in probe.things), lambda thing: reach(thing.value, thing.kind)),
+    )
+
+
+def list_probes(probe: Probe) -> dict[str, list[str]]:
+    """Key of a folder -> names of the nodes whose files are seen in it from here."""
+    prefix = f"{PROBE}{probe.run}-"
+    found: dict[str, list[str]] = {}
+    for key, folder in probe.folders.items():
+        try:
+            names = folder.names()
+        except STORAGE_ERRORS:  # said by `inspect_node` already
+            names = []
+        found[key] = sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    return found
+
+
+def remove_probes(probe: Probe) -> None:
+    """Take the nodes' files away again, and folders that are empty then."""
+    for folder in probe.folders.values():
+        for name in folder.names():
+            if name.startswith(f"{PROBE}{probe.run}-"):
+                folder.delete(name)
+        folder.remove_if_empty()
+
+
+def machine_memory() -> Machine:
+    """Main memory of this machine, or of the container that this is."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    limit = min((found for path in LIMITS if (found := _limit(path)) is not None), default=memory.total)
+    return Machine("CPU", min(memory.total, limit), min(memory.available, limit))
+
+
+@cache
+def code_digest() -> str:
+    """Of prefray's own Python files."""
+    digest = hashlib.sha256()
+    for folder in our_packages():
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _each(things: Iterable[tuple[str, T]], look: Callable[[T], str | None]) -> dict[str, str]:
+    problems = ((key, look(thing)) for key, thing in things)
+    return {key: problem for key, problem in problems if problem is not None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _write(folder: Folder, run: str, name: str) -> str | None:
+    try:
+        folder.create()
+        folder.write(f"{PROBE}{run}-{name}", "")
+    except STORAGE_ERRORS as error:
+        return reason(error)
+    return None
+
+
+def _shared_memory() -> tuple[int, int] | None:
+    if not os.path.isdir(SHARED_MEMORY):
+        return None
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    return usage.total, usage.free
+
+
+def _free_disks(probe: Probe) -> dict[str, int]:
+    places = {key: str(folder.where) for key, folder in probe.folders.items() if not is_uri(str(folder.where))}
+    if probe.ray_temp is not None:
+        places["Ray's files"] = probe.ray_temp
+    return {key: shutil.disk_usage(_nearest(Path(place))).free for key, place in places.items()}
+
+
+def _nearest(path: Path) -> Path:
+    """The folder, or the one above it that is there."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _gpus() -> tuple[tuple[Gpu, ...], str | None, str | None, str | None]:
+    import torch
+
+    cuda = torch.version.cuda
+    if not torch.cuda.is_available():
+        return (), "torch was built without CUDA" if cuda is None else "torch finds no driver for its CUDA", cuda, None
+    found = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        found.append(Gpu(torch.cuda.get_device_name(index), total, free))
+    nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else None
+    return tuple(found), None, cuda, ".".join(str(part) for part in nccl) if nccl else None
+
+
+def _limit(path: str) -> int | None:
+    """Bytes that a container may have, None where there is no limit."""
+    try:
+        text = Path(path).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

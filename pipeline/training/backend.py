@@ -1,0 +1,46 @@
+"""Torch's process group over several nodes: on CPUs gloo has to be told by which interface they see each other."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from ray.train.torch import TorchConfig
+
+__all__ = ["ClusterTorchConfig", "use_interface_of_cluster"]
+
+VARIABLE = "GLOO_SOCKET_IFNAME"
+
+
+class ClusterTorchConfig(TorchConfig):
+    """Ray's, for workers that may be on several nodes."""
+
+    @property
+    def backend_cls(self) -> Any:
+        """What Ray calls when workers have started."""
+        return _ClusterBackend
+
+
+class _ClusterBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Runs before workers start to train, in Ray's controller."""
+        if len(set(worker_group.execute(_node_address))) > 1:
+            worker_group.execute(use_interface_of_cluster)
+        super().on_start(worker_group, backend_config)
+
+
+def use_interface_of_cluster() -> None:
+    """Let gloo take the interface with this node's address; by itself it takes that of the host's name, often loopback."""
+    import psutil
+
+    address = _node_address()
+    for interface, entries in psutil.net_if_addrs().items():
+        if any(entry.family == socket.AF_INET and entry.address == address for entry in entries):
+            os.environ.setdefault(VARIABLE, interface)
+
+
+def _node_address() -> str:
+    import ray
+
+    return ray.util.get_node_ip_address()

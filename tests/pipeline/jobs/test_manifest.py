@@ -1,0 +1,193 @@
+"""From a recipe to what its manifest is written from, and what is refused instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.manifests import MANIFESTS, Kubernetes, Machines, ManifestRequest
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.jobs import manifest_checks
+from pipeline.jobs.manifest import ManifestOptions, recipe_with, request_of
+
+RECIPE: dict[str, Any] = {
+    "base_model": "org/model",
+    "rl": "dpo",
+    "datasets": [{"path": "s3://bucket/pairs.jsonl", "type": "chatml.intel"}],
+    "dataset_prepared_path": "/mnt/shared/prepared",
+    "output_dir": "/mnt/shared/run",
+    "micro_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-5,
+    "num_epochs": 1,
+}
+TUNE = {"space": {"rl_beta": {"choice": [0.1, 0.2]}}, "max_concurrent_trials": 3}
+CLAIM = Kubernetes(claim="scratch")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def ask(
+    recipe: dict[str, Any] | None = None, target: str = "kuberay", sets: tuple[str, ...] = (), **options: Any
+) -> ManifestRequest:
+    path = Path("my_DPO.yaml")
+    path.write_text(yaml.safe_dump({**RECIPE, **(recipe or {})}))
+    given = ManifestOptions(target, str(path), overrides=sets, image="img", **options)
+    return request_of(load_config(path, sets), recipe_with(path, sets), given)
+
+
+def refused(recipe: dict[str, Any] | None = None, target: str = "kuberay", **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        ask(recipe, target, **options)
+    return str(caught.value)
+
+
+def nodes(request: ManifestRequest) -> tuple[int, int]:
+    return request.min_nodes, request.max_nodes
+
+
+@pytest.mark.parametrize("target", MANIFESTS)
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ({"ray": {"use_gpu": False}}, {}),
+        ({"ray": {"num_workers": 4}}, {}),
+        ({"ray": {"num_workers": {"min": 1, "max": 4}}}, {}),
+        ({"tune": TUNE}, {"command": "tune"}),
+    ],
+)
+def test_every_manifest_is_written_from_every_recipe(target: str, recipe: dict[str, Any], options: dict[str, Any]) -> None:
+    machines = Machines(region="us-west-2", worker_type="g6.4xlarge")
+    request = ask(recipe, target, machines=machines, **options)
+    assert f"{request.command}-my-dpo" in MANIFESTS[target](request)
+
+
+def test_every_manifest_says_what_it_carries() -> None:
+    assert set(manifest_checks.CARRIES_RECIPE) | set(manifest_checks.SEES_FILES) == set(MANIFESTS)
+
+
+def test_a_node_for_each_worker() -> None:
+    request = ask({"ray": {"num_workers": 4}})
+    assert (nodes(request), request.node, request.autoscales) == ((4, 4), {"CPU": 4, "GPU": 1}, False)
+
+
+def test_workers_that_share_a_node() -> None:
+    each = {"CPU": 3, "GPU": 2, "memory": 3 << 29}
+    request = ask({"ray": {"num_workers": 5, "resources_per_worker": each}}, workers_per_node=2)
+    assert (nodes(request), request.node) == ((3, 3), {"CPU": 6, "GPU": 4, "memory": 3})
+
+
+def test_an_elastic_run() -> None:
+    request = ask({"ray": {"num_workers": {"min": 1, "max": 4}}})
+    assert (nodes(request), request.autoscales) == ((1, 4), True)
+    assert nodes(ask({"ray": {"num_workers": {"min": 2, "max": 4}}}, workers_per_node=2, max_nodes=3)) == (1, 3)
+
+
+def test_a_sweep_has_room_for_its_trials() -> None:
+    recipe = {"tune": TUNE, "ray": {"num_workers": 2}}
+    request = ask(recipe, command="tune")
+    assert (nodes(request), request.sweep_file) == ((6, 6), "/mnt/shared/run/sweep.json")
+    assert nodes(ask(recipe, command="tune", nodes=2, max_nodes=6)) == (2, 6)
+    assert ask({**recipe, "output_dir": "s3://bucket/run"}, command="tune").sweep_file is None
+    assert nodes(ask(recipe)) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("ray", "gpu", "gpus"),
+    [
+        ({}, None, 1),
+        ({}, False, 0),
+        ({"use_gpu": False}, None, 0),
+        ({"use_gpu": True}, None, 1),
+        ({"resources_per_worker": {"gpu": 0.5}}, None, 1),
+        ({"resources_per_worker": {"GPU": 0}}, None, 0),
+    ],
+)
+def test_gpus(ray: dict[str, Any], gpu: bool | None, gpus: int) -> None:
+    assert ask({"ray": ray}, gpu=gpu).gpus == gpus
+
+
+def test_what_is_asked_for_wins() -> None:
+    request = ask(cpus=12, memory=80, name="other", resume=True, kubernetes=CLAIM, mount="/mnt")
+    assert (request.node, request.name, request.resume) == ({"CPU": 12, "GPU": 1, "memory": 80}, "other", True)
+    assert (request.mount, ask(kubernetes=CLAIM).mount, ask().mount) == ("/mnt", "/mnt/shared", None)
+
+
+def test_overrides_are_in_the_recipe() -> None:
+    written = yaml.safe_load(ask(sets=("rl_beta=0.25", "datasets.0.split=test")).recipe_text)
+    assert (written["rl_beta"], written["datasets"][0]["split"]) == (0.25, "test")
+
+
+def test_outputs_must_be_shared() -> None:
+    for target in MANIFESTS:
+        found = refused({"output_dir": "run", "dataset_prepared_path": "s3://bucket/prepared"}, target)
+        assert found.splitlines() == [
+            "output_dir: 'run' is relative, and each node would have its own; give an absolute path on storage that all nodes "
+            "share, or a URI: --set output_dir=...",
+            "dataset_prepared_path: must be a folder that all nodes share, got the URI 's3://bucket/prepared'",
+        ]
+    assert ask({"output_dir": "s3://bucket/run"}).output_dir == "s3://bucket/run"
+    assert ask({"output_dir": "~/run"}, "slurm").output_dir == "~/run"
+    assert "'~/run' is relative" in refused({"output_dir": "~/run"})
+
+
+def test_outputs_must_be_on_the_claim() -> None:
+    found = refused({"output_dir": "/mnt/shared/../home/run"}, kubernetes=CLAIM)
+    assert found.startswith("output_dir: '/mnt/shared/../home/run' isn't under /mnt/shared, which is all that the nodes share")
+
+
+def test_files_that_the_nodes_will_not_have() -> None:
+    Path("pairs.jsonl").touch()
+    Path("model").mkdir()
+    recipe = {"base_model": "model", "datasets": [{"path": "pairs.jsonl", "type": "chatml.intel"}]}
+    assert refused(recipe, kubernetes=CLAIM).splitlines() == [
+        f"{key}: {value!r} is a file or folder here, and the nodes won't have it; give a URI, a hub id, or a path under "
+        "/mnt/shared"
+        for key, value in (("base_model", "model"), ("datasets.0.path", "pairs.jsonl"))
+    ]
+    assert "on storage that they mount (--claim)" in refused(recipe)
+    assert "'./there' is a file or folder here" in refused({"base_model": "./there"})
+    assert str(Path.cwd()) in refused({"base_model": str(Path("model").absolute())})
+    for target in ("cluster", "slurm"):
+        assert ask(recipe, target).name == "train-my-dpo"
+    assert ask({"base_model": "/mnt/shared/model"}, kubernetes=CLAIM).mount == "/mnt/shared"
+
+
+@pytest.mark.parametrize("target", MANIFESTS)
+def test_remote_code_is_allowed_on_the_command_line_alone(target: str) -> None:
+    assert "trust_remote_code: runs Python code of the model's repository" in refused({"trust_remote_code": True}, target)
+    assert "trust_remote_code: true" in ask(target=target, sets=("trust_remote_code=true",)).recipe_text
+
+
+def test_secrets_are_not_written() -> None:
+    recipe = {"output_dir": "s3://key:word@bucket/run"}
+    assert refused(recipe) == refused(recipe, "slurm")
+    assert refused(recipe).startswith("output_dir: a secret, which would stand in the manifest for everyone who may read it")
+    assert "word" not in refused(recipe)
+    assert ask(recipe, "cluster").output_dir == "s3://key:word@bucket/run"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ({}, {"command": "tune"}, "my_DPO.yaml: has no `tune:` section to search"),
+        ({"ray": {"address": "10.0.0.1:6379"}}, {}, "ray.address: '10.0.0.1:6379' is another cluster"),
+        ({"ray": {"num_workers": 4}}, {"nodes": 3}, "--nodes 3: the recipe needs 4 workers, 1 on a node, and so 4 nodes"),
+        ({"ray": {"num_workers": 4}}, {"max_nodes": 3}, "--max-nodes 3: is less than the 4 nodes"),
+        ({"ray": {"resources_per_worker": {"CPU": 8}}}, {"cpus": 6}, "--cpus 6: the workers of a node need 8"),
+        ({"ray": {"resources_per_worker": {"tpu": 1}}}, {}, "ray.resources_per_worker.tpu: which nodes have it?"),
+        ({"ray": {"use_gpu": True}}, {"gpu": False}, "--no-gpu: contradicts the recipe, whose workers have 1 GPUs each"),
+        ({"ray": {"use_gpu": False}}, {"gpu": True}, "--gpu: contradicts the recipe, whose workers have 0 GPUs each"),
+        ({}, {"mount": "/mnt"}, "--mount /mnt: what is to be mounted there?"),
+        ({}, {"mount": "mnt", "kubernetes": CLAIM}, "--mount mnt: must be an absolute path of the nodes, such as /mnt/shared"),
+    ],
+)
+def test_what_does_not_go_together(recipe: dict[str, Any], options: dict[str, Any], message: str) -> None:
+    assert refused(recipe, **options).startswith(message)
