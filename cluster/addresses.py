@@ -8,10 +8,11 @@ import socket
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-__all__ = ["DEFAULT", "find_exposure", "is_http", "job_server", "listens_openly", "token_hint"]
+__all__ = ["DEFAULT", "find_exposure", "is_http", "job_server", "listens_openly", "token_hint", "why_unreachable"]
 
 DEFAULT = "http://127.0.0.1:8265"
 """Where `ray start --head` and `ray dashboard` put it."""
+CONNECT_WITHIN_S = 5
 GCS_PORT = 6379
 """Of the address that drivers on the cluster join it by."""
 
@@ -30,7 +31,7 @@ def job_server(given: str | None, environment: Mapping[str, str] = os.environ) -
     address = given or environment.get("RAY_API_SERVER_ADDRESS")
     if address is None and is_http(environment.get("RAY_ADDRESS")):
         address = environment["RAY_ADDRESS"]
-    address = (address or DEFAULT).rstrip("/")
+    address = address or DEFAULT
     shown = f"--address: {address!r}"
     advice = "give the dashboard's, such as http://HEAD:8265"
     if address in ("auto", "local") or address.startswith("ray://"):
@@ -48,7 +49,7 @@ def job_server(given: str | None, environment: Mapping[str, str] = os.environ) -
         raise ValueError("--address: holds a password, which would be shown; give a token by RAY_AUTH_TOKEN")
     if port == GCS_PORT:
         raise ValueError(f"{shown} has the port by which nodes and drivers join a cluster; {advice}")
-    return address
+    return address.rstrip("/")
 
 
 def find_exposure(address: str) -> str | None:
@@ -74,6 +75,18 @@ def listens_openly(url: str) -> bool:
         return False
     host = urlsplit(url if "://" in url else f"http://{url}").hostname or ""
     return host != "localhost" and not (_is_number(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def why_unreachable(address: str) -> str | None:
+    """Why nothing can be reached at `HOST:PORT`, or None; other ways of writing where a cluster is aren't looked at."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdigit():
+        return None
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_WITHIN_S).close()
+    except OSError as error:
+        return error.strerror or str(error) or type(error).__name__
+    return None
 
 
 def _is_number(host: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def list_package(root: Path, excludes: Iterable[str] = ()) -> Package:
             files[path.relative_to(root).as_posix()] = path.stat().st_size
 
     with_gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    _dir_travel(root, [_get_excludes(root, list(patterns))], take, include_gitignore=with_gitignore)
+    _dir_travel(root, [_get_excludes(root, list(patterns))], take, with_gitignore, logging.getLogger(__name__))
     return Package(root, patterns, files)
 
 

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cluster.addresses import is_http
+from cluster.addresses import is_http, why_unreachable
 from cluster.fork_server import start as start_fork_server
 from pipeline.errors import UserError
 
@@ -91,6 +91,8 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
             f"ray.address: {address!r} is a job server's; submit to it with `prefray submit ... --address {address}`, or give "
             "the address by which nodes join, such as HEAD:6379"
         )
+    if address is not None and (problem := why_unreachable(address)) is not None:  # Ray itself tries for minutes
+        raise UserError(f"ray.address: no Ray cluster answers at {address!r}: {problem}")
     if address is None:
         os.environ.update({**LOCAL, **os.environ})
         options = local_options(debug)

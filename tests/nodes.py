@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 import venv
 from collections.abc import Callable, Iterator
@@ -62,7 +63,11 @@ class Node:
 
 @dataclass
 class Cluster:
-    """Nodes, the first of which is the head and takes no work."""
+    """Nodes, the first of which is the head and takes no work.
+
+    All of them have this machine's files. Each has its own where Ray unpacks packages, and deletes those that the node
+    itself doesn't need any more; and under `private`.
+    """
 
     folder: Path
     python: Path
@@ -75,6 +80,11 @@ class Cluster:
     def outside(self) -> str:
         """An address by which every node reaches this process."""
         return f"10.213.{self.number}.1" if self.has_namespaces else "127.0.0.1"
+
+    @property
+    def private(self) -> Path:
+        """A folder that is another one on every worker, where nodes have namespaces."""
+        return self.folder / "private"
 
     @property
     def job_server(self) -> str:
@@ -91,7 +101,7 @@ class Cluster:
         address = self._new_address()
         port = self.job_server_port
         words = ["--head", "--port=6379", f"--dashboard-host={address}", f"--dashboard-port={port}", "--num-cpus=0"]
-        self._start(address, [*words, f"--temp-dir={self.folder / 'ray'}"])
+        self._start(address, words)
         self._wait_for(lambda: len(self._alive()) == 1)
 
     def add_node(self) -> Node:
@@ -133,8 +143,20 @@ class Cluster:
     def _start(self, address: str, words: list[str]) -> None:
         namespace = self._add_namespace(address) if self.has_namespaces else None
         inside = ["ip", "netns", "exec", namespace] if namespace else []
+        if namespace and self.nodes:
+            own = " && ".join(f"mount -t tmpfs none {folder}" for folder in (self.private, self.folder / "ray"))
+            inside += ["sh", "-c", f'{own} && exec "$@"', "sh"]
         start = [str(self.python), "-m", "ray.scripts.scripts", "start", f"--node-ip-address={address}"]
-        command = [*inside, *start, *words, f"--object-store-memory={OBJECT_STORE}", "--disable-usage-stats", "--block"]
+        files = self.folder / ("ray" if self.has_namespaces else f"ray-{len(self.nodes)}")
+        command = [
+            *inside,
+            *start,
+            *words,
+            f"--temp-dir={files}",
+            f"--object-store-memory={OBJECT_STORE}",
+            "--disable-usage-stats",
+            "--block",
+        ]
         node = Node(address, namespace, command, self.folder / f"node-{len(self.nodes)}.log")
         node.process = self._run(node)
         self.nodes.append(node)
@@ -182,17 +204,20 @@ class Cluster:
 
 
 @contextmanager
-def cluster_of(workers: int, folder: Path) -> Iterator[Cluster]:
+def cluster_of(workers: int) -> Iterator[Cluster]:
     """A head and so many workers of one CPU each."""
-    (folder / "home").mkdir(parents=True)
-    cluster = Cluster(folder, _python_without_project(folder / "python"), secrets.token_hex(16), _has_namespaces())
-    try:
-        cluster.start_head()
-        for _ in range(workers):
-            cluster.add_node()
-        yield cluster
-    finally:
-        cluster.stop()
+    with tempfile.TemporaryDirectory(prefix="nodes-", ignore_cleanup_errors=True) as name:  # Ray's sockets need a short path
+        folder = Path(name)
+        for part in ("home", "private"):
+            (folder / part).mkdir()
+        cluster = Cluster(folder, _python_without_project(folder / "python"), secrets.token_hex(16), _has_namespaces())
+        try:
+            cluster.start_head()
+            for _ in range(workers):
+                cluster.add_node()
+            yield cluster
+        finally:
+            cluster.stop()
 
 
 def _python_without_project(folder: Path) -> Path:

@@ -21,13 +21,13 @@ REGION = "us-east-1"
 class S3Server:
     """`uri("run")` lies in its one bucket; it takes the keys of its one user only."""
 
-    def __init__(self) -> None:
-        self._port = 0
+    def __init__(self, address: str) -> None:
+        self._address, self._port = address, 0
         self.start()
-        self.endpoint = f"http://127.0.0.1:{self._port}"
+        self.endpoint = f"http://{address}:{self._port}"
 
     def start(self) -> None:
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
+        self._server = ThreadedMotoServer(ip_address=self._address, port=self._port, verbose=False)
         self._server.start()
         self._port = self._server.get_host_and_port()[1]
 
@@ -51,10 +51,10 @@ class S3Server:
 
 
 @contextmanager
-def s3_server() -> Iterator[S3Server]:
+def s3_server(address: str = "127.0.0.1") -> Iterator[S3Server]:
     """A server with an empty bucket; this process, and only this one, finds it and its keys in its environment."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = S3Server()
+    server = S3Server(address)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         patch.setenv("AWS_DEFAULT_REGION", REGION)

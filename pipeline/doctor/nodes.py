@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.doctor.node import NodeFacts, Probe, Thing, inspect_node, list_probes, remove_probes
 from pipeline.errors import UserError
 from pipeline.patience import STORAGE_ERRORS
+from pipeline.session import alive_nodes
 from pipeline.storage import Folder, locate, reason
 
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ def ask_nodes(probe: Probe, nodes: list[dict[str, Any]]) -> Answers:
     names = names_of(nodes)
     gpus = {node["NodeID"]: node["Resources"].get("GPU", 0.0) for node in nodes}
     facts, silent = _on_each(names, lambda node: (inspect_node, probe, names[node], gpus[node]))
+    alive = {node["NodeID"] for node in alive_nodes()}
+    for node, name in names.items():
+        if node not in alive:  # it was lost shortly before: the cluster has noticed in the meantime
+            silent.pop(name, None)
     answering = {node: name for node, name in names.items() if name in facts}
     try:
         seen, _ = _on_each(answering, lambda _: (list_probes, probe))

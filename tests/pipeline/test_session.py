@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from pipeline import session
+from pipeline.config import parse_config
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_workers_start_with_what_they_need_imported(ray_session: Any) -> None:
@@ -33,3 +47,78 @@ def test_a_worker_computes_with_the_threads_of_its_cpus(ray_session: Any) -> Non
 
     threads, said = ray_session.get(Worker.remote().threads.remote())
     assert str(threads) == said
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "ray.address: no Ray cluster answers at '127.0.0.1:1': Connection refused"),
+        ("no-such-host.invalid:6379", "ray.address: no Ray cluster answers at 'no-such-host.invalid:6379': "),
+        ("http://head:8265", "ray.address: 'http://head:8265' is a job server's; submit to it with `prefray submit"),
+    ],
+)
+def test_an_address_where_no_cluster_is(address: str, message: str, tmp_path: Path) -> None:
+    """In a process of its own, which hasn't joined a cluster yet."""
+    (tmp_path / "recipe.yaml").write_text("base_model: m\ndatasets: [{path: x.jsonl}]\n")
+    words = ["score", "recipe.yaml", "--set", f"ray.address={address}", "--set", f"output_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "pipeline", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    start = time.monotonic()
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and time.monotonic() - start < 10
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("prefray: ")]
+    assert message in line
+
+
+def test_a_cluster_of_other_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own words for it, from ray._private.utils.check_version_info."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "Version mismatch: The cluster was started with:\n    Ray: 2.49.0\n    Python: 3.12.1\nThis process ..."
+        )
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr(session, "why_unreachable", lambda _: None)
+    cfg = parse_config({"base_model": "m", "datasets": [{"path": "x"}], "ray": {"address": "head:6379"}})
+    words = r"'head:6379' has other versions than this process: The cluster was started with: Ray: 2\.49"
+    with pytest.raises(UserError, match=words):
+        session.connect(cfg)
+
+
+def test_a_jobs_own_variables_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses a driver that says again what its job has said."""
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    outside = session._for_nodes(debug=False)
+    assert [Path(folder).name for folder in outside["py_modules"]] == ["cluster", "pipeline", "strategies"]
+    assert outside["env_vars"] == session.QUIET
+    job = {"runtime_env": {"env_vars": {"TQDM_DISABLE": "0"}}, "metadata": {}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    inside = session._for_nodes(debug=False)
+    assert inside["env_vars"].keys() == session.QUIET.keys() - {"TQDM_DISABLE"} and "py_modules" not in inside
+    assert session._for_nodes(debug=True) == {"env_vars": {}}
+
+
+def test_nodes_that_an_autoscaler_may_still_start(ray_session: Any) -> None:
+    """The autoscaler tells the cluster what it may start; here the test does."""
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig
+
+    def report(**groups: tuple[dict[str, int], int]) -> None:
+        config = ClusterConfig()
+        for name, (resources, most) in groups.items():
+            group = config.node_group_configs.add(name=name, max_count=most)
+            group.resources.update(resources)
+        ray_session._private.worker.global_worker.gcs_client.report_cluster_config(config.SerializeToString())
+
+    before = session.node_resources()
+    assert session.potential_nodes() == [] and len(before) == 1
+    try:
+        report(head=({"CPU": 2}, 1), gpu=({"CPU": 8, "GPU": 1}, 3))
+        assert session.potential_nodes() == [{"CPU": 8.0, "GPU": 1.0}] * 3  # the head is there
+        assert session.node_resources() == before + session.potential_nodes()
+        report(gpu=({"GPU": 1}, -1))
+        assert len(session.potential_nodes()) == session.MANY
+    finally:
+        report()
+    assert session.node_resources() == before

@@ -1,0 +1,43 @@
+"""What nodes would tell, for tests of what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pipeline.doctor.node import PACKAGES, Machine, NodeFacts
+from pipeline.doctor.nodes import Answers
+
+__all__ = ["GIB", "answers_of", "node"]
+
+GIB = 1 << 30
+
+
+def node(name: str, /, **changes: Any) -> NodeFacts:
+    """A node on which everything is right."""
+    right = NodeFacts(
+        name=name,
+        hostname="host",
+        python="3.11.7",
+        versions={**dict.fromkeys(PACKAGES, "1.0"), "prefray": None},
+        code="abc",
+        memory=Machine("CPU", 16 * GIB, 8 * GIB),
+        gpus=(),
+        gpu_problem=None,
+        cuda=None,
+        nccl=None,
+        interfaces={"lo": ("127.0.0.1",), "eth0": (name,)},
+        gloo_interface=None,
+        shared_memory=(8 * GIB, 8 * GIB),
+        disks={"output_dir": 100 * GIB},
+        unwritable={},
+        unreachable={},
+    )
+    return replace(right, **changes)
+
+
+def answers_of(*nodes: NodeFacts, blind: dict[str, list[str]] | None = None, silent: dict[str, str] | None = None) -> Answers:
+    """Answers of nodes that see each other's files in `output_dir`, but for what `blind` ones see."""
+    names = [each.name for each in nodes]
+    seen = {name: {"output_dir": (blind or {}).get(name, names)} for name in names}
+    return Answers({each.name: each for each in nodes}, silent or {}, seen)

@@ -1,0 +1,253 @@
+"""What a job brings and runs, and what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.packaging import Package, list_package
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.jobs.recipe_paths import check_path
+from pipeline.jobs.submission import Submission, plan_job
+from pipeline.session import our_packages
+
+RECIPE = {
+    "base_model": "org/model",
+    "datasets": [{"path": "data/pairs.jsonl"}],
+    "output_dir": "/mnt/shared/run",
+    "dataset_prepared_path": "/mnt/shared/prepared",
+}
+CLEAN = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_REGION", "HF_TOKEN")
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in CLEAN:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "pairs.jsonl").write_text("{}\n")
+    write(folder, {})
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def write(folder: Path, changes: dict[str, Any]) -> None:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, **changes}))
+
+
+def plan(**given: Any) -> Any:
+    return plan_job(Submission(**{"command": "train", "recipe": "recipe.yaml", **given}))
+
+
+def test_the_job_runs_the_words_that_were_given(project: Path) -> None:
+    planned = plan(overrides=("rl_beta=0.2", "datasets.0.split=train[:10]"), flags=("--resume",))
+    words = "python -m pipeline train recipe.yaml --set rl_beta=0.2 --set 'datasets.0.split=train[:10]' --resume"
+    assert planned.request.entrypoint == words
+    assert planned.request.working_dir == project and sorted(planned.package.files) == ["data/pairs.jsonl", "recipe.yaml"]
+    assert planned.request.py_modules == tuple(our_packages())
+    assert {path.name for path in planned.request.py_modules} == {"cluster", "pipeline", "strategies"}
+    assert planned.request.env_vars == {"RAY_JOB_STOP_WAIT_TIME_S": "600"}
+    assert planned.request.name.startswith("train-recipe-") and planned.notes == []
+
+
+def test_a_sweep_goes_on_from_its_folder(project: Path) -> None:
+    write(project, {"tune": {"space": {"rl_beta": {"grid": [0.1]}}}})
+    assert plan(command="tune", flags=("--resume",)).request.entrypoint == ("python -m pipeline tune --resume /mnt/shared/run")
+    with pytest.raises(UserError, match="--set: a sweep goes on with the recipe in its folder"):
+        plan(command="tune", flags=("--resume",), overrides=("rl_beta=1",))
+
+
+def test_a_cluster_can_be_looked_at_without_a_recipe(project: Path) -> None:
+    request = plan(command="doctor", recipe=None).request
+    assert request.entrypoint == "python -m pipeline doctor" and "recipe" not in request.metadata
+
+
+def test_what_is_known_of_a_job(project: Path) -> None:
+    facts = plan().request.metadata
+    assert facts["command"] == "train" and facts["recipe"] == "recipe.yaml" and facts["output_dir"] == "/mnt/shared/run"
+    assert "git_revision" not in facts
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "x"]):
+        subprocess.run(["git", *words], cwd=project, check=True)
+    again = plan().request.metadata
+    assert again["config_fingerprint"] == facts["config_fingerprint"] and len(again["git_revision"]) == 12
+    write(project, {"rl_beta": 0.3})
+    changed = plan().request.metadata
+    assert changed["git_revision"] == f"{again['git_revision']}+changes"
+    assert changed["config_fingerprint"] != facts["config_fingerprint"]
+    assert plan(overrides=("rl_beta=0.3",)).request.metadata["config_fingerprint"] == changed["config_fingerprint"]
+
+
+def test_only_named_variables_are_sent(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret-token")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-key")
+    write(project, {"output_dir": "s3://bucket/run"})
+    planned = plan()
+    assert "secret" not in str(planned.request)
+    assert [note.partition(":")[0] for note in planned.notes] == ["not sent", "not sent"]
+    assert "AWS_SECRET_ACCESS_KEY" in planned.notes[0] and "HF_TOKEN" in planned.notes[1]
+    named = plan(env=("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "A=b=c"))
+    assert named.notes == []
+    sent = {"HF_TOKEN": "secret-token", "AWS_SECRET_ACCESS_KEY": "secret-key", "A": "b=c"}
+    assert sent.items() <= named.request.env_vars.items()
+    with pytest.raises(UserError, match="--env NOT_SET: isn't set here"):
+        plan(env=("NOT_SET",))
+    with pytest.raises(UserError, match="--env 1: is no name of a variable"):
+        plan(env=("1=x",))
+
+
+def test_secrets_are_refused_on_the_command_line_and_left_out_of_what_is_known(project: Path) -> None:
+    with pytest.raises(UserError, match=r"--set overrides_of_model_kwargs\.token: would show a secret"):
+        plan(overrides=("overrides_of_model_kwargs.token=abc",))
+
+
+def test_a_recipe_elsewhere(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("base_model: m\n")
+    with pytest.raises(UserError, match=r"recipe: '\.\./other\.yaml' is outside the working directory .*--working-dir DIR"):
+        plan(recipe="../other.yaml")
+    with pytest.raises(UserError, match=r"none\.yaml: can't be read: no such file"):
+        plan(recipe="none.yaml")
+    with pytest.raises(UserError, match="--working-dir: no such folder: 'nowhere'"):
+        plan(working_dir=Path("nowhere"))
+    (project / ".gitignore").write_text("*.yaml\n")
+    with pytest.raises(UserError, match=r"recipe: 'recipe\.yaml' isn't packed: \.gitignore"):
+        plan()
+
+
+def test_a_working_directory_elsewhere(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    planned = plan(recipe="project/recipe.yaml", working_dir=Path("project"))
+    assert planned.request.entrypoint == "python -m pipeline train recipe.yaml"
+    assert plan(working_dir=Path("project")).request.entrypoint == planned.request.entrypoint
+
+
+@pytest.mark.parametrize(
+    ("value", "shared", "message"),
+    [
+        ("data/pairs.jsonl", None, None),
+        ("data/p*.jsonl", None, None),
+        ("data", None, None),
+        ("org/dataset", None, None),
+        ("/mnt/only/there.jsonl", None, None),
+        (
+            "OUTSIDE/x.jsonl",
+            None,
+            "is outside the working directory .* all that a job brings; copy it there, give a URI",
+        ),
+        ("OUTSIDE/x.jsonl", "OUTSIDE", None),
+        ("../outside/x.jsonl", None, "is outside the working directory"),
+        ("../outside/x.jsonl", "OUTSIDE", "is outside the working directory"),
+        ("../nothing.jsonl", None, "is outside the working directory"),
+        ("INSIDE/data/pairs.jsonl", None, "is another path on the cluster; write 'data/pairs.jsonl', or, if .*--shared"),
+        ("INSIDE/data/pairs.jsonl", "INSIDE", None),
+        ("data/ignored.jsonl", None, r"isn't packed: .*leaves 'data/ignored\.jsonl' out"),
+        ("data/*", None, r"isn't packed: .*leaves 'data/ignored\.jsonl' out"),
+    ],
+)
+def test_files_that_the_job_would_not_find(
+    project: Path, tmp_path: Path, value: str, shared: str | None, message: str | None
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x.jsonl").touch()
+    (project / "data" / "ignored.jsonl").touch()
+    (project / ".gitignore").write_text("ignored.jsonl\n")
+
+    def placed(text: str) -> str:
+        return text.replace("OUTSIDE", str(tmp_path / "outside")).replace("INSIDE", str(project))
+
+    folders = [] if shared is None else [Path(placed(shared))]
+    problem = check_path(placed(value), list_package(project), folders)
+    if message is None:
+        assert problem is None
+    else:
+        with pytest.raises(AssertionError, match=message):
+            raise AssertionError(problem)
+
+
+def test_every_key_that_names_a_file_is_looked_at(project: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    file = outside / "file.json"
+    file.write_text("{}")
+    changes = {
+        "base_model": str(outside),
+        "tokenizer_config": str(outside),
+        "chat_template": "jinja",
+        "chat_template_jinja": str(file),
+        "datasets": [{"path": "json", "data_files": [str(file)]}, {"path": str(file)}],
+        "test_datasets": [{"path": f"file://{file}"}],
+    }
+    write(project, changes)
+    with pytest.raises(UserError) as caught:
+        plan()
+    named = [line.partition(": ")[0] for line in str(caught.value).splitlines()]
+    assert named == [
+        *("base_model", "tokenizer_config", "chat_template_jinja"),
+        *("datasets.0.data_files", "datasets.1.path", "test_datasets.0.path"),
+    ]
+    assert plan(shared=(outside,)).package.root == project
+
+
+def test_where_a_job_writes_what_has_a_relative_path(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.paths import absolute_paths
+
+    write(project, {"output_dir": "my-run", "dataset_prepared_path": "prepared"})
+    for folder in ("my-run", "prepared"):
+        (project / folder).mkdir()
+        (project / folder / "weights").touch()
+    planned = plan()
+    assert not [name for name in planned.package.files if "weights" in name]
+    assert planned.notes == [
+        "output_dir: my-run will be ~/prefray/my-run on the cluster",
+        "dataset_prepared_path: prepared will be ~/prefray/prepared on the cluster",
+    ]
+    package = project / "runtime_resources" / "working_dir_files" / "_ray_pkg_0"
+    package.mkdir(parents=True)
+    cfg = load_config("recipe.yaml")
+    assert absolute_paths(cfg).output_dir == str(project / "my-run")
+    monkeypatch.chdir(package)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert absolute_paths(cfg).output_dir == "/home/someone/prefray/my-run"
+    assert absolute_paths(cfg).dataset_prepared_path == "/home/someone/prefray/prepared"
+    other = load_config(project / "recipe.yaml", ["output_dir=s3://bucket/run", "dataset_prepared_path=/mnt/p"])
+    assert absolute_paths(other).output_dir == "s3://bucket/run" and absolute_paths(other).dataset_prepared_path == "/mnt/p"
+
+
+def test_a_run_that_starts_from_an_earlier_one_brings_it(project: Path) -> None:
+    (project / "runs" / "sft" / "model").mkdir(parents=True)
+    (project / "runs" / "sft" / "model" / "config.json").write_text("{}")
+    write(project, {"base_model": "runs/sft/model", "output_dir": "runs"})
+    assert "runs/sft/model/config.json" in plan().package.files
+
+
+def test_a_folder_that_would_hide_ours(project: Path) -> None:
+    (project / "pipeline").mkdir()
+    (project / "pipeline" / "mine.py").touch()
+    with pytest.raises(UserError, match="has a 'pipeline' of its own, which would hide prefray's package"):
+        plan()
+    (project / ".rayignore").write_text("pipeline\n")
+    assert plan().request.entrypoint == "python -m pipeline train recipe.yaml"
+
+
+def test_code_of_a_model_must_be_allowed_on_the_command_line(project: Path) -> None:
+    write(project, {"trust_remote_code": True})
+    with pytest.raises(UserError, match="trust_remote_code: runs Python code"):
+        plan()
+    assert plan(overrides=("trust_remote_code=true",)).request.entrypoint.endswith("--set trust_remote_code=true")
+
+
+def test_the_repository_itself_needs_no_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = our_packages()[0].parent
+    package = list_package(root)
+    assert isinstance(package, Package)
+    monkeypatch.chdir(root)
+    assert plan(command="doctor", recipe=None).request.py_modules == ()
