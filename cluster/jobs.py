@@ -51,7 +51,7 @@ class JobRequest:
     name: str
     """The submission's id."""
     entrypoint: str
-    working_dir: Path
+    working_dir: Path | None
     excludes: tuple[str, ...] = ()
     py_modules: tuple[Path, ...] = ()
     env_vars: dict[str, str] = field(default_factory=dict)
@@ -65,7 +65,9 @@ class JobRequest:
     @property
     def runtime_env(self) -> dict[str, Any]:
         """As Ray takes it."""
-        environment: dict[str, Any] = {"working_dir": str(self.working_dir), "excludes": list(self.excludes)}
+        environment: dict[str, Any] = {}
+        if self.working_dir is not None:
+            environment = {"working_dir": str(self.working_dir), "excludes": list(self.excludes)}
         if self.py_modules:
             environment["py_modules"] = [str(module) for module in self.py_modules]
         if self.env_vars:

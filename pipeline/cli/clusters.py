@@ -207,8 +207,8 @@ def _submit(given: Any, address: str | None, display: Any, follow: bool) -> None
     server = JobServer(where)
     for note in planned.notes:
         display.note(note)
-    package = planned.package
-    display.note(f"package: {len(package.files)} files, {package.size / 2**20:.1f} MiB, from {package.root}")
+    if (package := planned.package).files:
+        display.note(f"package: {len(package.files)} files, {package.size / 2**20:.1f} MiB, from {package.root}")
     name = submit(planned, server)
     display.note(f"submitted {name} to {where}: {planned.request.entrypoint}")
     if follow:

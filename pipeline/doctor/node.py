@@ -49,7 +49,6 @@ class Probe:
     folders: dict[str, Folder] = field(default_factory=dict)
     """Key of the recipe -> folder that the node must be able to write."""
     things: tuple[Thing, ...] = ()
-    ray_temp: str | None = None
 
 
 @dataclass(frozen=True)
@@ -206,9 +205,11 @@ def _shared_memory() -> tuple[int, int] | None:
 
 
 def _free_disks(probe: Probe) -> dict[str, int]:
+    import ray
+
     places = {key: str(folder.where) for key, folder in probe.folders.items() if not is_uri(str(folder.where))}
-    if probe.ray_temp is not None:
-        places["Ray's files"] = probe.ray_temp
+    if ray.is_initialized():
+        places["Ray's files"] = ray.get_runtime_context().get_temp_dir()
     return {key: shutil.disk_usage(_nearest(Path(place))).free for key, place in places.items()}
 
 

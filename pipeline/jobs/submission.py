@@ -84,7 +84,7 @@ def plan_job(given: Submission) -> Planned:
         raise UserError(f"--set {key}: would show a secret to everyone who may list the cluster's jobs; give it by --env")
     recipe = None if given.recipe is None else _recipe_in(root, given.recipe)
     cfg = None if recipe is None else load_config(root / recipe, given.overrides)
-    package = list_package(root, [] if cfg is None else _own_outputs(cfg))
+    package = Package(root, (), {}) if cfg is None else list_package(root, _own_outputs(cfg))
     if recipe is not None and cfg is not None:
         refuse_remote_code(recipe, cfg, given.overrides)
         _refuse_what_stays_behind(recipe, cfg, package, given.shared)
@@ -92,7 +92,7 @@ def plan_job(given: Submission) -> Planned:
     request = JobRequest(
         name=given.name or _new_name(given.command, recipe or "cluster"),
         entrypoint=shlex.join(_words(given, recipe, cfg)),
-        working_dir=root,
+        working_dir=None if cfg is None else root,
         excludes=package.excludes,
         py_modules=tuple(_modules_to_bring(package)),
         env_vars={"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **_variables(given.env)},
@@ -174,7 +174,7 @@ def _modules_to_bring(package: Package) -> Iterator[Path]:
     """Our packages, where the working directory isn't their repository."""
     for ours in our_packages():
         name = ours.name
-        if ours == package.root / name:
+        if ours == package.root / name and package.files:
             continue
         if any(file.partition("/")[0] in (name, f"{name}.py") for file in package.files):
             raise UserError(

@@ -91,7 +91,9 @@ def arguments(folder: Path, steps: int = 5, **more: Any) -> dict[str, Any]:
 def same(ours: Any, theirs: Any, metrics: list[str], steps: int = 5) -> None:
     assert len(losses(ours)) == steps
     for name in metrics:
-        assert losses(ours, name) == pytest.approx(losses(theirs, name), rel=1e-4, abs=2e-6), name
+        # The KL term is a difference of summed log-probabilities: what is left of their rounding.
+        least = 2e-5 if name == "kl" else 2e-6
+        assert losses(ours, name) == pytest.approx(losses(theirs, name), rel=1e-4, abs=least), name
 
 
 @pytest.mark.parametrize("name", list(DPO_RUNS))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.packaging import Package, list_package
+from cluster.packaging import list_package
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.jobs.recipe_paths import check_path
@@ -70,6 +70,7 @@ def test_a_sweep_goes_on_from_its_folder(project: Path) -> None:
 def test_a_cluster_can_be_looked_at_without_a_recipe(project: Path) -> None:
     request = plan(command="doctor", recipe=None).request
     assert request.entrypoint == "python -m pipeline doctor" and "recipe" not in request.metadata
+    assert request.runtime_env.keys() == {"py_modules", "env_vars"} and request.py_modules == tuple(our_packages())
 
 
 def test_what_is_known_of_a_job(project: Path) -> None:
@@ -245,9 +246,12 @@ def test_code_of_a_model_must_be_allowed_on_the_command_line(project: Path) -> N
     assert plan(overrides=("trust_remote_code=true",)).request.entrypoint.endswith("--set trust_remote_code=true")
 
 
-def test_the_repository_itself_needs_no_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_repository_itself_needs_no_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = our_packages()[0].parent
-    package = list_package(root)
-    assert isinstance(package, Package)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "datasets": [{"path": "org/pairs"}]}))
+    for package in our_packages():
+        (tmp_path / package.name).symlink_to(package)
+    (tmp_path / "pyproject.toml").symlink_to(root / "pyproject.toml")
     monkeypatch.chdir(root)
-    assert plan(command="doctor", recipe=None).request.py_modules == ()
+    monkeypatch.setattr("pipeline.jobs.submission.our_packages", lambda: [tmp_path / path.name for path in our_packages()])
+    assert plan(working_dir=tmp_path).request.py_modules == ()
