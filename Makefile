@@ -45,7 +45,7 @@ $(VENV)/.demo: $(VENV)/.installed
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --editable '.[dev]'
-	@.ci/browser
+	@.ci/system-packages
 	@touch $@
 
 clean:

@@ -156,8 +156,10 @@ class JobServer:
         """Upload what the job needs and start it; returns its id.
 
         Raises:
-            ValueError: when the job server refuses it.
+            ValueError: when there is a job of that name, or the job server refuses it.
         """
+        if self._client._do_request("GET", f"/api/jobs/{request.name}").status_code == 200:
+            raise ValueError(f"--id: {self.address} has a job {request.name!r} already; give another name")
         try:
             return self._client.submit_job(
                 entrypoint=request.entrypoint,

@@ -23,7 +23,7 @@ from pipeline.config import dump_config, load_config
 from pipeline.config.secrets import find_secret_override, redact_text
 from pipeline.errors import UserError
 from pipeline.jobs.recipe_paths import check_path, find_path_problems
-from pipeline.paths import lasting_outputs
+from pipeline.paths import absolute_paths, lasting_outputs
 from pipeline.security import refuse_remote_code
 from pipeline.session import our_packages
 from pipeline.storage import S3_VARIABLES, is_uri
@@ -84,6 +84,8 @@ def plan_job(given: Submission) -> Planned:
         raise UserError(f"--set {key}: would show a secret to everyone who may list the cluster's jobs; give it by --env")
     recipe = None if given.recipe is None else _recipe_in(root, given.recipe)
     cfg = None if recipe is None else load_config(root / recipe, given.overrides)
+    if given.command == "tune" and cfg is not None and cfg.tune is None:
+        raise UserError(f"{recipe}: has no `tune:` section to search; give it one with a `space`, or submit train")
     package = Package(root, (), {}) if cfg is None else list_package(root, _own_outputs(cfg))
     if recipe is not None and cfg is not None:
         refuse_remote_code(recipe, cfg, given.overrides)
@@ -120,7 +122,8 @@ def submit(planned: Planned, server: JobServer) -> str:
 
 
 def _refuse_what_stays_behind(recipe: str, cfg: RunConfig, package: Package, shared: tuple[Path, ...]) -> None:
-    """Refuse a recipe, data or models that the job wouldn't find on the cluster."""
+    """Refuse a recipe, data or models that the job wouldn't find on the cluster, and a place that it can't write to."""
+    absolute_paths(cfg)
     if (problem := check_path(recipe, package, ())) is not None:
         raise UserError(f"recipe: {problem}")
     folders = [Path(os.path.abspath(folder.expanduser())) for folder in shared]

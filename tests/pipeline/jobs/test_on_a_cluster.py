@@ -239,5 +239,7 @@ def test_what_the_cluster_lacks_is_said_before_anything_is_sent(cluster: Cluster
     printed = finish(process)
     assert process.returncode == 2 and time.monotonic() - start < 10
     assert "3 workers of 1 CPU each don't fit: the cluster has 2 CPU on 3 nodes" in printed
+    again = prefray("submit", "train", "recipe.yaml", "--shared", str(storage), "--id", "sweep")
+    assert "has a job 'sweep' already; give another name" in finish(again) and again.returncode == 2
     missing = prefray("jobs", "status", "large")
     assert "has no job 'large'" in finish(missing) and missing.returncode == 2

@@ -67,6 +67,13 @@ def test_a_sweep_goes_on_from_its_folder(project: Path) -> None:
         plan(command="tune", flags=("--resume",), overrides=("rl_beta=1",))
 
 
+def test_what_the_job_would_refuse_anyway(project: Path) -> None:
+    with pytest.raises(UserError, match=r"recipe\.yaml: has no `tune:` section to search; .* or submit train"):
+        plan(command="tune")
+    with pytest.raises(UserError, match="dataset_prepared_path: must be a folder that all nodes share, got the URI"):
+        plan(overrides=("dataset_prepared_path=s3://bucket/prepared",))
+
+
 def test_a_cluster_can_be_looked_at_without_a_recipe(project: Path) -> None:
     request = plan(command="doctor", recipe=None).request
     assert request.entrypoint == "python -m pipeline doctor" and "recipe" not in request.metadata
