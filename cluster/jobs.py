@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import logging
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import aiohttp
-import ray
-import requests
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
+from ray.job_submission import JobDetails, JobStatus, JobType
 
-from cluster.addresses import token_hint
+from cluster.job_client import connect, first_line
+from cluster.job_request import JobRequest
 
 __all__ = ["JobRequest", "JobServer", "LostContact"]
 
-FIRST_TIMEOUT = (4, 5)
-"""Seconds to connect, and to wait for an answer, when it isn't known yet whether anything is there."""
-TIMEOUT = (10, 120)
-"""The same afterwards: a head that is busy, a package that is large."""
-CHATTY = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
-"""Loggers of Ray's client, each of which sets its own level."""
 LOST_AFTER_S = 60
 """Without an answer for so long, following a job ends."""
 DISCONNECTED = (OSError, RuntimeError, aiohttp.ClientError)
@@ -42,37 +24,6 @@ DISCONNECTED = (OSError, RuntimeError, aiohttp.ClientError)
 
 class LostContact(RuntimeError):
     """The job server doesn't answer any more; the job may go on."""
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """What a job server is asked to run."""
-
-    name: str
-    """The submission's id."""
-    entrypoint: str
-    working_dir: Path | None
-    excludes: tuple[str, ...] = ()
-    py_modules: tuple[Path, ...] = ()
-    env_vars: dict[str, str] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
-    num_cpus: float | None = None
-    num_gpus: float | None = None
-    memory: int | None = None
-    resources: dict[str, float] | None = None
-    """What the entrypoint itself reserves; it runs on the head where it reserves nothing."""
-
-    @property
-    def runtime_env(self) -> dict[str, Any]:
-        """As Ray takes it."""
-        environment: dict[str, Any] = {}
-        if self.working_dir is not None:
-            environment = {"working_dir": str(self.working_dir), "excludes": list(self.excludes)}
-        if self.py_modules:
-            environment["py_modules"] = [str(module) for module in self.py_modules]
-        if self.env_vars:
-            environment["env_vars"] = self.env_vars
-        return environment
 
 
 @dataclass
@@ -90,26 +41,6 @@ class _Log:
             self.written = self.seen
 
 
-class _Client(JobSubmissionClient):
-    """Ray's client, which by itself waits for ever for a server that doesn't answer."""
-
-    timeout: tuple[float, float] = FIRST_TIMEOUT
-
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        return super()._do_request(method, endpoint, **{"timeout": self.timeout, **options})
-
-
-@contextmanager
-def _without(name: str) -> Iterator[None]:
-    """Hide a variable of the environment for a moment."""
-    value = os.environ.pop(name, None)
-    try:
-        yield
-    finally:
-        if value is not None:
-            os.environ[name] = value
-
-
 class JobServer:
     """The job server at an address.
 
@@ -119,35 +50,16 @@ class JobServer:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        for name in CHATTY:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            with _without("RAY_API_SERVER_ADDRESS"):  # Ray would prefer it to the address that is given
-                self._client = _Client(address)
-            version = self._client._do_request("GET", "/api/version").json()["ray_version"]
-        except AuthenticationError:
-            raise ValueError(f"--address: {address} refuses requests without the cluster's token; {token_hint()}") from None
-        except (requests.exceptions.Timeout, ConnectionError, requests.exceptions.ConnectionError) as error:
-            slow = isinstance(error, requests.exceptions.ReadTimeout)
-            what = f"something at {address} takes connections and doesn't answer" if slow else f"nothing answers at {address}"
-            raise ValueError(f"--address: {what}; {_where_to_look(address)}") from None
-        except (RuntimeError, requests.exceptions.RequestException, KeyError) as error:
-            raise ValueError(f"--address: what answers at {address} is no job server of Ray's ({_first_line(error)})") from None
-        if version != ray.__version__:
-            raise ValueError(
-                f"--address: the cluster at {address} runs Ray {version}, and this is prefray for Ray {ray.__version__}; "
-                "use a cluster of that version"
-            )
-        self._client.timeout = TIMEOUT
+        self._client = connect(address)
 
     def nodes(self) -> list[dict[str, float]]:
         """Total resources of each node that is alive."""
-        answer = self._client._do_request("GET", "/api/v0/nodes", params={"detail": "1", "limit": "10000"}).json()
+        answer = self._client.request("GET", "/api/v0/nodes", params={"detail": "1", "limit": "10000"}).json()
         return [node["resources_total"] for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
     def has_autoscaler(self) -> bool:
         """Whether nodes may still come; also where the cluster doesn't say."""
-        status = self._client._do_request("GET", "/api/cluster_status").json()["data"].get("clusterStatus") or {}
+        status = self._client.request("GET", "/api/cluster_status").json()["data"].get("clusterStatus") or {}
         types = status.get("autoscalerReport", {}).get("nodeTypeMapping")
         # Without an autoscaler Ray reports a type of its own for every node.
         return not types or any(kind != f"node_{node}" for node, kind in types.items())
@@ -158,7 +70,7 @@ class JobServer:
         Raises:
             ValueError: when there is a job of that name, or the job server refuses it.
         """
-        if self._client._do_request("GET", f"/api/jobs/{request.name}").status_code == 200:
+        if self._client.request("GET", f"/api/jobs/{request.name}").status_code == 200:
             raise ValueError(f"--id: {self.address} has a job {request.name!r} already; give another name")
         try:
             return self._client.submit_job(
@@ -172,7 +84,7 @@ class JobServer:
                 entrypoint_resources=request.resources,
             )
         except RuntimeError as error:
-            raise ValueError(f"the job server at {self.address} refuses the job: {_first_line(error)}") from error
+            raise ValueError(f"the job server at {self.address} refuses the job: {first_line(error)}") from error
 
     def list(self) -> list[JobDetails]:
         """The submitted jobs, the newest first."""
@@ -185,7 +97,7 @@ class JobServer:
         Raises:
             ValueError: when there is no such job.
         """
-        answer = self._client._do_request("GET", f"/api/jobs/{name}")
+        answer = self._client.request("GET", f"/api/jobs/{name}")
         if answer.status_code == 200:
             return JobDetails(**answer.json())
         known = [job.submission_id for job in self.list() if job.submission_id]
@@ -223,7 +135,7 @@ class JobServer:
                     silent_since = now
                     note(f"lost contact with {self.address}; trying again")
                 if now - silent_since > LOST_AFTER_S:
-                    raise LostContact(f"{self.address} hasn't answered for {LOST_AFTER_S} s: {_first_line(error)}") from None
+                    raise LostContact(f"{self.address} hasn't answered for {LOST_AFTER_S} s: {first_line(error)}") from None
             time.sleep(1)
 
     async def _tail(self, name: str, log: _Log) -> None:
@@ -248,14 +160,3 @@ class JobServer:
     def succeeded(job: JobDetails) -> bool:
         """Whether it ended well."""
         return job.status == JobStatus.SUCCEEDED
-
-
-def _where_to_look(address: str) -> str:
-    host = urlsplit(address).hostname
-    if host in ("127.0.0.1", "localhost"):
-        return "give --address, or bring the head's port 8265 here (ray dashboard, kubectl port-forward, ssh -L)"
-    return "see that it is the dashboard's address (port 8265 by default) and that the dashboard listens beyond loopback"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from cluster.preflight import plan_actors
 from pipeline.doctor.checks import Check
+from pipeline.doctor.machine import Gpu
 from pipeline.doctor.network import check_network
-from pipeline.doctor.node import Gpu, NodeFacts, Probe, Thing
+from pipeline.doctor.node import NodeFacts, Probe, Thing
 from pipeline.doctor.nodes import Answers
 
 if TYPE_CHECKING:
@@ -156,16 +157,16 @@ def _shared_memory(nodes: list[NodeFacts], object_stores: dict[str, float]) -> C
 
 def _gpus(nodes: list[NodeFacts]) -> Iterator[Check]:
     for node in nodes:
-        if node.gpu_problem is not None:
-            yield Check("GPUs", "fail", f"Ray counts GPUs on {node.name}, and {node.gpu_problem}; {IMAGE}")
-    seen = {node.name: node.gpus for node in nodes if node.gpus}
+        if node.gpus.problem is not None:
+            yield Check("GPUs", "fail", f"Ray counts GPUs on {node.name}, and {node.gpus.problem}; {IMAGE}")
+    seen = {node.name: node.gpus.found for node in nodes if node.gpus.found}
     if not seen:
         return
     kinds = {gpu.name for gpus in seen.values() for gpu in gpus}
     finding = "; ".join(f"{name}: {_shown(gpus)}" for name, gpus in seen.items())
     mixed = "; the slowest one sets the pace" if len(kinds) > 1 else ""
     yield Check("GPUs", "warn" if mixed else "pass", finding + mixed)
-    libraries = {(node.cuda, node.nccl) for node in nodes if node.gpus}
+    libraries = {(node.gpus.cuda, node.gpus.nccl) for node in nodes if node.gpus.found}
     words = ", ".join(f"CUDA {cuda}, NCCL {nccl or 'none'}" for cuda, nccl in sorted(libraries, key=str))
     yield Check("NCCL", "pass" if len(libraries) == 1 and all(nccl for _, nccl in libraries) else "fail", words)
 

@@ -11,8 +11,9 @@ from cluster.addresses import listens_openly
 from cluster.preflight import WorkerPlan
 from pipeline.doctor.checks import Check
 from pipeline.doctor.cluster import check_nodes, check_resources, quick_checks
+from pipeline.doctor.machine import Machine
 from pipeline.doctor.memory import Diagnosis, Room, diagnose, usable, verdict
-from pipeline.doctor.node import Machine, NodeFacts, Probe, inspect_node, list_probes, remove_probes
+from pipeline.doctor.node import NodeFacts, Probe, inspect_node, list_probes, remove_probes
 from pipeline.doctor.nodes import Answers, ask_nodes, names_of, probe_of
 from pipeline.errors import UserError
 from pipeline.paths import absolute_paths
@@ -154,7 +155,6 @@ def _room(name: str, facts: NodeFacts, plan: WorkerPlan, resources: dict[str, fl
     most = min(int(resources.get(each, 0.0) // amount) for each, amount in plan.resources.items() if amount)
     if most == 0:
         return None
-    if plan.use_gpu and facts.gpus:
-        gpus = facts.gpus
+    if plan.use_gpu and (gpus := facts.gpus.found):
         return Room(Machine("GPU", min(gpu.total for gpu in gpus), min(gpu.free for gpu in gpus)), 1, f"a GPU of {name}")
     return Room(facts.memory, min(most, plan.num_workers), f"node {name}")

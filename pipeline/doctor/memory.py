@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cluster.sharding import sharding_of
 from pipeline.doctor.checks import Check
-from pipeline.doctor.node import Machine, machine_memory
+from pipeline.doctor.machine import Machine, machine_memory
 from pipeline.errors import RunFailed, UserError
 from pipeline.paths import absolute_paths
 from strategies.registry import get_strategy

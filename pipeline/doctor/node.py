@@ -14,17 +14,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline.doctor.machine import Gpus, Machine, find_gpus, machine_memory, shared_memory
 from pipeline.doctor.reach import reach
 from pipeline.patience import STORAGE_ERRORS
 from pipeline.session import our_packages
 from pipeline.storage import Folder, is_uri, reason
 
-__all__ = ["Gpu", "Machine", "NodeFacts", "Probe", "Thing", "inspect_node", "list_probes", "machine_memory", "remove_probes"]
+__all__ = ["NodeFacts", "Probe", "Thing", "inspect_node", "list_probes", "remove_probes"]
 
 PACKAGES = ("ray", "torch", "transformers", "trl", "accelerate", "peft", "deepspeed", "datasets", "pyarrow", "numpy")
 """What has to be of one version everywhere."""
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 PROBE = ".prefray-probe-"
 
 T = TypeVar("T")
@@ -52,25 +51,6 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where the memory is: bytes of a machine, or of each of its GPUs."""
-
-    kind: str
-    """`CPU` or `GPU`."""
-    total: int
-    free: int
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU, as torch sees it."""
-
-    name: str
-    total: int
-    free: int
-
-
-@dataclass(frozen=True)
 class NodeFacts:
     """What a node tells."""
 
@@ -82,11 +62,8 @@ class NodeFacts:
     code: str
     """Hash of prefray's own files there."""
     memory: Machine
-    gpus: tuple[Gpu, ...]
-    gpu_problem: str | None
-    """Why torch doesn't see the GPUs that Ray counts."""
-    cuda: str | None
-    nccl: str | None
+    gpus: Gpus
+    """What torch finds, where Ray counts GPUs."""
     interfaces: dict[str, tuple[str, ...]]
     """Network interface -> its IPv4 addresses."""
     gloo_interface: str | None
@@ -110,7 +87,6 @@ def inspect_node(probe: Probe, name: str, gpus: float) -> NodeFacts:
     """
     import psutil
 
-    found, problem, cuda, nccl = _gpus() if gpus else ((), None, None, None)
     interfaces = {
         interface: tuple(entry.address for entry in entries if entry.family == socket.AF_INET)
         for interface, entries in psutil.net_if_addrs().items()
@@ -122,13 +98,10 @@ def inspect_node(probe: Probe, name: str, gpus: float) -> NodeFacts:
         versions={package: _version(package) for package in (*PACKAGES, "prefray")},
         code=code_digest(),
         memory=machine_memory(),
-        gpus=found,
-        gpu_problem=problem,
-        cuda=cuda,
-        nccl=nccl,
+        gpus=find_gpus() if gpus else Gpus(),
         interfaces={interface: addresses for interface, addresses in interfaces.items() if addresses},
         gloo_interface=os.environ.get("GLOO_SOCKET_IFNAME"),
-        shared_memory=_shared_memory(),
+        shared_memory=shared_memory(),
         disks=_free_disks(probe),
         unwritable=_each(probe.folders.items(), lambda folder: _write(folder, probe.run, name)),
         unreachable=_each(((thing.key, thing) for thing in probe.things), lambda thing: reach(thing.value, thing.kind)),
@@ -155,15 +128,6 @@ def remove_probes(probe: Probe) -> None:
             if name.startswith(f"{PROBE}{probe.run}-"):
                 folder.delete(name)
         folder.remove_if_empty()
-
-
-def machine_memory() -> Machine:
-    """Main memory of this machine, or of the container that this is."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    limit = min((found for path in LIMITS if (found := _limit(path)) is not None), default=memory.total)
-    return Machine("CPU", min(memory.total, limit), min(memory.available, limit))
 
 
 @cache
@@ -197,13 +161,6 @@ def _write(folder: Folder, run: str, name: str) -> str | None:
     return None
 
 
-def _shared_memory() -> tuple[int, int] | None:
-    if not os.path.isdir(SHARED_MEMORY):
-        return None
-    usage = shutil.disk_usage(SHARED_MEMORY)
-    return usage.total, usage.free
-
-
 def _free_disks(probe: Probe) -> dict[str, int]:
     import ray
 
@@ -216,26 +173,3 @@ def _free_disks(probe: Probe) -> dict[str, int]:
 def _nearest(path: Path) -> Path:
     """The folder, or the one above it that is there."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _gpus() -> tuple[tuple[Gpu, ...], str | None, str | None, str | None]:
-    import torch
-
-    cuda = torch.version.cuda
-    if not torch.cuda.is_available():
-        return (), "torch was built without CUDA" if cuda is None else "torch finds no driver for its CUDA", cuda, None
-    found = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        found.append(Gpu(torch.cuda.get_device_name(index), total, free))
-    nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else None
-    return tuple(found), None, cuda, ".".join(str(part) for part in nccl) if nccl else None
-
-
-def _limit(path: str) -> int | None:
-    """Bytes that a container may have, None where there is no limit."""
-    try:
-        text = Path(path).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import getpass
-import hashlib
 import os
 import re
-import secrets
 import shlex
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.jobs import JobRequest, JobServer
 from cluster.packaging import Package, list_package, literal
-from pipeline.config import dump_config, load_config
-from pipeline.config.secrets import find_secret_override, redact_text
+from pipeline.config import load_config
+from pipeline.config.secrets import find_secret_override
 from pipeline.errors import UserError
+from pipeline.jobs.metadata import job_facts, new_name
 from pipeline.jobs.recipe_paths import check_path, find_path_problems
 from pipeline.paths import absolute_paths, lasting_outputs
 from pipeline.security import refuse_remote_code
@@ -92,13 +86,13 @@ def plan_job(given: Submission) -> Planned:
         _refuse_what_stays_behind(recipe, cfg, package, given.shared)
     package.check()
     request = JobRequest(
-        name=given.name or _new_name(given.command, recipe or "cluster"),
+        name=given.name or new_name(given.command, recipe or "cluster"),
         entrypoint=shlex.join(_words(given, recipe, cfg)),
         working_dir=None if cfg is None else root,
         excludes=package.excludes,
         py_modules=tuple(_modules_to_bring(package)),
         env_vars={"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **_variables(given.env)},
-        metadata=_metadata(given, root, recipe, cfg),
+        metadata=job_facts(given.command, root, recipe, cfg),
         num_cpus=given.num_cpus,
         num_gpus=given.num_gpus,
         memory=given.memory,
@@ -158,11 +152,6 @@ def _own_outputs(cfg: RunConfig) -> Iterator[str]:
             yield literal(relative)
 
 
-def _new_name(command: str, recipe: str) -> str:
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(recipe).stem).strip("-") or "recipe"
-    return f"{command}-{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-
-
 def _words(given: Submission, recipe: str | None, cfg: RunConfig | None) -> list[str]:
     if given.command == "tune" and "--resume" in given.flags and cfg is not None:
         if given.overrides:
@@ -198,41 +187,6 @@ def _variables(env: tuple[str, ...]) -> dict[str, str]:
             raise UserError(f"--env {name}: isn't set here; set it, or write --env {name}=VALUE")
         found[name] = value if equals else os.environ[name]
     return found
-
-
-def _metadata(given: Submission, root: Path, recipe: str | None, cfg: RunConfig | None) -> dict[str, str]:
-    found = {"prefray": version("prefray"), "command": given.command, "submitted_by": f"{_user()}@{socket.gethostname()}"}
-    if recipe is not None and cfg is not None:
-        found["recipe"] = recipe
-        found["config_fingerprint"] = hashlib.sha256(dump_config(cfg).encode()).hexdigest()[:16]
-        found["output_dir"] = redact_text(lasting_outputs(cfg)["output_dir"])
-    if (revision := _git_revision(root)) is not None:
-        found["git_revision"] = revision
-    return found
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user needn't have a name
-        return str(os.getuid())
-
-
-def _git_revision(root: Path) -> str | None:
-    """The commit of the working directory, `+changes` where files differ from it; None where there is no git."""
-
-    def git(*words: str) -> str | None:
-        try:
-            command = ["git", "-C", str(root), *words]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if not commit:
-        return None
-    return f"{commit[:12]}{'+changes' if git('status', '--porcelain', '--', '.') else ''}"
 
 
 def _notes(cfg: RunConfig, request: JobRequest) -> Iterator[str]:

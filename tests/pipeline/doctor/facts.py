@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pipeline.doctor.node import PACKAGES, Machine, NodeFacts
+from pipeline.doctor.machine import Gpus, Machine
+from pipeline.doctor.node import PACKAGES, NodeFacts
 from pipeline.doctor.nodes import Answers
 
 __all__ = ["GIB", "answers_of", "node"]
@@ -22,10 +23,7 @@ def node(name: str, /, **changes: Any) -> NodeFacts:
         versions={**dict.fromkeys(PACKAGES, "1.0"), "prefray": None},
         code="abc",
         memory=Machine("CPU", 16 * GIB, 8 * GIB),
-        gpus=(),
-        gpu_problem=None,
-        cuda=None,
-        nccl=None,
+        gpus=Gpus(),
         interfaces={"lo": ("127.0.0.1",), "eth0": (name,)},
         gloo_interface=None,
         shared_memory=(8 * GIB, 8 * GIB),

@@ -7,7 +7,8 @@ import pytest
 from pipeline.config import parse_config
 from pipeline.doctor.checks import Check
 from pipeline.doctor.cluster import check_nodes, check_resources, quick_checks
-from pipeline.doctor.node import Gpu, Probe, Thing
+from pipeline.doctor.machine import Gpu, Gpus
+from pipeline.doctor.node import Probe, Thing
 from pipeline.doctor.nodes import Answers, names_of
 from tests.pipeline.doctor.facts import GIB, answers_of, node
 
@@ -79,15 +80,15 @@ def test_disks_and_shared_memory() -> None:
 
 def test_gpus() -> None:
     h100, a10 = Gpu("H100", 80 * GIB, 79 * GIB), Gpu("A10", 24 * GIB, 20 * GIB)
-    cuda = {"cuda": "13.0", "nccl": "2.28.9"}
-    found = full(answers_of(node(A, gpus=(h100, h100), **cuda), node(B, gpus=(h100,), **cuda)))
+    two, one = Gpus((h100, h100), None, "13.0", "2.28.9"), Gpus((h100,), None, "13.0", "2.28.9")
+    found = full(answers_of(node(A, gpus=two), node(B, gpus=one)))
     assert found["GPUs"].status == "pass"
     assert found["GPUs"].finding == f"{A}: 2 x H100 with 80.0 GiB, 79.0 GiB free; {B}: 1 x H100 with 80.0 GiB, 79.0 GiB free"
     assert found["NCCL"] == Check("NCCL", "pass", "CUDA 13.0, NCCL 2.28.9")
-    mixed = full(answers_of(node(A, gpus=(h100,), **cuda), node(B, gpus=(a10,), cuda="12.8", nccl=None)))
+    mixed = full(answers_of(node(A, gpus=one), node(B, gpus=Gpus((a10,), None, "12.8"))))
     assert mixed["GPUs"].status == "warn" and "the slowest one sets the pace" in mixed["GPUs"].finding
     assert mixed["NCCL"].status == "fail" and "NCCL none" in mixed["NCCL"].finding
-    blind = full(answers_of(node(A, gpu_problem="torch was built without CUDA")))
+    blind = full(answers_of(node(A, gpus=Gpus(problem="torch was built without CUDA"))))
     assert (
         blind["GPUs"].status == "fail" and f"Ray counts GPUs on {A}, and torch was built without CUDA" in blind["GPUs"].finding
     )

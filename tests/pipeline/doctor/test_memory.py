@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config import parse_config
+from pipeline.doctor.machine import Machine
 from pipeline.doctor.memory import Diagnosis, Room, diagnose, this_machine, usable, verdict
-from pipeline.doctor.node import Machine
 from pipeline.errors import RunFailed, UserError
 from strategies.memory.measure import Measured
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -59,7 +59,7 @@ def test_a_gpu_that_torch_does_not_see(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there are GPUs here")
     facts = inspect_node(Probe("run"), "here", gpus=1)
-    assert facts.gpus == () and facts.gpu_problem is not None and facts.gpu_problem.startswith("torch ")
+    assert facts.gpus.found == () and str(facts.gpus.problem).startswith("torch ")
 
 
 def test_storage_of_objects() -> None:
