@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.data.sources.filesystem import local_path
 from pipeline.doctor.node import NodeFacts, Probe, Thing, inspect_node, list_probes, remove_probes
 from pipeline.errors import UserError
 from pipeline.patience import STORAGE_ERRORS
 from pipeline.session import alive_nodes
-from pipeline.storage import Folder, locate, reason
+from pipeline.storage import Folder, is_uri, locate, reason
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -63,9 +66,16 @@ def probe_of(cfg: RunConfig | None, *, with_things: bool) -> Probe:
         models = [(key, getattr(cfg, key)) for key in ("base_model", "reference_model", "lora_model_dir")]
         things += [Thing(key, value, "model") for key, value in models if value is not None]
         for name in ("datasets", "test_datasets"):
-            things += [Thing(f"{name}.{i}", each.path, "data") for i, each in enumerate(getattr(cfg, name) or [])]
+            paths = [_as_tasks_read_it(dataset.path) for dataset in getattr(cfg, name) or []]
+            things += [Thing(f"{name}.{index}", path, "data") for index, path in enumerate(paths)]
     folders = {key: folder.carried() for key, folder in _folders_of(cfg).items()}
     return Probe(run, folders, tuple(things))
+
+
+def _as_tasks_read_it(path: str) -> str:
+    """Tasks are given absolute paths, wherever they run; what isn't there may be a hub id."""
+    where = local_path(path)
+    return path if is_uri(where) or not (os.path.exists(where) or glob.has_magic(where)) else where
 
 
 def names_of(nodes: list[dict[str, Any]]) -> dict[str, str]:

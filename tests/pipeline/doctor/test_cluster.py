@@ -109,6 +109,11 @@ def test_the_interface_of_gloo(changes: dict[str, object], status: str, words: s
     assert found.status == status and words in found.finding
 
 
+def test_nodes_of_one_machine_need_no_interface() -> None:
+    assert "gloo interface" not in quick(answers_of(node("127.0.0.1:aaaaaa"), node("127.0.0.1:bbbbbb")))
+    assert "gloo interface" not in quick(answers_of(node(A)))
+
+
 def test_what_a_recipe_asks_for() -> None:
     cfg = parse_config({"base_model": "m", "datasets": [{"path": "x"}], "ray": {"num_workers": 2}})
     fits = {check.name: check for check in check_resources(cfg, [{"CPU": 1.0}, {"CPU": 1.0}], has_autoscaler=False)}
