@@ -16,7 +16,7 @@ from ray.job_submission import JobSubmissionClient
 
 from cluster.addresses import token_hint
 
-__all__ = ["JobClient", "connect", "first_line"]
+__all__ = ["JobClient", "connect", "last_line"]
 
 FIRST_TIMEOUT = (4, 5)
 """Seconds to connect, and to wait for an answer, when it isn't known yet whether anything is there."""
@@ -62,7 +62,7 @@ def connect(address: str) -> JobClient:
         what = f"something at {address} takes connections and doesn't answer" if slow else f"nothing answers at {address}"
         raise ValueError(f"--address: {what}; {_where_to_look(address)}") from None
     except (RuntimeError, requests.exceptions.RequestException, KeyError) as error:
-        raise ValueError(f"--address: what answers at {address} is no job server of Ray's ({first_line(error)})") from None
+        raise ValueError(f"--address: what answers at {address} is no job server of Ray's ({last_line(error)})") from None
     if version != ray.__version__:
         raise ValueError(
             f"--address: the cluster at {address} runs Ray {version}, and this is prefray for Ray {ray.__version__}; "
@@ -90,6 +90,7 @@ def _where_to_look(address: str) -> str:
     return "see that it is the dashboard's address (port 8265 by default) and that the dashboard listens beyond loopback"
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+def last_line(error: BaseException) -> str:
+    """What an error says, in a line: Ray's end with the reason, after a traceback of the server's."""
+    lines = [line for line in str(error).strip().rstrip(".").splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else type(error).__name__

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.packaging import Package
+
 __all__ = ["JobRequest"]
 
 
@@ -16,9 +18,8 @@ class JobRequest:
     name: str
     """The submission's id."""
     entrypoint: str
-    working_dir: Path | None
-    """None for a job that brings nothing but modules."""
-    excludes: tuple[str, ...] = ()
+    package: Package | None
+    """The files of the working directory; None for a job that brings nothing but modules."""
     py_modules: tuple[Path, ...] = ()
     env_vars: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
@@ -29,11 +30,21 @@ class JobRequest:
     """What the entrypoint itself reserves; it runs on the head where it reserves nothing."""
 
     @property
-    def runtime_env(self) -> dict[str, Any]:
-        """As Ray takes it."""
-        environment: dict[str, Any] = {}
-        if self.working_dir is not None:
-            environment = {"working_dir": str(self.working_dir), "excludes": list(self.excludes)}
+    def reserved(self) -> dict[str, float]:
+        """What the entrypoint reserves, by Ray's names."""
+        named = {"CPU": self.num_cpus, "GPU": self.num_gpus, "memory": self.memory}
+        return {**{name: amount for name, amount in named.items() if amount}, **(self.resources or {})}
+
+    def runtime_env(self, archive: Path) -> dict[str, Any]:
+        """As Ray takes it.
+
+        Args:
+            archive: where to pack the working directory.
+        """
+        environment: dict[str, Any] = {"excludes": ["__pycache__"]}
+        if self.package is not None:
+            self.package.write(archive)
+            environment["working_dir"] = str(archive)
         if self.py_modules:
             environment["py_modules"] = [str(module) for module in self.py_modules]
         if self.env_vars:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import re
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from cluster.job_client import connect, first_line
+from cluster.job_client import connect, last_line
 from cluster.job_request import JobRequest
 
 __all__ = ["JobRequest", "JobServer", "LostContact"]
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SOON = (4, 15)
+"""Seconds to connect, and to wait for an answer about a job."""
+SILENCE_S = 10
+"""Without a piece of the log for so long, the job server is asked whether it is there."""
 LOST_AFTER_S = 60
 """Without an answer for so long, following a job ends."""
 DISCONNECTED = (OSError, RuntimeError, aiohttp.ClientError)
@@ -70,21 +78,24 @@ class JobServer:
         Raises:
             ValueError: when there is a job of that name, or the job server refuses it.
         """
+        if not NAME.fullmatch(request.name):
+            raise ValueError(f"--id: letters, digits, dashes, dots and underscores; got {request.name!r}")
         if self._client.request("GET", f"/api/jobs/{request.name}").status_code == 200:
             raise ValueError(f"--id: {self.address} has a job {request.name!r} already; give another name")
         try:
-            return self._client.submit_job(
-                entrypoint=request.entrypoint,
-                submission_id=request.name,
-                runtime_env=request.runtime_env,
-                metadata=request.metadata,
-                entrypoint_num_cpus=request.num_cpus,
-                entrypoint_num_gpus=request.num_gpus,
-                entrypoint_memory=request.memory,
-                entrypoint_resources=request.resources,
-            )
+            with tempfile.TemporaryDirectory(prefix="prefray-") as folder:
+                return self._client.submit_job(
+                    entrypoint=request.entrypoint,
+                    submission_id=request.name,
+                    runtime_env=request.runtime_env(Path(folder) / "package.zip"),
+                    metadata=request.metadata,
+                    entrypoint_num_cpus=request.num_cpus,
+                    entrypoint_num_gpus=request.num_gpus,
+                    entrypoint_memory=request.memory,
+                    entrypoint_resources=request.resources,
+                )
         except RuntimeError as error:
-            raise ValueError(f"the job server at {self.address} refuses the job: {first_line(error)}") from error
+            raise ValueError(f"the job server at {self.address} refuses the job: {last_line(error)}") from error
 
     def list(self) -> list[JobDetails]:
         """The submitted jobs, the newest first."""
@@ -97,8 +108,8 @@ class JobServer:
         Raises:
             ValueError: when there is no such job.
         """
-        answer = self._client.request("GET", f"/api/jobs/{name}")
-        if answer.status_code == 200:
+        answer = self._client.request("GET", f"/api/jobs/{name}", timeout=SOON) if NAME.fullmatch(name) else None
+        if answer is not None and answer.status_code == 200:
             return JobDetails(**answer.json())
         known = [job.submission_id for job in self.list() if job.submission_id]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -135,13 +146,25 @@ class JobServer:
                     silent_since = now
                     note(f"lost contact with {self.address}; trying again")
                 if now - silent_since > LOST_AFTER_S:
-                    raise LostContact(f"{self.address} hasn't answered for {LOST_AFTER_S} s: {first_line(error)}") from None
+                    raise LostContact(f"{self.address} hasn't answered for {LOST_AFTER_S} s: {last_line(error)}") from None
             time.sleep(1)
 
     async def _tail(self, name: str, log: _Log) -> None:
+        """Pass pieces on until the log ends. A head that is lost says nothing: in silence the job is asked after."""
         log.seen = 0  # the server starts from the beginning each time
-        async for piece in self._client.tail_job_logs(name):
-            log.take(piece)
+        pieces = self._client.tail_job_logs(name)
+        while True:
+            coming = asyncio.ensure_future(anext(pieces))
+            while not (await asyncio.wait({coming}, timeout=SILENCE_S))[0]:
+                try:
+                    self._client.request("GET", f"/api/jobs/{name}", timeout=SOON)
+                except DISCONNECTED:
+                    coming.cancel()
+                    raise
+            try:
+                log.take(coming.result())
+            except StopAsyncIteration:
+                return
 
     def stop(self, name: str, wait_s: float) -> JobDetails:
         """End a job, and wait until it has ended or `wait_s` have passed.

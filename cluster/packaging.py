@@ -7,15 +7,33 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 __all__ = ["NEVER", "Package", "list_package", "literal"]
 
 NEVER = (
     *(".git", ".venv", "venv", "__pycache__", "*.egg-info", ".ipynb_checkpoints"),
     *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".DS_Store"),
-    *(".env", ".env.*", ".netrc", ".ssh", ".aws", ".kube", "*.pem", ".pypirc"),
+    *(
+        ".env",
+        ".env.*",
+        ".envrc",
+        ".netrc",
+        ".pgpass",
+        ".pypirc",
+        ".git-credentials",
+        "*.pem",
+        "*.key",
+        "id_rsa*",
+        "id_ed25519*",
+    ),
+    *(".ssh", ".aws", ".azure", ".kube", ".docker", ".config", ".cache", ".ray"),
 )
 """Patterns of what no job needs, and of files that hold secrets."""
+MOST = 100 << 20
+"""Bytes that a job server takes at once (ray._private.ray_constants.DASHBOARD_CLIENT_MAX_SIZE)."""
+TOO_MANY = 20_000
+"""Files after which nobody looks further: it is no project's folder."""
 SHOWN = 5
 """Files that a message about size names."""
 
@@ -25,7 +43,6 @@ class Package:
     """The files of a working directory that Ray will pack, with their bytes."""
 
     root: Path
-    excludes: tuple[str, ...]
     files: dict[str, int]
 
     @property
@@ -39,17 +56,21 @@ class Package:
         Raises:
             ValueError: naming the biggest files.
         """
-        from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
-
-        if self.size < GCS_STORAGE_MAX_SIZE:
+        if self.size <= MOST:
             return
         biggest = sorted(self.files, key=lambda name: -self.files[name])[:SHOWN]
         files = ", ".join(f"{name} ({_mib(self.files[name])})" for name in biggest)
         raise ValueError(
             f"--working-dir: {self.root} has {_mib(self.size)} in {len(self.files)} files, and a job brings at most "
-            f"{_mib(GCS_STORAGE_MAX_SIZE)}; the biggest: {files}; put data and models on storage that the cluster reaches, and "
+            f"{_mib(MOST)}; the biggest: {files}; put data and models on storage that the cluster reaches, and "
             "name what isn't needed in .rayignore (.gitignore counts too)"
         )
+
+    def write(self, archive: Path) -> None:
+        """Pack the files, so that Ray needn't be told what to leave out: it would leave that out of our modules too."""
+        with ZipFile(archive, "w", ZIP_DEFLATED, strict_timestamps=False) as packed:
+            for name in sorted(self.files):
+                packed.write(self.root / name, name)
 
 
 def list_package(root: Path, excludes: Iterable[str] = ()) -> Package:
@@ -65,10 +86,15 @@ def list_package(root: Path, excludes: Iterable[str] = ()) -> Package:
     def take(path: Path) -> None:
         if path.is_file():
             files[path.relative_to(root).as_posix()] = path.stat().st_size
+            if len(files) > TOO_MANY:
+                raise ValueError(
+                    f"--working-dir: {root} has more than {TOO_MANY} files; name the folder that holds recipe and data, and in "
+                    ".rayignore what isn't needed of it (.gitignore counts too)"
+                )
 
     with_gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
     _dir_travel(root, [_get_excludes(root, list(patterns))], take, with_gitignore, logging.getLogger(__name__))
-    return Package(root, patterns, files)
+    return Package(root, files)
 
 
 def literal(path: str) -> str:

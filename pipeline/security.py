@@ -22,7 +22,7 @@ def refuse_remote_code(recipe: str | Path, cfg: RunConfig, overrides: Iterable[s
     Raises:
         UserError: saying how to allow it.
     """
-    searched = cfg.tune is not None and KEY in cfg.tune.space
+    searched = cfg.tune is not None and any(KEY in key for key in cfg.tune.space)
     if not cfg.trust_remote_code and not searched:
         return
     if searched or not any(override.partition("=")[0].strip() == KEY for override in overrides):

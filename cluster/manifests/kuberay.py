@@ -15,6 +15,9 @@ from cluster.manifests.writing import documents, header
 __all__ = ["render"]
 
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+LABEL = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+IMAGE = re.compile(r"[\w][\w.:/@-]*")
+FOLDERS_OF_THE_IMAGE = ("", "/home", "/home/ray", "/usr", "/opt", "/etc", "/tmp", "/dev")  # noqa: S108
 LONGEST_NAME = 47
 """KubeRay appends to it, and the names of Kubernetes' services have 63 characters at most."""
 RECIPE_DIR, RECIPE_FILE = "/etc/prefray", "recipe.yaml"
@@ -42,7 +45,13 @@ def render(request: ManifestRequest) -> str:
             f"--name: KubeRay takes up to {LONGEST_NAME} lower-case letters, digits and dashes, a letter first, no dash last; "
             f"got {request.name!r}"
         )
-    if request.image is None:
+    kubernetes = request.kubernetes
+    for option, value in (("namespace", kubernetes.namespace), ("claim", kubernetes.claim), ("secret", kubernetes.secret)):
+        if value is not None and not LABEL.fullmatch(value):
+            raise ValueError(f"--{option}: no name that Kubernetes takes (lower-case letters, digits, dashes, dots): {value!r}")
+    if request.mount is not None and request.mount.rstrip("/") in FOLDERS_OF_THE_IMAGE:
+        raise ValueError(f"--mount: {request.mount!r} would hide what the image has there; give another folder")
+    if request.image is None or IMAGE.fullmatch(request.image) is None:
         raise ValueError("--image: which image do the nodes run? build one with the Dockerfile, push it, and give its name")
     kubectl = "kubectl" if request.kubernetes.namespace is None else f"kubectl -n {request.kubernetes.namespace}"
     comments = header(

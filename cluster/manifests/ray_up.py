@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 from cluster.manifests.providers import PROVIDERS, Provider
@@ -13,6 +14,8 @@ __all__ = ["render"]
 
 HEAD_TYPE, WORKER_TYPE = "head", "worker"
 PORT = 6379
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+IMAGE = re.compile(r"[\w][\w.:/@-]*")
 IDLE_MINUTES = 10
 
 
@@ -25,6 +28,10 @@ def render(request: ManifestRequest) -> str:
     machines = request.machines
     if machines.provider not in PROVIDERS:
         raise ValueError(f"--provider: unknown: {machines.provider!r}; known: {', '.join(PROVIDERS)}")
+    if not NAME.fullmatch(request.name):
+        raise ValueError(f"--name: of a cluster: letters, digits and dashes; got {request.name!r}")
+    if request.image is not None and not IMAGE.fullmatch(request.image):
+        raise ValueError(f"--image: no name of an image: {request.image!r}")
     provider = PROVIDERS[machines.provider]
     provider.check(request)
     config: dict[str, Any] = {"cluster_name": request.name, "provider": provider.section(machines)}

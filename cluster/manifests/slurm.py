@@ -16,6 +16,7 @@ from cluster.manifests.writing import header
 
 __all__ = ["render"]
 
+NAMES = re.compile(r"[\w.@-]+(,[\w.@-]+)*")
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
 NOTICE_S = 600
@@ -36,6 +37,14 @@ def render(request: ManifestRequest) -> str:
             f"--time: {request.slurm.time} is too short: {NOTICE_S // 60} minutes before its end the run is told to save; "
             f"give at least {2 * NOTICE_S // 60} minutes"
         )
+    for option in ("partition", "account"):
+        value = getattr(request.slurm, option)
+        if value is not None and not NAMES.fullmatch(value):
+            raise ValueError(
+                f"--{option}: names of Slurm's have letters, digits and -._@, with commas between them; got {value!r}"
+            )
+    if any("\n" in line for line in request.slurm.setup):
+        raise ValueError("--setup: is one line; give the option once for each")
     comments = header(
         "Start:  sbatch FILE    in the folder that the recipe's relative paths start from",
         f"Follow: tail -F {request.name}-JOB.out",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,9 +48,9 @@ def submit(
     env: Env = None,
     shared: Shared = None,
     name: Annotated[str | None, typer.Option("--id", metavar="JOB", help="Id of the job; made from the recipe's name.")] = None,
-    num_cpus: Annotated[float | None, typer.Option("--entrypoint-num-cpus", help="CPUs that the driver reserves.")] = None,
-    num_gpus: Annotated[float | None, typer.Option("--entrypoint-num-gpus", help="GPUs that the driver reserves.")] = None,
-    memory: Annotated[int | None, typer.Option("--entrypoint-memory", help="Bytes that the driver reserves.")] = None,
+    num_cpus: Annotated[float | None, typer.Option("--entrypoint-num-cpus", min=0, help="The driver's.")] = None,
+    num_gpus: Annotated[float | None, typer.Option("--entrypoint-num-gpus", min=0, help="The driver's.")] = None,
+    memory: Annotated[int | None, typer.Option("--entrypoint-memory", min=0, help="The driver's, in bytes.")] = None,
     resources: Annotated[
         str | None, typer.Option("--entrypoint-resources", metavar="JSON", help="Other resources that the driver reserves.")
     ] = None,
@@ -106,14 +107,14 @@ def doctor(
         from pipeline.errors import RunFailed
         from pipeline.tables import print_examination
 
-        if address is not None:
+        if (where := address or _job_server_of_environment()) is not None:
             from pipeline.jobs.submission import Submission
 
             flags = tuple(["--measure"] if measure else [])
             given = Submission(
                 "doctor", recipe, tuple(overrides or ()), flags, working_dir, tuple(env or ()), tuple(shared or ())
             )
-            return _submit(given, address, display, follow=True)
+            return _submit(given, where, display, follow=True)
         cfg = load(recipe, overrides) if recipe is not None else None
         display.stage("measuring memory" if measure else "looking")
         found = examine(cfg, with_measurement=measure)
@@ -184,25 +185,31 @@ def stop(job: Job, address: Address = None, debug: Debug = False) -> None:
     _ask(command, address, debug)
 
 
+def _job_server_of_environment() -> str | None:
+    """The job server that the environment names; none within a job, whose cluster it is."""
+    from cluster.addresses import is_http
+
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    named = (os.environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"))
+    return next((address for address in named if is_http(address)), None)
+
+
 def _ask(command: Callable[[Any], None], address: str | None, debug: bool) -> None:
-    def with_server(_: Any) -> None:
-        from cluster.addresses import job_server
+    def with_server(display: Any) -> None:
         from cluster.jobs import JobServer
 
-        command(JobServer(job_server(address)))
+        command(JobServer(_server_address(address, display)))
 
     execute(with_server, quiet=True, debug=debug)
 
 
 def _submit(given: Any, address: str | None, display: Any, follow: bool) -> None:
-    from cluster.addresses import find_exposure, job_server
     from cluster.jobs import JobServer
     from pipeline.jobs.following import follow_job, ways_to
     from pipeline.jobs.submission import plan_job, submit
 
-    where = job_server(address)
-    if (exposure := find_exposure(where)) is not None:
-        display.note(f"warning: {exposure}")
+    where = _server_address(address, display)
     planned = plan_job(given)
     server = JobServer(where)
     for note in planned.notes:
@@ -218,6 +225,15 @@ def _submit(given: Any, address: str | None, display: Any, follow: bool) -> None
         display.note(ways_to(name, server))
 
 
+def _server_address(address: str | None, display: Any) -> str:
+    from cluster.addresses import find_exposure, job_server
+
+    where = job_server(address)
+    if (exposure := find_exposure(where)) is not None:
+        display.note(f"warning: {exposure}")
+    return where
+
+
 def _resources(text: str | None) -> dict[str, float] | None:
     from pipeline.errors import UserError
 
@@ -227,6 +243,6 @@ def _resources(text: str | None) -> dict[str, float] | None:
         found = json.loads(text)
     except ValueError:
         found = None
-    if not isinstance(found, dict) or not all(isinstance(amount, int | float) for amount in found.values()):
+    if not isinstance(found, dict) or not all(type(amount) in (int, float) and amount >= 0 for amount in found.values()):
         raise UserError(f'--entrypoint-resources: expected JSON such as {{"accelerator": 1}}, got {text!r}')
     return found

@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import yaml
+
 __all__ = ["REDACTED", "find_redacted", "find_secret_override", "is_secret_key", "redact", "redact_text"]
 
 REDACTED = "***"
 """Stands where a secret was."""
 SECRET_KEY = re.compile(
-    r"(^|_)(password|passwd|secret|credentials?|api_?key|secret_?key|access_?key|access_?key_?id"
+    r"(^|_)(password|passwd|secret|credentials?|api_?keys?|(secret|access|private|account)_?key|access_?key_?id|connection_string"
     r"|(auth|access|hub|hf|session|bearer|sas|api|use_auth)_token)$|^token$",
     re.IGNORECASE,
 )
@@ -21,8 +23,10 @@ QUERY = re.compile(
     r"(?P<name>[?&](?:[\w-]*(?:token|secret|password|signature|credential|api_?key|access_?key)[\w-]*|sig)=)[^&\s'\"]+",
     re.IGNORECASE,
 )
-BARE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,})\b")
-"""Tokens that can be told by how they look: of Hugging Face, AWS, GitHub, OpenAI."""
+BARE = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{20,}|sk-[A-Za-z0-9_-]{30,}|xox[abp]-[\w-]{10,})"
+)
+"""Tokens that can be told by how they look: of Hugging Face, AWS, GitHub, OpenAI, Slack."""
 
 
 def is_secret_key(name: str) -> bool:
@@ -40,7 +44,8 @@ def redact_text(text: str) -> str:
 def redact(value: Any, key: str = "") -> Any:
     """A config's values, as YAML or JSON holds them, without its secrets."""
     if isinstance(value, Mapping):
-        return {name: redact(item, str(name)) for name, item in value.items()}
+        secret = is_secret_key(key) and bool(value)
+        return {name: redact(item, key if secret else str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [redact(item, key) for item in value]
     if value in (None, "", True, False) or not isinstance(value, str):
@@ -63,7 +68,11 @@ def find_redacted(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 def find_secret_override(overrides: Iterable[str]) -> str | None:
     """The key of the first `a.b=v` that holds a secret."""
     for override in overrides:
-        key, _, value = override.partition("=")
-        if value and (is_secret_key(key.strip().rpartition(".")[2]) or redact_text(value) != value):
+        key, _, text = override.partition("=")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:  # said where overrides are applied
+            value = text
+        if text and redact({key.strip().rpartition(".")[2]: value}) != {key.strip().rpartition(".")[2]: value}:
             return key.strip()
     return None

@@ -72,7 +72,7 @@ def examine(cfg: RunConfig | None, *, with_measurement: bool = False) -> Examina
     answers = ask_nodes(probe, nodes)
     names = names_of(nodes)
     stores = {names[node["NodeID"]]: node["Resources"].get("object_store_memory", 0.0) for node in nodes}
-    checks = [_cluster(nodes), *check_nodes(answers, probe, stores), *_exposure()]
+    checks = [_cluster(nodes, bool(potential_nodes())), *check_nodes(answers, probe, stores), *_exposure()]
     resources = [node["Resources"] for node in nodes]
     if cfg is None:
         return Examination(tuple(checks), None)
@@ -105,7 +105,7 @@ def _examine_here(cfg: RunConfig | None, probe: Probe, with_measurement: bool) -
     import torch
 
     name, gpus = "this machine", torch.cuda.device_count()
-    facts = inspect_node(probe, name, gpus)
+    facts = inspect_node(probe, name, "127.0.0.1", gpus)
     answers = Answers({name: facts}, {}, {name: list_probes(probe)})
     remove_probes(probe)
     checks = list(check_nodes(answers, probe, {}))
@@ -117,13 +117,16 @@ def _examine_here(cfg: RunConfig | None, probe: Probe, with_measurement: bool) -
     return Examination((*checks, *diagnosis.checks), diagnosis)
 
 
-def _cluster(nodes: list[dict[str, Any]]) -> Check:
+def _cluster(nodes: list[dict[str, Any]], has_autoscaler: bool) -> Check:
     total: dict[str, float] = {}
     for node in nodes:
         for resource in ("CPU", "GPU"):
             total[resource] = total.get(resource, 0.0) + node["Resources"].get(resource, 0.0)
     have = ", ".join(f"{amount:g} {name}" for name, amount in total.items() if amount or name == "CPU")
-    return Check("cluster", "pass", f"{len(nodes)} node{'s' * (len(nodes) != 1)} with {have}")
+    finding = f"{len(nodes)} node{'s' * (len(nodes) != 1)} with {have}"
+    if not total["CPU"] and not has_autoscaler:
+        return Check("cluster", "fail", f"{finding}: nothing can run; add nodes, and see whether some were lost (ray status)")
+    return Check("cluster", "pass", finding)
 
 
 def _exposure() -> Iterator[Check]:

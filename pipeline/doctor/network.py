@@ -16,7 +16,7 @@ VARIABLE = "GLOO_SOCKET_IFNAME"
 def check_network(facts: Iterable[NodeFacts]) -> Iterator[Check]:
     """The interface that gloo will take on each node: the one with the node's address, if the environment names no other."""
     nodes = list(facts)
-    if len({_address(node) for node in nodes}) < 2:  # one node, or several on one machine
+    if len({node.address for node in nodes}) < 2:  # one node, or several on one machine
         return
     problems, taken = [], {}
     for node in nodes:
@@ -38,14 +38,13 @@ def _interface(node: NodeFacts) -> tuple[str | None, str | None]:
             there = ", ".join(node.interfaces)
             return None, f"{VARIABLE}={node.gloo_interface} names none of its interfaces ({there}); set it right, or unset it"
         return node.gloo_interface, None
-    address = _address(node)
-    if ipaddress.ip_address(address).is_loopback:
+    try:
+        is_loopback = ipaddress.ip_address(node.address).is_loopback
+    except ValueError:
+        return None, f"the cluster knows it as {node.address!r}; start Ray there with --node-ip-address, or set {VARIABLE}"
+    if is_loopback:
         return None, "the cluster knows it by its loopback address; start Ray there with --node-ip-address"
     for interface, addresses in node.interfaces.items():
-        if address in addresses:
+        if node.address in addresses:
             return interface, None
     return None, f"none of its interfaces has the address that the cluster knows; set {VARIABLE} there"
-
-
-def _address(node: NodeFacts) -> str:
-    return node.name.partition(":")[0]

@@ -25,6 +25,7 @@ __all__ = ["NodeFacts", "Probe", "Thing", "inspect_node", "list_probes", "remove
 PACKAGES = ("ray", "torch", "transformers", "trl", "accelerate", "peft", "deepspeed", "datasets", "pyarrow", "numpy")
 """What has to be of one version everywhere."""
 PROBE = ".prefray-probe-"
+ADDRESSES = (socket.AF_INET, socket.AF_INET6)
 
 T = TypeVar("T")
 
@@ -55,7 +56,9 @@ class NodeFacts:
     """What a node tells."""
 
     name: str
-    """Address by which the cluster knows it."""
+    """What to call it."""
+    address: str
+    """By which the cluster knows it."""
     hostname: str
     python: str
     versions: dict[str, str | None]
@@ -65,7 +68,7 @@ class NodeFacts:
     gpus: Gpus
     """What torch finds, where Ray counts GPUs."""
     interfaces: dict[str, tuple[str, ...]]
-    """Network interface -> its IPv4 addresses."""
+    """Network interface -> its addresses."""
     gloo_interface: str | None
     """What GLOO_SOCKET_IFNAME says."""
     shared_memory: tuple[int, int] | None
@@ -78,21 +81,23 @@ class NodeFacts:
     """Key of a model or of data -> why it can't be reached."""
 
 
-def inspect_node(probe: Probe, name: str, gpus: float) -> NodeFacts:
+def inspect_node(probe: Probe, name: str, address: str, gpus: float) -> NodeFacts:
     """Look at this node, and leave a file in every folder that it should write to.
 
     Args:
-        name: address by which the cluster knows it.
+        name: what to call it.
+        address: by which the cluster knows it.
         gpus: how many GPUs Ray counts here.
     """
     import psutil
 
     interfaces = {
-        interface: tuple(entry.address for entry in entries if entry.family == socket.AF_INET)
+        interface: tuple(entry.address.partition("%")[0] for entry in entries if entry.family in ADDRESSES)
         for interface, entries in psutil.net_if_addrs().items()
     }
     return NodeFacts(
         name=name,
+        address=address,
         hostname=socket.gethostname(),
         python=".".join(str(part) for part in sys.version_info[:3]),
         versions={package: _version(package) for package in (*PACKAGES, "prefray")},
@@ -109,15 +114,15 @@ def inspect_node(probe: Probe, name: str, gpus: float) -> NodeFacts:
 
 
 def list_probes(probe: Probe) -> dict[str, list[str]]:
-    """Key of a folder -> names of the nodes whose files are seen in it from here."""
+    """Key of a folder -> names of the nodes whose files can be read in it from here."""
     prefix = f"{PROBE}{probe.run}-"
     found: dict[str, list[str]] = {}
     for key, folder in probe.folders.items():
         try:
-            names = folder.names()
-        except STORAGE_ERRORS:  # said by `inspect_node` already
+            names = [name for name in folder.names() if name.startswith(prefix) and folder.read(name) == probe.run]
+        except STORAGE_ERRORS:  # said by `inspect_node` already, or seen by what is missing
             names = []
-        found[key] = sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+        found[key] = sorted(name.removeprefix(prefix) for name in names)
     return found
 
 
@@ -155,7 +160,7 @@ def _version(package: str) -> str | None:
 def _write(folder: Folder, run: str, name: str) -> str | None:
     try:
         folder.create()
-        folder.write(f"{PROBE}{run}-{name}", "")
+        folder.write(f"{PROBE}{run}-{name}", run)
     except STORAGE_ERRORS as error:
         return reason(error)
     return None

@@ -94,7 +94,8 @@ def ask_nodes(probe: Probe, nodes: list[dict[str, Any]]) -> Answers:
     """
     names = names_of(nodes)
     gpus = {node["NodeID"]: node["Resources"].get("GPU", 0.0) for node in nodes}
-    facts, silent = _on_each(names, lambda node: (inspect_node, probe, names[node], gpus[node]))
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
+    facts, silent = _on_each(names, lambda node: (inspect_node, probe, names[node], addresses[node], gpus[node]))
     alive = {node["NodeID"] for node in alive_nodes()}
     for node, name in names.items():
         if node not in alive:  # it was lost shortly before: the cluster has noticed in the meantime

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
 from cluster.addresses import DEFAULT
 from cluster.jobs import LostContact
-from pipeline.errors import JobEnded, RunFailed
+from pipeline.errors import JobEnded, RunFailed, UserError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ending", "follow_job", "stop_job", "ways_to"]
 
+PENDING_S = 15
 STOP_SHOWN_S = 660
 """How long `prefray jobs stop` waits: what a job has to save a checkpoint, and a minute."""
-SIGTERM_STATUS = 143
+SIGTERM_STATUS, SIGPIPE_STATUS = 143, 141
 
 
 def follow_job(server: JobServer, name: str) -> None:
@@ -51,6 +53,11 @@ def stop_job(server: JobServer, name: str) -> str:
     before = server.info(name)
     if before.status.is_terminal():
         return f"job {name} had ended already: it {_words(before)}"
+    if before.status.value == "PENDING":
+        job = server.stop(name, PENDING_S)
+        if not job.status.is_terminal():
+            return f"job {name} hasn't started, and Ray ends it once it would: it waits for {before.message or 'the cluster'}"
+        return f"job {name} {_words(job)}"
     _note(f"stopping {name}: a run saves a checkpoint first, which may take minutes")
     job = server.stop(name, STOP_SHOWN_S)
     if not job.status.is_terminal():
@@ -87,8 +94,14 @@ def _words(job: JobDetails) -> str:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(SIGPIPE_STATUS) from None
+    except OSError as error:
+        raise UserError(f"the log can't be written: {error.strerror}; the job goes on") from error
 
 
 def _note(text: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.jobs import JobRequest, JobServer
 from cluster.packaging import Package, list_package, literal
+from cluster.preflight import plan_actors
 from pipeline.config import load_config
 from pipeline.config.secrets import find_secret_override
 from pipeline.errors import UserError
@@ -80,7 +81,7 @@ def plan_job(given: Submission) -> Planned:
     cfg = None if recipe is None else load_config(root / recipe, given.overrides)
     if given.command == "tune" and cfg is not None and cfg.tune is None:
         raise UserError(f"{recipe}: has no `tune:` section to search; give it one with a `space`, or submit train")
-    package = Package(root, (), {}) if cfg is None else list_package(root, _own_outputs(cfg))
+    package = Package(root, {}) if cfg is None else list_package(root, _own_outputs(cfg))
     if recipe is not None and cfg is not None:
         refuse_remote_code(recipe, cfg, given.overrides)
         _refuse_what_stays_behind(recipe, cfg, package, given.shared)
@@ -88,8 +89,7 @@ def plan_job(given: Submission) -> Planned:
     request = JobRequest(
         name=given.name or new_name(given.command, recipe or "cluster"),
         entrypoint=shlex.join(_words(given, recipe, cfg)),
-        working_dir=None if cfg is None else root,
-        excludes=package.excludes,
+        package=None if cfg is None else package,
         py_modules=tuple(_modules_to_bring(package)),
         env_vars={"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **_variables(given.env)},
         metadata=job_facts(given.command, root, recipe, cfg),
@@ -107,12 +107,29 @@ def submit(planned: Planned, server: JobServer) -> str:
     Raises:
         UserError: when it can't.
     """
-    from pipeline.training.driver import plan_run
-
-    is_run = planned.request.metadata["command"] in ("train", "tune")
-    if is_run and planned.cfg is not None and not server.has_autoscaler():
-        plan_run(planned.cfg, server.nodes())
+    if not server.has_autoscaler():
+        _check_room(planned, server.nodes())
     return server.submit(planned.request)
+
+
+def _check_room(planned: Planned, nodes: list[dict[str, float]]) -> None:
+    """Refuse what would fail, or wait for ever, on these nodes."""
+    from pipeline.training.driver import plan_run
+    from strategies.registry import get_strategy
+
+    reserved, cfg = planned.request.reserved, planned.cfg
+    if reserved and not any(all(node.get(name, 0.0) >= amount for name, amount in reserved.items()) for node in nodes):
+        wanted = ", ".join(f"{amount:g} {name}" for name, amount in reserved.items())
+        raise UserError(f"--entrypoint-*: no node of the cluster has {wanted}, and the job would wait for ever; reserve less")
+    command = planned.request.metadata["command"]
+    if cfg is None or command not in ("train", "tune", "score"):
+        return
+    if command != "score":
+        plan_run(cfg, nodes)
+    if get_strategy(cfg.rl).reference_mode(cfg) == "cached":
+        plan_actors(
+            cfg.ray.score.num_actors, cfg.ray.use_gpu, cfg.ray.score.actor_resources(), nodes, cfg.ray.score.num_actors or 1
+        )
 
 
 def _refuse_what_stays_behind(recipe: str, cfg: RunConfig, package: Package, shared: tuple[Path, ...]) -> None:

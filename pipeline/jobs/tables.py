@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.config.secrets import redact_text
 
@@ -33,7 +34,8 @@ def print_jobs(jobs: list[JobDetails], address: str, console: Console | None = N
         command = facts.get("command") or redact_text(job.entrypoint)
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.start_time / 1000)) if job.start_time else ""
         words = (command, facts.get("recipe", ""), facts.get("git_revision", ""), started, _took(job))
-        table.add_row(job.submission_id, job.status.value.lower(), *words)
+        cells = (job.submission_id or "", job.status.value.lower(), *words)
+        table.add_row(*(Text(str(cell)) for cell in cells))
     console.print(table)
 
 
@@ -43,11 +45,11 @@ def print_job(job: JobDetails, console: Console | None = None) -> None:
     rows = {
         "job": job.submission_id,
         "status": job.status.value.lower(),
-        "message": redact_text((job.message or "").strip()),
+        "message": redact_text(next(reversed((job.message or "").strip().splitlines()), "")),
         "exit status": "" if job.driver_exit_code is None else str(job.driver_exit_code),
         "entrypoint": redact_text(job.entrypoint),
         "took": _took(job),
-        **{name.replace("_", " "): value for name, value in (job.metadata or {}).items()},
+        **{f"{name.replace('_', ' ')} ": redact_text(value) for name, value in (job.metadata or {}).items()},
         "variables": ", ".join(sorted((job.runtime_env or {}).get("env_vars") or {})),
     }
     width = max(len(name) for name, value in rows.items() if value) + 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from typing import Any
 
 from ray.train.torch import TorchConfig
@@ -36,7 +35,7 @@ def use_interface_of_cluster() -> None:
 
     address = _node_address()
     for interface, entries in psutil.net_if_addrs().items():
-        if any(entry.family == socket.AF_INET and entry.address == address for entry in entries):
+        if any(entry.address.partition("%")[0] == address for entry in entries):
             os.environ.setdefault(VARIABLE, interface)
 
 

@@ -15,6 +15,7 @@ from ray import tune as ray_tune
 from pipeline.config import RunConfig
 from pipeline.display import Display
 from pipeline.errors import RunStopped
+from pipeline.paths import is_in_job_package
 from pipeline.training.stopping import StopSignal
 from pipeline.tuning.folder import TUNE, SweepFolder
 from pipeline.tuning.mailbox import open_mailbox
@@ -64,7 +65,8 @@ class Tuning:
             records = watch.close()
             Relayed.watch = None
             if watch.unfinished:
-                advice = f"continue with `prefray tune --resume {self.folder.path}`"
+                again = "submit tune RECIPE --resume" if is_in_job_package() else f"tune --resume {self.folder.path}"
+                advice = f"continue with `prefray {again}`"
                 if stop.received:
                     raise RunStopped(f"stopped by SIGTERM; {advice}")
                 display.note(f"interrupted: finished trials and the checkpoints of others stay; {advice}")

@@ -53,6 +53,8 @@ EXCLUSIVE = [
 
 def find_problems(cfg: StrategyConfig) -> Iterator[Problem]:
     """Yield every (path, message) that makes this config wrong."""
+    if "trust_remote_code" in (cfg.overrides_of_model_kwargs or {}):
+        yield "overrides_of_model_kwargs.trust_remote_code", "has a key of its own: write trust_remote_code"
     for rule in (_method, _adapter, _schedule, _pairs_of_keys, _trackers, _cadence, _quantization):
         yield from rule(cfg)
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import ray
+import requests
 
-from cluster.jobs import JobRequest, JobServer, _Log
+from cluster.job_client import last_line
+from cluster.jobs import JobRequest, JobServer, LostContact, _Log
+from cluster.packaging import list_package
 
 
 @contextmanager
@@ -91,13 +96,59 @@ def test_a_log_that_comes_again_is_written_once() -> None:
     assert "".join(written) == "abcdef"
 
 
-def test_the_runtime_environment_has_what_is_given() -> None:
-    bare = JobRequest("job", "python -m pipeline", Path("/work"))
-    assert bare.runtime_env == {"working_dir": "/work", "excludes": []}
-    full = JobRequest("job", "x", Path("/work"), (".env",), (Path("/ours/pipeline"),), {"HF_TOKEN": "t"})
-    assert full.runtime_env == {
-        "working_dir": "/work",
-        "excludes": [".env"],
+def test_the_runtime_environment_has_what_is_given(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
+    archive = tmp_path / "package.zip"
+    bare = JobRequest("job", "python -m pipeline", None)
+    assert bare.runtime_env(archive) == {"excludes": ["__pycache__"]} and not archive.exists()
+    package = list_package(tmp_path)
+    full = JobRequest("job", "x", package, (Path("/ours/pipeline"),), {"HF_TOKEN": "t"})
+    assert full.runtime_env(archive) == {
+        "working_dir": str(archive),
+        "excludes": ["__pycache__"],
         "py_modules": ["/ours/pipeline"],
         "env_vars": {"HF_TOKEN": "t"},
     }
+    assert ZipFile(archive).namelist() == ["recipe.yaml"]
+
+
+def test_what_the_entrypoint_reserves() -> None:
+    assert JobRequest("job", "x", None).reserved == {}
+    asked = JobRequest("job", "x", None, num_cpus=1.0, memory=5, resources={"big": 1.0})
+    assert asked.reserved == {"CPU": 1.0, "memory": 5, "big": 1.0}
+
+
+def test_an_error_of_the_server_is_its_last_line() -> None:
+    words = "Request failed with status code 500: Traceback (most recent call last):\n  File x\nValueError: no such thing."
+    assert last_line(RuntimeError(words)) == "ValueError: no such thing"
+    assert last_line(RuntimeError()) == "RuntimeError"
+
+
+def test_a_head_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log is silent, and doesn't end."""
+    notes: list[str] = []
+    for name, seconds in (("SILENCE_S", 0.1), ("LOST_AFTER_S", 0.5), ("SOON", (0.2, 0.2))):
+        monkeypatch.setattr(f"cluster.jobs.{name}", seconds)
+
+    class Silent:
+        answers = 2
+
+        def request(self, *_: object, **__: object) -> requests.Response:
+            self.answers -= 1
+            if self.answers < 0:
+                raise requests.exceptions.ConnectTimeout
+            answer = requests.Response()
+            answer.status_code = 200
+            answer._content = b'{"type": "SUBMISSION", "status": "RUNNING", "entrypoint": "x"}'
+            return answer
+
+        async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+            yield "step 1"
+            await asyncio.sleep(3600)
+
+    server = JobServer.__new__(JobServer)
+    server.address, server._client = "http://head:8265", Silent()  # type: ignore[assignment]
+    written: list[str] = []
+    with pytest.raises(LostContact, match="http://head:8265 hasn't answered for 0.5 s"):
+        server.follow("job", written.append, notes.append)
+    assert notes == ["lost contact with http://head:8265; trying again"] and written == ["step 1"]

@@ -8,7 +8,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from cluster.packaging import NEVER, list_package, literal
+from cluster.packaging import MOST, NEVER, list_package, literal
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,10 +31,14 @@ def test_the_list_is_what_ray_packs(folder: Path, tmp_path_factory: pytest.TempP
 
     package = list_package(folder, [literal("my-run")])
     archive = tmp_path_factory.mktemp("archive") / "package.zip"
-    create_package(str(folder), archive, include_gitignore=True, excludes=list(package.excludes))
+    create_package(str(folder), archive, include_gitignore=True, excludes=[*NEVER, literal("my-run")])
     with ZipFile(archive) as packed:
         assert sorted(package.files) == sorted(name for name in packed.namelist() if not name.endswith("/"))
         assert package.files == {info.filename: info.file_size for info in packed.infolist() if info.filename in package.files}
+        contents = {name: packed.read(name) for name in package.files}
+    package.write(ours := archive.with_name("ours.zip"))
+    with ZipFile(ours) as packed:
+        assert {name: packed.read(name) for name in packed.namelist()} == contents
     assert sorted(package.files) == [".gitignore", ".rayignore", "big/weights.bin", "data/pairs.jsonl", "recipe.yaml"]
     assert package.size == sum(package.files.values()) > 0
 
@@ -47,11 +51,14 @@ def test_a_pattern_means_just_its_path(tmp_path: Path) -> None:
 
 
 def test_too_large_a_package_names_the_biggest_files(folder: Path) -> None:
+    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+
+    assert MOST == DASHBOARD_CLIENT_MAX_SIZE
     with (folder / "big" / "weights.bin").open("wb") as file:
-        file.truncate(600 << 20)
-    with pytest.raises(ValueError, match=r"--working-dir: .* has 600\.0 MiB in 6 files") as caught:
+        file.truncate(101 << 20)
+    with pytest.raises(ValueError, match=r"--working-dir: .* has 101\.0 MiB in 6 files, .* at most 100\.0 MiB") as caught:
         list_package(folder).check()
-    assert "the biggest: big/weights.bin (600.0 MiB), my-run/model.safetensors" in str(caught.value)
+    assert "the biggest: big/weights.bin (101.0 MiB), my-run/model.safetensors" in str(caught.value)
     assert ".rayignore" in str(caught.value)
     list_package(folder, ["big"]).check()
 
@@ -66,5 +73,21 @@ def test_this_repository_is_a_small_package() -> None:
     assert {name for name in known if name.startswith(("cluster/", "pipeline/", "strategies/"))} <= set(package.files)
 
 
-def test_files_with_secrets_stay() -> None:
-    assert {".env", ".env.*", ".netrc", ".aws", ".ssh", "*.pem"} <= set(NEVER)
+def test_files_with_secrets_stay(tmp_path: Path) -> None:
+    secret = (
+        ".env .env.local .envrc .netrc .pgpass .git-credentials .ray/auth_token .cache/huggingface/token .aws/credentials "
+        ".config/gcloud/application_default_credentials.json .docker/config.json .ssh/id_rsa keys/id_ed25519 keys/server.key "
+        "keys/ca.pem .azure/accessTokens.json .kube/config"
+    )
+    for name in (*secret.split(), "recipe.yaml", "keys/readme.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert sorted(list_package(tmp_path).files) == ["keys/readme.txt", "recipe.yaml"]
+
+
+def test_a_folder_that_is_no_projects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.packaging.TOO_MANY", 3)
+    for number in range(5):
+        (tmp_path / str(number)).touch()
+    with pytest.raises(ValueError, match=r"has more than 3 files; name the folder that holds recipe and data"):
+        list_package(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.cli import running
 from pipeline.config import load_config, parse_config
-from pipeline.errors import UserError
+from pipeline.errors import ConfigError, UserError
 from pipeline.security import refuse_remote_code
 
 RECIPE = {"base_model": "org/model", "datasets": [{"path": "x.jsonl"}]}
@@ -27,6 +27,14 @@ def test_a_submitted_recipe_may_not_ask_for_it_by_itself() -> None:
     searched = parse_config({**RECIPE, "tune": {"space": {"trust_remote_code": {"choice": [True, False]}}}})
     with pytest.raises(UserError, match=r"tune\.space\.trust_remote_code: .* remove it from the space"):
         refuse_remote_code("r.yaml", searched, ["trust_remote_code=true"])
+
+
+def test_it_can_not_be_asked_for_in_another_way() -> None:
+    with pytest.raises(ConfigError, match=r"overrides_of_model_kwargs\.trust_remote_code: has a key of its own"):
+        parse_config({**RECIPE, "overrides_of_model_kwargs": {"trust_remote_code": True}})
+    space = {"overrides_of_model_kwargs.trust_remote_code": {"choice": [True]}}
+    with pytest.raises(UserError, match="remove it from the space"):
+        refuse_remote_code("r.yaml", parse_config({**RECIPE, "tune": {"space": space}}), ["trust_remote_code=true"])
 
 
 def test_it_is_refused_in_a_job_whoever_submitted_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

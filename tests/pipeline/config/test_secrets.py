@@ -31,6 +31,7 @@ RECIPE = {
         ("https://host/a?sig=abc&sv=2", "https://host/a?sig=***&sv=2"),
         (f"got {TOKEN}!", "got ***!"),
         ("AKIAABCDEFGHIJKLMNOP", "***"),
+        ("github_pat_11ABCDEFG0abcdefghijkl and xoxb-1234567890-abc", "*** and ***"),
         ("s3://bucket/x?region=eu", "s3://bucket/x?region=eu"),
         ("host:8265 and user@host", "host:8265 and user@host"),
     ],
@@ -61,6 +62,11 @@ def test_a_saved_config_has_none() -> None:
         assert "pass" not in text and TOKEN not in text
         assert "s3://***@bucket/pairs.jsonl" in text and "token: '***'" in text
         assert "variant: fp16" in text and "<pad>" in text
+    assert redact({"token": {"value": "x"}, "api_keys": ["y"], "private_key": "z"}) == {
+        "token": {"value": "***"},
+        "api_keys": ["***"],
+        "private_key": "***",
+    }
     assert redact({"seed": 1, "token": None, "lr": 0.1}) == {"seed": 1, "token": None, "lr": 0.1}
 
 
@@ -98,6 +104,7 @@ def test_a_secret_on_the_command_line() -> None:
     assert (
         find_secret_override(["rl_beta=0.1", f"overrides_of_model_kwargs.token={TOKEN}"]) == "overrides_of_model_kwargs.token"
     )
+    assert find_secret_override(["overrides_of_model_kwargs={token: abc}"]) == "overrides_of_model_kwargs"
     assert find_secret_override(["datasets.0.path=s3://u:p@b/x"]) == "datasets.0.path"
     assert find_secret_override(["special_tokens.pad_token=<pad>", "learning_rate=1e-4"]) is None
     assert [path for path, _ in find_redacted({"a": [{"b": "***"}], "c": "x***"})] == ["a.0.b"]

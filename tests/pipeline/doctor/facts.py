@@ -18,6 +18,7 @@ def node(name: str, /, **changes: Any) -> NodeFacts:
     """A node on which everything is right."""
     right = NodeFacts(
         name=name,
+        address=name.partition(":")[0],
         hostname="host",
         python="3.11.7",
         versions={**dict.fromkeys(PACKAGES, "1.0"), "prefray": None},

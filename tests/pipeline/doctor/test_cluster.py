@@ -101,7 +101,13 @@ def test_gpus() -> None:
         ({"gloo_interface": "docker0", "interfaces": {"docker0": ("172.17.0.1",)}}, "pass", f"docker0 on {B}"),
         ({"gloo_interface": "eth7"}, "fail", "GLOO_SOCKET_IFNAME=eth7 names none of its interfaces (lo, eth0); set it right"),
         ({"interfaces": {"lo": ("127.0.0.1",)}}, "fail", "none of its interfaces has the address that the cluster knows"),
-        ({"name": "127.0.0.1"}, "fail", "the cluster knows it by its loopback address; start Ray there with --node-ip-address"),
+        ({"address": "fd00::2", "interfaces": {"eth0": ("10.0.0.9", "fd00::2")}}, "pass", f"eth0 on {B}"),
+        ({"address": "node-b"}, "fail", "the cluster knows it as 'node-b'; start Ray there with --node-ip-address"),
+        (
+            {"address": "127.0.0.1"},
+            "fail",
+            "the cluster knows it by its loopback address; start Ray there with",
+        ),
     ],
 )
 def test_the_interface_of_gloo(changes: dict[str, object], status: str, words: str) -> None:

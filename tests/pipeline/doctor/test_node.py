@@ -22,7 +22,7 @@ def test_what_this_machine_is(tmp_path: Path) -> None:
     there.mkdir()
     things = (Thing("base_model", str(there), "model"), Thing("datasets.0", str(tmp_path / "none"), "data"))
     probe = Probe("run", {"output_dir": Folder(tmp_path / "new" / "run")}, things)
-    facts = inspect_node(probe, "here", gpus=0)
+    facts = inspect_node(probe, "here", "127.0.0.1", gpus=0)
     assert facts.versions["torch"] == torch.__version__ and facts.versions["trl"] == trl.__version__
     assert facts.versions["ray"] == ray.__version__
     assert facts.code == code_digest() and len(facts.code) == 12
@@ -34,6 +34,8 @@ def test_what_this_machine_is(tmp_path: Path) -> None:
     assert facts.unreachable == {"datasets.0": f"no such file or folder: {tmp_path / 'none'}"}
     assert list_probes(probe) == {"output_dir": ["here"]}
     assert list_probes(Probe("other", probe.folders)) == {"output_dir": []}
+    (tmp_path / "new" / "run" / ".prefray-probe-run-there").touch()  # seen, and empty: it can't be read
+    assert list_probes(probe) == {"output_dir": ["here"]}
     remove_probes(probe)
     assert not (tmp_path / "new" / "run").exists()
 
@@ -41,7 +43,7 @@ def test_what_this_machine_is(tmp_path: Path) -> None:
 def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     probe = Probe("run", {"output_dir": Folder(tmp_path / "file" / "run")})
-    facts = inspect_node(probe, "here", gpus=0)
+    facts = inspect_node(probe, "here", "127.0.0.1", gpus=0)
     assert list(facts.unwritable) == ["output_dir"] and "Not a directory" in facts.unwritable["output_dir"]
     assert list_probes(probe) == {"output_dir": []}
 
@@ -49,7 +51,7 @@ def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
 def test_what_was_in_a_folder_stays(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     probe = Probe("run", {"output_dir": Folder(tmp_path)})
-    inspect_node(probe, "here", gpus=0)
+    inspect_node(probe, "here", "127.0.0.1", gpus=0)
     assert len(os.listdir(tmp_path)) == 2
     remove_probes(probe)
     assert os.listdir(tmp_path) == ["mine"]
@@ -58,14 +60,14 @@ def test_what_was_in_a_folder_stays(tmp_path: Path) -> None:
 def test_a_gpu_that_torch_does_not_see(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there are GPUs here")
-    facts = inspect_node(Probe("run"), "here", gpus=1)
+    facts = inspect_node(Probe("run"), "here", "127.0.0.1", gpus=1)
     assert facts.gpus.found == () and str(facts.gpus.problem).startswith("torch ")
 
 
 def test_storage_of_objects() -> None:
     with s3_server() as s3:
         probe = Probe("run", {"output_dir": Folder(s3.uri("new/run")).carried()})
-        assert inspect_node(probe, "here", gpus=0).unwritable == {}
+        assert inspect_node(probe, "here", "127.0.0.1", gpus=0).unwritable == {}
         assert list_probes(probe) == {"output_dir": ["here"]}
         assert reach(s3.uri("new/run/.prefray-probe-run-here"), "data") is None
         assert reach(s3.uri("none.jsonl"), "data") == "there is nothing at this URI"

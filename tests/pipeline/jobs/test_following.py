@@ -10,7 +10,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 from rich.console import Console
 
 from cluster.jobs import LostContact
-from pipeline.errors import JobEnded, RunFailed
+from pipeline.errors import JobEnded, RunFailed, UserError
 from pipeline.jobs.following import ending, follow_job, ways_to
 from pipeline.jobs.tables import print_job, print_jobs
 
@@ -61,6 +61,22 @@ def test_the_job_goes_on_without_its_follower(capsys: pytest.CaptureFixture[str]
         follow_job(Server(LostContact("http://head:8265 hasn't answered for 60 s")), "job-1")  # type: ignore[arg-type]
 
 
+class Reader:
+    """Where the log goes, and nobody reads any more."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+    def write(self, _: str) -> None:
+        raise self.error
+
+
+def test_a_log_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.jobs.following.sys.stdout", Reader(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="the log can't be written: No space left on device; the job goes on"):
+        follow_job(Server(job(JobStatus.SUCCEEDED, 0)), "job-1")  # type: ignore[arg-type]
+
+
 def test_this_machines_own_job_server_needs_no_address() -> None:
     here = Server(None)
     here.address = "http://127.0.0.1:8265"
@@ -69,12 +85,12 @@ def test_this_machines_own_job_server_needs_no_address() -> None:
 
 def test_a_table_of_jobs() -> None:
     text = io.StringIO()
-    facts = {"command": "tune", "recipe": "r.yaml", "git_revision": "abc+changes"}
+    facts = {"command": "tune", "recipe": "r[/x].yaml", "git_revision": "abc+changes"}
     started = {"start_time": 1_700_000_000_000, "end_time": 1_700_000_090_000}
     print_jobs([job(JobStatus.RUNNING), job(JobStatus.SUCCEEDED, 0, metadata=facts, **started)], "http://a", Console(file=text))
     first, second = [line for line in text.getvalue().splitlines() if "job-1" in line]
     assert "running" in first and "https://***@host" in first
-    assert all(word in second for word in ("succeeded", "tune", "r.yaml", "abc+changes", "0:01:30"))
+    assert all(word in second for word in ("succeeded", "tune", "r[/x].yaml", "abc+changes", "0:01:30"))
     text = io.StringIO()
     print_jobs([], "http://a", Console(file=text))
     assert text.getvalue() == "no jobs at http://a\n"
@@ -83,7 +99,9 @@ def test_a_table_of_jobs() -> None:
 def test_of_a_jobs_environment_only_names_are_shown() -> None:
     text = io.StringIO()
     runtime_env = {"env_vars": {"HF_TOKEN": "secret", "A": "b"}, "working_dir": "gcs://x"}
-    print_job(job(JobStatus.FAILED, 2, runtime_env=runtime_env, message="it failed"), Console(file=text))
+    known = {"runtime_env": runtime_env, "message": "log\nit failed", "metadata": {"status": "succeeded"}}
+    print_job(job(JobStatus.FAILED, 2, **known), Console(file=text))
     shown = text.getvalue()
     assert "A, HF_TOKEN" in shown and "secret" not in shown and "pw@" not in shown
+    assert shown.index("failed") < shown.index("succeeded") and "log" not in shown
     assert "exit status  2" in " ".join(shown.split("\n")) and "it failed" in shown

@@ -13,7 +13,7 @@ from cluster.packaging import list_package
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.jobs.recipe_paths import check_path
-from pipeline.jobs.submission import Submission, plan_job
+from pipeline.jobs.submission import Submission, plan_job, submit
 from pipeline.session import our_packages
 
 RECIPE = {
@@ -53,7 +53,8 @@ def test_the_job_runs_the_words_that_were_given(project: Path) -> None:
     planned = plan(overrides=("rl_beta=0.2", "datasets.0.split=train[:10]"), flags=("--resume",))
     words = "python -m pipeline train recipe.yaml --set rl_beta=0.2 --set 'datasets.0.split=train[:10]' --resume"
     assert planned.request.entrypoint == words
-    assert planned.request.working_dir == project and sorted(planned.package.files) == ["data/pairs.jsonl", "recipe.yaml"]
+    assert planned.request.package is planned.package and planned.package.root == project
+    assert sorted(planned.package.files) == ["data/pairs.jsonl", "recipe.yaml"]
     assert planned.request.py_modules == tuple(our_packages())
     assert {path.name for path in planned.request.py_modules} == {"cluster", "pipeline", "strategies"}
     assert planned.request.env_vars == {"RAY_JOB_STOP_WAIT_TIME_S": "600"}
@@ -77,7 +78,7 @@ def test_what_the_job_would_refuse_anyway(project: Path) -> None:
 def test_a_cluster_can_be_looked_at_without_a_recipe(project: Path) -> None:
     request = plan(command="doctor", recipe=None).request
     assert request.entrypoint == "python -m pipeline doctor" and "recipe" not in request.metadata
-    assert request.runtime_env.keys() == {"py_modules", "env_vars"} and request.py_modules == tuple(our_packages())
+    assert request.package is None and request.py_modules == tuple(our_packages())
 
 
 def test_what_is_known_of_a_job(project: Path) -> None:
@@ -114,8 +115,50 @@ def test_only_named_variables_are_sent(project: Path, monkeypatch: pytest.Monkey
 
 
 def test_secrets_are_refused_on_the_command_line_and_left_out_of_what_is_known(project: Path) -> None:
-    with pytest.raises(UserError, match=r"--set overrides_of_model_kwargs\.token: would show a secret"):
-        plan(overrides=("overrides_of_model_kwargs.token=abc",))
+    for override in ("overrides_of_model_kwargs.token=abc", "overrides_of_model_kwargs={token: abc}"):
+        with pytest.raises(UserError, match=r"--set overrides_of_model_kwargs.*: would show a secret"):
+            plan(overrides=(override,))
+
+
+class Server:
+    """A job server's view of its nodes."""
+
+    def __init__(self, nodes: list[dict[str, float]], scales: bool = False) -> None:
+        self._nodes, self._scales = nodes, scales
+        self.asked: list[str] = []
+
+    def nodes(self) -> list[dict[str, float]]:
+        return self._nodes
+
+    def has_autoscaler(self) -> bool:
+        return self._scales
+
+    def submit(self, request: Any) -> str:
+        self.asked.append(request.name)
+        return request.name
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"overrides": ("ray.num_workers=3",)}, "3 workers of 1 CPU each don't fit: the cluster has 2 CPU on 2 nodes"),
+        ({"command": "score", "overrides": ("ray.score.num_actors=50",)}, "50 actors of 1 CPU each don't fit"),
+        ({"overrides": ("ray.score.num_actors=50",)}, "50 actors of 1 CPU each don't fit"),
+        ({"num_gpus": 8.0}, "no node of the cluster has 8 GPU, and the job would wait for ever"),
+        ({"resources": {"big": 1.0}}, "no node of the cluster has 1 big"),
+        ({"overrides": ("ray.num_workers=2",), "num_cpus": 1.0}, None),
+        ({"command": "prepare", "overrides": ("ray.num_workers=3",)}, None),
+    ],
+)
+def test_what_the_cluster_lacks(project: Path, given: dict[str, Any], message: str | None) -> None:
+    planned, server = plan(name="job", **given), Server([{"CPU": 1.0}, {"CPU": 1.0}])
+    if message is None:
+        assert submit(planned, server) == "job" and server.asked == ["job"]  # type: ignore[arg-type]
+        return
+    with pytest.raises(ValueError, match=message):
+        submit(planned, server)  # type: ignore[arg-type]
+    assert server.asked == []
+    assert submit(planned, Server([], scales=True)) == "job"  # type: ignore[arg-type]
 
 
 def test_a_recipe_elsewhere(project: Path, tmp_path: Path) -> None:
