@@ -179,6 +179,21 @@ def test_an_image_is_needed() -> None:
         render(request_for(image=None))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kubernetes": Kubernetes(namespace="Bad NS; rm")}, "--namespace: no name that Kubernetes takes .*: 'Bad NS; rm'"),
+        ({"kubernetes": Kubernetes(claim="Bad_Claim!"), "mount": "/mnt/shared"}, "--claim: no name that Kubernetes takes"),
+        ({"kubernetes": Kubernetes(secret="x y")}, "--secret: no name that Kubernetes takes"),
+        ({"kubernetes": Kubernetes(claim="c"), "mount": "/"}, "--mount: '/' would hide what the image has there"),
+        ({"image": "a b; x"}, "--image: which image do the nodes run"),
+    ],
+)
+def test_what_kubernetes_does_not_take(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        render(request_for(**changes))
+
+
 def test_commands_are_for_the_namespace() -> None:
     assert "kubectl -n lab apply -f FILE" in render(request_for(kubernetes=Kubernetes(namespace="lab")))
     assert "kubectl apply -f FILE" in render(request_for())

@@ -104,6 +104,8 @@ def test_the_comments_say_what_follows() -> None:
             {"machines": Machines("gcp", region="r", zone="z", worker_type="w")},
             "--provider gcp: needs --project as well",
         ),
+        ({"image": "a b; x"}, "--image: no name of an image: 'a b; x'"),
+        ({"name": "Bad Name/.."}, "--name: of a cluster: letters, digits and dashes; got 'Bad Name/..'"),
         ({"image": None}, "--image: which image do aws's machines run"),
         (
             {"machines": Machines("gcp", region="r", zone="z", project="p", worker_type="w"), "node": GPU_NODE},

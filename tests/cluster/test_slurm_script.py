@@ -165,6 +165,19 @@ def test_a_time_that_is_long_enough(limit: str) -> None:
     assert f"--time={limit}" in directives(render(request_for(slurm=Slurm(time=limit))))
 
 
+@pytest.mark.parametrize(
+    ("slurm", "message"),
+    [
+        (Slurm(partition="gpu\nrm -rf /"), "--partition: names of Slurm's have letters"),
+        (Slurm(account="a b"), "--account: names of Slurm's have letters, .*; got 'a b'"),
+        (Slurm(setup=("module load x\nrm y",)), "--setup: is one line; give the option once for each"),
+    ],
+)
+def test_lines_can_not_be_smuggled_in(slurm: Slurm, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        render(request_for(slurm=slurm))
+
+
 def test_what_slurm_does_not_take() -> None:
     with pytest.raises(ValueError, match=r"--time: not as Slurm writes a time, such as 24:00:00 or 2-12:00:00: '1 day'"):
         render(request_for(slurm=Slurm(time="1 day")))

@@ -280,8 +280,9 @@ def test_population_based_training_goes_on_from_better_trials(recipe: Any, tmp_p
         "metric": "eval_rewards/margins",
     }
     # On a busy machine the worse trial may have come to its end before the better one reports, and nobody follows anybody.
-    for attempt in range(3):
-        result = tune(recipe(tmp_path / f"sweep{attempt}", section, eval_steps=4, save_total_limit=20))
+    for attempt in range(2):
+        cfg = recipe(tmp_path / f"sweep{attempt}", section, num_epochs=8, eval_steps=16, save_total_limit=20)
+        result = tune(cfg)
         if exploited_ones := [record for record in result.records if record.origins]:
             break
     (exploited,) = exploited_ones
