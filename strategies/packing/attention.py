@@ -57,7 +57,9 @@ class Blocks:
         def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return _allowed(pair, branch, query, key)
 
-        return create_block_mask(allowed, None, None, len(pair), len(pair), device=self.device)
+        mask = create_block_mask(allowed, None, None, len(pair), len(pair), device=self.device)
+        mask.ndim = 4  # GPT-2 asks its mask, which it then passes on
+        return mask
 
     def _membership(self) -> tuple[Tensor, Tensor]:
         """For each token, its pair, and 0 for the prompt, 1 for the chosen and 2 for the rejected completion."""

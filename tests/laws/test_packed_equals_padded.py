@@ -116,7 +116,7 @@ def gradients(folder: Path, family: str, packing: bool, **keys: Any) -> dict[str
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
-                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
     trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
     return {name: parameter.grad for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
 
