@@ -34,6 +34,8 @@ MOST = 100 << 20
 """Bytes that a job server takes at once (ray._private.ray_constants.DASHBOARD_CLIENT_MAX_SIZE)."""
 TOO_MANY = 20_000
 """Files after which nobody looks further: it is no project's folder."""
+SILENT = logging.Logger(__name__, logging.CRITICAL + 1)
+"""For Ray's traveller, which tells of the ignore files that it finds, and of a traveller that has seen enough."""
 SHOWN = 5
 """Files that a message about size names."""
 
@@ -93,7 +95,7 @@ def list_package(root: Path, excludes: Iterable[str] = ()) -> Package:
                 )
 
     with_gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    _dir_travel(root, [_get_excludes(root, list(patterns))], take, with_gitignore, logging.getLogger(__name__))
+    _dir_travel(root, [_get_excludes(root, list(patterns))], take, with_gitignore, SILENT)
     return Package(root, files)
 
 
