@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-from ray.job_submission import JobDetails, JobStatus, JobType
+from ray.job_submission import JobDetails, JobType
 
 from cluster.job_client import connect, last_line
 from cluster.job_request import JobRequest
@@ -178,8 +178,3 @@ class JobServer:
         while not (job := self.info(name)).status.is_terminal() and time.monotonic() < deadline:
             time.sleep(0.5)
         return job
-
-    @staticmethod
-    def succeeded(job: JobDetails) -> bool:
-        """Whether it ended well."""
-        return job.status == JobStatus.SUCCEEDED

@@ -192,15 +192,15 @@ def node_resources() -> list[dict[str, float]]:
 
 def potential_nodes() -> list[dict[str, float]]:
     """Resources of each node that the cluster's autoscaler may still start; none where there is no autoscaler."""
-    # There is no public way to ask: https://github.com/ray-project/ray has it in the state that libraries of Ray's read.
+    # Ray Data asks the same way; there is no public one.
     from ray._private.state import state
 
     config = state.get_cluster_config()
     groups = config.node_group_configs if config is not None else []
-    nodes = []
+    there, nodes = alive_nodes(), []
     for group in groups:
         resources = {name: float(amount) for name, amount in group.resources.items()}
-        alive = sum(_is_of_group(node["Resources"], resources) for node in alive_nodes())
+        alive = sum(_is_of_group(node["Resources"], resources) for node in there)
         most = group.max_count if group.max_count >= 0 else MANY
         nodes += [resources] * max(0, min(most, MANY) - alive)
     return nodes

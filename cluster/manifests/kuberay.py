@@ -9,14 +9,13 @@ from typing import Any
 
 import yaml
 
-from cluster.manifests.request import ManifestRequest
+from cluster.manifests.request import IMAGE, ManifestRequest
 from cluster.manifests.writing import documents, header
 
 __all__ = ["render"]
 
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-IMAGE = re.compile(r"[\w][\w.:/@-]*")
 FOLDERS_OF_THE_IMAGE = ("", "/home", "/home/ray", "/usr", "/opt", "/etc", "/tmp", "/dev")  # noqa: S108
 LONGEST_NAME = 47
 """KubeRay appends to it, and the names of Kubernetes' services have 63 characters at most."""

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from cluster.manifests.providers import PROVIDERS, Provider
-from cluster.manifests.request import ManifestRequest
+from cluster.manifests.request import IMAGE, ManifestRequest
 from cluster.manifests.writing import documents, header
 
 __all__ = ["render"]
@@ -15,7 +15,6 @@ __all__ = ["render"]
 HEAD_TYPE, WORKER_TYPE = "head", "worker"
 PORT = 6379
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
-IMAGE = re.compile(r"[\w][\w.:/@-]*")
 IDLE_MINUTES = 10
 
 

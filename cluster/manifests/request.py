@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["Command", "Kubernetes", "Machines", "ManifestRequest", "Slurm"]
+__all__ = ["IMAGE", "Command", "Kubernetes", "Machines", "ManifestRequest", "Slurm"]
 
 Command = Literal["train", "tune"]
+IMAGE = re.compile(r"[\w][\w.:/@-]*")
+"""How an image's name looks."""
 
 
 @dataclass(frozen=True)

@@ -72,11 +72,11 @@ def examine(cfg: RunConfig | None, *, with_measurement: bool = False) -> Examina
     answers = ask_nodes(probe, nodes)
     names = names_of(nodes)
     stores = {names[node["NodeID"]]: node["Resources"].get("object_store_memory", 0.0) for node in nodes}
-    checks = [_cluster(nodes, bool(potential_nodes())), *check_nodes(answers, probe, stores), *_exposure()]
-    resources = [node["Resources"] for node in nodes]
+    has_autoscaler = bool(potential_nodes())
+    checks = [_cluster(nodes, has_autoscaler), *check_nodes(answers, probe, stores), *_exposure()]
     if cfg is None:
         return Examination(tuple(checks), None)
-    checks += check_resources(cfg, resources, bool(potential_nodes()))
+    checks += check_resources(cfg, [node["Resources"] for node in nodes], has_autoscaler)
     by_name = {names[node["NodeID"]]: node["Resources"] for node in nodes}
     diagnosis = diagnose(cfg, _tightest(cfg, answers, by_name), with_measurement=with_measurement)
     return Examination((*checks, *diagnosis.checks), diagnosis)

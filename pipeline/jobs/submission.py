@@ -26,11 +26,9 @@ from pipeline.storage import S3_VARIABLES, is_uri
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
-__all__ = ["COMMANDS", "Command", "Planned", "Submission", "plan_job", "submit"]
+__all__ = ["Command", "Planned", "Submission", "plan_job", "submit"]
 
 Command = Literal["train", "tune", "prepare", "score", "doctor"]
-COMMANDS = ("train", "tune", "prepare", "score")
-"""What `prefray submit` takes; `prefray doctor` submits itself."""
 STOP_WAIT_S = 600
 """Seconds that a job which is stopped has to save a checkpoint; Ray gives 3 by itself."""
 
