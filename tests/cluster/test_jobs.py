@@ -81,9 +81,10 @@ def test_a_cluster_of_another_version() -> None:
 
 
 def test_the_given_address_counts_and_not_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(404, "") as address, answering(500, "") as other:
+    body = json.dumps({"version": "4", "ray_version": "2.49.0", "ray_commit": "", "session_name": "s"})
+    with answering(404, "") as address, answering(200, body) as other:
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", other)
-        assert f"what answers at {address} is" in refusal(address)
+        assert f"what answers at {address} is no job server of Ray's" in refusal(address)
 
 
 def test_a_log_that_comes_again_is_written_once() -> None:
