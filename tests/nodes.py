@@ -27,7 +27,7 @@ import requests
 
 __all__ = ["Cluster", "Node", "cluster_of"]
 
-START_WITHIN_S = 90
+START_WITHIN_S = 240
 OBJECT_STORE = 100 << 20
 
 

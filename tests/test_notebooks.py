@@ -17,7 +17,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     for name in ("pipeline", "strategies", "cluster"):
         (tmp_path / name).symlink_to(ROOT / name)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=1100, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert (tmp_path / "prefray-demo" / "notebook" / "model" / "adapter_model.safetensors").is_file()
 
 

@@ -88,14 +88,14 @@ class Job:
 
     def run(self, **environment: str) -> tuple[int, str]:
         process = self.start(**environment)
-        _, words = process.communicate(timeout=60)
+        _, words = process.communicate(timeout=300)
         return process.returncode, words
 
     def log(self) -> list[str]:
         return self.log_file.read_text().splitlines()
 
     def wait_for(self, beginning: str) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while not any(line.startswith(beginning) for line in self.log()):
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.05)

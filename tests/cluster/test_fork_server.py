@@ -68,8 +68,8 @@ def test_killing_either_ends_both(command: list[str], tmp_path: Path, victim: st
     program = psutil.Process(int(client.stdout.readline()))
     server = psutil.Process(program.ppid())
     os.kill(client.pid if victim == "client" else program.pid, signal.SIGKILL)
-    assert client.wait(timeout=20) == (-signal.SIGKILL if victim == "client" else 128 + signal.SIGKILL)
-    program.wait(timeout=20)
+    assert client.wait(timeout=300) == (-signal.SIGKILL if victim == "client" else 128 + signal.SIGKILL)
+    program.wait(timeout=300)
     test_an_error_is_the_programs(command, tmp_path)
     assert server.status() != psutil.STATUS_ZOMBIE
 
@@ -107,7 +107,7 @@ def test_the_server_ends_with_whoever_started_it(tmp_path: Path) -> None:
     assert socket.exists()
     driver.kill()
     driver.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while socket.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not socket.parent.exists()

@@ -72,7 +72,7 @@ def test_a_run_that_is_told_to_end_saves_first(job: Callable[..., Job], number: 
     process = given.start()
     given.wait_for("run ")
     process.send_signal(number)
-    assert process.wait(timeout=30) == 143
+    assert process.wait(timeout=300) == 143
     ends = ["saved", "end a", "end b", "end c"]
     log = given.log()[5:]
     assert sorted(log[1:4]) == ends[1:] and log[0] == "saved"
@@ -85,7 +85,7 @@ def test_a_run_that_fails_near_the_time_limit_does_not_go_on(tmp_path: Path, job
     process = given.start()
     given.wait_for("run ")
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=30) == 1
+    assert process.wait(timeout=300) == 1
     assert "scontrol requeue 70001" not in given.log()
 
 

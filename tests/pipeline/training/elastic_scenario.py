@@ -22,7 +22,7 @@ from pipeline.training import following
 from pipeline.training.folder import RunFolder
 from pipeline.training.metrics import MetricsFile
 
-WAIT_S = 300
+WAIT_S = 400
 LOST_AFTER, BACK_AFTER = 20, 60
 """Steps after which the node goes and comes back."""
 

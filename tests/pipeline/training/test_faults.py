@@ -30,7 +30,7 @@ from strategies.checkpoints.manifest import find_damage
 from tests.pipeline.training.test_train import Recorder
 
 ROOT = Path(__file__).parents[3]
-WAIT_S = 240
+WAIT_S = 400
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:

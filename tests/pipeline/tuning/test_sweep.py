@@ -95,7 +95,7 @@ def nothing_is_left(ray: Any) -> bool:
 
 
 def assert_nothing_is_left(ray: Any) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while not nothing_is_left(ray) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert nothing_is_left(ray), (placement_group_table(), processes_of_trials(), ray.available_resources())

@@ -59,7 +59,7 @@ def stop(driver: subprocess.Popen[str], run: RunFolder, beyond: int, how: signal
     wait_for(lambda: driver.poll() is not None or run.last_checkpoint() > beyond)
     assert driver.poll() is None, driver.stdout and driver.stdout.read()
     os.kill(driver.pid, how)
-    said, _ = driver.communicate(timeout=60)
+    said, _ = driver.communicate(timeout=300)
     return said, run.last_checkpoint()
 
 
@@ -103,5 +103,5 @@ def test_resume_needs_a_sweep(start: Start, tmp_path: Path) -> None:
         (["recipe.yaml", "--resume", str(tmp_path)], "give either --resume RUN or a recipe"),
     ):
         command = start(*arguments)
-        said, _ = command.communicate(timeout=60)
+        said, _ = command.communicate(timeout=300)
         assert command.returncode == 2 and message in said and "Traceback" not in said
