@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from strategies.gguf import make_plain, unpacked
 from strategies.locations import resolve_model_location
 
 __all__ = [
@@ -56,7 +57,6 @@ def load_model(cfg: Any, tokenizer: Any = None, key: str = "base_model") -> PreT
     kwargs: dict[str, Any] = {
         "dtype": _dtype(cfg),
         "trust_remote_code": cfg.trust_remote_code,
-        **location.kwargs,
         **({"attn_implementation": cfg.attn_implementation} if cfg.attn_implementation else {}),
         **({"revision": cfg.revision_of_model} if cfg.revision_of_model and is_base else {}),
         **_quantization(cfg),
@@ -65,15 +65,17 @@ def load_model(cfg: Any, tokenizer: Any = None, key: str = "base_model") -> PreT
     if is_base and (cfg.base_model_config is not None or cfg.overrides_of_model_config):
         kwargs["config"] = load_config(cfg)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(location.path, output_loading_info=True, **kwargs)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        source = unpacked(location, "weights")
+        kwargs |= source.kwargs
+        model, report = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **kwargs)
+    except (OSError, ValueError, KeyError, ImportError, struct.error) as error:  # the last for a file that is no GGUF
         raise ValueError(f"{key}: no model could be loaded from {location.given!r}: {error}") from error
     if missing := sorted(report["missing_keys"]):
         # transformers would draw them at random and go on.
         lacks = f"{location.given!r} lacks {len(missing)} of the model's weights, such as {missing[0]}"
         raise ValueError(f"{key}: {lacks}; give a complete model")
-    if location.is_gguf:
-        _make_plain(model)
+    if source.is_gguf:
+        make_plain(model)
     model.name_or_path = location.given
     model.embeddings_grew = tokenizer is not None and _grow_embeddings(model, len(tokenizer), cfg)
     return model
@@ -159,7 +161,8 @@ def load_config(cfg: Any, key: str = "base_model") -> Any:
         source = resolve_model_location(cfg.base_model_config, key="base_model_config")
     revision = {"revision": cfg.revision_of_model} if cfg.revision_of_model and is_base and source is location else {}
     try:
-        config = AutoConfig.from_pretrained(source.path, trust_remote_code=cfg.trust_remote_code, **source.kwargs, **revision)
+        found = unpacked(source, "config")
+        config = AutoConfig.from_pretrained(found.path, trust_remote_code=cfg.trust_remote_code, **found.kwargs, **revision)
     except (OSError, ValueError, KeyError, struct.error) as error:  # the last for a file that is no GGUF
         raise ValueError(f"{source.key}: no model config could be loaded from {source.given!r}: {error}") from error
     for name, value in ((cfg.overrides_of_model_config or {}) if is_base else {}).items():
@@ -167,14 +170,6 @@ def load_config(cfg: Any, key: str = "base_model") -> Any:
             raise ValueError(f"overrides_of_model_config.{name}: the config of {location.given!r} has no such value")
         setattr(config, name, value)
     return config
-
-
-def _make_plain(model: PreTrainedModel) -> None:
-    """Forget that the weights were quantized on disk: they are plain tensors now, and may be trained and saved."""
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
 
 
 def _grow_embeddings(model: PreTrainedModel, size: int, cfg: Any) -> bool:

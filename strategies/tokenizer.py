@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any
 
 from strategies.chat_templates import resolve_chat_template
+from strategies.gguf import unpacked
 from strategies.locations import resolve_model_location
 
 if TYPE_CHECKING:
@@ -39,14 +41,15 @@ def load_tokenizer(cfg: Any) -> PreTrainedTokenizerBase:
 
     key = "tokenizer_config" if cfg.tokenizer_config else "base_model"
     location = resolve_model_location(getattr(cfg, key), key)
-    kwargs: dict[str, Any] = {"trust_remote_code": cfg.trust_remote_code, **location.kwargs}
+    kwargs: dict[str, Any] = {"trust_remote_code": cfg.trust_remote_code}
     if cfg.tokenizer_use_fast is not None:
         kwargs["use_fast"] = cfg.tokenizer_use_fast
     if cfg.revision_of_model and not cfg.tokenizer_config:
         kwargs["revision"] = cfg.revision_of_model
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location.path, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+        source = unpacked(location, "tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **source.kwargs, **kwargs)
+    except (OSError, ValueError, KeyError, struct.error) as error:
         raise ValueError(f"{location.key}: no tokenizer could be loaded from {location.given!r}: {error}") from error
     _set_tokens(tokenizer, cfg)
     if cfg.chat_template or cfg.chat_template_jinja:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.reference.hashing import file_digest
+from strategies.gguf import unpacked
 from strategies.locations import ModelLocation, resolve_model_location
 
 __all__ = ["base_fingerprint", "pin_revision", "reference_identity", "reference_key"]
@@ -159,9 +160,10 @@ def _grown_to(cfg: Any, location: ModelLocation) -> int | None:
         size = overrides["vocab_size"]
     else:
         revision = {"revision": revision} if (revision := _revision(cfg)) and not Path(location.path).is_dir() else {}
-        kwargs = {"trust_remote_code": cfg.trust_remote_code, **location.kwargs, **revision}
         try:
-            config = AutoConfig.from_pretrained(location.path, **kwargs)
+            source = unpacked(location, "config")
+            kwargs = {"trust_remote_code": cfg.trust_remote_code, **source.kwargs, **revision}
+            config = AutoConfig.from_pretrained(source.path, **kwargs)
         except (OSError, ValueError, KeyError, struct.error) as error:  # the last for a file that is no GGUF
             where = f"{location.key}: no model could be loaded from {location.given!r}"
             raise UserError(f"{where}: {error}") from error

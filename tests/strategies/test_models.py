@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,21 @@ def test_gguf_weights_become_plain_and_can_be_saved(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "plain")
     again = load_model(config(str(tmp_path / "plain")))
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_gguf_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    file = Path(write_gguf(tmp_path))
+    first, status = load_model(config(str(file))), file.stat()
+    file.write_bytes(bytes(status.st_size))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert torch.equal(load_model(config(str(file))).lm_head.weight, first.lm_head.weight)
+    os.utime(file)
+    with pytest.raises(ValueError, match="base_model: no model could be loaded from .*tiny.gguf"):
+        load_model(config(str(file)))
+
+
+def test_a_gguf_file_is_loaded_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").write_text("a file, no folder")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    assert load_model(config(write_gguf(tmp_path))).dtype == torch.float32
