@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.config import RunConfig, load_config
     from pipeline.data import Prepared, prepare
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.generate import Answers, generate
+    from pipeline.evaluation.result import Evaluation
     from pipeline.reference import Scores, score
     from pipeline.training.driver import TrainResult, train
     from pipeline.tuning.sweep import SweepResult, tune
 
 __all__ = [
+    "Answers",
+    "Evaluation",
     "Prepared",
     "RunConfig",
     "Scores",
     "SweepResult",
     "TrainResult",
+    "evaluate",
+    "generate",
     "load_config",
     "prepare",
     "score",
@@ -26,11 +33,15 @@ __all__ = [
 ]
 
 _EXPORTS = {
+    "Answers": "pipeline.evaluation.generate",
+    "Evaluation": "pipeline.evaluation.result",
     "Prepared": "pipeline.data",
     "RunConfig": "pipeline.config",
     "Scores": "pipeline.reference",
     "SweepResult": "pipeline.tuning.sweep",
     "TrainResult": "pipeline.training.driver",
+    "evaluate": "pipeline.evaluation.evaluate",
+    "generate": "pipeline.evaluation.generate",
     "load_config": "pipeline.config",
     "prepare": "pipeline.data",
     "score": "pipeline.reference",

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import broadcast_object_list
-from transformers import GenerationConfig
+
+from strategies.generation import Sampling, generate
 
 __all__ = ["Answers"]
 
@@ -78,22 +78,11 @@ class Answers:
         return answers
 
     def _generate(self, model: Any, prompt_ids: list[int]) -> tuple[str, int]:
-        tokenizer = self.trainer._tokenizer
-        greedy = GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            use_cache=True,
-        )
-        ids = torch.tensor([prompt_ids], device=self.trainer.accelerator.device)
+        greedy = Sampling(self.max_new_tokens, temperature=0)
         was_training = model.training
         model.eval()
         try:
-            with torch.no_grad():
-                generated = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+            answer = generate(model, self.trainer._tokenizer, [prompt_ids], greedy, device=self.trainer.accelerator.device)[0]
         finally:
             model.train(was_training)
-        answer = generated[0, ids.shape[1] :]
-        length = int((answer != tokenizer.eos_token_id).sum()) if tokenizer.eos_token_id is not None else len(answer)
-        return tokenizer.decode(answer, skip_special_tokens=True), length
+        return answer.text, answer.length

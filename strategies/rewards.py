@@ -22,7 +22,7 @@ Reward = Callable[..., Any] | str
 PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
-def load_reward_functions(paths: Iterable[str]) -> list[Reward]:
+def load_reward_functions(paths: Iterable[str], key: str = "trl.reward_funcs") -> list[Reward]:
     """Return the reward of each path: `module.function`, or a reward model's folder or hub id, which stays text.
 
     A function is called as `function(prompts=, completions=, completion_ids=, trainer_state=, log_extra=, log_metric=,
@@ -32,6 +32,9 @@ def load_reward_functions(paths: Iterable[str]) -> list[Reward]:
     The current directory counts as a place of modules: it is put at the end of `sys.path`, where installed packages come
     first, and stays there, since a function may import its neighbours when it is called.
 
+    Args:
+        key: of the paths, in messages.
+
     Raises:
         ValueError: `trl.reward_funcs.0: ...`, for a path that leads to no function that can be called like this.
     """
@@ -39,7 +42,7 @@ def load_reward_functions(paths: Iterable[str]) -> list[Reward]:
     if here not in sys.path:
         sys.path.append(here)
     importlib.invalidate_caches()  # a module may have been written a moment ago
-    return [_load(path, f"trl.reward_funcs.{index}") for index, path in enumerate(paths)]
+    return [_load(path, f"{key}.{index}") for index, path in enumerate(paths)]
 
 
 def _load(path: str, key: str) -> Reward:

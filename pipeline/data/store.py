@@ -39,12 +39,17 @@ class Prepared:
     manifest: dict[str, Any]
 
     def train_files(self) -> list[Path]:
-        return self._files(TRAIN)
+        return self.files(TRAIN)
 
     def eval_files(self) -> list[Path]:
-        return self._files(EVAL)
+        return self.files(EVAL)
 
-    def _files(self, split: str) -> list[Path]:
+    def rows(self, split: str) -> int:
+        """How many rows `train`, `eval` or `rejected` has."""
+        return {TRAIN: self.train_rows, EVAL: self.eval_rows, REJECTED: self.rejected_rows}[split]
+
+    def files(self, split: str) -> list[Path]:
+        """Of `train`, `eval` or `rejected`, in order."""
         return [self.path / entry["file"] for entry in self.manifest["files"] if entry["file"].startswith(f"{split}/")]
 
     def read(self, split: str = TRAIN, columns: list[str] | None = None) -> pa.Table:
@@ -53,7 +58,7 @@ class Prepared:
         import pyarrow.parquet as pq
 
         assert split in (TRAIN, EVAL, REJECTED), split
-        tables = [pq.read_table(file, columns=columns, partitioning=None) for file in self._files(split)]
+        tables = [pq.read_table(file, columns=columns, partitioning=None) for file in self.files(split)]
         return pa.concat_tables(tables) if tables else pa.table({})
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pipeline.reference.precision import Precision
 
-__all__ = ["Job", "ReferenceActor"]
+__all__ = ["Job", "ReferenceActor", "prepare_device", "silence_libraries"]
 
 FIRST_BAD = 5
 
@@ -85,8 +85,8 @@ class ReferenceActor:
         from strategies.tokenizer import load_tokenizer
 
         job = self.job
-        _silence()
-        _prepare_device(job)
+        silence_libraries()
+        prepare_device(job.use_gpu, job.threads, job.precision)
         try:
             model = load_reference_alone(job.cfg, load_tokenizer(job.cfg) if job.grown else None)
         except ValueError as error:
@@ -106,23 +106,28 @@ class ReferenceActor:
         return alone or bad
 
 
-def _prepare_device(job: Job) -> None:
-    """Set threads and precision of this process, and check that it has what the plan counts on."""
+def prepare_device(use_gpu: bool, threads: int, precision: Precision) -> None:
+    """Set threads and precision of this process, and check that it has what the plan counts on.
+
+    Raises:
+        UserError: when it hasn't.
+    """
     import torch
 
-    if not job.use_gpu:
-        torch.set_num_threads(job.threads)
+    if not use_gpu:
+        torch.set_num_threads(threads)
         return
     if not torch.cuda.is_available():
         raise UserError(
             "ray.use_gpu: Ray gave a scoring actor a GPU that torch can't use; install torch with CUDA, or set false"
         )
-    if job.precision.autocast == "bfloat16" and not torch.cuda.is_bf16_supported():
+    if precision.autocast == "bfloat16" and not torch.cuda.is_bf16_supported():
         raise UserError("bf16: a scoring actor's GPU has no bfloat16; use fp16: true, or bf16: false")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = job.precision.tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision.tf32
 
 
-def _silence() -> None:
+def silence_libraries() -> None:
+    """Keep their warnings off the output of this process."""
     import warnings
 
     import transformers

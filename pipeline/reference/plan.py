@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.fingerprint import digest
+from pipeline.data.store import EVAL, TRAIN
 from pipeline.reference.budget import part_tokens
 from pipeline.reference.hashing import ids_digest
 from pipeline.reference.identity import reference_identity
@@ -64,13 +65,13 @@ def _task(part: str, rows: list[int]) -> Task:
     return Task(part, start, stop, () if len(rows) == stop - start else tuple(rows))
 
 
-def make_plan(cfg: Any, prepared: Prepared, precision: Precision) -> Plan:
-    """Read the ids of every prepared row and the reference's weights, as hashes.
+def make_plan(cfg: Any, prepared: Prepared, precision: Precision, splits: Sequence[str] = (TRAIN, EVAL)) -> Plan:
+    """Read the ids of every prepared row of these splits and the reference's weights, as hashes.
 
     Raises:
         UserError: as `reference_identity`.
     """
-    files: list[Path] = [*prepared.train_files(), *prepared.eval_files()]
+    files: list[Path] = [file for split in splits for file in prepared.files(split)]
     rows = {entry["file"]: entry["rows"] for entry in prepared.manifest["files"]}
     names = [file.relative_to(prepared.path).as_posix() for file in files]
     inputs = {

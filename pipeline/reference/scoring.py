@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.engine import write_error
 from pipeline.data.files import write_json
-from pipeline.data.store import MANIFEST, Prepared
+from pipeline.data.store import EVAL, MANIFEST, TRAIN, Prepared
 from pipeline.errors import UserError
 from pipeline.reference.actor import Job
 from pipeline.reference.budget import check_budget, scoring_budget
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from cluster.preflight import ActorPlan
 
-__all__ = ["ROWS_PER_TASK", "check_mode", "score"]
+__all__ = ["ROWS_PER_TASK", "actor_plan", "check_mode", "score"]
 
 ROWS_PER_TASK = 128
 """Rows that an actor scores before it writes them: with the tokens, the grain of progress and of resuming."""
@@ -45,6 +45,7 @@ def score(
     progress: Progress | None = None,
     recompute: bool = False,
     rows_per_task: int = ROWS_PER_TASK,
+    splits: Sequence[str] = (TRAIN, EVAL),
 ) -> Scores:
     """Score every prepared pair of `cfg` with the reference, or open the scores when they are there already.
 
@@ -56,6 +57,7 @@ def score(
         cfg: the recipe.
         prepared: its prepared data; prepared here when None.
         recompute: delete what is there and compute every row again.
+        splits: which rows; those of both splits, unless only some are asked for.
 
     Raises:
         UserError: for a method without a cached reference, a pair that doesn't fit the tokens of a forward, actors that
@@ -72,8 +74,9 @@ def score(
 
         prepared = prepare(cfg, progress=progress)
     check_budget(prepared, *scoring_budget(cfg))
-    actors = _actors(cfg, most=-(-(prepared.train_rows + prepared.eval_rows) // rows_per_task))
-    plan = make_plan(cfg, prepared, resolve_precision(cfg, actors.use_gpu))
+    rows = sum(prepared.rows(split) for split in splits)
+    actors = actor_plan(cfg, most=-(-rows // rows_per_task))
+    plan = make_plan(cfg, prepared, resolve_precision(cfg, actors.use_gpu), splits)
     root = Path(cfg.dataset_prepared_path).expanduser().absolute() / "reference"
     folder = root / plan.fingerprint
     if not recompute and (scores := open_scores(folder, plan)) is not None:
@@ -122,7 +125,15 @@ def check_mode(cfg: Any) -> None:
         raise UserError(f"reference: rl: {cfg.rl} keeps its reference in memory here; there is nothing to score: {remedy}")
 
 
-def _actors(cfg: Any, most: int) -> ActorPlan:
+def actor_plan(cfg: Any, most: int) -> ActorPlan:
+    """The actors of `ray.score`, on the Ray that this starts or joins.
+
+    Args:
+        most: actors that there is work for.
+
+    Raises:
+        UserError: when they don't fit.
+    """
     from cluster.preflight import plan_actors
     from pipeline.session import connect, node_resources
 

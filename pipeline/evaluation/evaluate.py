@@ -1,0 +1,182 @@
+"""`prefray evaluate`: what a trained policy does to pairs and prompts that it hasn't seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.display import Display, SilentDisplay
+from pipeline.errors import UserError
+from pipeline.evaluation.answering import Prompt, SamplingOptions, answer_prompts, check_sampling
+from pipeline.evaluation.judging import Judge, judged, load_judges
+from pipeline.evaluation.pairs import PAIR_METRICS, pair_values
+from pipeline.evaluation.result import Evaluation
+from pipeline.evaluation.statistics import estimates
+from pipeline.evaluation.subject import Subject, find_subject, with_data
+
+if TYPE_CHECKING:
+    import pandas
+
+    from pipeline.data import Prepared
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    run: str,
+    data: Sequence[str] = (),
+    type: str | None = None,
+    reference: str | None = None,
+    rewards: Sequence[str] = (),
+    answers: int = 64,
+    options: SamplingOptions | None = None,
+    confidence: float = 0.95,
+    overrides: Iterable[str] = (),
+    display: Display | None = None,
+) -> Evaluation:
+    """Evaluate a policy on pairs and on answers of its own, by actors of Ray Data.
+
+    Pairs give what training reports of evaluations (accuracies, margins, log-ratios), per source too. Answers to the first
+    distinct prompts, drawn from policy and reference, give their length, an estimate of KL(policy || reference) in nats per
+    answer, and of each reward function its mean and how often the policy's answer gets more than the reference's (ties count
+    half). Intervals are bootstrapped over rows.
+
+    Args:
+        run: output_dir of a finished run; or a model or an adapter, which need `data`.
+        data: files, folders or hub ids with pairs (of a grpo run with prompts), in place of the run's evaluation rows.
+        type: dataset type of `data`.
+        reference: model or adapter to compare with, in place of what the policy was trained from.
+        rewards: reward functions by dotted path, as GRPO's; of a grpo run its own when none is given.
+        answers: prompts to answer; 0 for none.
+        options: how answers are drawn.
+        confidence: of the intervals, between 0 and 1.
+        overrides: `key=value`, of the recipe.
+        display: shows what is being done; nothing is shown when None.
+
+    Raises:
+        UserError: for what is no run or model, an unfinished run, data that can't give what is asked for.
+        RunFailed: when actors died again and again.
+    """
+    display, options = display or SilentDisplay(), options or SamplingOptions()
+    _check(answers, options, confidence)
+    subject = find_subject(str(run), reference, overrides)
+    judges = load_judges(rewards) if rewards or not answers else _own_judges(subject)
+    if rewards and not answers:
+        raise UserError("--reward: judges answers, and --answers is 0; give a number of prompts to answer")
+    display.stage("preparing data")
+    prepared, split = _rows(subject, data, type, display)
+    kind, notes = prepared.manifest["kind"], []
+    if kind != "pair" and not answers:
+        raise UserError(
+            f"{run}: its data are no pairs but {WORDS[kind]}, which give no accuracy or margin; give pairs with --data, or "
+            "let it answer prompts (--answers)"
+        )
+    if subject.reference is None:
+        notes.append("no reference: log-ratios, KL and win rates need one (--reference)")
+    pairs = None
+    if kind == "pair":
+        pairs = pair_values(subject, prepared, split, display.stage, display.progress)
+    else:
+        notes.append(f"the data are {WORDS[kind]}: accuracies and margins need pairs (--data)")
+    table = None
+    if answers:
+        display.stage("answering prompts")
+        prompts = list(_prompts(prepared, split, subject, answers))
+        table = judged(answer_prompts(subject, prompts, options, display.progress), prompts, judges)
+        if table["logratio"].isna().all() and subject.reference is not None:
+            notes.append("kl: answers that aren't drawn at temperature 1 from all tokens don't estimate it")
+    return _result(subject, pairs, table, confidence, tuple(notes))
+
+
+WORDS = {"pair": "pairs", "unpaired": "labelled completions", "prompt": "prompts"}
+
+
+def _check(answers: int, options: SamplingOptions, confidence: float) -> None:
+    if answers < 0:
+        raise UserError(f"--answers: must be 0 or more, got {answers}")
+    if not 0 < confidence < 1:
+        raise UserError(f"--confidence: must be between 0 and 1, such as 0.95, got {confidence:g}")
+    check_sampling(options)
+
+
+def _own_judges(subject: Subject) -> list[Judge]:
+    trl = subject.cfg.trl
+    functions = [path for path in (trl.reward_funcs if trl is not None else None) or [] if "/" not in path]
+    return load_judges(functions, "trl.reward_funcs")
+
+
+def _rows(subject: Subject, data: Sequence[str], type_: str | None, display: Display) -> tuple[Prepared, str]:
+    """The rows that are looked at: prepared data, and which split of them."""
+    from pathlib import Path
+
+    from pipeline.data import prepare
+    from pipeline.data.store import EVAL, TRAIN, open_store
+    from pipeline.session import connect
+
+    connect(subject.cfg)
+    if data:
+        return prepare(with_data(subject.cfg, data, type_), progress=display.progress), TRAIN
+    if subject.prepared is None:
+        raise UserError(f"--data: {subject.name!r} is no run, so it has no evaluation rows; give pairs")
+    store = open_store(Path(subject.cfg.dataset_prepared_path) / subject.prepared)
+    prepared = store or prepare(subject.cfg, progress=display.progress)
+    if not prepared.eval_rows:
+        raise UserError(f"--data: the run in {subject.name!r} has no evaluation rows (val_set_size, test_datasets); give pairs")
+    return prepared, EVAL
+
+
+def _prompts(prepared: Prepared, split: str, subject: Subject, number: int) -> Iterator[Prompt]:
+    """The first distinct prompts."""
+    kind = prepared.manifest["kind"]
+    columns = ["prompt_ids", "prompt", "source", *(["row"] if kind == "prompt" else [])]
+    seen: set[tuple[int, ...]] = set()
+    for row in prepared.read(split, columns).to_pylist():
+        ids = tuple(row["prompt_ids"])
+        if len(seen) == number:
+            return
+        if ids in seen or not ids:
+            continue
+        seen.add(ids)
+        handed = json.loads(row["row"]) if kind == "prompt" else {}
+        given = handed.pop("prompt", row["prompt"])
+        yield Prompt(list(ids), row["prompt"], given, row["source"], handed)
+
+
+def _result(
+    subject: Subject,
+    pairs: pandas.DataFrame | None,
+    answers: pandas.DataFrame | None,
+    confidence: float,
+    notes: tuple[str, ...],
+) -> Evaluation:
+    def metrics(source: str | None) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for table, columns in ((pairs, _pair_columns), (answers, _answer_columns)):
+            if table is not None:
+                rows = table if source is None else table[table["source"] == source]
+                found |= estimates(columns(rows), confidence) if len(rows) else {}
+        return found
+
+    sources = dict.fromkeys(name for table in (pairs, answers) if table is not None for name in table["source"])
+    by_source = {source: metrics(source) for source in sources} if len(sources) > 1 else {}
+    return Evaluation(subject.name, subject.reference_name, metrics(None), by_source, confidence, pairs, answers, notes)
+
+
+def _pair_columns(table: pandas.DataFrame) -> dict[str, Any]:
+    return {name: table[name].to_numpy() for name in PAIR_METRICS if name in table}
+
+
+def _answer_columns(table: pandas.DataFrame) -> dict[str, Any]:
+    found = {"answers/length": table["policy_length"], "answers/cut": table["policy_cut"]}
+    if "reference" in table:
+        found |= {"answers/reference_length": table["reference_length"]}
+        found |= {"answers/kl": table["logratio"]} if not table["logratio"].isna().all() else {}
+    for name in (str(name).removeprefix("reward/") for name in table if str(name).startswith("reward/")):
+        found[f"answers/reward/{name}"] = table[f"reward/{name}"]
+        if f"win/{name}" in table:
+            found[f"answers/reference_reward/{name}"] = table[f"reference_reward/{name}"]
+            found[f"answers/win_rate/{name}"] = table[f"win/{name}"]
+    return {name: values.to_numpy(dtype=np.float64) for name, values in found.items()}

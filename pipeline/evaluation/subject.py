@@ -1,0 +1,212 @@
+"""Who is evaluated, and against whom: a run, a model or an adapter, by what a person gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pyarrow import fs
+
+from pipeline.config import RunConfig, parse_config
+from pipeline.config.loading import apply_overrides
+from pipeline.errors import ConfigError, UserError
+from pipeline.paths import absolute_paths
+from pipeline.patience import STORAGE_ERRORS
+from pipeline.storage import Location, is_uri, locate, reason
+from pipeline.training.folder import RunFolder
+from strategies.locations import resolve_model_location
+from strategies.registry import get_strategy
+
+__all__ = ["Subject", "find_subject", "finished_run"]
+
+ADAPTER = "adapter_config.json"
+EXPECTED = "give the output_dir of a run, the folder of a model or an adapter, a .gguf file, or a hub id (owner/name)"
+PREPARED = "last_run_prepared"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A policy and its reference, each as a config whose reference policy is that model: what the score stage computes."""
+
+    name: str
+    """As it was given."""
+    cfg: RunConfig
+    """The run's recipe; of a model without a run one with defaults."""
+    policy: RunConfig
+    reference: RunConfig | None
+    """None where nothing says what the model was trained from."""
+    prepared: str | None = None
+    """Fingerprint of the data that the run was trained on."""
+
+    @property
+    def reference_name(self) -> str | None:
+        """What is compared with, for a person."""
+        if self.reference is None:
+            return None
+        keys = ("reference_model", "lora_model_dir", "base_model")
+        return next(name for key in keys if (name := getattr(self.reference, key)) is not None)
+
+    @property
+    def beta(self) -> float:
+        """Scale of the implicit rewards: the run's."""
+        strategy = get_strategy(self.cfg.rl)
+        given = strategy.set_training_args_kwargs(self.cfg).get("beta")
+        return given if given else 0.1
+
+    @property
+    def rewards_need_reference(self) -> bool:
+        """Whether the run's rewards compare with a reference: those of simpo and orpo don't."""
+        strategy = get_strategy(self.cfg.rl)
+        return strategy.requires_reference or strategy.batch_kind == "prompt"
+
+
+def find_subject(given: str, reference: str | None = None, overrides: Iterable[str] = ()) -> Subject:
+    """What a person means by RUN or MODEL.
+
+    Args:
+        given: the output_dir of a finished run, a path or a URI; a model; or an adapter.
+        reference: a model or an adapter to compare with, in place of what the policy was trained from.
+        overrides: `key=value`, of the recipe.
+
+    Raises:
+        UserError: for a run that isn't there or isn't finished, and for what is no model.
+    """
+    where = locate(given)
+    if is_uri(given) or (Path(where) / "run.json").exists() or (Path(where) / "sweep.json").exists():
+        subject = _of_run(given, where, overrides)
+    elif (Path(where) / ADAPTER).is_file():
+        cfg = absolute_paths(_recipe({"base_model": _base_of(Path(where))}, overrides))
+        subject = Subject(given, cfg, _scored(cfg, lora_model_dir=str(where), adapter="lora"), _scored(cfg))
+    else:
+        _check_model(given, "RUN|MODEL")
+        cfg = absolute_paths(_recipe({"base_model": given}, overrides))
+        subject = Subject(given, cfg, _scored(cfg), None)
+    if reference is None:
+        return subject
+    return Subject(given, subject.cfg, subject.policy, _model(subject.cfg, reference, "--reference"), subject.prepared)
+
+
+def finished_run(given: str, where: Location) -> tuple[RunFolder, dict[str, Any]]:
+    """The folder of a run that has finished, and what its `run.json` says.
+
+    Raises:
+        UserError: when it holds a sweep, no run, or one that has not finished.
+    """
+    folder = RunFolder(where)
+    try:
+        if folder.storage.read("sweep.json") is not None:
+            best = (_json(folder, "trials.json") or [{}])[0]
+            trial = best.get("folder") or "000" if isinstance(best, dict) else "000"
+            raise UserError(f"{given} holds a sweep; give one of its trials, such as {given}/trials/{trial}")
+        state = _json(folder, "run.json")
+        if state is None:
+            raise UserError(f"no run in {given!r} (no run.json); {EXPECTED}")
+        if state.get("status") != "finished" or not folder.storage.has_folder("model"):
+            remains = folder.remains()
+            raise UserError(f"the run in {given!r} has not finished: {remains}; finish it with `prefray train ... --resume`")
+        if folder.storage.read("config.yaml") is None:
+            raise UserError(f"the run in {given!r} is incomplete: config.yaml is missing")
+    except STORAGE_ERRORS as error:
+        raise UserError(f"{given!r} can't be read: {reason(error)}") from error
+    return folder, state
+
+
+def _json(folder: RunFolder, name: str) -> Any:
+    text = folder.storage.read(name)
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{folder.path}/{name} can't be read: {error}") from error
+
+
+def _of_run(given: str, where: Location, overrides: Iterable[str]) -> Subject:
+    folder, state = finished_run(given, where)
+    text = folder.storage.read("config.yaml") or ""
+    values = apply_overrides(yaml.safe_load(text), overrides)
+    cfg = absolute_paths(parse_config(values, origin=str(folder.config)).model_copy(update={"tune": None}))
+    model = _local_model(folder, cfg, state)
+    if (model / ADAPTER).is_file():
+        policy = _scored(cfg, lora_model_dir=str(model), adapter=cfg.adapter or "lora", reference_model=None)
+    else:
+        policy = _scored(cfg, reference_model=str(model))
+    return Subject(given, cfg, policy, _scored(cfg), state.get("prepared"))
+
+
+def _local_model(folder: RunFolder, cfg: RunConfig, state: dict[str, Any]) -> Path:
+    """The run's model; one at a URI is brought beside the prepared data, which all nodes share."""
+    if isinstance(folder.model, Path):
+        return folder.model
+    copy = Path(cfg.dataset_prepared_path) / "fetched" / str(state.get("id")) / f"step-{state['step']}"
+    if not copy.is_dir():
+        partial = copy.with_suffix(".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            fs.copy_files(f"{folder.storage.path}/model", str(partial), source_filesystem=folder.storage.filesystem)
+        except STORAGE_ERRORS as error:
+            raise UserError(f"{folder.model} can't be fetched: {reason(error)}") from error
+        partial.rename(copy)
+    return copy
+
+
+def _scored(cfg: RunConfig, **keys: Any) -> RunConfig:
+    """`cfg` as a recipe whose cached reference is a model of its own: which method trained it doesn't matter."""
+    plain = {"rl": "dpo", "reference": "cached", "trl": None, "dpo_generate_during_eval": False, "tune": None}
+    return cfg.model_copy(update={**plain, **keys})
+
+
+def _model(cfg: RunConfig, given: str, what: str) -> RunConfig:
+    """A model or an adapter as a config whose reference it is."""
+    where = Path(given).expanduser().absolute()
+    if (where / ADAPTER).is_file():
+        keys = {"base_model": _base_of(where), "lora_model_dir": str(where), "adapter": "lora"}
+        return _scored(absolute_paths(cfg.model_copy(update={**keys, "reference_model": None})))
+    _check_model(given, what)
+    return _scored(absolute_paths(cfg.model_copy(update={"reference_model": given})))
+
+
+def _base_of(adapter: Path) -> str:
+    try:
+        base = json.loads((adapter / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError, OSError) as error:
+        raise UserError(f"{adapter / ADAPTER} can't be read: {error}") from error
+    if not base:
+        raise UserError(f"{adapter / ADAPTER} names no base model (base_model_name_or_path); write it there")
+    return base
+
+
+def _check_model(given: str, what: str) -> None:
+    """Say now what is no model; a hub id is believed until it is loaded."""
+    try:
+        location = resolve_model_location(given, what)
+    except ValueError as error:
+        raise UserError(f"{error}; {EXPECTED}") from error
+    folder = Path(location.path)
+    if not location.is_gguf and folder.exists() and not (folder / "config.json").is_file():
+        raise UserError(f"{given!r} is no run, model or adapter (no run.json, config.json or {ADAPTER} in it); {EXPECTED}")
+
+
+def _recipe(keys: dict[str, Any], overrides: Iterable[str]) -> RunConfig:
+    """Defaults for a model without a recipe; its data come later."""
+    nothing = {"datasets": [{"path": "-"}], "dataset_prepared_path": PREPARED}
+    try:
+        return parse_config(apply_overrides({**nothing, **keys}, overrides), origin="--set")
+    except ConfigError as error:
+        raise UserError(str(error)) from error
+
+
+def with_data(cfg: RunConfig, data: Sequence[str], type_: str | None) -> RunConfig:
+    """`cfg` with other rows, all of which are looked at: pairs, or for grpo prompts."""
+    rl = cfg.rl if get_strategy(cfg.rl).batch_kind in ("pair", "prompt") else "dpo"
+    recipe: dict[str, Any] = {
+        "base_model": cfg.base_model,
+        "rl": rl,
+        "datasets": [{"path": path, "type": type_} for path in data],
+    }
+    if rl == "grpo":
+        recipe["trl"] = {"reward_funcs": ["-"]}
+    datasets = parse_config(recipe, origin="--data").datasets
+    return cfg.model_copy(update={"rl": rl, "datasets": datasets, "test_datasets": None, "val_set_size": 0.0})

@@ -1,0 +1,124 @@
+"""Evaluations equal what training reported; answers and rewards are those of the models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import evaluate
+from pipeline.evaluation.answering import SamplingOptions
+
+LOGGED = ("rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
+SHORT = SamplingOptions(max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def found(adapter_run: Any) -> Any:
+    """Of the adapter against its base, with answers that a function judges."""
+    return evaluate(str(adapter_run.run_dir), rewards=["tests.reward_functions.length"], answers=11, options=SHORT)
+
+
+def test_the_last_evaluation_of_the_run_is_reproduced(found: Any, adapter_run: Any) -> None:
+    for name in LOGGED:
+        assert found.metrics[name].value == pytest.approx(adapter_run.metrics[f"eval_{name}"], rel=1e-4, abs=1e-6), name
+    mean = (found.metrics["logratios/chosen"].value + found.metrics["logratios/rejected"].value) / 2
+    assert mean == pytest.approx(adapter_run.metrics["eval_kl"], rel=1e-4, abs=1e-6)
+
+
+def test_simpo_is_rewarded_by_its_own_likelihood(full_run: Any) -> None:
+    found = evaluate(str(full_run.run_dir), answers=0)
+    for name in LOGGED:
+        assert found.metrics[name].value == pytest.approx(full_run.metrics[f"eval_{name}"], rel=1e-4, abs=1e-6), name
+    assert found.metrics["rewards/accuracies"] == found.metrics["average_logps/accuracies"]
+    assert found.metrics["logratios/chosen"].value != 0
+    assert found.answers is None
+
+
+def test_every_source_has_its_own_metrics(found: Any) -> None:
+    assert [Path(source).name for source in found.by_source] == ["a.jsonl", "b.jsonl"]
+    rows = [metrics["rewards/margins"].n for metrics in found.by_source.values()]
+    assert sum(rows) == 16 and all(rows)
+    weighted = sum(metrics["rewards/margins"].value * metrics["rewards/margins"].n for metrics in found.by_source.values())
+    assert weighted / 16 == pytest.approx(found.metrics["rewards/margins"].value)
+
+
+def test_answers_are_judged(found: Any) -> None:
+    from tests.reward_functions import length
+
+    answers = found.answers
+    assert len(answers) == 11 and answers["prompt"].is_unique
+    assert (answers["policy_length"] <= 12).all() and answers["policy_cut"].any()
+    own, other = length(answers["policy"].tolist()), length(answers["reference"].tolist())
+    assert found.metrics["answers/reward/length"].value == pytest.approx(np.mean(own))
+    wins = np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(own, other, strict=True)])
+    assert found.metrics["answers/win_rate/length"].value == pytest.approx(wins)
+    assert found.metrics["answers/length"].value == pytest.approx(answers["policy_length"].mean())
+
+
+def test_kl_is_the_mean_log_ratio_of_the_policys_own_answers(found: Any, adapter_run: Any, tiny_base: str) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), str(adapter_run.model_dir))
+    ratios = []
+    for row in found.answers.to_dict("records"):
+        prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([prompt + list(row["policy_ids"])])
+        sums = []
+        for model in (policy, base):
+            with torch.no_grad():
+                logps = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            sums.append(float(logps.gather(1, ids[0, len(prompt) :, None]).sum()))
+        ratios.append(sums[0] - sums[1])
+    assert found.answers["logratio"].tolist() == pytest.approx(ratios, abs=1e-3)
+    assert found.metrics["answers/kl"].value == pytest.approx(np.mean(ratios), abs=1e-3)
+
+
+def test_a_second_time_scores_nothing_and_draws_the_same(found: Any, adapter_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.reference.scoring.run_pool", None)
+    again = evaluate(
+        str(adapter_run.run_dir),
+        rewards=["tests.reward_functions.length"],
+        answers=11,
+        options=SHORT,
+        overrides=["ray.score.num_actors=2", "ray.score.resources_per_actor={CPU: 1}"],
+    )
+    assert again.answers["policy"].tolist() == found.answers["policy"].tolist()
+    assert again.answers["reference"].tolist() == found.answers["reference"].tolist()
+    assert {name: one.value for name, one in again.metrics.items()} == pytest.approx(
+        {name: one.value for name, one in found.metrics.items()}, rel=1e-4, abs=1e-6
+    )
+
+
+def test_an_adapter_by_itself_is_compared_with_its_base(found: Any, adapter_run: Any, evaluation_root: Path) -> None:
+    data = [str(evaluation_root / "b.jsonl")]
+    alone = evaluate(str(adapter_run.model_dir), data=data, answers=0, overrides=["sequence_len=256", "bf16=false"])
+    as_run = evaluate(str(adapter_run.run_dir), data=data, answers=0)
+    assert alone.metrics["logratios/chosen"].value == pytest.approx(as_run.metrics["logratios/chosen"].value, rel=1e-5)
+    assert alone.metrics["rewards/accuracies"] == as_run.metrics["rewards/accuracies"]
+    assert alone.metrics["rewards/margins"].value == pytest.approx(as_run.metrics["rewards/margins"].value / 2, rel=1e-4)
+    assert as_run.metrics["rewards/accuracies"].n == 10
+
+
+def test_a_model_without_a_reference(tiny_base: str, adapter_run: Any, evaluation_root: Path) -> None:
+    data = [str(evaluation_root / "b.jsonl")]
+    found = evaluate(tiny_base, data=data, answers=0, overrides=["sequence_len=256"])
+    assert "average_logps/accuracies" in found.metrics and "rewards/margins" not in found.metrics
+    assert found.notes == ("no reference: log-ratios, KL and win rates need one (--reference)",)
+    against = evaluate(tiny_base, data=data, reference=str(adapter_run.model_dir), answers=0, overrides=["sequence_len=256"])
+    as_run = evaluate(str(adapter_run.run_dir), data=data, answers=0)
+    assert against.metrics["logratios/chosen"].value == pytest.approx(-as_run.metrics["logratios/chosen"].value, rel=1e-4)
+
+
+def test_everything_as_json_and_as_html(found: Any) -> None:
+    written = json.loads(json.dumps(found.as_json()))
+    assert written["metrics"]["rewards/accuracies"]["n"] == 16
+    assert written["metrics"]["rewards/margins"]["low"] <= written["metrics"]["rewards/margins"]["value"]
+    assert "rewards/margins" in found._repr_html_() and "<script" not in found._repr_html_()

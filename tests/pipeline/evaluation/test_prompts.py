@@ -1,0 +1,75 @@
+"""Prompts in files, and what they become."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.evaluation.prompts import read_prompts, shown, token_ids
+from tests.tiny import tiny_tokenizer
+
+MESSAGES = [{"role": "user", "content": "Why?"}]
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_lines_of_text(tmp_path: Path) -> None:
+    assert read_prompts(write(tmp_path, "prompts.txt", "Why?\n\n  \nHow {not} JSON?\n")) == ["Why?", "How {not} JSON?"]
+
+
+def test_json_lines_of_every_shape(tmp_path: Path) -> None:
+    lines = '"Why?"\n[{"role": "user", "content": "Why?"}]\n{"prompt": "Why?", "chosen": "x"}\n'
+    lines += '{"prompt": [{"role": "user", "content": "Why?"}]}\n{"messages": [{"role": "user", "content": "Why?"}]}\n'
+    assert read_prompts(write(tmp_path, "p.jsonl", lines)) == ["Why?", MESSAGES, "Why?", MESSAGES, MESSAGES]
+
+
+def test_a_json_list(tmp_path: Path) -> None:
+    assert read_prompts(write(tmp_path, "p.json", '["Why?", {"prompt": "How?"}]')) == ["Why?", "How?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.jsonl", '"Why?"\n7\n', r"--file: .*p.jsonl, line 2: expected text, a list of messages, .* got 7$"),
+        ("p.jsonl", '{"question": "Why?"}\n', r'line 1: expected text, .* got \{"question": "Why\?"\}$'),
+        ("p.jsonl", '[{"role": "user", "text": "Why?"}]\n', "line 1: expected text, .* got "),
+        ("p.jsonl", '[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]\n', "is the assistant's"),
+        ("p.jsonl", "Why?\n", "line 1: not JSON"),
+        ("p.json", '{"prompt": "Why?"}', "expected a list of prompts, got dict"),
+        ("p.txt", "\n\n", "has no prompts in it"),
+    ],
+)
+def test_a_wrong_shape_is_said_with_its_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_prompts(write(tmp_path, name, text))
+
+
+def test_a_file_that_cant_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--file: .*no.txt' can't be read: No such file"):
+        read_prompts(tmp_path / "no.txt")
+    (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="it is no text"):
+        read_prompts(tmp_path / "p.txt")
+
+
+def test_text_becomes_a_users_message() -> None:
+    tokenizer: Any = tiny_tokenizer()
+    [as_text], [as_messages] = token_ids(["Why?"], tokenizer), token_ids([MESSAGES], tokenizer)
+    assert as_text == as_messages
+    assert tokenizer.decode(as_text).endswith("<|im_start|>assistant\n")
+    assert tokenizer.decode(token_ids(["Why?"], tokenizer, raw=True)[0]) == "Why?"
+    tokenizer.chat_template = None
+    assert tokenizer.decode(token_ids(["Why?"], tokenizer)[0]) == "Why?"
+    with pytest.raises(UserError, match="chat_template: the tokenizer has none to render messages with"):
+        token_ids([MESSAGES], tokenizer)
+
+
+def test_a_conversation_is_shown_by_its_last_message() -> None:
+    assert shown("Why?") == shown(MESSAGES) == "Why?"
+    assert shown([{"role": "system", "content": "Be brief."}, *MESSAGES]) == "(1 before) Why?"
