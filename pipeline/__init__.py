@@ -8,26 +8,34 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.config import RunConfig, load_config
     from pipeline.data import Prepared, prepare
+    from pipeline.data.preview import preview
+    from pipeline.doctor.examination import examine
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.generate import Answers, generate
     from pipeline.evaluation.result import Evaluation
+    from pipeline.jobs.handle import Job, submit
     from pipeline.reference import Scores, score
-    from pipeline.training.driver import TrainResult, train
+    from pipeline.training.driver import TrainResult, load_run, train
     from pipeline.tuning.sweep import SweepResult, tune
 
 __all__ = [
     "Answers",
     "Evaluation",
+    "Job",
     "Prepared",
     "RunConfig",
     "Scores",
     "SweepResult",
     "TrainResult",
     "evaluate",
+    "examine",
     "generate",
     "load_config",
+    "load_run",
     "prepare",
+    "preview",
     "score",
+    "submit",
     "train",
     "tune",
 ]
@@ -35,16 +43,21 @@ __all__ = [
 _EXPORTS = {
     "Answers": "pipeline.evaluation.generate",
     "Evaluation": "pipeline.evaluation.result",
+    "Job": "pipeline.jobs.handle",
     "Prepared": "pipeline.data",
     "RunConfig": "pipeline.config",
     "Scores": "pipeline.reference",
     "SweepResult": "pipeline.tuning.sweep",
     "TrainResult": "pipeline.training.driver",
     "evaluate": "pipeline.evaluation.evaluate",
+    "examine": "pipeline.doctor.examination",
     "generate": "pipeline.evaluation.generate",
     "load_config": "pipeline.config",
+    "load_run": "pipeline.training.driver",
     "prepare": "pipeline.data",
+    "preview": "pipeline.data.preview",
     "score": "pipeline.reference",
+    "submit": "pipeline.jobs.handle",
     "train": "pipeline.training.driver",
     "tune": "pipeline.tuning.sweep",
 }

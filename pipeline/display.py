@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from pipeline.config.secrets import redact_text
 
-__all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "clock_time", "open_display"]
+__all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "clock_time", "metrics_line", "open_display"]
 
 SHOWN = {
     "loss": "loss",
@@ -112,7 +112,8 @@ class _Speed:
         return f"{speed:.{0 if speed >= 10 else 1}f} rows/s  {timedelta(seconds=round(left))} left"
 
 
-def _metrics(record: dict[str, Any]) -> str:
+def metrics_line(record: dict[str, Any]) -> str:
+    """The metrics of a progress line."""
     shown = [f"{label} {_number(record[name])}" for name, label in SHOWN.items() if name in record]
     return "  ".join(shown)
 
@@ -149,7 +150,7 @@ class PlainDisplay:
             self._line(f"{state['rows_done']}{total} rows" + f"  {speed}" * bool(speed))
 
     def record(self, record: dict[str, Any]) -> None:
-        metrics = _metrics(record)
+        metrics = metrics_line(record)
         if not metrics:
             return
         step, total = record["step"], self._total
@@ -215,7 +216,7 @@ class RichDisplay:
         self._seen.update(record)
         left = self._clock.left(record["step"], self._total) if self._total else None
         tail = f"  {timedelta(seconds=round(left))} left" if left else ""
-        self._progress.update(self._task, total=self._total, completed=record["step"], metrics=_metrics(self._seen) + tail)
+        self._progress.update(self._task, total=self._total, completed=record["step"], metrics=metrics_line(self._seen) + tail)
 
     def saved(self, name: str) -> None:
         self.note(f"saved {name}")

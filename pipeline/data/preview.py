@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.kinds import COMPLETIONS
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["render_preview"]
+__all__ = ["Preview", "preview", "print_counts", "render_preview"]
 
 COUNTS = ("read", "rejected", "too_long", "truncated", "duplicates", "train", "eval")
 STYLES = {"chosen": "green", "rejected": "red", "completion": "cyan"}
@@ -23,15 +24,46 @@ MAX_TOKENS = 400
 MAX_CHARACTERS = 400
 
 
+@dataclass(frozen=True)
+class Preview:
+    """Prepared rows with their trained tokens marked, for a person to look at in a notebook."""
+
+    prepared: Prepared
+    tokenizer: PreTrainedTokenizerBase
+    examples: int
+
+    def _repr_html_(self) -> str:
+        from pipeline.notebook import html_of
+
+        return html_of(lambda console: render_preview(self.prepared, self.tokenizer, console, self.examples))
+
+
+def preview(cfg: Any, examples: int = 3) -> Preview:
+    """The first rows of the prepared data of `cfg`, which are prepared now where they aren't yet.
+
+    Raises:
+        UserError: as `pipeline.prepare`.
+    """
+    from pipeline.data.preparation import prepare
+    from strategies.tokenizer import load_tokenizer
+
+    return Preview(prepare(cfg), load_tokenizer(cfg), examples)
+
+
 def render_preview(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, console: Console, examples: int = 3) -> None:
     """Print what was prepared: a table of counts, one of lengths, and the first `examples` rows token by token."""
-    console.print(f"prepared {prepared.path}", soft_wrap=True)
-    console.print(_counts(prepared))
-    console.print(_lengths(prepared))
+    print_counts(prepared, console)
     if COMPLETIONS[prepared.manifest["kind"]]:
         console.print(f"Trained tokens are coloured, each behind a {MARK}; the prompt is not trained on.", style="dim")
     for row in _first_rows(prepared, examples):
         _print_example(row, tokenizer, console)
+
+
+def print_counts(prepared: Prepared, console: Console) -> None:
+    """Print where prepared rows are, how many, and how long."""
+    console.print(f"prepared {prepared.path}", soft_wrap=True)
+    console.print(_counts(prepared))
+    console.print(_lengths(prepared))
 
 
 def _counts(prepared: Prepared) -> Any:

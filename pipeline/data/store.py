@@ -38,6 +38,12 @@ class Prepared:
     rejected_rows: int
     manifest: dict[str, Any]
 
+    def _repr_html_(self) -> str:
+        from pipeline.data.preview import print_counts
+        from pipeline.notebook import html_of
+
+        return html_of(lambda console: print_counts(self, console))
+
     def train_files(self) -> list[Path]:
         return self.files(TRAIN)
 

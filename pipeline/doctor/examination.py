@@ -16,6 +16,7 @@ from pipeline.doctor.memory import Diagnosis, Room, diagnose, usable, verdict
 from pipeline.doctor.node import NodeFacts, Probe, inspect_node, list_probes, remove_probes
 from pipeline.doctor.nodes import Answers, ask_nodes, names_of, probe_of
 from pipeline.errors import UserError
+from pipeline.notebook import html_of
 from pipeline.paths import absolute_paths
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class Examination:
         if self.diagnosis is not None and cfg is not None:
             words.append(verdict(cfg, self.diagnosis))
         return "; ".join(words) or "nothing is in the way"
+
+    def _repr_html_(self) -> str:
+        from pipeline.tables import print_examination
+
+        return html_of(lambda console: print_examination(self, console))
 
     def _failing(self) -> list[str]:
         return [check.name for check in self.checks if check.status == "fail"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.display import Display, SilentDisplay
+from pipeline.display import Display
 from pipeline.errors import UserError
 from pipeline.evaluation.answering import Prompt, SamplingOptions, answer_prompts, check_sampling
 from pipeline.evaluation.judging import Judge, judged, load_judges
@@ -16,6 +16,7 @@ from pipeline.evaluation.pairs import PAIR_METRICS, pair_values
 from pipeline.evaluation.result import Evaluation
 from pipeline.evaluation.statistics import estimates
 from pipeline.evaluation.subject import Subject, find_subject, with_data
+from pipeline.notebook import default_display
 
 if TYPE_CHECKING:
     import pandas
@@ -54,13 +55,13 @@ def evaluate(
         options: how answers are drawn.
         confidence: of the intervals, between 0 and 1.
         overrides: `key=value`, of the recipe.
-        display: shows what is being done; nothing is shown when None.
+        display: shows what is being done; when None, progress is shown in a notebook and nothing elsewhere.
 
     Raises:
         UserError: for what is no run or model, an unfinished run, data that can't give what is asked for.
         RunFailed: when actors died again and again.
     """
-    display, options = display or SilentDisplay(), options or SamplingOptions()
+    display, options = display or default_display(), options or SamplingOptions()
     _check(answers, options, confidence)
     subject = find_subject(str(run), reference, overrides)
     judges = load_judges(rewards) if rewards or not answers else _own_judges(subject)

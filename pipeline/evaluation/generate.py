@@ -8,11 +8,12 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pipeline.display import Display, SilentDisplay
+from pipeline.display import Display
 from pipeline.errors import UserError
 from pipeline.evaluation.answering import BATCH, SamplingOptions, check_sampling
 from pipeline.evaluation.prompts import Given, check_prompt, shown, token_ids
 from pipeline.evaluation.subject import Subject, find_subject
+from pipeline.notebook import default_display
 
 if TYPE_CHECKING:
     import pandas
@@ -110,13 +111,13 @@ def generate(
         options: how answers are drawn; greedily when not given.
         raw: continue text as it stands, without a chat template.
         overrides: `key=value`, of the recipe.
-        display: shows what is being done; nothing is shown when None.
+        display: shows what is being done; when None, progress is shown in a notebook and nothing elsewhere.
 
     Raises:
         UserError: as `pipeline.evaluate`, and for prompts of another shape.
     """
     check_sampling(options)
-    display = display or SilentDisplay()
+    display = display or default_display()
     given = [check_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, start=1)]
     if not given:
         raise UserError("no prompts to answer; give some, or --file")

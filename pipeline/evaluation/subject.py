@@ -17,14 +17,14 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.paths import absolute_paths
 from pipeline.patience import STORAGE_ERRORS
 from pipeline.storage import Location, is_uri, locate, reason
+from pipeline.training.finished import EXPECTED, finished_run
 from pipeline.training.folder import RunFolder
 from strategies.locations import resolve_model_location
 from strategies.registry import get_strategy
 
-__all__ = ["Subject", "find_subject", "finished_run"]
+__all__ = ["Subject", "find_subject", "with_data"]
 
 ADAPTER = "adapter_config.json"
-EXPECTED = "give the output_dir of a run, the folder of a model or an adapter, a .gguf file, or a hub id (owner/name)"
 PREPARED = "last_run_prepared"
 
 
@@ -88,39 +88,6 @@ def find_subject(given: str, reference: str | None = None, overrides: Iterable[s
     if reference is None:
         return subject
     return Subject(given, subject.cfg, subject.policy, _model(subject.cfg, reference, "--reference"), subject.prepared)
-
-
-def finished_run(given: str, where: Location) -> tuple[RunFolder, dict[str, Any]]:
-    """The folder of a run that has finished, and what its `run.json` says.
-
-    Raises:
-        UserError: when it holds a sweep, no run, or one that has not finished.
-    """
-    folder = RunFolder(where)
-    try:
-        if folder.storage.read("sweep.json") is not None:
-            best = (_json(folder, "trials.json") or [{}])[0]
-            trial = best.get("folder") or "000" if isinstance(best, dict) else "000"
-            raise UserError(f"{given} holds a sweep; give one of its trials, such as {given}/trials/{trial}")
-        state = _json(folder, "run.json")
-        if state is None:
-            raise UserError(f"no run in {given!r} (no run.json); {EXPECTED}")
-        if state.get("status") != "finished" or not folder.storage.has_folder("model"):
-            remains = folder.remains()
-            raise UserError(f"the run in {given!r} has not finished: {remains}; finish it with `prefray train ... --resume`")
-        if folder.storage.read("config.yaml") is None:
-            raise UserError(f"the run in {given!r} is incomplete: config.yaml is missing")
-    except STORAGE_ERRORS as error:
-        raise UserError(f"{given!r} can't be read: {reason(error)}") from error
-    return folder, state
-
-
-def _json(folder: RunFolder, name: str) -> Any:
-    text = folder.storage.read(name)
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{folder.path}/{name} can't be read: {error}") from error
 
 
 def _of_run(given: str, where: Location, overrides: Iterable[str]) -> Subject:

@@ -26,7 +26,7 @@ from pipeline.tuning.table import WORDS
 if TYPE_CHECKING:
     from pipeline.tuning.result import SweepResult
 
-__all__ = ["sweep_page"]
+__all__ = ["parallel_coordinates", "sweep_page"]
 
 BEST_WIDTH, OTHER_WIDTH = 3.5, 1.5
 SCALE = [[0, "#56b4e9"], [1, "#d55e00"]]
@@ -118,7 +118,8 @@ def _values(section: TuneConfig, records: Sequence[TrialRecord], measure: Measur
     charts = []
     searched = [record for record in records if record.values is not None]
     if len(searched) >= 2:
-        charts.append(_parallel(section, searched, measure))
+        figure = parallel_coordinates(section, searched, measure)
+        charts.append(chart(figure, "Parallel coordinates", wide=True, height=420, top=100))
     words = "Each line of the parallel coordinates is a trial; drag along an axis to select."
     found = importances(section, searched, measure.first)
     if found:
@@ -130,7 +131,8 @@ def _values(section: TuneConfig, records: Sequence[TrialRecord], measure: Measur
     return Section("values", "Values and what they do", words, charts)
 
 
-def _parallel(section: TuneConfig, records: Sequence[TrialRecord], measure: Measure) -> Chart:
+def parallel_coordinates(section: TuneConfig, records: Sequence[TrialRecord], measure: Measure) -> go.Figure:
+    """Values and metrics of trials, an axis each; keys that have one value are left out."""
     keys = [key for key in section.space if len({json.dumps((record.values or {}).get(key)) for record in records}) > 1]
     axes = [_axis(section, key, [(record.values or {}).get(key) for record in records]) for key in keys]
     for objective in measure.objectives:
@@ -138,8 +140,7 @@ def _parallel(section: TuneConfig, records: Sequence[TrialRecord], measure: Meas
         axes.append({"label": _label(objective.metric), "values": values})
     score = [record.metrics.get(measure.first.metric, math.nan) for record in records]
     line = {"color": score, "colorscale": SCALE, "showscale": True, "reversescale": measure.first.mode == "min"}
-    figure = go.Figure(go.Parcoords(dimensions=axes, line=line))
-    return chart(figure, "Parallel coordinates", wide=True, height=420, top=100)
+    return go.Figure(go.Parcoords(dimensions=axes, line=line))
 
 
 def _axis(section: TuneConfig, key: str, values: Sequence[Any]) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from cluster.preflight import WorkerPlan, plan_workers
 from cluster.sharding import is_own, sharding_arguments
 from pipeline.config import RunConfig
-from pipeline.display import Display, SilentDisplay
+from pipeline.display import Display
 from pipeline.doctor.examination import check_before_run
 from pipeline.errors import UserError
+from pipeline.notebook import default_display, html_of
 from pipeline.paths import absolute_paths
 from pipeline.session import connect, node_resources
 from pipeline.storage import Location, inside, locate
 from pipeline.training.checkpoints import repair
+from pipeline.training.finished import finished_run
 from pipeline.training.folder import RunFolder
 from pipeline.training.following import RunPlan, follow
 from pipeline.training.metrics import MetricsFile
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.reference import Scores
     from strategies.base import Strategy
 
-__all__ = ["TrainResult", "check_batch", "check_recipe", "plan_run", "prepare_data", "score_reference", "train"]
+__all__ = ["TrainResult", "check_batch", "check_recipe", "load_run", "plan_run", "prepare_data", "score_reference", "train"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class TrainResult:
         """One row per logging or evaluation step."""
         return MetricsFile(inside(self.run_dir, "metrics.jsonl")).table()
 
+    def _repr_html_(self) -> str:
+        from pipeline.tables import print_result
+
+        return html_of(lambda console: print_result(self, console))
+
 
 def train(
     cfg: RunConfig,
@@ -66,7 +73,7 @@ def train(
     Args:
         cfg: the recipe.
         resume: continue the run that `output_dir` holds; without it, such a run is refused.
-        display: shows stages, steps and notes; nothing is shown when None.
+        display: shows stages, steps and notes; when None, progress is shown in a notebook and nothing elsewhere.
         debug: let the output of the workers through.
         control: lets another thread end the run; its complete checkpoints stay.
 
@@ -82,7 +89,7 @@ def train(
     strategy = get_strategy(cfg.rl)
     cfg = absolute_paths(cfg)
     check_recipe(cfg)
-    display = display or SilentDisplay()
+    display = display or default_display()
     if cfg.tune is not None:
         cfg = cfg.model_copy(update={"tune": None})
         display.note("tune: is for `prefray tune`; this run has the recipe's own values")
@@ -116,6 +123,16 @@ def train(
     returned = follow(RunPlan(cfg, folder, prepared, steps, workers, selection, debug, scores, control), display)
     folder.finish(returned["step"], returned["best_metric"])
     return _result(folder, returned["step"])
+
+
+def load_run(run_dir: str) -> TrainResult:
+    """The result of a run that has finished, from its folder: a path or a URI.
+
+    Raises:
+        UserError: when there is no finished run.
+    """
+    folder, state = finished_run(run_dir, locate(run_dir))
+    return _result(folder, state["step"])
 
 
 def check_recipe(cfg: RunConfig) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import RunConfig
 from pipeline.errors import RunFailed
+from pipeline.notebook import html_of
 from pipeline.storage import Location, inside
 from pipeline.tuning.folder import REPORT, recipe_text
 from pipeline.tuning.objectives import Measure
@@ -17,6 +18,7 @@ from pipeline.tuning.table import best_record, winners
 
 if TYPE_CHECKING:
     import pandas
+    import plotly.graph_objects as go
 
 __all__ = ["SweepResult", "best_recipe", "judged"]
 
@@ -64,10 +66,23 @@ class SweepResult:
         assert self.cfg.tune is not None
         return table_of(self.records, list(self.cfg.tune.space))
 
+    def parallel_coordinates(self) -> go.Figure:
+        """Values and metrics of the trials that have evaluated, an axis each."""
+        from pipeline.report.sweep import parallel_coordinates
+
+        assert self.cfg.tune is not None
+        known = [record for record in self.records if record.metrics and record.values is not None]
+        return parallel_coordinates(self.cfg.tune, known, self.measure)
+
     @property
     def report(self) -> Location:
         """The page that shows it all."""
         return inside(self.run_dir, REPORT)
+
+    def _repr_html_(self) -> str:
+        from pipeline.tables import print_sweep
+
+        return html_of(lambda console: print_sweep(self, console))
 
 
 def judged(result: SweepResult) -> SweepResult:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from cluster.preflight import count_runs
 from pipeline.config import RunConfig
-from pipeline.display import Display, SilentDisplay
+from pipeline.display import Display
 from pipeline.doctor.examination import check_before_run
 from pipeline.errors import UserError
+from pipeline.notebook import default_display
 from pipeline.paths import absolute_paths
 from pipeline.session import connect, node_resources
 from pipeline.storage import locate
@@ -30,7 +31,7 @@ def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None
     Args:
         cfg: the recipe.
         resume: continue the sweep that `output_dir` holds: finished trials stay, others go on from their checkpoints.
-        display: shows stages, trials and notes; nothing is shown when None.
+        display: shows stages, trials and notes; when None, progress is shown in a notebook and nothing elsewhere.
         debug: let the output of workers, and Tune's own, through.
 
     Raises:
@@ -45,7 +46,7 @@ def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None
     for key in ONE_RUNS:
         if getattr(cfg, key) is not None:
             raise UserError(f"{key}: belongs to one run, and a sweep has many; remove it, and set it when you train best.yaml")
-    display = display or SilentDisplay()
+    display = display or default_display()
     given = with_cadence(cfg)
     cfg = absolute_paths(given)
     assert cfg.tune is not None
