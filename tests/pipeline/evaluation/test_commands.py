@@ -50,7 +50,7 @@ def test_json_alone(adapter_run: Any) -> None:
         (["--reward", "tests.reward_functions.lenght"], "has no function 'lenght'; did you mean length"),
         (["--reward", "tests.reward_functions.length", "--answers", "0"], "--reward: judges answers, and --answers is 0"),
         (["--data", "nothing.jsonl"], "no such file or folder: 'nothing.jsonl'"),
-        (["--set", "learning_rat=1"], "did you mean `learning_rate`"),
+        (["--set", "learning_rat=1"], "did you mean 'learning_rate'"),
     ],
 )
 def test_a_wrong_option_is_one_message(adapter_run: Any, options: list[str], message: str) -> None:
