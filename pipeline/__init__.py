@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig, load_config
-    from pipeline.data import Prepared, prepare
+    from pipeline.data import Prepared, prepare, register_dataset_type
     from pipeline.reference import Scores, score
     from pipeline.training.driver import TrainResult, train
     from pipeline.tuning.sweep import SweepResult, tune
@@ -20,6 +20,7 @@ __all__ = [
     "TrainResult",
     "load_config",
     "prepare",
+    "register_dataset_type",
     "score",
     "train",
     "tune",
@@ -33,6 +34,7 @@ _EXPORTS = {
     "TrainResult": "pipeline.training.driver",
     "load_config": "pipeline.config",
     "prepare": "pipeline.data",
+    "register_dataset_type": "pipeline.data",
     "score": "pipeline.reference",
     "train": "pipeline.training.driver",
     "tune": "pipeline.tuning.sweep",

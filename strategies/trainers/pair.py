@@ -16,6 +16,7 @@ from strategies.mixins import DistributedParallelMixin
 from strategies.pair_batch import PairBatch, StepShare
 from strategies.pair_step import implicit_rewards, mean_logratio, pair_logps, pair_sums, wpo_weights
 from strategies.reference import reference_model
+from strategies.registering import OutsideError
 from strategies.trainers.planned import PlannedTrainer
 
 __all__ = ["AxolotlDPOTrainer"]
@@ -63,7 +64,10 @@ class AxolotlDPOTrainer(PlannedTrainer, DPOTrainer, DistributedParallelMixin):
     def _batch_loss(self, model: Any, batch: PairBatch, share: StepShare, whole: Tensor | None) -> Tensor:
         outputs = batch.pairs.run(model, self._statistics)
         values = self._values(batch, outputs)
-        loss = self._part_of_loss(batch, values, share.global_pairs, whole)
+        try:
+            loss = self._part_of_loss(batch, values, share.global_pairs, whole)
+        except OutsideError as error:
+            raise OutsideError(f"{error}; in a batch of the rows {', '.join(map(str, batch.row_ids))}") from error
         if self.aux_loss_enabled:
             loss = loss + len(batch.places) / share.global_pairs * self.router_aux_loss_coef * outputs.aux_loss
         loss = loss if batch.counts else 0.0 * loss
@@ -125,6 +129,7 @@ class AxolotlDPOTrainer(PlannedTrainer, DPOTrainer, DistributedParallelMixin):
             alpha=self.f_alpha_divergence_coef,
             gamma=self.args.simpo_gamma,
             discopop_tau=self.args.discopop_tau,
+            own=self.args.loss_options or {},
         )
 
     @property
