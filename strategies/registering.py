@@ -35,7 +35,7 @@ __all__ = [
 T = TypeVar("T")
 
 CALLBACKS: dict[str, Callable[..., Any]] = {}
-"""Name -> callback class, or function of the config that returns a callback."""
+"""Module and name -> callback class, or function of the config that returns a callback."""
 
 _REGISTERED: list[str] = []
 _OWN = frozenset(STRATEGIES)
@@ -120,14 +120,14 @@ def register_callback(callback: Callable[..., Any]) -> Any:
             that returns such a callback, or None for a run that doesn't want it.
 
     Raises:
-        RegistrationError: for something else, or a name that is taken.
+        RegistrationError: for something else.
     """
-    if not callable(callback):
+    if not callable(callback) or getattr(callback, "__name__", "<lambda>") == "<lambda>":
         raise RegistrationError(
-            f"callback {callback!r}: give a class of TrainerCallback, or a function (cfg) -> TrainerCallback"
+            f"callback {callback!r}: give a class of TrainerCallback, or a function (cfg) -> TrainerCallback that has a name"
         )
-    name = getattr(callback, "__name__", type(callback).__name__)
-    claim("callback", name, callback, CALLBACKS, ())
+    name = _place(callback)
+    _REGISTERED.append(f"callback {name}")
     CALLBACKS[name] = callback
     return callback
 

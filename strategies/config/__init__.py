@@ -86,7 +86,7 @@ def _extended(base: type[Model], added: tuple[tuple[str, type[Keys]], ...]) -> t
                 raise RegistrationError(f"strategy {rl!r}: its key {name!r} is a key of {known[name]} already; rename it")
             known[name] = f"strategy {rl!r}"
     make: Any = create_model  # what it returns, no checker knows
-    model: type[Model] = make(base.__name__, __base__=(base, *kinds), __doc__=base.__doc__)
+    model: type[Model] = make(base.__name__, __base__=(base, *kinds), __module__=base.__module__, __doc__=base.__doc__)
     model.extends = base
     return model
 
