@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from pipeline.config import config_class, dump_config, parse_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
+from pipeline.jobs.submission import Submission, plan_job
 from strategies import load_plugins
 from strategies.config import as_config
 from strategies.losses import PAIR_LOSSES
@@ -140,3 +141,18 @@ def test_a_wrong_plugin_ends_a_command_with_status_2(write: Write, tmp_path: Pat
     assert done.returncode == 2
     assert "prefray: recipe.yaml: 1 problem\n  plugins.0: can't import my_missing" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_job_brings_its_plugins(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read in the job's working directory, and refused when they stay behind."""
+    write("my_loss", LOSS.format(factor=1))
+    recipe = {**RECIPE, "datasets": [{"path": "rows.jsonl"}], "plugins": ["my_loss"], "dpo_loss_type": "mine"}
+    recipe |= {"base_model": "org/model", "output_dir": "/mnt/run", "dataset_prepared_path": "/mnt/prepared"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    monkeypatch.chdir("/")
+    planned = plan_job(Submission("train", "recipe.yaml", working_dir=tmp_path))
+    assert "my_loss.py" in planned.package.files and planned.cfg is not None and planned.cfg.dpo_loss_type == ["mine"]
+    (tmp_path / ".gitignore").write_text("my_*.py\n")
+    with pytest.raises(UserError, match=r"plugins.0: 'my_loss.py' isn't packed: .gitignore or .rayignore leaves it out"):
+        plan_job(Submission("train", "recipe.yaml", working_dir=tmp_path))

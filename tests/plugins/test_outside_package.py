@@ -99,11 +99,8 @@ def test_an_installed_package(run: Run, installed: Path, tmp_path: Path) -> None
     run("train", rows, recipe, installed, STEP_LOG=str(tmp_path / "steps"))
     (store,) = (tmp_path / "last_run_prepared").glob("*/manifest.json")
     prepared = pq.read_table(store.parent / "train").to_pylist()
-    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in prepared] == [
-        (f"What is {n} plus 1?\n", f"{n + 1}<|im_end|>", "no<|im_end|>") for n in range(8)
-    ] or [(row["prompt"], row["chosen"], row["rejected"]) for row in prepared] == [
-        (f"What is {n} plus 1?\n", str(n + 1), "no") for n in range(8)
-    ]
+    texts = [(row["prompt"], row["chosen"], row["rejected"]) for row in prepared]
+    assert texts == [(f"What is {n} plus 1?\n", str(n + 1), "no") for n in range(8)]
     (rejected,) = pq.read_table(store.parent / "rejected").to_pylist()
     assert (rejected["row_number"], rejected["reason"]) == (9, "all answers have the same score")
     records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
