@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from strategies.registering import CALLBACKS, OutsideError, described
+from strategies.errors import OutsideError
+from strategies.registering import CALLBACKS, described
 
 __all__ = ["StepTimer", "registered_callbacks"]
 

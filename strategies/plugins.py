@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from strategies.errors import OutsideError
 from strategies.keys import Keys, key
 from strategies.registering import RegistrationError, registrations
 
@@ -38,12 +39,15 @@ class PluginKeys(Keys):
     )
 
 
-class PluginError(ValueError):
+class PluginError(OutsideError):
     """A plugin can't be loaded. `path` is the config key that names it, empty for an installed one."""
 
     def __init__(self, path: str, problem: str) -> None:
         self.path, self.problem = path, problem
-        super().__init__(f"{path}: {problem}" if path else problem)
+        super().__init__(path, problem)  # from which it is made again in another process
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}" if self.path else self.problem
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from strategies.base import Strategy
+from strategies.errors import OutsideError
 from strategies.keys import Keys
 from strategies.loss_traits import LOSSES, OUTSIDE_LOSSES, LossTraits
 from strategies.registry import STRATEGIES, STRATEGY_KEYS
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CALLBACKS",
-    "OutsideError",
     "RegistrationError",
     "claim",
     "described",
@@ -45,10 +45,6 @@ _NAME = re.compile(r"[A-Za-z][\w.-]*")
 
 class RegistrationError(ValueError):
     """Something can't be registered; the message says what and why."""
-
-
-class OutsideError(ValueError):
-    """A registered function failed; the message names it and the line."""
 
 
 def register_loss(

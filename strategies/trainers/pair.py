@@ -10,13 +10,13 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from strategies.base import BatchKind
+from strategies.errors import OutsideError
 from strategies.loss_traits import LOSSES
 from strategies.losses import PAIR_LOSSES, LossOptions, PairLogps, averaged, nll
 from strategies.mixins import DistributedParallelMixin
 from strategies.pair_batch import PairBatch, StepShare
 from strategies.pair_step import implicit_rewards, mean_logratio, pair_logps, pair_sums, wpo_weights
 from strategies.reference import reference_model
-from strategies.registering import OutsideError
 from strategies.trainers.planned import PlannedTrainer
 
 __all__ = ["AxolotlDPOTrainer"]

@@ -95,6 +95,11 @@ def test_what_is_wrong_with_a_plugin_comes_with_its_key(write: Write, code: str,
             parse_config({**RECIPE, "plugins": [name]}, origin="recipe.yaml")
 
 
+def test_the_error_survives_a_journey() -> None:
+    error = pickle.loads(pickle.dumps(PluginError("plugins.0", "can't import my_loss")))
+    assert (str(error), error.path) == ("plugins.0: can't import my_loss", "plugins.0")
+
+
 def test_no_list_of_names() -> None:
     with pytest.raises(ConfigError, match="plugins.0: must be a valid string, got 3|plugins.0: .*string"):
         parse_config({**RECIPE, "plugins": [3]})

@@ -73,7 +73,7 @@ def run(tmp_path: Path, tiny_base: str) -> Run:
             capture_output=True,
             text=True,
             check=False,
-            timeout=500,
+            timeout=550,
         )
         assert done.returncode == 0, done.stderr
         return done

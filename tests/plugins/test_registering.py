@@ -19,8 +19,9 @@ from pipeline.errors import ConfigError
 from pipeline.tuning.space import check_trials, corners
 from strategies import DPOStrategy, HFRLTrainerBuilder, Keys, key, register_callback, register_loss, register_strategy
 from strategies.callbacks import registered_callbacks
+from strategies.errors import OutsideError
 from strategies.losses import PAIR_LOSSES, LossOptions, PairLogps
-from strategies.registering import OutsideError, RegistrationError
+from strategies.registering import RegistrationError
 from strategies.registry import STRATEGIES
 from tests.tiny import pairs, tiny_model, tiny_tokenizer
 
