@@ -42,6 +42,7 @@ class Seen(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         (Path(__file__).parent / f"seen-{'-'.join(args.loss_type)}").touch()
 '''
+pytestmark = pytest.mark.timeout(1000)
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -73,7 +74,7 @@ def run(tmp_path: Path, tiny_base: str) -> Run:
             capture_output=True,
             text=True,
             check=False,
-            timeout=550,
+            timeout=800,
         )
         assert done.returncode == 0, done.stderr
         return done
