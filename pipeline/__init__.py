@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig, load_config
-    from pipeline.data import Prepared, prepare
+    from pipeline.data import Prepared, prepare, register_dataset_type
     from pipeline.data.preview import preview
     from pipeline.doctor.examination import examine
     from pipeline.evaluation.evaluate import evaluate
@@ -34,6 +34,7 @@ __all__ = [
     "load_run",
     "prepare",
     "preview",
+    "register_dataset_type",
     "score",
     "submit",
     "train",
@@ -56,6 +57,7 @@ _EXPORTS = {
     "load_run": "pipeline.training.driver",
     "prepare": "pipeline.data",
     "preview": "pipeline.data.preview",
+    "register_dataset_type": "pipeline.data",
     "score": "pipeline.reference",
     "submit": "pipeline.jobs.handle",
     "train": "pipeline.training.driver",

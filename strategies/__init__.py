@@ -6,12 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from strategies.base import PairStrategy, Strategy
     from strategies.builder import HFRLTrainerBuilder
     from strategies.dpo import DPOStrategy
     from strategies.grpo import GRPOStrategy
     from strategies.ipo import IPOStrategy
+    from strategies.keys import Keys, key
     from strategies.kto import KTOStrategy
     from strategies.orpo import ORPOStrategy
+    from strategies.plugins import load_plugins
+    from strategies.registering import register_callback, register_loss, register_strategy
     from strategies.simpo import SimPOStrategy
     from strategies.trainers.grpo import AxolotlGRPOTrainer
     from strategies.trainers.kto import AxolotlKTOTrainer
@@ -27,9 +31,17 @@ __all__ = [
     "HFRLTrainerBuilder",
     "IPOStrategy",
     "KTOStrategy",
+    "Keys",
     "ORPOStrategy",
+    "PairStrategy",
     "SimPOStrategy",
+    "Strategy",
     "TrainDatasetMeta",
+    "key",
+    "load_plugins",
+    "register_callback",
+    "register_loss",
+    "register_strategy",
     "train",
 ]
 
@@ -42,9 +54,17 @@ _EXPORTS = {
     "HFRLTrainerBuilder": "strategies.builder",
     "IPOStrategy": "strategies.ipo",
     "KTOStrategy": "strategies.kto",
+    "Keys": "strategies.keys",
     "ORPOStrategy": "strategies.orpo",
+    "PairStrategy": "strategies.base",
     "SimPOStrategy": "strategies.simpo",
+    "Strategy": "strategies.base",
     "TrainDatasetMeta": "strategies.training",
+    "key": "strategies.keys",
+    "load_plugins": "strategies.plugins",
+    "register_callback": "strategies.registering",
+    "register_loss": "strategies.registering",
+    "register_strategy": "strategies.registering",
     "train": "strategies.training",
 }
 

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from strategies.answers import Answers
 from strategies.base import Strategy
 from strategies.cadence import RunLength, steps_per_epoch, total_steps
+from strategies.callbacks import registered_callbacks
 from strategies.config import as_config
 from strategies.models import build_peft_config, continue_adapter, match_adapter_dtype, restore_adapter_dropout
 from strategies.precision import settle_bf16
@@ -153,7 +154,11 @@ class HFRLTrainerBuilder:
 
     def _callbacks(self) -> list[TrainerCallback]:
         patience = self.cfg.early_stopping_patience
-        return [*self.callbacks, *([EarlyStoppingCallback(patience)] if patience is not None else [])]
+        return [
+            *self.callbacks,
+            *registered_callbacks(self.cfg),
+            *([EarlyStoppingCallback(patience)] if patience is not None else []),
+        ]
 
 
 def _check_head(model: Any) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-__all__ = ["StepTimer"]
+from strategies.errors import OutsideError
+from strategies.registering import CALLBACKS, described
+
+__all__ = ["StepTimer", "registered_callbacks"]
 
 
 class StepTimer(TrainerCallback):
@@ -31,3 +34,21 @@ class StepTimer(TrainerCallback):
         """Return the seconds since the last call, and start again at 0."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
+
+
+def registered_callbacks(cfg: Any) -> list[TrainerCallback]:
+    """The callbacks that plugins have registered, as this run wants them.
+
+    Raises:
+        OutsideError: for a function that fails, or returns something else.
+    """
+    found = []
+    for name, make in CALLBACKS.items():
+        try:
+            callback = make() if isinstance(make, type) else make(cfg)
+        except Exception as error:
+            raise OutsideError(described(f"callback {name!r}", make, error)) from error
+        if callback is not None and not isinstance(callback, TrainerCallback):
+            raise OutsideError(f"callback {name!r}: must be a TrainerCallback or None, got {type(callback).__name__}")
+        found += [] if callback is None else [callback]
+    return found

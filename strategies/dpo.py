@@ -9,14 +9,10 @@ from pydantic import BeforeValidator, NonNegativeFloat, PositiveFloat
 
 from strategies.base import PAIR_ARGUMENTS, PAIR_KEYS, PairStrategy, ReferenceMode, given_arguments
 from strategies.keys import Keys, key
-from strategies.loss_traits import LOSSES
+from strategies.loss_traits import LOSSES, loss_types
 from strategies.reference_sync import SYNC_KEYS, sync_arguments
 
-__all__ = ["LOSS_TYPES", "DPOKeys", "DPOStrategy"]
-
-LOSS_TYPES = tuple(name for name, traits in LOSSES.items() if not traits.strategy)
-"""Values of `dpo_loss_type`, by TRL's names."""
-
+__all__ = ["DPOKeys", "DPOStrategy"]
 
 OneOrMore = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """A list, or its only item."""
@@ -95,10 +91,10 @@ class DPOStrategy(PairStrategy):
     def find_problems(cls, cfg: Any) -> Iterator[tuple[str, str]]:
         """Yield (path, message) for losses that don't exist, and for keys that the chosen losses don't read."""
         losses = cls.losses(cfg)
-        unknown = [(index, loss) for index, loss in enumerate(losses) if loss not in LOSS_TYPES]
+        unknown = [(index, loss) for index, loss in enumerate(losses) if loss not in loss_types()]
         for index, loss in unknown:
             other = f" ({loss} is a strategy: write rl: {loss})" if loss in LOSSES else ""
-            yield f"dpo_loss_type.{index}", f"unknown loss {loss!r}{other}; available: {', '.join(LOSS_TYPES)}"
+            yield f"dpo_loss_type.{index}", f"unknown loss {loss!r}{other}; available: {', '.join(loss_types())}"
         if cfg.dpo_loss_weights is not None and len(cfg.dpo_loss_weights) != len(losses):
             counts = f"got {len(cfg.dpo_loss_weights)} for {len(losses)}"
             yield "dpo_loss_weights", f"{counts} (dpo_loss_type: {', '.join(losses)}); give one per loss"
@@ -131,7 +127,7 @@ OPTIONS = {"label_smoothing": "dpo_label_smoothing", "discopop_tau": "dpo_discop
 def _without_effect(cfg: Any, losses: list[str]) -> Iterator[tuple[str, str]]:
     chosen = ", ".join(losses)
     for option, path in OPTIONS.items():
-        readers = [name for name in LOSS_TYPES if option in LOSSES[name].reads]
+        readers = [name for name in loss_types() if option in LOSSES[name].reads]
         if getattr(cfg, path) and not set(readers) & set(losses):
             yield path, f"has no effect with dpo_loss_type: {chosen}; it is read by {', '.join(readers)}"
     if not cfg.dpo_label_smoothing and "exo_pair" in losses:
@@ -150,7 +146,7 @@ def _divergence(cfg: Any, losses: list[str]) -> Iterator[tuple[str, str]]:
     without = [name for name in losses if "f_divergence" not in LOSSES[name].reads and LOSSES[name].reference]
     compared = any(LOSSES[name].reference for name in losses)
     if given != "reverse_kl" and (without or not compared):
-        readers = ", ".join(name for name in LOSS_TYPES if "f_divergence" in LOSSES[name].reads)
+        readers = ", ".join(name for name in loss_types() if "f_divergence" in LOSSES[name].reads)
         names = ", ".join(without or losses)
         yield "dpo_f_divergence_type", f"{given} is not defined for dpo_loss_type: {names}; it is for {readers}"
     if cfg.dpo_f_alpha_divergence_coef is not None and given != "alpha_divergence":

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["F_DIVERGENCES", "LOSSES", "LossTraits"]
+if TYPE_CHECKING:
+    from strategies.losses import PairLoss
+
+__all__ = ["F_DIVERGENCES", "LOSSES", "OUTSIDE_LOSSES", "LossTraits", "loss_types"]
 
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 
@@ -49,3 +53,11 @@ LOSSES: dict[str, LossTraits] = {
     "simpo": LossTraits(_reads("beta label_smoothing gamma"), reference=False, lengths=True, strategy=True),
     "orpo": LossTraits(_reads("beta"), reference=False, lengths=True, strategy=True),
 }
+"""Name -> traits; `strategies.registering.register_loss` adds others."""
+OUTSIDE_LOSSES: dict[str, PairLoss] = {}
+"""Name -> loss that was registered; `strategies.losses.PAIR_LOSSES` has them too."""
+
+
+def loss_types() -> tuple[str, ...]:
+    """Values of `dpo_loss_type`, by TRL's names."""
+    return tuple(name for name, traits in LOSSES.items() if not traits.strategy)

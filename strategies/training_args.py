@@ -84,6 +84,8 @@ class AxolotlDPOConfig(AxolotlTrainingMixins, DPOConfig):
     """Losses and rewards of log-probabilities per token."""
     simpo_gamma: float = LossOptions.gamma
     """SimPO's target margin of rewards."""
+    loss_options: dict[str, Any] | None = None
+    """`LossOptions.own`: what a strategy from outside hands to a loss of its own."""
     sample_packing: bool = True
     """Pack pairs into rows, each prompt once; False: padded batches of `per_device_train_batch_size` pairs."""
     tokens_per_forward: int | None = None

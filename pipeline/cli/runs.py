@@ -123,7 +123,7 @@ def score(
 
 
 def schema() -> None:
-    """Print the JSON schema of a recipe."""
-    from pipeline.config import RunConfig
+    """Print the JSON schema of a recipe; installed plugins are part of it."""
+    from pipeline.config import config_class
 
-    print(json.dumps(RunConfig.model_json_schema(), indent=2))
+    print(json.dumps(config_class().model_json_schema(), indent=2))

@@ -20,11 +20,13 @@ from pipeline.config.messages import explain
 from pipeline.config.secrets import find_redacted, redact
 from pipeline.config.tuning import TuneConfig
 from pipeline.errors import ConfigError
-from strategies.config import StrategyConfig
+from strategies.config import StrategyConfig, with_strategy_keys
 from strategies.config.rules import find_problems as find_strategy_problems
+from strategies.plugins import PluginError, load_plugins
+from strategies.registering import RegistrationError
 from strategies.registry import STRATEGIES
 
-__all__ = ["DatasetConfig", "RunConfig", "dump_config", "load_config", "parse_config", "parse_yaml"]
+__all__ = ["DatasetConfig", "RunConfig", "config_class", "dump_config", "load_config", "parse_config", "parse_yaml"]
 
 
 class RunConfig(DataKeys, StrategyConfig, ClusterKeys):
@@ -47,19 +49,40 @@ def load_config(recipe: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def parse_config(values: Mapping[str, Any], origin: str = "config") -> RunConfig:
-    """Validate a mapping of keys.
+    """Validate a mapping of keys, after its plugins are loaded.
 
     Raises:
         ConfigError: with every problem found; `origin` names the mapping.
     """
+    model = config_class(values.get("plugins"), origin)
     try:
-        cfg = RunConfig.model_validate(without_disabled(values, RunConfig))
+        cfg = model.model_validate(without_disabled(values, model))
     except ValidationError as error:
-        raise ConfigError(origin, explain(error.errors(), RunConfig)) from None
+        raise ConfigError(origin, explain(error.errors(), model)) from None
     problems = list(_find_problems(cfg))
     if problems:
         raise ConfigError(origin, problems)
     return cfg
+
+
+def config_class(plugins: Any = None, origin: str = "config") -> type[RunConfig]:
+    """`RunConfig`, with the keys of strategies that plugins have registered.
+
+    Args:
+        plugins: modules to load, beside those of installed packages; what is no list of names is left to be refused.
+        origin: names the config in messages.
+
+    Raises:
+        ConfigError: for a plugin that can't be loaded, or that brings a key which there is already.
+    """
+    is_list = isinstance(plugins, list) and all(isinstance(name, str) for name in plugins)
+    try:
+        load_plugins(plugins if is_list else ())
+        return with_strategy_keys(RunConfig)
+    except PluginError as error:
+        raise ConfigError(origin, [(error.path, error.problem)]) from error
+    except RegistrationError as error:
+        raise ConfigError(origin, [("plugins", str(error))]) from error
 
 
 def _find_problems(cfg: RunConfig) -> Iterator[tuple[str, str]]:

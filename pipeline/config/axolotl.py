@@ -127,7 +127,7 @@ UNSUPPORTED: dict[str, str] = {
         "mean_resizing_embeddings mixlora_expert_lora_alpha mixlora_expert_lora_dropout mixlora_expert_lora_r "
         "mixlora_jitter_noise mixlora_num_experts mixlora_router_aux_loss_coef mixlora_router_init_range "
         "mixlora_top_k model_quantization_config model_quantization_config_kwargs nf4_backend peft "
-        "ple_cpu_offload plugins quantize_moe_experts reinit_weights rope_scaling save_first_step "
+        "ple_cpu_offload quantize_moe_experts reinit_weights rope_scaling save_first_step "
         "scaling_softmax scaling_softmax_bias scaling_softmax_factor shrink_embeddings strict "
         "torch_compile_options torch_compile_regional trainer_cls unfrozen_parameters use_kernels "
         "use_onebitllms"

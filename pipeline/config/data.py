@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from pipeline.config.datasets import DatasetConfig, dataset_problems
-from pipeline.data.kinds import RL_KINDS
+from strategies.registry import STRATEGIES
 
 __all__ = ["DataKeys", "DatasetConfig", "find_problems"]
 
@@ -50,12 +50,12 @@ class DataKeys(BaseModel):
 def find_problems(cfg: Any) -> Iterator[tuple[str, str]]:
     """Yield every (path, message) that makes the data's keys wrong, given the whole config."""
     if cfg.rl in NOT_YET:
-        yield "rl", f"{cfg.rl} is not available in this version; available: {', '.join(RL_KINDS)}"
-    elif cfg.rl not in RL_KINDS:
-        yield "rl", f"unknown value {cfg.rl!r}; available: {', '.join(RL_KINDS)}"
+        yield "rl", f"{cfg.rl} is not available in this version; available: {', '.join(STRATEGIES)}"
+    elif cfg.rl not in STRATEGIES:
+        yield "rl", f"unknown value {cfg.rl!r}; available: {', '.join(STRATEGIES)}"
     if cfg.test_datasets and cfg.val_set_size:
         yield "val_set_size", "contradicts test_datasets; keep one of them"
-    for name in ("datasets", "test_datasets") if cfg.rl in RL_KINDS else ():
+    for name in ("datasets", "test_datasets") if cfg.rl in STRATEGIES else ():
         for index, dataset in enumerate(getattr(cfg, name) or []):
             yield from ((f"{name}.{index}.{key}", message) for key, message in dataset_problems(dataset, cfg.rl))
     if not cfg.test_datasets and not cfg.val_set_size:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.data.kinds import RL_KINDS, raw_kind
+from pipeline.data.kinds import kind_of, raw_kind
 from pipeline.errors import UserError
 from strategies.base import BatchKind
 
@@ -81,10 +81,14 @@ CHAT_KEYS = TEXT_KEYS - {"field_prompt", "field_system", "field_completion", "fi
 
 
 def _keys_read(type_: str | UserDefinedType | None, kind: BatchKind) -> frozenset[str]:
+    from pipeline.data.transforms.registry import outside_type
+
     answers = {"field_chosen", "field_rejected"}
     if type_ is None or type_ == "passthrough":
         # messages alone are the trainer's to render, and it has only the tokenizer's template
         return frozenset({"chat_template", "chat_template_jinja"} if kind != "prompt" else ())
+    if isinstance(type_, str) and (outside := outside_type(kind, type_) or outside_type(kind, f"{type_}.default")) is not None:
+        return outside.keys & TEXT_KEYS
     if isinstance(type_, UserDefinedType) or not type_.startswith("chat_template"):
         return frozenset()
     if kind == "unpaired":
@@ -98,7 +102,7 @@ def dataset_problems(dataset: DatasetConfig, rl: str) -> Iterator[tuple[str, str
     """Yield every (key, message) that makes an entry wrong, given a known `rl`."""
     from pipeline.data.transforms import type_name
 
-    split_pairs, kind = bool(dataset.split_pairs), RL_KINDS[rl]
+    split_pairs, kind = bool(dataset.split_pairs), kind_of(rl)
     try:
         kind = raw_kind(rl, split_pairs)
         type_name({} if isinstance(dataset.type, UserDefinedType) else dataset.type, rl, split_pairs)

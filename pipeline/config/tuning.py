@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from strategies.base import PairKeys
-from strategies.registry import STRATEGIES
+from strategies.registry import keys_of_strategies
 
 __all__ = ["Bounds", "Dimension", "TuneConfig", "find_problems"]
 
@@ -202,7 +202,7 @@ def find_problems(tune: TuneConfig) -> Iterator[tuple[str, str]]:
         yield "tune.num_samples", "has no effect with search: grid, which runs every combination; remove it"
     if tune.scheduler == "pbt":
         for key in tune.space:
-            if key not in PERTURBABLE:
+            if key not in perturbable():
                 yield f"tune.space.{key}", "scheduler: pbt changes values while a run goes on, and this one can't change then"
     yield from _measure_problems(tune)
     for name, schedulers in USED_BY.items():
@@ -210,12 +210,16 @@ def find_problems(tune: TuneConfig) -> Iterator[tuple[str, str]]:
             yield f"tune.{name}", f"has no effect with scheduler: {tune.scheduler} (it belongs to {', '.join(schedulers)})"
 
 
-PERTURBABLE = (
-    {"learning_rate", "embedding_lr", "embedding_lr_scale", "loraplus_lr_ratio", "weight_decay", "max_grad_norm"}
-    | {"adam_beta1", "adam_beta2", "adam_epsilon"}
-    | set().union(*(strategy.keys for strategy in STRATEGIES.values()))
-) - {*PairKeys.model_fields, "rl", "reference", "disable_dropout", "trl.sync_ref_model", "trl.num_generations"}
-"""Keys that a run may go on with at other values."""
+def perturbable() -> frozenset[str]:
+    """Keys that a run may go on with at other values."""
+    fixed = {*PairKeys.model_fields, "rl", "reference", "disable_dropout", "trl.sync_ref_model", "trl.num_generations"}
+    return (keys_of_strategies() | OPTIMIZATION) - fixed
+
+
+OPTIMIZATION = frozenset(
+    "learning_rate embedding_lr embedding_lr_scale loraplus_lr_ratio weight_decay max_grad_norm adam_beta1 adam_beta2 "
+    "adam_epsilon".split()
+)
 USED_BY = {
     "grace_period": ("asha", "median"),
     "reduction_factor": ("asha", "hyperband"),

@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     from pipeline.data.preparation import prepare as prepare
     from pipeline.data.preview import render_preview as render_preview
     from pipeline.data.store import Prepared as Prepared
-    from pipeline.data.transforms import DATASET_TYPES as DATASET_TYPES
+    from pipeline.data.transforms import dataset_types as dataset_types
     from pipeline.data.transforms import load_transform as load_transform
+    from pipeline.data.transforms import register_dataset_type as register_dataset_type
 
 _HOMES = {
-    "DATASET_TYPES": "pipeline.data.transforms",
     "Prepared": "pipeline.data.store",
+    "dataset_types": "pipeline.data.transforms",
     "load_transform": "pipeline.data.transforms",
     "prepare": "pipeline.data.preparation",
+    "register_dataset_type": "pipeline.data.transforms",
     "render_preview": "pipeline.data.preview",
 }
-__all__ = ["DATASET_TYPES", "Prepared", "load_transform", "prepare", "render_preview"]
+__all__ = ["Prepared", "dataset_types", "load_transform", "prepare", "register_dataset_type", "render_preview"]
 
 
 def __getattr__(name: str) -> Any:

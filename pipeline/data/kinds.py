@@ -6,10 +6,7 @@ from pipeline.errors import UserError
 from strategies.base import BatchKind
 from strategies.registry import STRATEGIES
 
-__all__ = ["COMPLETIONS", "RL_KINDS", "kind_of", "methods", "raw_kind"]
-
-RL_KINDS: dict[str, BatchKind] = {rl: strategy.batch_kind for rl, strategy in STRATEGIES.items()}
-"""`rl:` value -> what one prepared row holds."""
+__all__ = ["COMPLETIONS", "kind_of", "methods", "raw_kind"]
 
 COMPLETIONS: dict[BatchKind, tuple[str, ...]] = {"pair": ("chosen", "rejected"), "unpaired": ("completion",), "prompt": ()}
 """Kind of row -> names of the texts that follow its prompt."""
@@ -21,9 +18,9 @@ def kind_of(rl: str) -> BatchKind:
     Raises:
         UserError: for a value that no strategy has.
     """
-    if rl not in RL_KINDS:
-        raise UserError(f"rl: unknown value {rl!r}; available: {', '.join(RL_KINDS)}")
-    return RL_KINDS[rl]
+    if rl not in STRATEGIES:
+        raise UserError(f"rl: unknown value {rl!r}; available: {', '.join(STRATEGIES)}")
+    return STRATEGIES[rl].batch_kind
 
 
 def raw_kind(rl: str, split_pairs: bool) -> BatchKind:
@@ -42,4 +39,4 @@ def raw_kind(rl: str, split_pairs: bool) -> BatchKind:
 
 def methods(kind: BatchKind) -> str:
     """The `rl:` values that take rows of a kind, as text."""
-    return ", ".join(rl for rl, taken in RL_KINDS.items() if taken == kind)
+    return ", ".join(rl for rl, strategy in STRATEGIES.items() if strategy.batch_kind == kind)

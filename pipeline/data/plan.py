@@ -10,7 +10,7 @@ from pipeline.data.fingerprint import FORMAT_VERSION, digest, tokenizer_identity
 from pipeline.data.kinds import kind_of
 from pipeline.data.length import STRATEGIES
 from pipeline.data.sources.shards import Shard, Source, survey
-from pipeline.data.transforms import build_transform, dataset_template
+from pipeline.data.transforms import build_transform, code_of, dataset_template
 from pipeline.data.transforms.base import Context
 from pipeline.errors import UserError
 
@@ -64,11 +64,12 @@ def make_plan(cfg: Any, tokenizer: PreTrainedTokenizerBase, rows_per_part: int) 
         raise UserError(f"excess_length_strategy: must be one of {', '.join(STRATEGIES)}, got {cfg.excess_length_strategy!r}")
     entries = [(f"datasets[{place}]", _keys(entry)) for place, entry in enumerate(train)]
     entries += [(f"test_datasets[{place}]", _keys(entry)) for place, entry in enumerate(test)]
-    datasets, templates, sources = [], [], []
+    datasets, templates, sources, codes = [], [], [], []
     for index, (place, keys) in enumerate(entries):
         try:
             template = dataset_template(tokenizer, keys)
             build_transform(cfg.rl, Context(tokenizer, template, keys))
+            codes.append(code_of(keys, cfg.rl))
             sources.append(survey(keys, index, rows_per_part))
         except UserError as error:
             raise UserError(f"{place}.{error}") from error
@@ -78,7 +79,7 @@ def make_plan(cfg: Any, tokenizer: PreTrainedTokenizerBase, rows_per_part: int) 
     inputs = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
-        "datasets": [_dataset_inputs(*triple) for triple in zip(datasets, templates, sources, strict=True)],
+        "datasets": [_dataset_inputs(*each) for each in zip(datasets, templates, sources, codes, strict=True)],
         "test_from": len(train),
         "tokenizer": tokenizer_identity(tokenizer),
         "sequence_len": cfg.sequence_len,
@@ -96,7 +97,8 @@ def _keys(entry: Any) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None and value is not False}
 
 
-def _dataset_inputs(keys: dict[str, Any], template: str | None, source: Source) -> dict[str, Any]:
-    """A template counts by its text, not by its name."""
+def _dataset_inputs(keys: dict[str, Any], template: str | None, source: Source, code: str | None) -> dict[str, Any]:
+    """A template counts by its text, not by its name; a type from outside by name and code."""
     named = {key: value for key, value in keys.items() if key not in ("chat_template", "chat_template_jinja")}
-    return {**redact(named), "template": template, "identity": list(source.identity)}
+    inputs = {**redact(named), "template": template, "identity": list(source.identity)}
+    return inputs if code is None else {**inputs, "code": code}

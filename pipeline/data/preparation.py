@@ -18,6 +18,7 @@ from pipeline.data.plan import Plan, make_plan
 from pipeline.data.staging import Job, stage_shard
 from pipeline.data.store import MANIFEST, Prepared, open_store
 from pipeline.errors import UserError
+from strategies.plugins import Plugins
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,6 +88,7 @@ def _build(
         excess_length_strategy=plan.inputs["excess_length_strategy"],
         rows_per_part=rows_per_part,
         folder=staging,
+        plugins=Plugins.of(cfg),
     )
     parts = _stage(job, plan, cfg.dataset_num_proc, progress)
     files = finalise.write_rejected(staging, folder, parts)

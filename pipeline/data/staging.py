@@ -22,10 +22,11 @@ from pipeline.data.length import fit_all
 from pipeline.data.sources.readers import RawRow, read_rows
 from pipeline.data.sources.shards import Shard
 from pipeline.data.tokenise import Tokenised, tokenise
-from pipeline.data.transforms import Rendered, RowError, Transform, build_transform
+from pipeline.data.transforms import Rendered, RowError, Transform, TypeFailed, build_transform
 from pipeline.data.transforms.base import Context
 from pipeline.errors import UserError
 from strategies.base import BatchKind
+from strategies.plugins import PluginError, Plugins
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +53,7 @@ class Job:
     excess_length_strategy: str
     rows_per_part: int
     folder: Path
+    plugins: Plugins
 
     @property
     def kind(self) -> BatchKind:
@@ -82,9 +84,13 @@ def stage_shard(job: Job, shard: Shard) -> Iterator[dict[str, Any]]:
     """Stage every part of a shard; yields each part's summary, those of parts found in place included.
 
     Raises:
-        UserError: for a file that cannot be read, a missing chat template, or a row too long under `raise`.
+        UserError: for a file that cannot be read, a missing chat template, a row too long under `raise`, a plugin that fails.
         OSError: when a part cannot be written.
     """
+    try:
+        job.plugins.load()
+    except PluginError as error:
+        raise UserError(str(error)) from error
     if (found := _all_there(job, shard)) is not None:
         yield from found
         return
@@ -124,6 +130,8 @@ def _fill(job: Job, shard: Shard, transform: Transform, rows: Iterable[RawRow]) 
             rendered.append((row, [_encodable(text) for text in transform.rows(_value(row))]))
         except RowError as error:
             part.reject(source, row, str(error))
+        except TypeFailed as error:
+            raise UserError(f"row {row.index + 1} of {source}: {error}") from error
     tokenised = tokenise([text for _, texts in rendered for text in texts], job.tokenizer)
     for row, texts in rendered:
         _keep(job, part, source, row, [(text, next(tokenised)) for text in texts])

@@ -30,6 +30,8 @@ def quick_checks(answers: Answers, folders: Iterable[str]) -> Iterator[Check]:
         return
     yield from _versions(nodes)
     yield from check_network(nodes)
+    if problems := {node.name: node.plugins for node in nodes if node.plugins is not None}:
+        yield Check("plugins", "fail", f"{_each_node(problems)}; submit from their folder, or install them everywhere")
     for key in folders:
         yield _storage(key, answers)
 

@@ -19,6 +19,7 @@ from pipeline.doctor.reach import reach
 from pipeline.patience import STORAGE_ERRORS
 from pipeline.session import our_packages
 from pipeline.storage import Folder, is_uri, reason
+from strategies.plugins import PluginError, Plugins
 
 __all__ = ["NodeFacts", "Probe", "Thing", "inspect_node", "list_probes", "remove_probes"]
 
@@ -49,6 +50,7 @@ class Probe:
     folders: dict[str, Folder] = field(default_factory=dict)
     """Key of the recipe -> folder that the node must be able to write."""
     things: tuple[Thing, ...] = ()
+    plugins: Plugins = field(default_factory=Plugins)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class NodeFacts:
     """Key of a folder -> what is wrong with writing to it."""
     unreachable: dict[str, str]
     """Key of a model or of data -> why it can't be reached."""
+    plugins: str | None = None
+    """Why the recipe's plugins can't be loaded; None where they can."""
 
 
 def inspect_node(probe: Probe, name: str, address: str, gpus: float) -> NodeFacts:
@@ -110,6 +114,7 @@ def inspect_node(probe: Probe, name: str, address: str, gpus: float) -> NodeFact
         disks=_free_disks(probe),
         unwritable=_each(probe.folders.items(), lambda folder: _write(folder, probe.run, name)),
         unreachable=_each(((thing.key, thing) for thing in probe.things), lambda thing: reach(thing.value, thing.kind)),
+        plugins=_load(probe.plugins),
     )
 
 
@@ -148,6 +153,14 @@ def code_digest() -> str:
 def _each(things: Iterable[tuple[str, T]], look: Callable[[T], str | None]) -> dict[str, str]:
     problems = ((key, look(thing)) for key, thing in things)
     return {key: problem for key, problem in problems if problem is not None}
+
+
+def _load(plugins: Plugins) -> str | None:
+    try:
+        plugins.load()
+    except PluginError as error:
+        return str(error)
+    return None
 
 
 def _version(package: str) -> str | None:

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.patience import STORAGE_ERRORS
 from pipeline.session import alive_nodes
 from pipeline.storage import Folder, is_uri, locate, reason
+from strategies.plugins import Plugins
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -69,7 +70,7 @@ def probe_of(cfg: RunConfig | None, *, with_things: bool) -> Probe:
             paths = [_as_tasks_read_it(dataset.path) for dataset in getattr(cfg, name) or []]
             things += [Thing(f"{name}.{index}", path, "data") for index, path in enumerate(paths)]
     folders = {key: folder.carried() for key, folder in _folders_of(cfg).items()}
-    return Probe(run, folders, tuple(things))
+    return Probe(run, folders, tuple(things), Plugins.of(cfg))
 
 
 def _as_tasks_read_it(path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,10 @@ def find_path_problems(cfg: RunConfig, package: Package, shared: Sequence[Path])
     for key, value in named_paths(cfg):
         if (problem := check_path(value, package, shared)) is not None:
             yield key, problem
+    for index, name in enumerate(cfg.plugins or []):
+        file = Path(sys.modules[name].__file__ or "").resolve()
+        if file.is_relative_to(package.root) and not _is_packed(file, package):
+            yield f"plugins.{index}", f"{_relative(file, package)!r} isn't packed: .gitignore or .rayignore leaves it out"
 
 
 def check_path(value: str, package: Package, shared: Sequence[Path]) -> str | None:

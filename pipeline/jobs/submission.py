@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -76,7 +77,8 @@ def plan_job(given: Submission) -> Planned:
     if (key := find_secret_override(given.overrides)) is not None:
         raise UserError(f"--set {key}: would show a secret to everyone who may list the cluster's jobs; give it by --env")
     recipe = None if given.recipe is None else _recipe_in(root, given.recipe)
-    cfg = None if recipe is None else load_config(root / recipe, given.overrides)
+    with contextlib.chdir(root):  # where the job will find its plugins
+        cfg = None if recipe is None else load_config(root / recipe, given.overrides)
     if given.command == "tune" and cfg is not None and cfg.tune is None:
         raise UserError(f"{recipe}: has no `tune:` section to search; give it one with a `space`, or submit train")
     package = Package(root, {}) if cfg is None else list_package(root, _own_outputs(cfg))

@@ -12,6 +12,7 @@ from ray.train import UserCallback
 
 from pipeline.errors import UserError
 from pipeline.training.ledger import merge
+from strategies.errors import OutsideError
 
 __all__ = ["Relay", "find_refusal"]
 
@@ -61,11 +62,12 @@ def _arrive(queue: Any) -> Relay:
 
 
 def find_refusal(worker_exceptions: dict[int, Exception]) -> str | None:
-    """What a worker said of input that it can't work with: a `ValueError` or `UserError`.
+    """What a worker said of input or of code from outside that it can't work with: a `ValueError`, or one of ours.
 
     Kinds of ValueError are something else: JSON or Arrow data that was cut off, which may be whole the next time.
     """
-    found = (error for error in worker_exceptions.values() if isinstance(error, UserError) or type(error) is ValueError)
+    kinds = (UserError, OutsideError)
+    found = (error for error in worker_exceptions.values() if isinstance(error, kinds) or type(error) is ValueError)
     return next((str(error) for error in found), None)
 
 

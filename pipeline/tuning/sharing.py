@@ -16,18 +16,18 @@ from pipeline.tuning.records import TrialRecord
 from strategies.base import MethodKeys, PairKeys
 from strategies.config.optimizer import OptimizerKeys
 from strategies.config.trainer import HubKeys, TrackerKeys, TrainerKeys
-from strategies.registry import STRATEGIES, get_strategy
+from strategies.registry import get_strategy, keys_of_strategies
 
 __all__ = ["Saved", "Shared", "share", "value_of"]
 
 CHANGES_DATA = {"rl", "sequence_len", "seed", "reference"}
 """Keys of training that decide what is prepared or scored."""
-TRAINING_ONLY = (
-    {*OptimizerKeys.model_fields, *TrainerKeys.model_fields, *TrackerKeys.model_fields, *HubKeys.model_fields}
-    | {*MethodKeys.model_fields, *PairKeys.model_fields}
-    | set().union(*(strategy.keys for strategy in STRATEGIES.values()))
-) - CHANGES_DATA
-"""Keys that change neither."""
+
+
+def training_only() -> frozenset[str]:
+    """Keys that change neither."""
+    groups = (OptimizerKeys, TrainerKeys, TrackerKeys, HubKeys, MethodKeys, PairKeys)
+    return keys_of_strategies().union(*(group.model_fields for group in groups)) - CHANGES_DATA
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ def share(cfg: RunConfig, recipes: list[RunConfig], display: Display) -> Shared:
 def _kinds(cfg: RunConfig, recipes: list[RunConfig]) -> list[RunConfig]:
     """One recipe for each combination of values that decide the data; values of ranges are left to the trials."""
     assert cfg.tune is not None
-    searched = [key for key in cfg.tune.space if not {key, key.partition(".")[0]} & TRAINING_ONLY]
+    without = training_only()
+    searched = [key for key in cfg.tune.space if not {key, key.partition(".")[0]} & without]
     ranges = {key for key in searched for one in cfg.tune.space[key] if not one.is_list}
     found: dict[str, RunConfig] = {}
     for recipe in recipes:

@@ -78,12 +78,12 @@ def _effective(cfg: StrategyConfig, name: str) -> Any:
 
 
 def _method(cfg: StrategyConfig) -> Iterator[Problem]:
-    from strategies.registry import STRATEGIES, get_strategy
+    from strategies.registry import STRATEGIES, get_strategy, keys_of_strategies
 
     if cfg.rl not in STRATEGIES:
         return  # named where a strategy is needed: `get_strategy`
     strategy = get_strategy(cfg.rl)
-    for name in sorted(set().union(*(known.keys for known in STRATEGIES.values()))):
+    for name in sorted(keys_of_strategies()):
         if _is_set(cfg, name) and name not in strategy.keys:
             readers = [rl for rl, known in STRATEGIES.items() if name in known.keys]
             yield name, f"has no effect with rl: {cfg.rl} (it belongs to rl: {', '.join(readers)}); remove it"

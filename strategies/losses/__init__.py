@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import MutableMapping
+
+from strategies.loss_traits import OUTSIDE_LOSSES
 from strategies.losses.kto import kl_estimate, kto_loss
 from strategies.losses.logistic import discopop_loss, exo_pair_loss, robust_loss, sigmoid_loss, sigmoid_norm_loss
 from strategies.losses.pointwise import apo_down_loss, apo_zero_loss, bco_pair_loss, nca_pair_loss
@@ -23,7 +27,7 @@ __all__ = [
     "nll",
 ]
 
-PAIR_LOSSES: dict[str, PairLoss] = {
+_OURS: dict[str, PairLoss] = {
     "sigmoid": sigmoid_loss,
     "hinge": hinge_loss,
     "ipo": ipo_loss,
@@ -42,4 +46,5 @@ PAIR_LOSSES: dict[str, PairLoss] = {
     "simpo": simpo_loss,
     "orpo": orpo_loss,
 }
-"""Name -> loss of pairs. `strategies.loss_traits.LOSSES` says, without torch, what each one reads."""
+PAIR_LOSSES: MutableMapping[str, PairLoss] = ChainMap(OUTSIDE_LOSSES, _OURS)
+"""Name -> loss of pairs, also from outside. `strategies.loss_traits.LOSSES` says, without torch, what each one reads."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +30,8 @@ class LossOptions:
 
     `beta` is the strength of each loss, in the sense of its docstring. `label_smoothing` is the probability that a label
     is wrong. `f_divergence` is a name of `F_DIVERGENCES`, and `alpha` is read by alpha_divergence alone. `gamma` is
-    SimPO's target margin. `discopop_tau` is the temperature of DiscoPOP's blend.
+    SimPO's target margin. `discopop_tau` is the temperature of DiscoPOP's blend. `own` holds what a strategy from outside hands
+    to a loss of its own (its argument `loss_options`).
     """
 
     beta: float = 0.1
@@ -38,6 +40,7 @@ class LossOptions:
     alpha: float = 0.5
     gamma: float = 0.5
     discopop_tau: float = 0.05
+    own: Mapping[str, Any] = field(default_factory=dict)
 
 
 PairLoss = Callable[[PairLogps, PairLogps | None, LossOptions], Tensor]

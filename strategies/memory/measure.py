@@ -68,7 +68,7 @@ def measure(cfg: Any, preload: Sequence[str] = ()) -> Measured:
         ValueError: for a method that generates what it trains on.
         RuntimeError: when the process fails, with its last line, or was killed.
     """
-    from strategies.config import StrategyConfig
+    from strategies.config import StrategyConfig, with_strategy_keys
     from strategies.registry import get_strategy
 
     strategy = get_strategy(cfg.rl)
@@ -77,7 +77,7 @@ def measure(cfg: Any, preload: Sequence[str] = ()) -> Measured:
     own = {
         name: value
         for name, value in cfg.model_dump(exclude_unset=True, mode="json").items()
-        if name in StrategyConfig.model_fields
+        if name in with_strategy_keys(StrategyConfig).model_fields
     }
     if strategy.reference_mode(cfg) is not None and strategy.batch_kind == "pair":
         own["reference"] = strategy.reference_mode(cfg)

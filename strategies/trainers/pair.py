@@ -10,6 +10,7 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from strategies.base import BatchKind
+from strategies.errors import OutsideError
 from strategies.loss_traits import LOSSES
 from strategies.losses import PAIR_LOSSES, LossOptions, PairLogps, averaged, nll
 from strategies.mixins import DistributedParallelMixin
@@ -63,7 +64,10 @@ class AxolotlDPOTrainer(PlannedTrainer, DPOTrainer, DistributedParallelMixin):
     def _batch_loss(self, model: Any, batch: PairBatch, share: StepShare, whole: Tensor | None) -> Tensor:
         outputs = batch.pairs.run(model, self._statistics)
         values = self._values(batch, outputs)
-        loss = self._part_of_loss(batch, values, share.global_pairs, whole)
+        try:
+            loss = self._part_of_loss(batch, values, share.global_pairs, whole)
+        except OutsideError as error:
+            raise OutsideError(f"{error}; in a batch of the rows {', '.join(map(str, batch.row_ids))}") from error
         if self.aux_loss_enabled:
             loss = loss + len(batch.places) / share.global_pairs * self.router_aux_loss_coef * outputs.aux_loss
         loss = loss if batch.counts else 0.0 * loss
@@ -125,6 +129,7 @@ class AxolotlDPOTrainer(PlannedTrainer, DPOTrainer, DistributedParallelMixin):
             alpha=self.f_alpha_divergence_coef,
             gamma=self.args.simpo_gamma,
             discopop_tau=self.args.discopop_tau,
+            own=self.args.loss_options or {},
         )
 
     @property

@@ -17,8 +17,8 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from strategies.batching import BatchPlan
-from strategies.dpo import LOSS_TYPES
 from strategies.kl_rows import MismatchedSampler
+from strategies.loss_traits import loss_types
 from tests.laws.runs import LORA, losses, trained
 from tests.tiny import labelled, pairs, tiny_model, tiny_tokenizer
 
@@ -31,7 +31,7 @@ KTO_METRICS = [*COMMON, *"kl entropy logits/chosen logits/rejected num_tokens".s
 ONE_TOKEN_PROMPTS = [{**pair, "prompt": f"{row % 10}"} for row, pair in enumerate(pairs(16))]
 
 DPO_RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    **{loss: ({"dpo_loss_type": [loss]}, {"loss_type": [loss]}) for loss in LOSS_TYPES if loss != "exo_pair"},
+    **{loss: ({"dpo_loss_type": [loss]}, {"loss_type": [loss]}) for loss in loss_types() if loss != "exo_pair"},
     "ld_alpha": ({"dpo_ld_alpha": 0.5, "rl_beta": 0.3}, {"ld_alpha": 0.5, "beta": 0.3}),
     "weighting": ({"dpo_use_weighting": True}, {"use_weighting": True}),
     "several": (

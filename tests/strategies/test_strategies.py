@@ -14,8 +14,9 @@ from trl import DPOConfig
 import strategies
 from strategies.base import MethodKeys
 from strategies.config import StrategyConfig, as_config
-from strategies.dpo import LOSS_TYPES, DPOStrategy
+from strategies.dpo import DPOStrategy
 from strategies.grpo import TRLKeys
+from strategies.loss_traits import loss_types
 from strategies.registry import STRATEGIES, get_strategy
 
 BASE: dict[str, Any] = {"base_model": "tiny"}
@@ -56,7 +57,7 @@ def test_an_unknown_strategy_names_the_known_ones() -> None:
         config("dop")
 
 
-@pytest.mark.parametrize("loss", LOSS_TYPES)
+@pytest.mark.parametrize("loss", loss_types())
 def test_every_loss_of_trl_is_accepted(loss: str) -> None:
     smoothing = {"dpo_label_smoothing": 0.001} if loss == "exo_pair" else {}
     assert config("dpo", dpo_loss_type=[loss], **smoothing).dpo_loss_type == [loss]
@@ -64,7 +65,7 @@ def test_every_loss_of_trl_is_accepted(loss: str) -> None:
 
 def test_loss_names_are_trls() -> None:
     help_text = next(f.metadata["help"] for f in DPOConfig.__dataclass_fields__.values() if f.name == "loss_type")
-    assert set(re.findall(r"'(\w+)'", help_text)) == set(LOSS_TYPES)
+    assert set(re.findall(r"'(\w+)'", help_text)) == set(loss_types())
 
 
 def test_arguments_carry_only_the_keys_that_are_set() -> None:

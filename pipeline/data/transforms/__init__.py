@@ -7,25 +7,51 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.kinds import raw_kind
-from pipeline.data.transforms import chat, trl_shapes, turns, user_defined
-from pipeline.data.transforms.base import Context, Rendered, Row, RowError, Transform
+from pipeline.data.transforms.base import (
+    Context,
+    Rendered,
+    Row,
+    RowError,
+    Transform,
+    completion_text,
+    label_field,
+    list_field,
+    optional_text,
+    pair_text,
+    text_field,
+)
 from pipeline.data.transforms.hints import hint
+from pipeline.data.transforms.prompts import prompt_rendering
+from pipeline.data.transforms.registry import FACTORIES, TypeFailed, dataset_types, outside_type, register_dataset_type
+from pipeline.data.transforms.rendering import ChatRenderer
 from pipeline.errors import UserError
 from strategies.base import BatchKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["DATASET_TYPES", "Rendered", "RowError", "Transform", "build_transform", "load_transform", "type_name"]
-
-_HOMES = (turns, chat, user_defined, trl_shapes)
-_FACTORIES: dict[BatchKind, dict[str, Callable[[Context], Callable[[Row], Rendered]]]] = {
-    "pair": {name: factory for home in _HOMES for name, factory in home.PAIR_TYPES.items()},
-    "unpaired": {name: factory for home in _HOMES for name, factory in home.UNPAIRED_TYPES.items()},
-    "prompt": {name: factory for home in _HOMES for name, factory in home.PROMPT_TYPES.items()},
-}
-DATASET_TYPES: dict[BatchKind, tuple[str, ...]] = {kind: tuple(sorted(types)) for kind, types in _FACTORIES.items()}
-"""Names of the dataset types by what a raw row holds."""
+__all__ = [
+    "ChatRenderer",
+    "Context",
+    "Rendered",
+    "Row",
+    "RowError",
+    "Transform",
+    "TypeFailed",
+    "build_transform",
+    "code_of",
+    "completion_text",
+    "dataset_types",
+    "label_field",
+    "list_field",
+    "load_transform",
+    "optional_text",
+    "pair_text",
+    "prompt_rendering",
+    "register_dataset_type",
+    "text_field",
+    "type_name",
+]
 
 
 def type_name(given: str | dict[str, Any] | None, rl: str, split_pairs: bool = False) -> str:
@@ -34,7 +60,7 @@ def type_name(given: str | dict[str, Any] | None, rl: str, split_pairs: bool = F
     Raises:
         UserError: when there is no such type; it names the nearest ones and all that there are. As `raw_kind`.
     """
-    names = DATASET_TYPES[raw_kind(rl, split_pairs)]
+    names = dataset_types(raw_kind(rl, split_pairs))
     if given is None:
         return "passthrough"
     if isinstance(given, dict):
@@ -56,7 +82,14 @@ def build_transform(rl: str, context: Context) -> Transform:
     """
     split_pairs = bool(context.keys.get("split_pairs"))
     name, kind = type_name(context.keys.get("type"), rl, split_pairs), raw_kind(rl, split_pairs)
-    return Transform(name, _with_hint(kind, _FACTORIES[kind][name](context)), split_pairs)
+    return Transform(name, _with_hint(kind, FACTORIES[kind][name](context)), split_pairs)
+
+
+def code_of(keys: dict[str, Any], rl: str) -> str | None:
+    """What stands for the code of a dataset's type, where that comes from outside. Raises UserError as `OutsideType.code`."""
+    split_pairs = bool(keys.get("split_pairs"))
+    known = outside_type(raw_kind(rl, split_pairs), type_name(keys.get("type"), rl, split_pairs))
+    return None if known is None else known.code()
 
 
 def _with_hint(kind: BatchKind, render: Callable[[Row], Rendered]) -> Callable[[Row], Rendered]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.data import DATASET_TYPES, load_transform
-from pipeline.data.kinds import COMPLETIONS, RL_KINDS, kind_of, methods, raw_kind
+from pipeline.data import load_transform
+from pipeline.data.kinds import COMPLETIONS, kind_of, methods, raw_kind
 from pipeline.data.transforms import RowError
+from pipeline.data.transforms.registry import FACTORIES
 from pipeline.errors import UserError
 from strategies.registry import STRATEGIES
 
@@ -15,8 +16,7 @@ LABELLED = {"prompt": "Q", "completion": "C", "label": True}
 
 
 def test_every_method_has_a_kind_and_every_kind_its_types():
-    assert set(RL_KINDS) == set(STRATEGIES)
-    assert set(RL_KINDS.values()) == set(COMPLETIONS) == set(DATASET_TYPES)
+    assert {strategy.batch_kind for strategy in STRATEGIES.values()} == set(COMPLETIONS) == set(FACTORIES)
     assert [methods(kind) for kind in ("pair", "unpaired", "prompt")] == ["dpo, ipo, simpo, orpo", "kto", "grpo"]
 
 

@@ -9,7 +9,7 @@ import json
 import pytest
 from rich.console import Console
 
-from pipeline.data import DATASET_TYPES, load_transform, prepare, render_preview
+from pipeline.data import dataset_types, load_transform, prepare, render_preview
 from pipeline.data.transforms import RowError
 from pipeline.errors import UserError
 from tests.pipeline.data.conftest import SHARED_DATA, make_config, write_jsonl
@@ -33,7 +33,7 @@ def said(text):
 
 
 def test_the_types_are_those_of_pairs():
-    assert DATASET_TYPES["prompt"] == DATASET_TYPES["pair"]
+    assert dataset_types("prompt") == dataset_types("pair")
 
 
 @pytest.mark.parametrize("rows", [PAIR_ROWS, COMPLETION_ROWS])

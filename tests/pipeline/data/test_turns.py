@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.data import DATASET_TYPES, load_transform
+from pipeline.data import dataset_types, load_transform
 from pipeline.data.transforms import RowError
 from pipeline.errors import UserError
 
@@ -72,9 +72,9 @@ def test_every_type_is_covered_here_or_next_door():
     turned = {f"{turns}.{shape}" for turns in ("chatml", "llama3") for shape in PAIR_ROWS}
     others = {"zephyr.nectar", "user_defined.default", "passthrough"}
     chats = {"chat_template.default", "chat_template.argilla_chat", "chat_template.argilla"}
-    assert set(DATASET_TYPES["pair"]) == turned | others | chats
+    assert set(dataset_types("pair")) == turned | others | chats
     turned = {f"{turns}.{shape}" for turns in ("chatml", "llama3") for shape in COMPLETION_ROWS}
-    assert set(DATASET_TYPES["unpaired"]) == turned | {*others, *chats} - {"zephyr.nectar", "chat_template.argilla"}
+    assert set(dataset_types("unpaired")) == turned | {*others, *chats} - {"zephyr.nectar", "chat_template.argilla"}
 
 
 @pytest.mark.parametrize("first", ["prompt", "input", "question", "instruction"])

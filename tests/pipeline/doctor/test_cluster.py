@@ -49,6 +49,12 @@ def test_versions_that_differ() -> None:
     assert quick(answers_of(node(A, versions=missing)))["version of trl"].finding.startswith("isn't installed here")
 
 
+def test_plugins_that_a_node_lacks() -> None:
+    found = quick(answers_of(node(A), node(B, plugins="plugins.0: can't import my_loss")))
+    assert found["plugins"].status == "fail"
+    assert found["plugins"].finding.startswith(f"plugins.0: can't import my_loss (on {B}); submit from their folder")
+
+
 def test_storage_that_is_not_shared() -> None:
     found = quick(answers_of(node(A), node(B), blind={A: [A], B: [B]}))
     assert found["output_dir"].status == "fail"

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.training.relaying import Relay
+from strategies.errors import OutsideError
 
 
 class Recorded(list[dict[str, Any]]):
@@ -18,7 +19,10 @@ class Recorded(list[dict[str, Any]]):
         self.append(event)
 
 
-@pytest.mark.parametrize("refusal", [ValueError("row 7 is too long"), UserError("row 7 is too long")])
+REFUSALS = [kind("row 7 is too long") for kind in (ValueError, UserError, OutsideError)]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
 def test_input_that_a_worker_refuses_is_not_tried_again(refusal: Exception) -> None:
     """Ray restarts after what workers raise, not after what is raised here."""
     queue = Recorded()
