@@ -45,6 +45,11 @@ def ultrafeedback(row: int) -> dict[str, Any]:
     return {"prompt": found["chosen"][0]["content"], "prompt_id": f"{row:064x}", **found, "messages": found["chosen"], **scores}
 
 
+def tulu(row: int) -> dict[str, Any]:
+    found = conversations(row)
+    return {"id": f"mix-{row}", "prompt": found["chosen"][0]["content"], **found, "source": "a part of the mixture"}
+
+
 def of_armorm(row: int) -> dict[str, Any]:
     found = conversations(row)
     answers = [found[name][1]["content"] for name in ("chosen", "rejected")]
@@ -63,10 +68,7 @@ def capybara(row: int) -> dict[str, Any]:
 ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
     "HuggingFaceH4/ultrafeedback_binarized": ultrafeedback,
     "trl-lib/ultrafeedback_binarized": lambda row: {**conversations(row), "score_chosen": 8.5, "score_rejected": 6.0},
-    "allenai/llama-3.1-tulu-3-8b-preference-mixture": lambda row: {
-        **{"id": f"mix-{row}", "prompt": f"What is {row} plus {row}?", "source": "a data set of the mixture"},
-        **conversations(row),
-    },
+    "allenai/llama-3.1-tulu-3-8b-preference-mixture": tulu,
     "princeton-nlp/llama3-ultrafeedback-armorm": of_armorm,
     "princeton-nlp/gemma2-ultrafeedback-armorm": of_armorm,
     "argilla/distilabel-capybara-dpo-7k-binarized": capybara,
@@ -86,8 +88,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, str]:
 
 
 def small(name: str, bases: dict[Any, str], folder: Path) -> list[str]:
-    """What makes a run of two steps on two CPUs of a recipe; everything else stays."""
+    """What makes a run of two steps on one CPU of a recipe, on two where the model is divided; everything else stays."""
     recipe = read_yaml(Path(name))
+    is_divided = not {"deepspeed", "fsdp_config"}.isdisjoint(recipe)
     family = next((family for part, family in FAMILIES.items() if part in recipe["base_model"]), tiny_model)
     changes: dict[str, Any] = {
         "base_model": bases[family],
@@ -95,7 +98,7 @@ def small(name: str, bases: dict[Any, str], folder: Path) -> list[str]:
         "max_steps": 2,
         "micro_batch_size": 2,
         "gradient_accumulation_steps": 2,
-        "ray.num_workers": min(2, recipe["ray"]["num_workers"]),
+        "ray.num_workers": 2 if is_divided else 1,
         "logging_steps": 1,
         "save_strategy": "'no'",
         "save_steps": "null",
@@ -121,8 +124,85 @@ def test_a_recipe_trains(ray_session: Any, bases: dict[Any, str], tmp_path: Path
     assert result.steps == 2
     assert result.history[["loss", "grad_norm"]].dropna().map(abs).max().max() < 1e4
     saved = load_config(tmp_path / "run" / "config.yaml")
-    for key in ("rl", "rl_beta", "learning_rate", "lr_scheduler", "lora_r", "deepspeed", "fsdp_config", "gradient_checkpointing"):
+    for key in "rl rl_beta learning_rate lr_scheduler lora_r deepspeed fsdp_config gradient_checkpointing".split():
         assert getattr(saved, key) == getattr(recipe, key), key
     model = AutoModelForCausalLM.from_pretrained(cfg.base_model if cfg.adapter else result.model_dir)
     if cfg.adapter:
         PeftModel.from_pretrained(model, str(result.model_dir))
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("sweep")])
+def test_a_sweep_has_trials_that_are_valid(name: str) -> None:
+    cfg = load_config(name)
+    assert cfg.tune is not None
+    trials = check_trials(cfg, corners(cfg.tune))
+    assert {trial.rl for trial in trials} == ({"dpo", "ipo", "simpo"} if name == "sweep-strategies" else {"dpo"})
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_names_its_sources(name: str) -> None:
+    recipe = packaged_recipe(name)
+    assert recipe.sources and recipe.hardware
+    assert all(re.fullmatch(r"https://\S+|arXiv \d{4}\.\d{5}.*", source) for source in recipe.sources)
+    cited = {int(number) for number in re.findall(r"(?<!Source )\[(\d)\]", recipe.text)}
+    assert cited == (set(range(1, len(recipe.sources) + 1)) if len(recipe.sources) > 1 else set())
+
+
+def test_the_command_lists_them() -> None:
+    printed = runner.invoke(app, ["recipes"]).stdout
+    for name in recipe_names():
+        recipe = packaged_recipe(name)
+        assert re.search(rf"^{name} +{re.escape(recipe.method)}: {re.escape(recipe.model)}", printed, flags=re.MULTILINE)
+        assert all(source in printed for source in recipe.sources)
+    assert "dpo, ipo, simpo (sweep): google/gemma-3-1b-it; published for 8 GPUs a run" in printed
+
+
+def test_the_command_shows_one() -> None:
+    file = ROOT / "pipeline" / "recipes" / "simpo.yaml"
+    assert runner.invoke(app, ["recipes", "show", "simpo"]).stdout == file.read_text()
+    result = runner.invoke(app, ["recipes", "show", "sinpo"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("prefray: sinpo: no packaged recipe; there are: dpo-full-fsdp2, dpo-full-zero3, ")
+
+
+def test_a_name_stands_for_a_file_only_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("simpo", ["rl_beta=2"]).rl_beta == 2
+    Path("simpo").write_text("base_model: mine\ndatasets: [{path: pairs.jsonl}]\n")
+    assert load_config("simpo").base_model == "mine"
+    Path("orpo").mkdir()
+    assert load_config("orpo").rl == "orpo"
+
+
+def test_an_unknown_name_is_answered_with_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="dpo-loar: can't be read: no such file, and no packaged recipe; there are: .*dpo-lora"):
+        load_config("dpo-loar")
+    for path in ("none.yaml", str(tmp_path / "simpo")):
+        with pytest.raises(UserError, match=f"{path}: can't be read: no such file$"):
+            load_config(path)
+
+
+def rows_of_the_page() -> dict[str, list[str]]:
+    """Recipe -> the other cells of its row in docs/recipes.md."""
+    lines = re.findall(r"^\| `([\w-]+)` \|(.*)\|$", (ROOT / "docs" / "recipes.md").read_text(), flags=re.MULTILINE)
+    return {name: [cell.strip() for cell in cells.split(" | ")] for name, cells in lines}
+
+
+def test_the_page_lists_every_recipe() -> None:
+    assert list(rows_of_the_page()) == recipe_names()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_page_says_what_the_recipe_says(name: str) -> None:
+    recipe, cfg = packaged_recipe(name), load_config(name)
+    model, method, settings, hardware, sources = rows_of_the_page()[name]
+    assert (model, method, hardware) == (recipe.model, recipe.method, recipe.hardware)
+    assert re.findall(r"\]\((\S+)\)", sources) == recipe.sources
+    assert settings == main_settings(cfg)
+
+
+def main_settings(cfg: RunConfig) -> str:
+    """Learning rate, beta, global batch and length, as the page writes them."""
+    beta = cfg.orpo_alpha or cfg.rl_beta or (cfg.trl and cfg.trl.beta)
+    batch = cfg.micro_batch_size * cfg.gradient_accumulation_steps * cfg.num_workers
+    return f"lr {cfg.learning_rate:.0e}, beta {beta:g}, batch {batch}, {cfg.sequence_len} tokens".replace("e-0", "e-")
