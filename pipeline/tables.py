@@ -12,6 +12,7 @@ from pipeline.config.secrets import redact_text
 from pipeline.storage import inside
 
 if TYPE_CHECKING:
+    from pipeline.config.packaged import PackagedRecipe
     from pipeline.data import Prepared
     from pipeline.doctor.examination import Examination
     from pipeline.doctor.memory import Diagnosis
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.training.driver import TrainResult
     from pipeline.tuning.result import SweepResult
 
-__all__ = ["print_examination", "print_result", "print_scores", "print_sweep"]
+__all__ = ["print_examination", "print_recipes", "print_result", "print_scores", "print_sweep"]
 
 METRICS = (
     "loss",
@@ -71,6 +72,17 @@ def print_sweep(result: SweepResult, console: Console | None = None) -> None:
         ("report", result.report),
     ):
         console.print(f"{label:<8}{path}", soft_wrap=True, highlight=False)
+
+
+def print_recipes(recipes: list[PackagedRecipe], console: Console | None = None) -> None:
+    """Print of each packaged recipe what it trains, what its settings were published for, and where."""
+    console = console or Console()
+    width = max(len(recipe.name) for recipe in recipes) + 2
+    for recipe in recipes:
+        published = f"; published for {recipe.hardware}" if recipe.hardware else ""
+        lines = [f"{recipe.method}: {recipe.model}{published}", *recipe.sources]
+        for name, line in zip([recipe.name, *[""] * len(recipe.sources)], lines, strict=True):
+            console.print(f"{name:<{width}}{line}", soft_wrap=True, highlight=False, markup=False)
 
 
 def print_scores(scores: Scores, prepared: Prepared, seconds: float, console: Console | None = None) -> None:

@@ -1,8 +1,8 @@
 """Tiny models, tokenizers and pairs, built in code: nothing is downloaded, everything takes milliseconds.
 
 `tiny_tokenizer()` is byte-level (any text can be encoded), has no bos, ends turns with `<|im_end|>` and speaks ChatML.
-`tiny_model(tokenizer)` is a Llama of two layers and width 64 with random weights that depend on `seed` only; `tiny_qwen` and
-`tiny_gpt2` are models of other families, of the same size.
+`tiny_model(tokenizer)` is a Llama of two layers and width 64 with random weights that depend on `seed` only; `tiny_qwen`,
+`tiny_qwen3`, `tiny_gemma3` and `tiny_gpt2` are models of other families, of the same size.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -22,6 +24,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from strategies.chat_templates import CHATML
@@ -34,12 +38,22 @@ __all__ = [
     "prepared_pairs",
     "save_tiny",
     "seeded",
+    "tiny_gemma3",
     "tiny_gpt2",
     "tiny_model",
     "tiny_qwen",
+    "tiny_qwen3",
     "tiny_tokenizer",
 ]
 
+SIZE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
 SPECIAL_TOKENS = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -60,37 +74,27 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **overrides: A
 
     The global random state is left as it was.
     """
-    config = LlamaConfig(
-        **{
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            **_vocabulary(tokenizer),
-            **overrides,
-        }
-    )
+    config = LlamaConfig(**{**SIZE, **_vocabulary(tokenizer), **overrides})
     return seeded(LlamaForCausalLM, config, seed)
 
 
 def tiny_qwen(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **overrides: Any) -> Qwen2ForCausalLM:
     """A Qwen2 of the size of `tiny_model`: biases in the attention, and a head that is the embedding."""
-    config = Qwen2Config(
-        **{
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "tie_word_embeddings": True,
-            **_vocabulary(tokenizer),
-            **overrides,
-        }
-    )
+    config = Qwen2Config(**{**SIZE, "tie_word_embeddings": True, **_vocabulary(tokenizer), **overrides})
     return seeded(Qwen2ForCausalLM, config, seed)
+
+
+def tiny_qwen3(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **overrides: Any) -> Qwen3ForCausalLM:
+    """A Qwen3 of the size of `tiny_model`: queries and keys are normalised, and the head is the embedding."""
+    config = Qwen3Config(**{**SIZE, "head_dim": 16, "tie_word_embeddings": True, **_vocabulary(tokenizer), **overrides})
+    return seeded(Qwen3ForCausalLM, config, seed)
+
+
+def tiny_gemma3(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **overrides: Any) -> Gemma3ForCausalLM:
+    """A Gemma 3 of the size of `tiny_model`: one layer looks back 32 tokens, the other one over everything."""
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 32}
+    config = Gemma3TextConfig(**{**SIZE, **layers, "head_dim": 16, **_vocabulary(tokenizer), **overrides})
+    return seeded(Gemma3ForCausalLM, config, seed)
 
 
 def tiny_gpt2(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **overrides: Any) -> GPT2LMHeadModel:

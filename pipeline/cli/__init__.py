@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from pipeline.cli import clusters, manifests, models, runs
+from pipeline.cli import clusters, manifests, recipes, runs
 from pipeline.cli.running import hide_what_nobody_can_act_on
 
 __all__ = ["app", "hide_what_nobody_can_act_on", "main"]
@@ -30,6 +31,7 @@ for command in (
     app.command()(command)
 app.add_typer(clusters.jobs, name="jobs")
 app.add_typer(manifests.manifest, name="manifest")
+app.add_typer(recipes.recipes, name="recipes")
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Debug", "Overrides", "Quiet", "Recipe", "execute", "hide_what_nobody_can_act_on", "load"]
 
-Recipe = Annotated[str, typer.Argument(help="A recipe: YAML with Axolotl's keys.")]
+Recipe = Annotated[str, typer.Argument(help="A recipe: YAML with Axolotl's keys, or the name of a packaged one.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: rl_beta=0.2, datasets.0.split=test.")
 ]

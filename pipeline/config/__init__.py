@@ -38,6 +38,9 @@ class RunConfig(DataKeys, StrategyConfig, ClusterKeys):
 def load_config(recipe: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a recipe, apply `a.b=v` overrides, and validate.
 
+    Args:
+        recipe: a file, or the name of a packaged recipe.
+
     Raises:
         UserError: for a file that can't be read; ConfigError with every problem found, each with its key's path.
     """

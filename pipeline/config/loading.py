@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from pipeline.config.packaged import is_packaged, packaged_recipe, recipe_names
 from pipeline.errors import UserError
 
-__all__ = ["apply_overrides", "apply_values", "parse_yaml", "read_yaml"]
+__all__ = ["apply_overrides", "apply_values", "missing", "parse_yaml", "read_yaml"]
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -36,17 +37,27 @@ _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a recipe.
+    """Read a recipe: a file, or a packaged recipe where no file has its name.
 
     Raises:
         UserError: when the file is missing, unreadable, not YAML, or not a mapping.
     """
+    if is_packaged(path):
+        return parse_yaml(packaged_recipe(str(path)).text, str(path))
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(missing(path)) from error
     except (OSError, UnicodeDecodeError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise UserError(f"{path}: can't be read: {reason}") from error
+        raise UserError(f"{path}: can't be read: {error}") from error
     return parse_yaml(text, str(path))
+
+
+def missing(recipe: str | Path) -> str:
+    """The message for a recipe that is not there; the packaged ones are named where a name was given, not a path."""
+    is_name = len(Path(recipe).parts) == 1 and not Path(recipe).suffix
+    hint = f", and no packaged recipe; there are: {', '.join(recipe_names())}" if is_name else ""
+    return f"{recipe}: can't be read: no such file{hint}"
 
 
 def parse_yaml(text: str, origin: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from cluster.jobs import JobRequest, JobServer
 from cluster.packaging import Package, list_package, literal
 from cluster.preflight import plan_actors
 from pipeline.config import load_config
+from pipeline.config.loading import missing
+from pipeline.config.packaged import is_packaged
 from pipeline.config.secrets import find_secret_override
 from pipeline.errors import UserError
 from pipeline.jobs.metadata import job_facts, new_name
@@ -79,6 +81,7 @@ def plan_job(given: Submission) -> Planned:
     recipe = None if given.recipe is None else _recipe_in(root, given.recipe)
     with contextlib.chdir(root):  # where the job will find its plugins
         cfg = None if recipe is None else load_config(root / recipe, given.overrides)
+    cfg = None if recipe is None else load_config(recipe if is_packaged(recipe, root) else root / recipe, given.overrides)
     if given.command == "tune" and cfg is not None and cfg.tune is None:
         raise UserError(f"{recipe}: has no `tune:` section to search; give it one with a `space`, or submit train")
     package = Package(root, {}) if cfg is None else list_package(root, _own_outputs(cfg))
@@ -135,7 +138,7 @@ def _check_room(planned: Planned, nodes: list[dict[str, float]]) -> None:
 def _refuse_what_stays_behind(recipe: str, cfg: RunConfig, package: Package, shared: tuple[Path, ...]) -> None:
     """Refuse a recipe, data or models that the job wouldn't find on the cluster, and a place that it can't write to."""
     absolute_paths(cfg)
-    if (problem := check_path(recipe, package, ())) is not None:
+    if not is_packaged(recipe, package.root) and (problem := check_path(recipe, package, ())) is not None:
         raise UserError(f"recipe: {problem}")
     folders = [Path(os.path.abspath(folder.expanduser())) for folder in shared]
     if problems := [f"{key}: {message}" for key, message in find_path_problems(cfg, package, folders)]:
@@ -143,13 +146,15 @@ def _refuse_what_stays_behind(recipe: str, cfg: RunConfig, package: Package, sha
 
 
 def _recipe_in(root: Path, given: str) -> str:
-    """The recipe's path within the working directory."""
+    """The recipe's path within the working directory, or the name of a packaged one, which comes with prefray's modules."""
     path = Path(given).expanduser()
     absolute = Path(os.path.abspath(path))
     if not absolute.is_file():
         absolute = root / path
     if not absolute.is_file():
-        raise UserError(f"{given}: can't be read: no such file")
+        if is_packaged(given, root):
+            return given
+        raise UserError(missing(given))
     resolved = absolute.resolve()
     if not resolved.is_relative_to(root):
         raise UserError(

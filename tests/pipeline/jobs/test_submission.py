@@ -49,6 +49,20 @@ def plan(**given: Any) -> Any:
     return plan_job(Submission(**{"command": "train", "recipe": "recipe.yaml", **given}))
 
 
+def test_a_packaged_recipe_comes_with_the_modules(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = plan(recipe="simpo", overrides=("output_dir=/mnt/shared/run",))
+    assert planned.request.entrypoint == "python -m pipeline train simpo --set output_dir=/mnt/shared/run"
+    assert planned.request.metadata["recipe"] == "simpo"
+    assert planned.cfg.rl == "simpo"
+    (folder,) = [path for path in planned.request.py_modules if path.name == "pipeline"]
+    assert (folder / "recipes" / "simpo.yaml").is_file()
+    (project / "simpo").write_text(yaml.safe_dump(RECIPE))
+    monkeypatch.chdir(tmp_path)
+    assert plan(recipe="simpo", working_dir=project).cfg.base_model == "org/model"
+    with pytest.raises(UserError, match="sinpo: can't be read: no such file, and no packaged recipe; there are: .*simpo"):
+        plan(recipe="sinpo")
+
+
 def test_the_job_runs_the_words_that_were_given(project: Path) -> None:
     planned = plan(overrides=("rl_beta=0.2", "datasets.0.split=train[:10]"), flags=("--resume",))
     words = "python -m pipeline train recipe.yaml --set rl_beta=0.2 --set 'datasets.0.split=train[:10]' --resume"

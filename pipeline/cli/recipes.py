@@ -1,0 +1,45 @@
+"""Commands about the packaged recipes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.running import Debug, execute
+
+__all__ = ["recipes"]
+
+recipes = typer.Typer()
+
+
+@recipes.callback(invoke_without_command=True)
+def list_recipes(context: typer.Context) -> None:
+    """The packaged recipes: `prefray train NAME` runs one, `prefray recipes show NAME` prints it."""
+
+    def command(display: Any) -> None:
+        from pipeline.config.packaged import packaged_recipe, recipe_names
+        from pipeline.tables import print_recipes
+
+        print_recipes([packaged_recipe(name) for name in recipe_names()])
+
+    if context.invoked_subcommand is None:
+        execute(command, quiet=True, debug=False)
+
+
+@recipes.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `prefray recipes` lists it.")],
+    debug: Debug = False,
+) -> None:
+    """Print a packaged recipe: `prefray recipes show dpo-lora > recipe.yaml`."""
+
+    def command(display: Any) -> None:
+        from pipeline.config.packaged import packaged_recipe, recipe_names
+        from pipeline.errors import UserError
+
+        if name not in recipe_names():
+            raise UserError(f"{name}: no packaged recipe; there are: {', '.join(recipe_names())}")
+        print(packaged_recipe(name).text, end="")
+
+    execute(command, quiet=True, debug=debug)
