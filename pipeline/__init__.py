@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig, load_config
     from pipeline.data import Prepared, prepare
     from pipeline.reference import Scores, score
+    from pipeline.report.writing import write_report
     from pipeline.training.driver import TrainResult, train
     from pipeline.tuning.sweep import SweepResult, tune
 
@@ -23,6 +24,7 @@ __all__ = [
     "score",
     "train",
     "tune",
+    "write_report",
 ]
 
 _EXPORTS = {
@@ -36,6 +38,7 @@ _EXPORTS = {
     "score": "pipeline.reference",
     "train": "pipeline.training.driver",
     "tune": "pipeline.tuning.sweep",
+    "write_report": "pipeline.report.writing",
 }
 
 

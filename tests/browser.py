@@ -11,10 +11,53 @@ from typing import Any
 import pytest
 from playwright.sync_api import sync_playwright
 
-__all__ = ["needs_chromium", "open_page"]
+__all__ = ["faintest", "needs_chromium", "open_page", "undrawn"]
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)")
+
+
+CONTRAST = """() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((part) => part / 255).map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const paper = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour.length === 3) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const text = [...element.childNodes].filter((node) => node.nodeType === 3).map((node) => node.data.trim()).join("");
+    if (!text || !element.getClientRects().length || ["SCRIPT", "STYLE"].includes(element.tagName)) continue;
+    const style = getComputedStyle(element);
+    const ink = parse(element instanceof SVGElement ? style.fill : style.color);
+    const [high, low] = [light(ink.slice(0, 3)), light(paper(element))].sort((a, b) => b - a);
+    found.push([(high + 0.05) / (low + 0.05), text.slice(0, 40)]);
+  }
+  return found.sort((a, b) => a[0] - b[0])[0];
+}"""
+"""The text of a page that differs least from what it stands on, by WCAG's measure."""
+UNDRAWN = """() => [...document.querySelectorAll(".chart")].filter((chart) => {
+  const room = chart.getBoundingClientRect(), svg = chart.querySelector(".main-svg");
+  const marks = chart.querySelectorAll(".js-line[d], .point path[d], .parcoords, .bars path[d]");
+  return room.width && (!svg || Math.abs(svg.getBoundingClientRect().width - room.width) > 2 || !marks.length);
+}).map((chart) => chart.textContent.slice(0, 60))"""
+
+
+def faintest(page: Any) -> tuple[float, str]:
+    """The lowest contrast of a page's texts to what they stand on (WCAG: 4.5 for text of this size), and which text has it."""
+    ratio, text = page.evaluate(CONTRAST)
+    return ratio, text
+
+
+def undrawn(page: Any) -> list[str]:
+    """Charts that are seen and aren't drawn in all of their room."""
+    return page.evaluate(UNDRAWN)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from strategies.config import StrategyConfig
 from strategies.config.rules import find_problems as find_strategy_problems
 from strategies.registry import STRATEGIES
 
-__all__ = ["DatasetConfig", "RunConfig", "dump_config", "load_config", "parse_config", "parse_yaml"]
+__all__ = ["DatasetConfig", "RunConfig", "dump_config", "load_config", "parse_config", "parse_saved", "parse_yaml"]
 
 
 class RunConfig(DataKeys, StrategyConfig, ClusterKeys):
@@ -52,14 +52,27 @@ def parse_config(values: Mapping[str, Any], origin: str = "config") -> RunConfig
     Raises:
         ConfigError: with every problem found; `origin` names the mapping.
     """
-    try:
-        cfg = RunConfig.model_validate(without_disabled(values, RunConfig))
-    except ValidationError as error:
-        raise ConfigError(origin, explain(error.errors(), RunConfig)) from None
+    cfg = _validated(values, origin)
     problems = list(_find_problems(cfg))
     if problems:
         raise ConfigError(origin, problems)
     return cfg
+
+
+def parse_saved(text: str, origin: str) -> RunConfig:
+    """A config as a run has saved it: what was right then isn't judged again, for files that it names may be gone.
+
+    Raises:
+        UserError: when it is no YAML; ConfigError, a kind of it, for keys or values that aren't known.
+    """
+    return _validated(parse_yaml(text, origin), origin)
+
+
+def _validated(values: Mapping[str, Any], origin: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(without_disabled(values, RunConfig))
+    except ValidationError as error:
+        raise ConfigError(origin, explain(error.errors(), RunConfig)) from None
 
 
 def _find_problems(cfg: RunConfig) -> Iterator[tuple[str, str]]:
