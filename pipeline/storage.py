@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -125,13 +126,14 @@ class Folder:
             with self.filesystem.open_output_stream(path) as file:
                 file.write(data)
             return
-        partial = f".{name}.partial"
+        partial = f"{self.path}/.{name}.partial"
         try:
-            with self.filesystem.open_output_stream(f"{self.path}/{partial}") as file:
+            with self.filesystem.open_output_stream(partial) as file:
                 file.write(data)
-            self.filesystem.move(f"{self.path}/{partial}", path)
+            self.filesystem.move(partial, path)
         finally:
-            self.delete(partial)  # of a disk that is full it would take the rest
+            with contextlib.suppress(OSError):
+                os.remove(partial)  # what is left after a failure, which would take the rest of a full disk
 
     def create(self) -> None:
         """Make it, and the folders that it is in."""

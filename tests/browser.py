@@ -20,7 +20,8 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on thi
 CONTRAST = """() => {
   const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
   const light = (rgb) => {
-    const [r, g, b] = rgb.map((part) => part / 255).map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    const linear = (part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = rgb.map((part) => linear(part / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const paper = (element) => {
@@ -33,7 +34,7 @@ CONTRAST = """() => {
   const found = [];
   for (const element of document.querySelectorAll("body *")) {
     const text = [...element.childNodes].filter((node) => node.nodeType === 3).map((node) => node.data.trim()).join("");
-    if (!text || !element.getClientRects().length || ["SCRIPT", "STYLE"].includes(element.tagName)) continue;
+    if (!text || !element.checkVisibility() || ["SCRIPT", "STYLE"].includes(element.tagName)) continue;
     const style = getComputedStyle(element);
     const ink = parse(element instanceof SVGElement ? style.fill : style.color);
     const [high, low] = [light(ink.slice(0, 3)), light(paper(element))].sort((a, b) => b - a);
@@ -45,7 +46,7 @@ CONTRAST = """() => {
 UNDRAWN = """() => [...document.querySelectorAll(".chart")].filter((chart) => {
   const room = chart.getBoundingClientRect(), svg = chart.querySelector(".main-svg");
   const marks = chart.querySelectorAll(".js-line[d], .point path[d], .parcoords, .bars path[d]");
-  return room.width && (!svg || Math.abs(svg.getBoundingClientRect().width - room.width) > 2 || !marks.length);
+  return chart.checkVisibility() && (!svg || Math.abs(svg.getBoundingClientRect().width - room.width) > 2 || !marks.length);
 }).map((chart) => chart.textContent.slice(0, 60))"""
 
 
@@ -72,6 +73,7 @@ def open_page(file: Path, width: int, scheme: str) -> Iterator[tuple[Any, list[s
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()  # type: ignore[arg-type]
+        page.set_default_timeout(300_000)
         page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: ask(request.url))

@@ -25,7 +25,7 @@ __all__ = ["Rows"]
 MOST_BINS = 40
 REASONS = 20
 """Most kinds of reasons that are listed."""
-GIVEN = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+GIVEN = re.compile(r"\([^()]*\)|'[^']*'|\"[^\"]*\"|\d+")
 """What differs from row to row in reasons that are the same."""
 
 

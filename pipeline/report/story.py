@@ -87,7 +87,7 @@ class Story:
         words = ""
         if self.status == "not finished":
             words = "Nobody has recorded the end of this run: it goes on, or its driver was killed."
-        columns = [Column("time (UTC)", is_text=True), Column("step"), Column("", is_text=True)]
+        columns = [Column("time (UTC)", is_text=True), Column("step"), Column("event", is_text=True)]
         return Section("events", "What happened", words, table=Table(columns, rows))
 
     def _told(self) -> Iterator[tuple[dict[str, Any], str]]:

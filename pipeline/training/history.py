@@ -9,7 +9,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.secrets import redact_text
+from pipeline.config.secrets import redact
 from pipeline.errors import RunCancelled, RunStopped
 from pipeline.patience import STORAGE_ERRORS
 
@@ -51,7 +51,7 @@ class History:
 
     def add(self, event: str, **what: Any) -> None:
         """Record an event."""
-        self._events.append({"event": event, "time": time.time(), **what})
+        self._events.append({"event": event, "time": time.time(), **redact(what)})
         with contextlib.suppress(*STORAGE_ERRORS):
             self._folder.write_state({**self._known, "events": self._events})
 
@@ -59,7 +59,7 @@ class History:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        why = {} if error is None else {"why": textwrap.shorten(redact_text(str(error)), LONGEST, placeholder=" ...")}
+        why = {} if error is None else {"why": textwrap.shorten(str(error), LONGEST, placeholder=" ...")}
         self.add("ended", step=self.step, how=_how(error), **why)
 
 
