@@ -1,8 +1,12 @@
-"""A real browser that looks at pages."""
+"""A real browser that looks at pages.
+
+`python -m tests.browser PAGE PICTURE` takes a picture of the top of a page, as the documentation shows it.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,3 +85,14 @@ def open_page(file: Path, width: int, scheme: str) -> Iterator[tuple[Any, list[s
         page.wait_for_load_state("networkidle")
         yield page, said
         browser.close()
+
+
+def main(file: str, picture: str) -> None:
+    """Take a picture of the first 1280 x 1000 points of a page, in light."""
+    with open_page(Path(file).absolute(), 1280, "light") as (page, said):
+        assert said == [], said
+        page.screenshot(path=picture, full_page=True, clip={"x": 0, "y": 0, "width": 1280, "height": 1000})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -95,6 +95,7 @@ class Story:
         for place, event in enumerate(self.events):
             match event["event"]:
                 case "began":
+                    workers = 0
                     again = "continued" if any(one["event"] == "training" for one in self.events[:place]) else "started"
                     yield event, f"{again} on {event['host']}, with {asked(event['workers'])}"
                 case "training":
@@ -106,7 +107,6 @@ class Story:
                         yield event, _failure(worker)
                     yield {"time": event["time"]}, _consequence(event)
                 case "ended":
-                    workers = 0
                     why = f": {event['why']}" if event.get("why") else ""
                     yield event, f"{ENDS[event['how']]}{why}"
 
