@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import sync_playwright
 
-__all__ = ["faintest", "needs_chromium", "open_page", "undrawn"]
+__all__ = ["faint", "needs_chromium", "open_page", "undrawn"]
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)")
@@ -44,9 +45,10 @@ CONTRAST = """() => {
     const [high, low] = [light(ink.slice(0, 3)), light(paper(element))].sort((a, b) => b - a);
     found.push([(high + 0.05) / (low + 0.05), text.slice(0, 40)]);
   }
-  return found.sort((a, b) => a[0] - b[0])[0];
+  return found.filter(([contrast]) => contrast < 4.5).map(([contrast, text]) => `${text}: ${contrast}`);
 }"""
-"""The text of a page that differs least from what it stands on, by WCAG's measure."""
+"""Texts whose contrast to what they stand on is lower than WCAG asks for text of this size."""
+DRAWN_WITHIN_S = 60
 UNDRAWN = """() => [...document.querySelectorAll(".chart")].filter((chart) => {
   const room = chart.getBoundingClientRect(), svg = chart.querySelector(".main-svg");
   const marks = chart.querySelectorAll(".js-line[d], .point path[d], .parcoords, .bars path[d]");
@@ -54,15 +56,22 @@ UNDRAWN = """() => [...document.querySelectorAll(".chart")].filter((chart) => {
 }).map((chart) => chart.textContent.slice(0, 60))"""
 
 
-def faintest(page: Any) -> tuple[float, str]:
-    """The lowest contrast of a page's texts to what they stand on (WCAG: 4.5 for text of this size), and which text has it."""
-    ratio, text = page.evaluate(CONTRAST)
-    return ratio, text
+def faint(page: Any) -> list[str]:
+    """Texts that are hard to read, also after a while, each with its contrast."""
+    return _after_a_while(page, CONTRAST)
 
 
 def undrawn(page: Any) -> list[str]:
-    """Charts that are seen and aren't drawn in all of their room."""
-    return page.evaluate(UNDRAWN)
+    """Charts that are seen and aren't drawn in all of their room, also after a while."""
+    return _after_a_while(page, UNDRAWN)
+
+
+def _after_a_while(page: Any, script: str) -> list[str]:
+    """What a script still finds wrong when a page has had time to draw."""
+    deadline = time.monotonic() + DRAWN_WITHIN_S
+    while (left := page.evaluate(script)) and time.monotonic() < deadline:
+        page.wait_for_timeout(100)
+    return left
 
 
 @contextmanager

@@ -38,7 +38,7 @@ UNITS = ("step", "time", "epoch", "num_tokens", "total_flos", "train_loss")
 """What records hold that is no metric of a step."""
 MOST_POINTS = 1500
 """Of a line; of longer ones each point is a mean."""
-SMOOTHED_FROM = 80
+SMOOTHED_FROM = 50
 """Points from which a training line has a running mean."""
 MARKERS = 12
 
@@ -66,7 +66,7 @@ def curve_sections(records: Sequence[dict[str, Any]], restarts: Sequence[int]) -
     Args:
         restarts: steps that the run went on from after it had ended or failed; each gets a vertical line.
     """
-    lines = list(_lines(records))
+    lines = sorted(_lines(records), key=lambda line: line.evaluated is not None)
     known = {name for names in CHARTS.values() for name in names}
     charts = [
         _chart(title, [line for name in names for line in lines if line.name == name], restarts)
@@ -136,7 +136,7 @@ def _draw(figure: go.Figure, line: Line, place: int, colour: str, label: str) ->
         figure.add_scatter(
             x=steps, y=values, name=label, mode="lines", line=faint, opacity=0.35, showlegend=False, hoverinfo="skip"
         )
-        values, label = _running_mean(values, len(values) // 25), f"{label}, running mean"
+        values, label = _running_mean(values, len(values) // 20), f"{label}, running mean"
     figure.add_scatter(x=steps, y=values, name=label, mode="lines+markers", line={**dashes, "width": 2}, marker=marker)
 
 

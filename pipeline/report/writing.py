@@ -40,6 +40,8 @@ def write_report(where: str | Path, output: str | Path | None = None) -> Locatio
         raise UserError(f"--output: must be a file on this machine, got the URI {str(output)!r}")
     target = inside(folder, REPORT) if output is None else Path(output).expanduser().absolute()
     if isinstance(target, Path) and target.is_dir():
+        if output is None:
+            raise UserError(f"{str(target)!r} is a folder; remove it, or give a file with --output")
         raise UserError(f"--output: {str(target)!r} is a folder; give a file, such as {str(target / REPORT)!r}")
     try:
         html = _page(folder)

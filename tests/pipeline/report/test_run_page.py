@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.report.run import run_page
 from pipeline.report.story import Story
 from pipeline.training.folder import RunFolder
-from tests.browser import faintest, needs_chromium, open_page, undrawn
+from tests.browser import faint, needs_chromium, open_page, undrawn
 from tests.tiny import pairs
 
 runner = CliRunner()
@@ -45,6 +45,10 @@ CHARTS = (
     "Tokens per second",
     "Length of training rows",
 )
+
+DASHES = """() => [...document.querySelectorAll("#metrics .chart")].map((chart) =>
+    [...chart.querySelectorAll(".scatterlayer .js-line")].map((line) => getComputedStyle(line).strokeDasharray))"""
+"""Of the lines of each chart."""
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -137,17 +141,19 @@ def test_text_of_data_is_only_text(text: str) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark"), (400, "light"), (1280, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
 def test_the_page_in_a_browser(run: TrainResult, width: int, scheme: str) -> None:
     with open_page(Path(str(run.report)), width, scheme) as (page, said):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert undrawn(page) == []
         titles = page.locator(".chart .gtitle").all_text_contents()
         assert [title for title in CHARTS if title not in titles] == []
-        contrast, where = faintest(page)
-        assert contrast >= 4.5, where
+        assert faint(page) == []
+        dashes = page.evaluate(DASHES)
+        assert max(map(len, dashes)) == 4 and all(len(set(lines)) == len(lines) for lines in dashes)
+        page.emulate_media(color_scheme="dark" if scheme == "light" else "light")  # a person changes it while looking
+        assert faint(page) == []
         page.locator("summary").nth(0).click()
-        page.wait_for_function("document.querySelectorAll('#more .main-svg').length > 0")
         assert undrawn(page) == []
         page.locator("summary").nth(1).click()
         assert "learning_rate: 0.001" in page.locator("#config pre").inner_text()
@@ -156,17 +162,6 @@ def test_the_page_in_a_browser(run: TrainResult, width: int, scheme: str) -> Non
         answers = page.locator("#answers .sample").nth(0)
         assert answers.locator("h3").all_inner_texts() == ["prompt", "reference", "policy, step 4", "policy, step 8"]
         assert said == []
-
-
-@needs_chromium
-def test_lines_differ_without_colour(run: TrainResult) -> None:
-    with open_page(Path(str(run.report)), 1280, "light") as (page, _):
-        dashes = page.evaluate(
-            """() => [...document.querySelectorAll("#metrics .chart")].map((chart) =>
-                [...chart.querySelectorAll(".js-line")].map((line) => getComputedStyle(line).strokeDasharray))"""
-        )
-    assert max(map(len, dashes)) == 4
-    assert all(len(set(lines)) == len(lines) for lines in dashes)
 
 
 def test_the_command_writes_it_again(copy: Path, tmp_path: Path) -> None:
@@ -227,7 +222,7 @@ def test_where_the_page_cannot_go(copy: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=re.escape(message)):
             write_report(copy, output)
     (copy / "report.html").mkdir()
-    with pytest.raises(UserError, match=r"report.html' can't be written: .*; give a file with --output"):
+    with pytest.raises(UserError, match=r"report.html' is a folder; remove it, or give a file with --output"):
         write_report(copy)
     assert not list(copy.glob(".report*"))
 
