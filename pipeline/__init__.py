@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pipeline.jobs.handle import Job, submit
     from pipeline.reference import Scores, score
     from pipeline.training.driver import TrainResult, load_run, train
+    from pipeline.report.writing import write_report
+    from pipeline.training.driver import TrainResult, train
     from pipeline.tuning.sweep import SweepResult, tune
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "submit",
     "train",
     "tune",
+    "write_report",
 ]
 
 _EXPORTS = {
@@ -62,6 +65,7 @@ _EXPORTS = {
     "submit": "pipeline.jobs.handle",
     "train": "pipeline.training.driver",
     "tune": "pipeline.tuning.sweep",
+    "write_report": "pipeline.report.writing",
 }
 
 

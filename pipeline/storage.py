@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import os
 import re
 from datetime import timedelta
@@ -103,15 +105,35 @@ class Folder:
         with self.filesystem.open_input_stream(path) as file:
             return file.read().decode("utf-8")
 
+    def read_json(self, name: str) -> Any:
+        """What a file of JSON holds; None where there is none.
+
+        Raises:
+            UserError: when it is broken.
+        """
+        text = self.read(name)
+        try:
+            return None if text is None else json.loads(text)
+        except ValueError as error:
+            raise UserError(
+                f"{inside(self.where, name)} is broken: {error}; put a whole one there, or give another folder"
+            ) from error
+
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file, so that nobody finds half of it: object stores show no file before it is whole."""
-        is_local = isinstance(self.filesystem, fs.LocalFileSystem)
-        path = f"{self.path}/{name}"
-        partial = f"{self.path}/.{name}.partial" if is_local else path
-        with self.filesystem.open_output_stream(partial) as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        if is_local:
+        path, data = f"{self.path}/{name}", content.encode("utf-8") if isinstance(content, str) else content
+        if not isinstance(self.filesystem, fs.LocalFileSystem):
+            with self.filesystem.open_output_stream(path) as file:
+                file.write(data)
+            return
+        partial = f"{self.path}/.{name}.partial"
+        try:
+            with self.filesystem.open_output_stream(partial) as file:
+                file.write(data)
             self.filesystem.move(partial, path)
+        finally:
+            with contextlib.suppress(OSError):
+                os.remove(partial)  # what is left after a failure, which would take the rest of a full disk
 
     def create(self) -> None:
         """Make it, and the folders that it is in."""

@@ -53,6 +53,7 @@ def print_result(result: TrainResult, console: Console | None = None) -> None:
         ("model", result.model_dir),
         ("metrics", inside(result.run_dir, "metrics.jsonl")),
         ("config", inside(result.run_dir, "config.yaml")),
+        *([("report", result.report)] if result.report is not None else []),
     ):
         console.print(f"{label:<8}{path}", soft_wrap=True, highlight=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -12,17 +13,33 @@ import jinja2
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["DASHES", "SYMBOLS", "Chart", "Column", "Fact", "Row", "Section", "Table", "chart", "render"]
+__all__ = [
+    "DASHES",
+    "SYMBOLS",
+    "Chart",
+    "Column",
+    "Fact",
+    "Page",
+    "Row",
+    "Said",
+    "Sample",
+    "Section",
+    "Table",
+    "chart",
+    "render",
+]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
 """Distinct to colour-blind eyes (Okabe and Ito)."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+"""Characters of data that no page may hold."""
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "hexagon")
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A number that a page begins with."""
+    """A number that a page begins with, or a line of a list."""
 
     label: str
     value: str
@@ -61,8 +78,24 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Said:
+    """A text of a model or of data, and whose it is."""
+
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and answers to it, side by side where there is room."""
+
+    prompt: Said
+    answers: Sequence[Said]
+
+
+@dataclass(frozen=True)
 class Section:
-    """A part of a page; `name` is its anchor."""
+    """A part of a page; `name` is its anchor. Of a folded one only the title is seen at first."""
 
     name: str
     title: str
@@ -70,6 +103,9 @@ class Section:
     charts: Sequence[Chart] = ()
     table: Table | None = None
     text: str = ""
+    facts: Sequence[Fact] = ()
+    samples: Sequence[Sample] = ()
+    is_folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,17 +118,17 @@ class Page:
     sections: Sequence[Section] = field(default_factory=list)
 
 
-def chart(figure: go.Figure, title: str, *, wide: bool = False, height: int = 380, top: int = 56) -> Chart:
+def chart(figure: go.Figure, title: str, *, wide: bool = False, height: int = 380, top: int = 44) -> Chart:
     """A plotly figure in the look of the page."""
     figure.update_layout(
         title={"text": title, "font": {"size": 15}, "x": 0, "xref": "container", "y": 1, "yanchor": "top", "pad": {"t": 8}},
         height=height,
-        margin={"l": 56, "r": 24, "t": top, "b": 48},
+        margin={"l": 48, "r": 12, "t": top, "b": 40},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         colorway=COLOURS,
         font={"family": "system-ui, sans-serif", "size": 12},
-        legend={"orientation": "h", "y": -0.2},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
     )
     options: dict[str, Any] = {"responsive": True, "displaylogo": False, "displayModeBar": False}
     return Chart(figure.to_html(full_html=False, include_plotlyjs=False, config=options), wide)
@@ -103,5 +139,10 @@ def render(page: Page) -> str:
     from plotly.offline import get_plotlyjs
 
     template = files("pipeline.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_printable)
     return environment.from_string(template).render(**vars(page), plotly=get_plotlyjs())
+
+
+def _printable(value: Any) -> Any:
+    """Text without what no page may hold; what is marked as safe is made here."""
+    return CONTROL.sub("\ufffd", value) if type(value) is str else value

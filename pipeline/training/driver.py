@@ -7,19 +7,22 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cluster.preflight import WorkerPlan, plan_workers
-from cluster.sharding import is_own, sharding_arguments
+from cluster.sharding import is_own, sharding_arguments, sharding_of
 from pipeline.config import RunConfig
 from pipeline.display import Display
 from pipeline.doctor.examination import check_before_run
 from pipeline.errors import UserError
 from pipeline.notebook import default_display, html_of
 from pipeline.paths import absolute_paths
+from pipeline.patience import STORAGE_ERRORS
 from pipeline.session import connect, node_resources
-from pipeline.storage import Location, inside, locate
+from pipeline.storage import Location, inside, locate, reason
 from pipeline.training.checkpoints import repair
 from pipeline.training.finished import finished_run
 from pipeline.training.folder import RunFolder
+from pipeline.training.folder import REPORT, RunFolder
 from pipeline.training.following import RunPlan, follow
+from pipeline.training.history import History
 from pipeline.training.metrics import MetricsFile
 from pipeline.training.stopping import RunControl
 
@@ -43,6 +46,8 @@ class TrainResult:
     """Optimizer steps of the run."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Last value of every metric."""
+    report: Location | None = None
+    """The page that shows it; None where none was written."""
 
     @property
     def model_dir(self) -> Location:
@@ -67,6 +72,7 @@ def train(
     display: Display | None = None,
     debug: bool = False,
     control: RunControl | None = None,
+    report: bool = True,
 ) -> TrainResult:
     """Prepare the data, score the reference where it is cached, and train on Ray; the run's files go to `output_dir`.
 
@@ -76,6 +82,7 @@ def train(
         display: shows stages, steps and notes; when None, progress is shown in a notebook and nothing elsewhere.
         debug: let the output of the workers through.
         control: lets another thread end the run; its complete checkpoints stay.
+        report: write the run's page when it ends, well or not.
 
     Raises:
         UserError: for anything that the user can mend, before workers start where it can be known then.
@@ -120,9 +127,17 @@ def train(
     base = base_fingerprint(cfg) if cfg.adapter is not None or mode == "live" else None
     folder.start(prepared.fingerprint, steps, scores.fingerprint if scores is not None else None, base)
     cfg = cfg.model_copy(update={"reference": mode})
-    returned = follow(RunPlan(cfg, folder, prepared, steps, workers, selection, debug, scores, control), display)
-    folder.finish(returned["step"], returned["best_metric"])
-    return _result(folder, returned["step"])
+    history, page = History(folder), None
+    history.begin(workers, sharding_of(cfg))
+    try:
+        with history:
+            plan = RunPlan(cfg, folder, history, prepared, steps, workers, selection, debug, scores, control)
+            returned = follow(plan, display)
+        folder.finish(returned["step"], returned["best_metric"])
+    finally:
+        if report:
+            page = _write_page(folder, display)
+    return _result(folder, returned["step"], page)
 
 
 def load_run(run_dir: str) -> TrainResult:
@@ -242,8 +257,22 @@ def _selection(cfg: RunConfig, steps: int) -> dict[str, Any]:
     }
 
 
-def _result(folder: RunFolder, step: int) -> TrainResult:
+def _write_page(folder: RunFolder, display: Display) -> Location | None:
+    """Write the run's page; a run doesn't fail for it."""
+    from pipeline.report.run import run_page
+
+    display.stage("writing the report")
+    page = inside(folder.path, REPORT)
+    try:
+        folder.storage.write(REPORT, run_page(folder))
+    except (UserError, *STORAGE_ERRORS) as error:
+        display.note(f"{page} is not written: {reason(error)}; `prefray report {folder.path}` writes it")
+        return None
+    return page
+
+
+def _result(folder: RunFolder, step: int, page: Location | None = None) -> TrainResult:
     metrics: dict[str, float] = {}
     for record in MetricsFile(folder.metrics).read():
         metrics.update({name: value for name, value in record.items() if name not in ("step", "time")})
-    return TrainResult(folder.path, step, metrics)
+    return TrainResult(folder.path, step, metrics, page)

@@ -22,6 +22,7 @@ from pipeline.training.continuation import changed_settings
 __all__ = ["RunFolder"]
 
 RUN, CONFIG, METRICS, LEDGER, MODEL = "run.json", "config.yaml", "metrics.jsonl", "ledger.jsonl", "model"
+GENERATIONS, COMPLETIONS, REPORT = "generations", "completions", "report.html"
 
 
 class RunFolder:
@@ -81,9 +82,8 @@ class RunFolder:
         return sorted(step_of(name) for name in complete(self.storage.filesystem, self.storage.path))
 
     def state(self) -> dict[str, Any] | None:
-        """What `run.json` says; None where there is no run."""
-        text = self.storage.read(RUN)
-        return json.loads(text) if text is not None else None
+        """What `run.json` says; None where there is no run. Raises UserError when it is broken."""
+        return self.storage.read_json(RUN)
 
     def finished_steps(self) -> int | None:
         """Steps of the finished run, or None while there is none."""
@@ -170,23 +170,36 @@ class RunFolder:
     @property
     def run_id(self) -> str:
         """Of the run that was started in this folder, also after it was resumed; empty before."""
+        return self.known().get("id", "")
+
+    def known(self) -> dict[str, Any]:
+        """What `run.json` says, however long storage takes; empty where there is no run.
+
+        Raises:
+            RunFailed: when it has failed for minutes.
+        """
         try:
-            state = patiently(self.state, f"reading {inside(self.path, RUN)}")
+            return patiently(self.state, f"reading {inside(self.path, RUN)}") or {}
         except STORAGE_ERRORS as error:
             raise RunFailed(f"{inside(self.path, RUN)} can't be read: {reason(error)}") from error
-        return (state or {}).get("id", "")
 
     def start(self, fingerprint: str, total_steps: int, scores: str | None = None, base: str | None = None) -> None:
         """Record what a run trains on, before its workers start; arguments and errors are those of `check`."""
         patiently(partial(self.check, fingerprint, total_steps, scores, base), f"reading {self.path}")
-        known = {"id": self.run_id or uuid4().hex, "prepared": fingerprint, "scores": scores, "base": base}
-        self._write_patiently({"status": "started", **known, "total_steps": total_steps})
+        before = self.known()
+        known = {"id": before.get("id") or uuid4().hex, "prepared": fingerprint, "scores": scores, "base": base}
+        events = {"events": before.get("events", [])}
+        self._write_patiently({"status": "started", **known, "total_steps": total_steps, **events})
 
     def finish(self, step: int, best_metric: float | None) -> None:
         """Record that the run has ended."""
         state = patiently(self.state, f"reading {inside(self.path, RUN)}")
         assert state is not None
         self._write_patiently({**state, "status": "finished", "step": step, "best_metric": best_metric})
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write `run.json`. Raises what storage raises."""
+        self.storage.write(RUN, _json(state))
 
     def _write_patiently(self, state: dict[str, Any]) -> None:
         """Write `run.json`, when storage fails later.
@@ -195,7 +208,7 @@ class RunFolder:
             RunFailed: when it has failed for minutes, or is full.
         """
         try:
-            patiently(partial(self.storage.write, RUN, _json(state)), f"writing {inside(self.path, RUN)}")
+            patiently(partial(self.write_state, state), f"writing {inside(self.path, RUN)}")
         except STORAGE_ERRORS as error:
             raise RunFailed(f"{inside(self.path, RUN)} can't be written: {reason(error)}") from error
 
@@ -223,7 +236,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove what a run without a complete checkpoint has left: nothing of it can be continued."""
-        for name in (RAY_STATE, METRICS, LEDGER, RUN):
+        for name in (RAY_STATE, METRICS, LEDGER, GENERATIONS, COMPLETIONS, REPORT, RUN):
             self.storage.delete(name)
         for orphan in self.storage.names():
             if orphan.startswith(CHECKPOINT):

@@ -17,6 +17,7 @@ from pipeline.errors import RunCancelled, RunFailed, RunStopped, UserError
 from pipeline.patience import STORAGE_ERRORS, patiently
 from pipeline.storage import reason
 from pipeline.training.folder import RunFolder
+from pipeline.training.history import History
 from pipeline.training.ledger import batch_plan, planned_steps
 from pipeline.training.metrics import MetricsFile
 from pipeline.training.stopping import RunControl, StopSignal
@@ -44,6 +45,8 @@ class RunPlan:
 
     cfg: RunConfig
     folder: RunFolder
+    history: History
+    """Where it is kept what happens."""
     prepared: Prepared
     steps: int
     """Optimizer steps of the run."""
@@ -204,6 +207,7 @@ class _Follower:
                 self._tell_failure(event)
                 continue
             self.step = event["step"]
+            self.plan.history.step = self.step
             self.watch.hear(self.step)
             if "resumed" in event:
                 self.metrics.rewind(event["resumed"])
@@ -212,6 +216,8 @@ class _Follower:
                 self._tell_resumed(event["resumed"], event["repeated"])
                 for note in event["notes"]:
                     self.display.note(note)
+                told = {name: event[name] for name in ("repeated", "notes", "setup")}
+                self.plan.history.add("training", step=event["resumed"], nodes=self.watch.nodes, **told)
             self.metrics.append(event["records"])
             self.ledger.append(event["ledger"])
             # A checkpoint's own history comes along with the first report after it; it has been shown before.
@@ -242,16 +248,21 @@ class _Follower:
     def _tell_failure(self, event: dict[str, Any]) -> None:
         """Say what failed, when, and what a restart will repeat."""
         step = max(self.step, self.watch.step)
+        self.plan.history.step = step
+        found = []
         for rank, why in event["failures"].items():
-            what = f"{'died' if rank in event['died'] else 'failed'} at {clock_time(event['time'])} after step {step}"
-            self.display.note(f"{self.watch.name(rank)} {what}: {'it hung' if rank in self.watch.hung else why}")
+            what = "died" if rank in event["died"] else "failed"
+            why = "it hung" if rank in self.watch.hung else why
+            self.display.note(f"{self.watch.name(rank)} {what} at {clock_time(event['time'])} after step {step}: {why}")
+            found.append({"rank": rank, "node": self.watch.node(rank), "what": what, "why": self.watch.hung.get(rank, why)})
         self.watch.leave()
         self.step = self.plan.folder.last_checkpoint()
-        most = self.plan.cfg.ray.max_failures
+        most, restart = self.plan.cfg.ray.max_failures, None
         if self.restarts < most:
-            self.restarts += 1
+            self.restarts = restart = self.restarts + 1
             source = f"the checkpoint of step {self.step}" if self.step else "the beginning"
-            self.display.note(f"restarting from {source} (restart {self.restarts} of {most})")
+            self.display.note(f"restarting from {source} (restart {restart} of {most})")
+        self.plan.history.add("failure", step=step, workers=found, restart=restart)
 
     def _abort(self, thread: threading.Thread) -> None:
         """End Ray's controller, which takes its workers, their placement group and what watches it along."""

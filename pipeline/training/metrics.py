@@ -8,6 +8,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import UserError
 from pipeline.patience import STORAGE_ERRORS
 from pipeline.storage import Location
 from pipeline.training.lines import open_lines
@@ -72,15 +73,29 @@ class MetricsFile:
         self.settle()
 
     def read(self) -> list[dict[str, Any]]:
-        """All records in the order of their steps; a last line that a kill cut off is left out."""
+        """All records in the order of their steps; a last line that a kill cut off is left out.
+
+        Raises:
+            UserError: for another line that is none.
+        """
         lines = self._lines.read().split("\n")
-        return sorted((json.loads(line) for line in lines[:-1]), key=lambda record: record["step"])
+        records = [self._parsed(line, number) for number, line in enumerate(lines[:-1], 1)]
+        return sorted(records, key=lambda record: record["step"])
 
     def table(self) -> pandas.DataFrame:
         """All records as a table, one row each."""
         import pandas
 
         return pandas.DataFrame(self.read())
+
+    def _parsed(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise UserError(f"{self.path}: line {number} is no record of a step, but {line[:60]!r}; delete that line")
+        return record
 
     def _kept(self, step: int) -> list[dict[str, Any]]:
         return [record for record in self.read() if record["step"] <= step]

@@ -37,6 +37,7 @@ class Relay(UserCallback):
             event["repeated"] = metrics[0]["repeated"]
             event["notes"] = metrics[0]["notes"]
             event["skipped"] = metrics[0]["skipped"]
+            event["setup"] = metrics[0]["setup"]
         self._queue.put(event)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

@@ -41,6 +41,7 @@ class RayReport(TrainerCallback):
         resumed_step: step of the checkpoint that this worker starts from, None for a fresh start; the first report
             says it, so that records after it, which are about to be repeated, can be dropped, and brings those up to it.
         notes: what a person should know of the trainer; the first report brings them.
+        setup: what the worker computes with; the first report brings it.
         ledger: the trainer's; each rank's report brings what is new in it.
     """
 
@@ -50,6 +51,7 @@ class RayReport(TrainerCallback):
         self._reached = reached
         self.resumed_step: int | None = None
         self.notes: list[str] = []
+        self.setup: dict[str, Any] = {}
         self.ledger: Any = None
         self._records: list[dict[str, Any]] = []
         self._adopted: tuple[ray.train.Checkpoint, str] | None = None
@@ -161,6 +163,7 @@ class RayReport(TrainerCallback):
             metrics["repeated"] = None if self._reached is None else max(self._reached - (self.resumed_step or 0), 0)
             metrics["notes"] = self.notes
             metrics["skipped"] = list(self.ledger.skipped)
+            metrics["setup"] = self.setup
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name, **(storing or {}))
         self._records = []
         self._last_report = time.monotonic()

@@ -64,10 +64,23 @@ class Watch:
         """The attempt has ended."""
         self._workers = {}
 
+    def node(self, rank: int) -> str | None:
+        """The node that a worker is on, where it is known."""
+        known = self._workers.get(rank)
+        return known.node if known else None
+
+    @property
+    def nodes(self) -> dict[str, list[int]]:
+        """Ranks on each node."""
+        found: dict[str, list[int]] = {}
+        for rank, worker in sorted(self._workers.items()):
+            found.setdefault(worker.node, []).append(rank)
+        return found
+
     def name(self, rank: int) -> str:
         """A worker and its node, as messages call it."""
-        known = self._workers.get(rank)
-        return f"worker {rank} on {known.node}" if known else f"worker {rank}"
+        node = self.node(rank)
+        return f"worker {rank} on {node}" if node else f"worker {rank}"
 
     def hear(self, step: int) -> None:
         """All workers have reported a step, which takes all of them: a sign of life of each."""

@@ -164,10 +164,23 @@ def _build(job: WorkerJob, scratch: Path, report: Any) -> tuple[Any, Any]:
     _mirror(trainer, job.cfg, scratch)
     trainer.identity["prepared data"] = job.prepared.fingerprint
     trainer.fetch_checkpoint = partial(_fetch_checkpoint, report)
-    report.notes, report.ledger = list(trainer.notes), trainer.ledger
+    report.notes, report.ledger, report.setup = list(trainer.notes), trainer.ledger, _setup(trainer)
     attach(trainer)
     assert trainer.args.world_size == ray.train.get_context().get_world_size()
     return trainer, tokenizer
+
+
+def _setup(trainer: Any) -> dict[str, Any]:
+    """What a worker computes with, for a person who looks at the run later."""
+    import torch
+
+    args = trainer.args
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "weights": str(trainer.model.dtype).removeprefix("torch."),
+        "products": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        "packed": getattr(trainer, "packed", False),
+    }
 
 
 def _mirror(trainer: Any, cfg: Any, scratch: Path) -> None:

@@ -38,9 +38,8 @@ class SweepFolder:
             raise UserError(f"output_dir: {str(path)!r} can't be reached: {reason(error)}") from error
 
     def state(self) -> dict[str, Any] | None:
-        """What `sweep.json` says; None where there is no sweep."""
-        text = self.storage.read(SWEEP)
-        return None if text is None else json.loads(text)
+        """What `sweep.json` says; None where there is no sweep. Raises UserError when it is broken."""
+        return self.storage.read_json(SWEEP)
 
     def open(self, cfg: RunConfig, resume: bool) -> None:
         """Make the folder ready for a sweep, or for the continuation of the one that it holds.
@@ -76,9 +75,8 @@ class SweepFolder:
         self.storage.write(SWEEP, json.dumps({**(self.state() or {}), **state}, indent=2) + "\n")
 
     def records(self) -> list[TrialRecord]:
-        """Of the trials so far."""
-        text = self.storage.read(RECORDS)
-        return [] if text is None else load(text)
+        """Of the trials so far. Raises UserError when `trials.json` is broken."""
+        return load(self.storage.read_json(RECORDS) or [])
 
     def write_records(self, records: list[TrialRecord]) -> None:
         """Write `trials.json`."""

@@ -75,9 +75,9 @@ def dump(records: list[TrialRecord]) -> str:
     return json.dumps([asdict(record) for record in records], indent=1) + "\n"
 
 
-def load(text: str) -> list[TrialRecord]:
-    """From JSON; a trial that ran when its driver died is waiting again."""
-    records = [TrialRecord(**fields) for fields in json.loads(text)]
+def load(rows: list[dict[str, Any]]) -> list[TrialRecord]:
+    """From what the JSON holds; a trial that ran when its driver died is waiting again."""
+    records = [TrialRecord(**fields) for fields in rows]
     for record in records:
         if record.status in ("running", "paused"):
             record.status, record.since = "waiting", None

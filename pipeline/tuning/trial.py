@@ -139,7 +139,7 @@ class _Run(SilentDisplay):
         try:
             cfg = self._place(values, pointer)
             self._tell(folder=self.folder, values=values, origin=self._origin)
-            result = train(cfg, resume=True, display=self, debug=self.job.debug, control=self._control)
+            result = train(cfg, resume=True, display=self, debug=self.job.debug, control=self._control, report=False)
             for record in MetricsFile(RunFolder(self._sweep.trial(self.folder)).metrics).read():
                 self._take(record)  # also of a run that had finished before
             self._step = self._total = result.steps

@@ -53,6 +53,16 @@ def test_files_and_folders_are_deleted(folder: Folder) -> None:
     assert folder.names() == []
 
 
+def test_json_that_is_broken_is_said(folder: Folder) -> None:
+    folder.create()
+    assert folder.read_json("run.json") is None
+    folder.write("run.json", '{"step": 1}')
+    assert folder.read_json("run.json") == {"step": 1}
+    folder.write("run.json", '{"step"')
+    with pytest.raises(UserError, match=r"run.json is broken: Expecting.*; put a whole one there, or give another folder"):
+        folder.read_json("run.json")
+
+
 def test_a_local_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.write("run.json", "old")

@@ -22,6 +22,7 @@ from benchmarks.chaos import training_workers
 from pipeline import train
 from pipeline.config import RunConfig, dump_config
 from pipeline.errors import RunFailed, UserError
+from pipeline.report.run import run_page
 from pipeline.training.checkpoints import RAY_STATE
 from pipeline.training.driver import TrainResult
 from pipeline.training.folder import RunFolder
@@ -66,6 +67,16 @@ def nothing_is_repeated_or_left_out(result: TrainResult) -> None:
     assert all(epoch == epochs[0] for epoch in epochs)
 
 
+def events_of(result: TrainResult) -> list[dict[str, Any]]:
+    return (RunFolder(result.run_dir).state() or {})["events"]
+
+
+def page_of(folder: RunFolder) -> str:
+    """The page that the run has left, without plotly."""
+    html = Path(str(folder.path), "report.html").read_text(encoding="utf-8")
+    return html[html.index("<body>") :]
+
+
 def same_weights(one: TrainResult, other: TrainResult) -> None:
     mine, theirs = (load_file(result.model_dir / "model.safetensors") for result in (one, other))
     for name, tensor in theirs.items():
@@ -107,6 +118,10 @@ def test_a_killed_worker_changes_nothing_but_the_time(recipe: Any, quiet: TrainR
     found = re.search(r"continuing from the checkpoint of step (\d+)(?:: (\d+) steps? (?:is|are) repeated)?", text)
     assert found is not None, text
     assert int(found[2] or 0) <= 8
+    page = page_of(RunFolder(killed.run_dir))
+    assert [event["event"] for event in events_of(killed)] == ["began", "training", "failure", "training", "ended"]
+    assert re.search(r"worker \d on \S+ died: .*restart 1 \(ray.max_failures\)", page, flags=re.DOTALL), page
+    assert "<b>1</b><span>restarts after failures" in page and "Vertical lines mark steps" in page
     nothing_is_repeated_or_left_out(killed)
     assert ledger_of(killed) == ledger_of(quiet)
     same_weights(killed, quiet)
@@ -119,6 +134,7 @@ def test_a_worker_that_hangs_is_killed_and_the_run_goes_on(recipe: Any, quiet: T
     text = "\n".join(display.notes)
     assert re.search(r"worker \d on \S+ hung: no sign of life since \S+, after step \d+ \(ray.hang_timeout: 20 s\)", text), text
     assert not [worker for worker in training_workers() if worker.status() == psutil.STATUS_STOPPED]
+    assert re.search(r"worker \d on \S+ died: worker \d on \S+ hung: no sign of life since", page_of(RunFolder(hung.run_dir)))
     nothing_is_repeated_or_left_out(hung)
     same_weights(hung, quiet)
 
@@ -136,10 +152,14 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_was(recipe: Any, quiet:
     step = int(found[1])
     assert folder.checkpoints()[-1] == step < 40
     assert (folder.finished_steps(), folder.model.exists()) == (None, False)
+    assert "<b>stopped</b>" in page_of(folder) and f"stopped: stopped by SIGTERM after step {step}" in page_of(folder)
     assert [record["step"] for record in MetricsFile(folder.ledger).read()] == list(range(1, step + 1))
     lines = folder.ledger.read_text().splitlines(keepends=True)
     folder.ledger.write_text("".join(lines[:2]))  # as if the driver had been lost before it wrote the others
     resumed = train(cfg, resume=True)
+    told = [event["event"] for event in events_of(resumed)]
+    assert told == ["began", "training", "ended", "began", "training", "ended"]
+    assert "continued on " in page_of(folder) and "<b>finished</b>" in page_of(folder)
     nothing_is_repeated_or_left_out(resumed)
     assert ledger_of(resumed) == ledger_of(quiet)
     same_weights(resumed, quiet)
@@ -173,7 +193,9 @@ def test_a_killed_driver_is_started_again(recipe: Any, quiet: TrainResult, tmp_p
     process.kill()
     process.communicate(timeout=WAIT_S)
     wait_for(lambda: all(map(has_ended, left)))
+    assert "Nobody has recorded the end of this run" in run_page(folder)
     resumed = train(cfg, resume=True)
+    assert [event["event"] for event in events_of(resumed)] == ["began", "training", "began", "training", "ended"]
     nothing_is_repeated_or_left_out(resumed)
     assert ledger_of(resumed) == ledger_of(quiet)
     same_weights(resumed, quiet)
@@ -199,6 +221,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_pairs(recipe: Any, ray_
     with pytest.raises(UserError, match=r"step 2: the loss is not finite for rows \d+.*; the step was not taken: "):
         train(cfg, display=display)
     assert not any("restart" in note for note in display.notes)
+    page = page_of(RunFolder(tmp_path / "run"))
+    assert "<b>failed</b>" in page and "failed: step 2: the loss is not finite for rows" in page
 
 
 def started(cfg: RunConfig, folder: Path) -> subprocess.Popen[str]:
@@ -232,6 +256,7 @@ def test_a_full_disk_leaves_the_last_complete_checkpoint(recipe: Any, small_disk
         train(recipe(small_disk / "run", save_steps=2, save_total_limit=10))
     folder = RunFolder(small_disk / "run")
     assert folder.checkpoints()
+    assert not list(folder.path.glob(".*.partial"))
     assert find_damage(folder.path / f"checkpoint-{folder.checkpoints()[-1]:06d}") is None
     assert folder.finished_steps() is None
 
@@ -248,6 +273,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_status_130(recipe: Any, ray_session: Any
     assert "continue with --resume" in errors
     assert "Traceback" not in errors
     last = folder.checkpoints()[-1]
+    assert "<b>interrupted</b>" in page_of(folder)
     display = Recorder()
     result = train(
         recipe(folder.path, num_epochs=4, eval_steps=50, save_steps=5) if last < 16 else cfg, resume=True, display=display

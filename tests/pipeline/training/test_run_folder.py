@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from cluster.preflight import WorkerPlan
 from pipeline.config import RunConfig, parse_config
-from pipeline.errors import UserError
+from pipeline.errors import RunCancelled, RunFailed, RunStopped, UserError
 from pipeline.tables import print_result
 from pipeline.training.checkpoints import RAY_STATE
 from pipeline.training.driver import TrainResult
 from pipeline.training.folder import RunFolder
+from pipeline.training.history import History
 from pipeline.training.ledger import merge, planned_steps
 from pipeline.training.metrics import MetricsFile
 from strategies.batching import BatchPlan
@@ -138,6 +140,62 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="output_dir: '.*/file/run' can't be written: Not a directory"):
         RunFolder(tmp_path / "file" / "run").open(config(), resume=False)
+
+
+def test_what_a_run_without_a_checkpoint_has_left_is_cleared(folder: RunFolder) -> None:
+    folder.open(config(), resume=False)
+    (folder.path / "generations").mkdir()
+    (folder.path / "report.html").write_text("of the run before")
+    folder.open(config(), resume=False)
+    assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml", "run.json"]
+
+
+def test_a_page_alone_is_no_run(folder: RunFolder) -> None:
+    folder.path.mkdir()
+    (folder.path / "report.html").write_text("mine")
+    with pytest.raises(UserError, match="is not empty \\(report.html\\) and holds no run"):
+        folder.open(config(), resume=False)
+
+
+def test_a_broken_run_json_is_said(folder: RunFolder) -> None:
+    folder.open(config(), resume=False)
+    (folder.path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="run.json is broken: Expecting"):
+        folder.open(config(), resume=False)
+
+
+def test_what_happens_is_kept_when_a_run_goes_on(folder: RunFolder) -> None:
+    """An event that can't be written comes with the next one, and secrets stay out."""
+    folder.open(config(), resume=False)
+    folder.start("data", 12)
+    history = History(folder)
+    history.begin(WorkerPlan(2, False, {"CPU": 1.0}), None)
+    folder.path.rename(folder.path.with_name("away"))
+    died = {"rank": 0, "node": None, "what": "died", "why": "s3://me:secret@bucket"}
+    history.add("failure", step=3, workers=[died], restart=1)
+    folder.path.with_name("away").rename(folder.path)
+    stop_after(folder, 5)
+    history.step = 6
+    with pytest.raises(RunStopped), history:
+        raise RunStopped("stopped by SIGTERM")
+    folder.start("data", 24)
+    state = folder.state() or {}
+    assert [event["event"] for event in state["events"]] == ["began", "failure", "ended"]
+    assert state["events"][1]["workers"][0]["why"] == "s3://***@bucket"
+    assert {"step": 6, "how": "stopped", "why": "stopped by SIGTERM"}.items() <= state["events"][2].items()
+    assert state["total_steps"] == 24
+
+
+ENDS = {UserError: "failed", RunFailed: "failed", RunCancelled: "stopped", KeyboardInterrupt: "interrupted"}
+
+
+@pytest.mark.parametrize("error", list(ENDS))
+def test_how_a_run_ended(folder: RunFolder, error: type[BaseException]) -> None:
+    folder.open(config(), resume=False)
+    folder.start("data", 12)
+    with pytest.raises(error), History(folder):
+        raise error
+    assert (folder.state() or {})["events"][-1]["how"] == ENDS[error]
 
 
 def test_metrics_are_rewound_to_the_checkpoint(tmp_path: Path) -> None:

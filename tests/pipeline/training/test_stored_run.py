@@ -200,7 +200,7 @@ def test_a_run_ends_when_its_store_stays_away(folder: RunFolder, s3: S3Server, m
     monkeypatch.setattr(RunFolder, "check", lambda *_: None)
     with pytest.raises(RunFailed, match="run.json can't be read: .*Could not connect"):
         folder.start("data", 12)
-    monkeypatch.setattr(RunFolder, "run_id", "known")
+    monkeypatch.setattr(RunFolder, "known", lambda _: {"id": "known"})
     with pytest.raises(RunFailed, match="run.json can't be written: .*Could not connect"):
         folder.start("data", 12)
     s3.start()

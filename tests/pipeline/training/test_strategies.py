@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,8 +84,11 @@ def test_two_workers_train_on_real_rows(
     assert torch.isfinite(model(ids).logits).all()
     assert not torch.allclose(model(ids).logits, untrained(ids).logits, atol=1e-4)
     assert f"| Method | {rl}, loss" in (result.model_dir / "README.md").read_text()
+    page = (result.run_dir / "report.html").read_text(encoding="utf-8")
+    assert "Reward" in page and ("Completions</h2>" in page) == (rl == "grpo")
     if rl == "grpo":
         assert list((result.run_dir / "completions").glob("*.parquet"))
+        assert re.search(r"<h3>prompt, step 1</h3>.*<h3>low_tokens 0(\.\d+)?, advantage -?\d", page, flags=re.DOTALL)
 
 
 def test_pairs_are_split_for_kto_when_that_is_asked_for(

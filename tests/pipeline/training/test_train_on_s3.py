@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import train
 from pipeline.errors import RunFailed
+from pipeline.report.run import run_page
 from pipeline.tables import print_result
 from pipeline.training.folder import RunFolder
 from tests.pipeline.training.test_faults import training_workers, wait_for
@@ -49,9 +50,13 @@ def test_a_run_on_s3_is_killed_and_continued(
     names = {key.removeprefix("runs/one/").partition("/")[0] for key in s3.objects()}
     assert {"config.yaml", "metrics.jsonl", "run.json", "model", "checkpoint-000024", "generations"} <= names
     assert "runs/one/generations/step-000024.jsonl" in s3.objects()
+    assert result.report == "s3://bucket/runs/one/report.html" and "runs/one/report.html" in s3.objects()
+    page = run_page(folder)
+    assert "policy, step 24</h3>" in page and "continued on " in page and " died: " in page
     check_model(s3, tmp_path / "model", quiet.model_dir)
     print_result(result)
-    assert "model   s3://bucket/runs/one/model" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "model   s3://bucket/runs/one/model" in shown and "report  s3://bucket/runs/one/report.html" in shown
     again = train(recipe(folder.path, **keys), resume=True, display=display)
     assert "already finished with step 24: s3://bucket/runs/one" in display.notes[-1]
     assert again.metrics == result.metrics

@@ -73,6 +73,6 @@ def test_records_come_back_and_what_ran_is_waiting_again() -> None:
     first, second, *_ = records(MIXED)
     second.begin()
     assert second.spent >= 2.0 and second.time_left == pytest.approx(2.0, abs=0.5)
-    again = load(dump([first, second]))
+    again = load(json.loads(dump([first, second])))
     assert again[0] == first
     assert (again[1].status, again[1].since, again[1].values) == ("waiting", None, json.loads(json.dumps(second.values)))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import tune
+from pipeline import tune, write_report
 from pipeline.tuning.folder import load_sweep
 from tests.s3 import S3Server
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_sweep_on_s3(recipe: Any, s3: S3Server) -> None:
+def test_a_sweep_on_s3(recipe: Any, s3: S3Server, tmp_path: Path) -> None:
     """Trials know neither address nor keys but from their driver."""
     section = {"space": {"learning_rate": {"grid": [1e-3]}}, "search": "grid", "baseline": False}
     where = s3.uri("sweeps/one")
@@ -25,5 +26,9 @@ def test_a_sweep_on_s3(recipe: Any, s3: S3Server) -> None:
     assert {"trials/000/metrics.jsonl", "trials/000/model/model.safetensors"} <= names
     assert any(name.startswith("tune/") for name in names)
     assert (result.run_dir, result.best_config.output_dir) == (where, f"{where}/best")
+    assert "trials/000/report.html" not in names
+    assert write_report(f"{where}/trials/000") == f"{where}/trials/000/report.html"
+    assert write_report(where, tmp_path / "page.html") == tmp_path / "page.html"
+    assert "Sweep of s3://" in (tmp_path / "page.html").read_text()
     again = tune(load_sweep(where), resume=True)
     assert again.best_metrics == result.best_metrics

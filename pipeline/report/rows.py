@@ -1,0 +1,116 @@
+"""A run's prepared data on its page: what became of the rows, why some were rejected, how long they are."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from pipeline.config import RunConfig
+from pipeline.data.kinds import COMPLETIONS
+from pipeline.data.preview import COUNTS
+from pipeline.data.store import REJECTED, Prepared, open_store
+from pipeline.patience import STORAGE_ERRORS
+from pipeline.report.page import COLOURS, DASHES, Chart, Column, Row, Section, Table, chart
+from pipeline.storage import reason
+from strategies.batching import BatchPlan, packed_tokens
+
+__all__ = ["Rows"]
+
+MOST_BINS = 40
+REASONS = 20
+"""Most kinds of reasons that are listed."""
+GIVEN = re.compile(r"\([^()]*\)|'[^']*'|\"[^\"]*\"|\d+")
+"""What differs from row to row in reasons that are the same."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of a run's prepared data."""
+
+    sections: tuple[Section, ...]
+    tokens_saved: str | None = None
+    """What packing leaves out, in words; None where rows can't be packed, or aren't there."""
+
+    @classmethod
+    def of(cls, cfg: RunConfig, fingerprint: str | None) -> Rows:
+        """Read the store of a run; where it is gone the page says so."""
+        if fingerprint is None:
+            return cls((Section("data", "Data", "No data had been prepared when the run ended."),))
+        folder = Path(cfg.dataset_prepared_path) / fingerprint
+        try:
+            store = open_store(folder)
+            if store is None:
+                gone = f"The prepared data aren't in {folder} here: they were deleted, or are on another machine."
+                return cls((Section("data", "Data", gone),))
+            return cls(tuple(_sections(store)), _saved(store, cfg))
+        except (*STORAGE_ERRORS, ValueError, KeyError) as error:
+            return cls((Section("data", "Data", f"The prepared data in {folder} can't be read: {reason(error)}"),))
+
+
+def _sections(store: Prepared) -> list[Section]:
+    columns = [Column("source", is_text=True), *(Column(name.replace("_", " ")) for name in COUNTS)]
+    rows = [Row([source["path"], *(f"{source[name]:,}" for name in COUNTS)]) for source in store.manifest["sources"]]
+    words = f"{store.train_rows:,} rows to train on and {store.eval_rows:,} to evaluate on, prepared in {store.path}."
+    found = [Section("data", "Data", words, charts=[_lengths(store)], table=Table(columns, rows))]
+    if store.rejected_rows:
+        found.append(_rejected(store))
+    return found
+
+
+def _names(store: Prepared) -> list[str]:
+    return ["prompt", *COMPLETIONS[store.manifest["kind"]]]
+
+
+def _lengths(store: Prepared) -> Chart:
+    """How many training rows are how long, a line for each text of a row."""
+    names = _names(store)
+    table = store.read("train", [f"{name}_length" for name in names])
+    figure = go.Figure()
+    most = max(int(table[f"{name}_length"].to_numpy().max()) for name in names)
+    bins = min(MOST_BINS, 8 + int(len(table) ** 0.5))
+    edges = np.unique(np.linspace(0, most + 1, bins + 1).round())
+    for place, name in enumerate(names):
+        counts, _ = np.histogram(table[f"{name}_length"].to_numpy(), edges)
+        line: dict[str, Any] = {"shape": "hv", "dash": DASHES[place], "color": COLOURS[place], "width": 2}
+        figure.add_scatter(x=edges, y=[*counts, counts[-1]], name=name, mode="lines", line=line)
+    figure.update_xaxes(title="tokens")
+    figure.update_yaxes(title="training rows", rangemode="tozero")
+    figure.update_layout(showlegend=True)
+    return chart(figure, "Length of training rows", wide=True, height=320)
+
+
+def _rejected(store: Prepared) -> Section:
+    reasons = store.read(REJECTED, ["reason"])["reason"].to_pylist()
+    first: dict[str, str] = {}
+    counts = Counter(GIVEN.sub("…", text) for text in reasons)
+    for text in reasons:
+        first.setdefault(GIVEN.sub("…", text), text)
+    rows = [Row([f"{number:,}", first[kind]]) for kind, number in counts.most_common(REASONS)]
+    words = f"{store.rejected_rows:,} rows couldn't be used; they are in {store.path / REJECTED}, each with its text. "
+    words += "Reasons that differ only in what a row holds are counted together, and the first of them is shown."
+    if len(counts) > REASONS:
+        words += f" {len(counts) - REASONS} rarer kinds of reasons are left out."
+    return Section("rejected", "Rejected rows", words, table=Table([Column("rows"), Column("reason", is_text=True)], rows))
+
+
+def _saved(store: Prepared, cfg: RunConfig) -> str | None:
+    """Tokens of an epoch as packed rows, beside those of padded batches of the same pairs."""
+    names = _names(store)
+    if store.manifest["kind"] != "pair" or not store.train_rows:
+        return None
+    table = store.read("train", [f"{name}_length" for name in names])
+    lengths = np.stack([table[f"{name}_length"].to_numpy() for name in names], axis=1).astype(np.int64)
+    packed = int(packed_tokens(lengths, cfg.sequence_len).sum())
+    order = BatchPlan(len(lengths), cfg.micro_batch_size, cfg.seed).order(0)
+    whole = np.minimum(lengths[:, 0] + lengths[:, 1:].max(axis=1), cfg.sequence_len)[order]
+    starts = np.arange(0, len(whole), cfg.micro_batch_size)
+    sizes = np.diff([*starts, len(whole)])
+    padded = int((2 * sizes * np.maximum.reduceat(whole, starts)).sum())
+    beside = f"padded batches of {cfg.micro_batch_size} pairs hold {padded:,}, {padded / packed:.1f} times as many"
+    return f"{packed:,} tokens an epoch; {beside}"

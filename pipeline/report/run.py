@@ -1,0 +1,135 @@
+"""The page of a run: metrics, answers, data, workers, what happened, config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import RunConfig, parse_saved
+from pipeline.display import SHOWN
+from pipeline.errors import UserError
+from pipeline.report.answers import answer_sections
+from pipeline.report.curves import curve_sections
+from pipeline.report.page import Fact, Page, Section, render
+from pipeline.report.rows import Rows
+from pipeline.report.story import Story, asked, duration, moment, nodes
+from pipeline.storage import inside
+from pipeline.training.folder import CONFIG, RUN, RunFolder
+from pipeline.training.forking import origin_of
+from pipeline.training.metrics import MetricsFile
+
+__all__ = ["run_page"]
+
+ON_TOP = ("loss", "rewards/accuracies", "rewards/margins", "reward")
+"""Metrics that a page begins with: of the evaluation where there is one, else of training."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the folder of a run holds."""
+
+    folder: RunFolder
+    state: dict[str, Any]
+    text: str
+    """`config.yaml`."""
+    cfg: RunConfig
+    records: list[dict[str, Any]]
+    story: Story
+
+    @property
+    def step(self) -> int:
+        """The last one that is recorded."""
+        return max((record["step"] for record in self.records), default=0)
+
+
+def run_page(folder: RunFolder) -> str:
+    """The page of the run in a folder, whether it has finished or not.
+
+    Raises:
+        UserError: when the folder holds no run, or one whose `run.json`, `config.yaml` or `metrics.jsonl` is broken.
+        OSError, pyarrow.ArrowException, NotImplementedError: when storage fails.
+    """
+    run = _read(folder)
+    rows = Rows.of(run.cfg, run.state.get("prepared"))
+    sections = [
+        *curve_sections(run.records, run.story.marks),
+        *answer_sections(folder, run.step),
+        run.story.section(),
+        Section("resources", "Workers and batches", facts=list(_resources(run, rows))),
+        *rows.sections,
+        Section("config", f"{CONFIG} ({len(run.text.splitlines())} lines)", text=run.text, is_folded=True),
+    ]
+    return render(Page(f"Run in {folder.path}", _subtitle(run), list(_facts(run)), sections))
+
+
+def _read(folder: RunFolder) -> _Run:
+    state = folder.state()
+    if state is None:
+        raise UserError(f"{folder.path} holds no run: {RUN} is missing; give the output_dir of one")
+    if not isinstance(state, dict) or "status" not in state:
+        raise UserError(f"{inside(folder.path, RUN)} is broken: it says no status; give the output_dir of another run")
+    text = folder.storage.read(CONFIG)
+    if text is None:
+        raise UserError(f"{folder.path} holds a part of a run: {CONFIG} is missing; put it back")
+    cfg = parse_saved(text, str(folder.config))
+    records = MetricsFile(folder.metrics).read()
+    return _Run(folder, state, text, cfg, records, Story(state, records))
+
+
+def _subtitle(run: _Run) -> str:
+    what = f"{run.cfg.rl} of {run.cfg.base_model}" + (f" with {run.cfg.adapter}" if run.cfg.adapter else "")
+    since = f", started {moment(run.story.events[0]['time'])} UTC" if run.story.events else ""
+    origin = origin_of(run.folder)
+    source = f", from the checkpoint of step {origin['step']} of {origin['path']}" if origin is not None else ""
+    return f"{what}{source}{since}."
+
+
+def _facts(run: _Run) -> Iterator[Fact]:
+    total = run.state.get("total_steps")
+    yield Fact("status", run.story.status)
+    yield Fact("steps", f"{run.step:,}" + (f" of {total:,}" if total else ""))
+    for name in ON_TOP:
+        evaluated = _values(run.records, f"eval_{name}")
+        values, shown = (evaluated, f"eval_{name}") if evaluated else (_values(run.records, name), name)
+        if values:
+            yield Fact(f"{SHOWN.get(shown, shown)} (first {_number(values[0])})", _number(values[-1]))
+    if tokens := _values(run.records, "num_tokens"):
+        yield Fact("tokens", f"{int(tokens[-1]):,}")
+    if speeds := _values(run.records, "tokens_per_second"):
+        yield Fact("tokens/s (median)", f"{np.median(speeds):,.0f}")
+    if run.story.seconds is not None:
+        yield Fact("wall time", duration(run.story.seconds))
+    if run.story.restarts:
+        yield Fact("restarts after failures", str(run.story.restarts))
+
+
+def _values(records: Sequence[dict[str, Any]], name: str) -> list[float]:
+    return [record[name] for record in records if isinstance(record.get(name), int | float)]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _resources(run: _Run, rows: Rows) -> Iterator[Fact]:
+    cfg, began, training = run.cfg, run.story.began, run.story.training
+    setup: dict[str, Any] = training["setup"] if training is not None else {}
+    yield Fact("workers", asked(began["workers"]) if began is not None else f"{cfg.num_workers}")
+    if training is not None:
+        yield Fact("nodes", nodes(training["nodes"]))
+    if setup:
+        yield Fact("device", setup["device"])
+        yield Fact("precision", f"weights in {setup['weights']}, products in {setup['products']}")
+    if began is not None:
+        yield Fact("sharding", began["sharding"] or "none: every worker holds the whole model")
+    accumulation = f" x {cfg.gradient_accumulation_steps} (accumulation)" if cfg.gradient_accumulation_steps > 1 else ""
+    size = cfg.micro_batch_size * cfg.gradient_accumulation_steps * cfg.num_workers
+    yield Fact("global batch", f"{size:,} = {cfg.micro_batch_size} (micro batch){accumulation} x {cfg.num_workers} (workers)")
+    if setup:
+        packed = f"packed rows{f', {rows.tokens_saved}' if rows.tokens_saved else ''}"
+        yield Fact("batches", packed if setup["packed"] else "padded")
+    if run.state.get("scores") is not None:
+        yield Fact("reference", f"log-probabilities computed once ({run.state['scores']})")

@@ -1,0 +1,91 @@
+"""Writing the page of a run or of a sweep again, from what its folder holds."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import parse_saved
+from pipeline.errors import UserError
+from pipeline.patience import STORAGE_ERRORS
+from pipeline.report.run import run_page
+from pipeline.report.sweep import sweep_page
+from pipeline.storage import Folder, Location, inside, is_uri, locate, reason
+from pipeline.training.folder import REPORT, RunFolder
+from pipeline.tuning.folder import CONFIG, RECORDS, SWEEP, SweepFolder, started_in
+from pipeline.tuning.objectives import measure_of
+from pipeline.tuning.result import SweepResult
+from pipeline.tuning.sharing import Shared
+from pipeline.tuning.space import check_trials, corners
+
+__all__ = ["write_report"]
+
+
+def write_report(where: str | Path, output: str | Path | None = None) -> Location:
+    """Write the page of a run, of a trial's run, or of a sweep, finished or not; Ray isn't touched.
+
+    Args:
+        where: its `output_dir`, a path or a URI.
+        output: the file to write; `report.html` in that folder when None.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        UserError: when there is no run and no sweep, when its files are broken, or when the page can't be written.
+    """
+    folder = locate(str(where))
+    if output is not None and is_uri(str(output)):
+        raise UserError(f"--output: must be a file on this machine, got the URI {str(output)!r}")
+    target = inside(folder, REPORT) if output is None else Path(output).expanduser().absolute()
+    if isinstance(target, Path) and target.is_dir():
+        if output is None:
+            raise UserError(f"{str(target)!r} is a folder; remove it, or give a file with --output")
+        raise UserError(f"--output: {str(target)!r} is a folder; give a file, such as {str(target / REPORT)!r}")
+    try:
+        html = _page(folder)
+    except STORAGE_ERRORS as error:
+        raise UserError(f"{str(folder)!r} can't be read: {reason(error)}") from error
+    place, name = (Folder(folder), REPORT) if output is None else (Folder(Path(target).parent), Path(target).name)
+    try:
+        place.write(name, html)
+    except STORAGE_ERRORS as error:
+        advice = "give a file with --output" if output is None else "give another file"
+        raise UserError(f"{str(target)!r} can't be written: {reason(error)}; {advice}") from error
+    return target
+
+
+def _page(where: Location) -> str:
+    run, sweep = RunFolder(where), SweepFolder(where)
+    if run.state() is not None:
+        return run_page(run)
+    if (state := sweep.state()) is not None:
+        return _sweep_page(sweep, state)
+    if isinstance(where, Path) and where.is_file():
+        raise UserError(f"{str(where)!r} is a file; give the output_dir of a run or a sweep")
+    there = "holds no run and no sweep" if sweep.storage.names() else "is not there, or empty"
+    raise UserError(f"{str(where)!r} {there}; give the output_dir of a run or a sweep")
+
+
+def _sweep_page(folder: SweepFolder, state: dict[str, Any]) -> str:
+    text, origin = folder.storage.read(CONFIG), str(inside(folder.path, CONFIG))
+    if text is None:
+        raise UserError(f"{str(folder.path)!r} holds a part of a sweep: {CONFIG} is missing; put it back")
+    cfg = parse_saved(text, origin).model_copy(update={"output_dir": str(folder.path)})
+    if cfg.tune is None:
+        raise UserError(
+            f"{origin}: the recipe of a sweep has a `tune:` section, and this one has none; put the whole file back"
+        )
+    if "shared" not in state:
+        raise UserError(
+            f"the sweep in {str(folder.path)!r} has no trials yet: its data are prepared, or were when it was stopped"
+        )
+    try:
+        shared, records = Shared(**state["shared"]), folder.records()
+    except TypeError as error:
+        raise UserError(f"{SWEEP} or {RECORDS} in {str(folder.path)!r} is broken: {error}; put whole ones back") from error
+    with contextlib.chdir(started_in(cfg)):  # where the recipe's paths are relative to
+        recipes = check_trials(cfg, corners(cfg.tune))
+        result = SweepResult(folder.path, cfg, measure_of(cfg.tune, recipes), records)
+        return sweep_page(result, folder, shared)

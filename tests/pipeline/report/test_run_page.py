@@ -1,0 +1,328 @@
+"""The page of a run: of a real run, in a real browser; and what it says where parts are missing or broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline import TrainResult, train, write_report
+from pipeline.cli import app
+from pipeline.config import parse_config
+from pipeline.errors import UserError
+from pipeline.report.run import run_page
+from pipeline.report.story import Story
+from pipeline.training.folder import RunFolder
+from tests.browser import faint, needs_chromium, open_page, undrawn
+from tests.tiny import pairs
+
+runner = CliRunner()
+HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\"></div> {{ 7 * 7 }}"
+LONG = "a/very/long/path/without/any/space" * 8
+REJECTED = [
+    *({"prompt": f"row {row}", "chosen": "same", "rejected": "same"} for row in range(3)),
+    {"prompt": "b", "chosen": ["5"], "rejected": "c", "mark": "<b>one</b>"},
+    {"prompt": "b", "rejected": "c", "mark": "x"},
+    {"prompt": "b", "rejected": "c", "sign": "y"},
+]
+"""Rows of some kinds of faults."""
+CHARTS = (
+    "Loss",
+    "Reward accuracy",
+    "Reward margin",
+    "Rewards of chosen and rejected",
+    "Log-probabilities of chosen and rejected",
+    "Distance from the reference (kl)",
+    "Length of completions (tokens)",
+    "Learning rate",
+    "Gradient norm",
+    "Tokens per second",
+    "Length of training rows",
+)
+
+DASHES = """() => [...document.querySelectorAll("#metrics .chart")].map((chart) =>
+    [...chart.querySelectorAll(".scatterlayer .js-line")].map((line) => getComputedStyle(line).strokeDasharray))"""
+"""Of the lines of each chart."""
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(ray_session: Any, tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """Eight steps of DPO on two workers, with answers at two evaluations to prompts that attack the page."""
+    folder = tmp_path_factory.mktemp("report")
+    prompts = (HOSTILE, LONG, "a bell \u0007 and \u202e other signs", "d")
+    asked = [{**pair, "prompt": prompt} for pair, prompt in zip(pairs(4), prompts, strict=True)]
+    return train(
+        parse_config(
+            {
+                "base_model": tiny_base,
+                "datasets": [{"path": write_rows(folder / "rows.jsonl", [*pairs(32), *REJECTED])}],
+                "test_datasets": [{"path": write_rows(folder / "asked.jsonl", asked)}],
+                "dataset_prepared_path": str(folder / "prepared"),
+                "max_rejected_fraction": 0.5,
+                "sequence_len": 400,
+                "adapter": "lora",
+                "learning_rate": 1e-3,
+                "micro_batch_size": 2,
+                "max_steps": 8,
+                "logging_steps": 1,
+                "eval_steps": 4,
+                "save_steps": 4,
+                "dpo_generate_during_eval": True,
+                "output_dir": str(folder / "run"),
+                "ray": {"num_workers": 2},
+            }
+        )
+    )
+
+
+@pytest.fixture
+def copy(run: TrainResult, tmp_path: Path) -> Path:
+    """The folder of the run, brought to another place, to break something in."""
+    shutil.copytree(run.run_dir, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*", "model", "report.html"))
+    return tmp_path / "copy"
+
+
+def body(html: str) -> str:
+    """A page without plotly."""
+    return html[html.index("<body>") :]
+
+
+@pytest.fixture(scope="module")
+def text(run: TrainResult) -> str:
+    return body(Path(str(run.report)).read_text(encoding="utf-8"))
+
+
+def test_a_run_leaves_its_page(run: TrainResult, text: str) -> None:
+    assert run.report == Path(str(run.run_dir)) / "report.html"
+    assert "<b>finished</b>" in text and "<b>8 of 8</b>" in text
+    assert f"<b>{run.metrics['eval_loss']:.4g}</b><span>eval loss (first " in text
+    assert f"<b>{int(run.metrics['num_tokens']):,}</b>" in text
+
+
+def test_what_a_run_had(run: TrainResult, text: str) -> None:
+    assert "2 workers of 1 CPU" in text and "weights in float32, products in float32" in text
+    assert "4 = 2 (micro batch) x 2 (workers)" in text
+    assert re.search(r"packed rows, [\d,]+ tokens an epoch; padded batches of 2 pairs hold [\d,]+, \d\.\d times as many", text)
+    assert "none: every worker holds the whole model" in text
+    events = json.loads((Path(str(run.run_dir)) / "run.json").read_text())["events"]
+    assert [event["event"] for event in events] == ["began", "training", "ended"]
+    assert list(events[1]["nodes"].values()) == [[0, 1]]
+    assert (events[2]["how"], events[2]["step"]) == ("finished", 8)
+    assert f"training with 2 workers on {next(iter(events[1]['nodes']))} (2)" in text
+
+
+def test_why_rows_were_rejected(text: str) -> None:
+    assert "6 rows couldn&#39;t be used" in text
+    table = text[text.index('id="rejected"') :]
+    rows = re.findall(r"<td>(\d+)</td><td class=\"text[^>]*>(.*?)</td>", table[: table.index("</section>")])
+    assert rows == [
+        ("3", "chosen and rejected are the same"),
+        ("2", "no column &#39;chosen&#39; (the row has prompt, rejected, mark)"),
+        ("1", "&#39;chosen&#39; must be text, got list"),
+    ]
+    assert "32 rows to train on and 4 to evaluate on" in text
+
+
+def test_text_of_data_is_only_text(text: str) -> None:
+    assert "<script>document.title" not in text and "<img" not in text
+    assert "&lt;script&gt;document.title = &#39;taken&#39;" in text and "{{ 7 * 7 }}" in text
+    assert "\u0007" not in text and "a bell \ufffd and" in text
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_the_page_in_a_browser(run: TrainResult, width: int, scheme: str) -> None:
+    with open_page(Path(str(run.report)), width, scheme) as (page, said):
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert undrawn(page) == []
+        titles = page.locator(".chart .gtitle").all_text_contents()
+        assert [title for title in CHARTS if title not in titles] == []
+        assert faint(page) == []
+        dashes = page.evaluate(DASHES)
+        assert max(map(len, dashes)) == 4 and all(len(set(lines)) == len(lines) for lines in dashes)
+        page.emulate_media(color_scheme="dark" if scheme == "light" else "light")  # a person changes it while looking
+        assert faint(page) == []
+        page.locator("summary").nth(0).click()
+        assert undrawn(page) == []
+        page.locator("summary").nth(1).click()
+        assert "learning_rate: 0.001" in page.locator("#config pre").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.title().startswith("Run in ") and page.locator("img").count() == 0
+        answers = page.locator("#answers .sample").nth(0)
+        assert answers.locator("h3").all_inner_texts() == ["prompt", "reference", "policy, step 4", "policy, step 8"]
+        assert said == []
+
+
+def test_the_command_writes_it_again(copy: Path, tmp_path: Path) -> None:
+    done = runner.invoke(app, ["report", str(copy)])
+    assert (done.exit_code, done.stdout) == (0, f"{copy}/report.html\n")
+    assert f"Run in {copy}" in (copy / "report.html").read_text()
+    done = runner.invoke(app, ["report", str(copy), "--output", str(tmp_path / "page.html")])
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path}/page.html\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", '{"status": "fin', r"run.json is broken: .*; put a whole one there"),
+        ("run.json", "[]", r"run.json is broken: it says no status"),
+        ("config.yaml", None, r"holds a part of a run: config.yaml is missing; put it back"),
+        ("config.yaml", "base_model: [", r"config.yaml: not valid YAML"),
+        ("config.yaml", "base_model: m\nlearning_rat: 1", r"learning_rat: unknown key"),
+        (
+            "metrics.jsonl",
+            '{"step": 1}\n{"loss"\n{"step": 2}\n',
+            r"metrics.jsonl: line 2 is no record of a step, but '{.*'; delete that line",
+        ),
+        ("metrics.jsonl", '{"loss": 1}\n', r"metrics.jsonl: line 1 is no record of a step"),
+    ],
+)
+def test_what_is_broken_is_said(copy: Path, name: str, content: str | None, message: str) -> None:
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        write_report(copy)
+    done = runner.invoke(app, ["report", str(copy)])
+    assert done.exit_code == 2 and "Traceback" not in done.stderr
+    assert not (copy / "report.html").exists()
+
+
+def test_where_there_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for name, message in (
+        ("nowhere", "nowhere' is not there, or empty; give the output_dir of a run or a sweep"),
+        ("file", "file' is a file; give the output_dir of a run or a sweep"),
+        ("", "holds no run and no sweep; give the output_dir of a run or a sweep"),
+    ):
+        with pytest.raises(UserError, match=message):
+            write_report(tmp_path / name)
+    with pytest.raises(UserError, match="holds no run: run.json is missing; give the output_dir of one"):
+        run_page(RunFolder(tmp_path / "nowhere"))
+
+
+def test_where_the_page_cannot_go(copy: Path, tmp_path: Path) -> None:
+    for output, message in (
+        (tmp_path / "none" / "page.html", "can't be written: No such file or directory; give another file"),
+        (tmp_path, f"--output: '{tmp_path}' is a folder; give a file, such as '{tmp_path}/report.html'"),
+        ("s3://bucket/page.html", "--output: must be a file on this machine, got the URI 's3://bucket/page.html'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            write_report(copy, output)
+    (copy / "report.html").mkdir()
+    with pytest.raises(UserError, match=r"report.html' is a folder; remove it, or give a file with --output"):
+        write_report(copy)
+    assert not list(copy.glob(".report*"))
+
+
+def test_data_that_are_gone(copy: Path, run: TrainResult) -> None:
+    state = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**state, "prepared": "gone"}))
+    page = body(run_page(RunFolder(copy)))
+    assert "/prepared/gone here: they were deleted, or are on another machine." in page
+    assert "packed rows</dd>" in page and "Length of training rows" not in page and "Reward margin" in page
+
+
+def test_data_that_are_broken(copy: Path, tmp_path: Path) -> None:
+    config = (copy / "config.yaml").read_text()
+    fingerprint = json.loads((copy / "run.json").read_text())["prepared"]
+    (copy / "config.yaml").write_text(re.sub("dataset_prepared_path: .*", f"dataset_prepared_path: {tmp_path}", config))
+    (tmp_path / fingerprint).mkdir()
+    for manifest in ("{", "{}", '{"fingerprint": "x", "files": [], "sources": [], "kind": "pair"}'):
+        (tmp_path / fingerprint / "manifest.json").write_text(manifest)
+        assert re.search(r"The prepared data in \S+ can&#39;t be read: ", body(run_page(RunFolder(copy)))), manifest
+
+
+def test_a_run_that_has_only_begun(copy: Path) -> None:
+    shutil.rmtree(copy / "generations")
+    (copy / "metrics.jsonl").unlink()
+    (copy / "run.json").write_text('{"status": "opened"}')
+    page = body(run_page(RunFolder(copy)))
+    assert "<b>not finished</b>" in page and "<b>0</b>" in page
+    assert "No step was logged." in page and "No data had been prepared when the run ended." in page
+    assert "This run has no record of what happened to it" in page
+
+
+def test_answers_that_cannot_be_read(copy: Path) -> None:
+    (copy / "generations" / "step-000008.jsonl").write_text('{"prompt"')
+    assert "generations/ can&#39;t be read: " in body(run_page(RunFolder(copy)))
+    (copy / "generations" / "step-000008.jsonl").write_text('{"prompt": "x"}\n')
+    assert "step-000008.jsonl holds rows without prompt and policy" in body(run_page(RunFolder(copy)))
+
+
+def test_answers_of_a_longer_attempt_are_left_out(copy: Path) -> None:
+    rows = (copy / "generations" / "step-000008.jsonl").read_text()
+    (copy / "generations" / "step-000400.jsonl").write_text(rows)
+    assert "step 400" not in body(run_page(RunFolder(copy)))
+
+
+def test_a_reference_that_follows_the_policy_is_shown_twice(copy: Path) -> None:
+    for step in (4, 8):
+        row = {"prompt": "p", "policy": f"mine {step}", "reference": f"its {step}"}
+        (copy / "generations" / f"step-{step:06d}.jsonl").write_text(json.dumps(row) + "\n")
+    page = body(run_page(RunFolder(copy)))
+    labels = [f"{who}, step {step}" for who in ("reference", "policy") for step in (4, 8)]
+    assert re.findall(r"<h3>(.*?)</h3>", page) == ["prompt", *labels]
+
+
+BEGAN = {"event": "began", "host": "head", "workers": {"number": 2, "least": 1, "resources": {"CPU": 2.0}}, "sharding": None}
+SETUP = {"device": "CPU", "weights": "float32", "products": "float32", "packed": True}
+
+
+def training(time: float, step: int, nodes: dict[str, list[int]], repeated: int | None = 0) -> dict[str, Any]:
+    return {"event": "training", "time": time, "step": step, "nodes": nodes, "repeated": repeated, "setup": SETUP, "notes": []}
+
+
+def test_the_story_of_a_run_that_was_hit() -> None:
+    """A node dies, another comes, the driver is killed, the next one is stopped."""
+    died = [{"rank": 1, "node": "b", "what": "died", "why": "its node is gone"}]
+    events = [
+        {**BEGAN, "time": 0.0},
+        training(10.0, 0, {"a": [0], "b": [1]}),
+        {"event": "failure", "time": 50.0, "step": 7, "workers": died, "restart": 1},
+        training(60.0, 4, {"a": [0]}, repeated=3),
+        training(90.0, 8, {"a": [0], "c": [1]}),
+        {**BEGAN, "time": 1000.0},
+        training(1010.0, 8, {"a": [0]}, repeated=None),
+        {"event": "ended", "time": 1020.0, "step": 9, "how": "stopped", "why": "stopped by SIGTERM"},
+    ]
+    story = Story({"status": "started", "events": events}, [{"step": 8, "time": 100.0}, {"step": 9, "time": 1015.0}])
+    assert (story.status, story.restarts, story.marks, story.seconds) == ("stopped", 1, [4, 8], 100.0 + 20.0)
+    table = story.section().table
+    assert table is not None
+    assert [row.cells[2] for row in table.rows] == [
+        "started on head, with 1 to 2 workers of 2 CPU",
+        "training with 2 workers on a (1), b (1)",
+        "worker 1 on b died: its node is gone",
+        "restart 1 (ray.max_failures)",
+        "training with 1 worker on a (1) (before: 2); 3 steps repeated",
+        "training with 2 workers on a (1), c (1) (before: 1)",
+        "continued on head, with 1 to 2 workers of 2 CPU",
+        "training with 1 worker on a (1)",
+        "stopped: stopped by SIGTERM",
+    ]
+
+
+def test_a_run_whose_end_nobody_has_recorded() -> None:
+    story = Story({"status": "started", "events": [{**BEGAN, "time": 5.0}]}, [{"step": 1, "time": 30.0}])
+    assert (story.status, story.seconds) == ("not finished", 25.0)
+    assert "it goes on, or its driver was killed" in story.section().words
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(copy: Path) -> None:
+    copy.chmod(0o500)
+    with pytest.raises(UserError, match=r"can't be written: Permission denied; give a file with --output"):
+        write_report(copy)
