@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from pipeline.evaluation.result import Evaluation
     from pipeline.jobs.handle import Job, submit
     from pipeline.reference import Scores, score
-    from pipeline.training.driver import TrainResult, load_run, train
     from pipeline.report.writing import write_report
-    from pipeline.training.driver import TrainResult, train
+    from pipeline.training.driver import TrainResult, load_run, train
     from pipeline.tuning.sweep import SweepResult, tune
 
 __all__ = [

@@ -26,8 +26,16 @@ from strategies.plugins import PluginError, load_plugins
 from strategies.registering import RegistrationError
 from strategies.registry import STRATEGIES
 
-__all__ = ["DatasetConfig", "RunConfig", "config_class", "dump_config", "load_config", "parse_config", "parse_yaml"]
-__all__ = ["DatasetConfig", "RunConfig", "dump_config", "load_config", "parse_config", "parse_saved", "parse_yaml"]
+__all__ = [
+    "DatasetConfig",
+    "RunConfig",
+    "config_class",
+    "dump_config",
+    "load_config",
+    "parse_config",
+    "parse_saved",
+    "parse_yaml",
+]
 
 
 class RunConfig(DataKeys, StrategyConfig, ClusterKeys):
@@ -58,16 +66,28 @@ def parse_config(values: Mapping[str, Any], origin: str = "config") -> RunConfig
     Raises:
         ConfigError: with every problem found; `origin` names the mapping.
     """
-    model = config_class(values.get("plugins"), origin)
-    try:
-        cfg = model.model_validate(without_disabled(values, model))
-    except ValidationError as error:
-        raise ConfigError(origin, explain(error.errors(), model)) from None
     cfg = _validated(values, origin)
     problems = list(_find_problems(cfg))
     if problems:
         raise ConfigError(origin, problems)
     return cfg
+
+
+def parse_saved(text: str, origin: str) -> RunConfig:
+    """A config as a run has saved it: what was right then isn't judged again, for files that it names may be gone.
+
+    Raises:
+        UserError: when it is no YAML; ConfigError, a kind of it, for keys or values that aren't known.
+    """
+    return _validated(parse_yaml(text, origin), origin)
+
+
+def _validated(values: Mapping[str, Any], origin: str) -> RunConfig:
+    model = config_class(values.get("plugins"), origin)
+    try:
+        return model.model_validate(without_disabled(values, model))
+    except ValidationError as error:
+        raise ConfigError(origin, explain(error.errors(), model)) from None
 
 
 def config_class(plugins: Any = None, origin: str = "config") -> type[RunConfig]:
@@ -88,14 +108,6 @@ def config_class(plugins: Any = None, origin: str = "config") -> type[RunConfig]
         raise ConfigError(origin, [(error.path, error.problem)]) from error
     except RegistrationError as error:
         raise ConfigError(origin, [("plugins", str(error))]) from error
-def parse_saved(text: str, origin: str) -> RunConfig:
-    """A config as a run has saved it: what was right then isn't judged again, for files that it names may be gone.
-        UserError: when it is no YAML; ConfigError, a kind of it, for keys or values that aren't known.
-    return _validated(parse_yaml(text, origin), origin)
-def _validated(values: Mapping[str, Any], origin: str) -> RunConfig:
-        return RunConfig.model_validate(without_disabled(values, RunConfig))
-    except ValidationError as error:
-        raise ConfigError(origin, explain(error.errors(), RunConfig)) from None
 
 
 def _find_problems(cfg: RunConfig) -> Iterator[tuple[str, str]]:

@@ -80,8 +80,7 @@ def plan_job(given: Submission) -> Planned:
         raise UserError(f"--set {key}: would show a secret to everyone who may list the cluster's jobs; give it by --env")
     recipe = None if given.recipe is None else _recipe_in(root, given.recipe)
     with contextlib.chdir(root):  # where the job will find its plugins
-        cfg = None if recipe is None else load_config(root / recipe, given.overrides)
-    cfg = None if recipe is None else load_config(recipe if is_packaged(recipe, root) else root / recipe, given.overrides)
+        cfg = None if recipe is None else load_config(recipe, given.overrides)
     if given.command == "tune" and cfg is not None and cfg.tune is None:
         raise UserError(f"{recipe}: has no `tune:` section to search; give it one with a `space`, or submit train")
     package = Package(root, {}) if cfg is None else list_package(root, _own_outputs(cfg))

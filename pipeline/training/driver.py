@@ -19,7 +19,6 @@ from pipeline.session import connect, node_resources
 from pipeline.storage import Location, inside, locate, reason
 from pipeline.training.checkpoints import repair
 from pipeline.training.finished import finished_run
-from pipeline.training.folder import RunFolder
 from pipeline.training.folder import REPORT, RunFolder
 from pipeline.training.following import RunPlan, follow
 from pipeline.training.history import History
