@@ -35,6 +35,8 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["keys.css"]
 html_title = "prefray"
 html_math_renderer = "mathml"
 html_show_sphinx = False

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ OF_A_RUN = ("evaluate", "generate", "merge", "report")
 SMALLER = {"tune": ["--set", "tune.num_samples=2"]}
 """What is added to a command, that its size is a test's."""
 ENDS_WITHIN_S = 300
-DEFAULT_RECIPE = {
+DEFAULT_RECIPE: dict[str, Any] = {
     "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "datasets": [{"path": "pairs.jsonl"}],
     "val_set_size": 4,
@@ -57,6 +58,7 @@ class Reader:
     def __init__(self, folder: Path, run: Callable[[], Path], job_server: Callable[[], str]) -> None:
         self.folder, self.run, self.job_server = folder, run, job_server
         self.names: dict[str, Any] = {}
+        save_tiny(folder / DEFAULT_RECIPE["base_model"])
 
     def follow(self, block: Block) -> None:
         """Do what a block says."""
@@ -86,7 +88,14 @@ class Reader:
         for dataset in values.get("datasets", []) + values.get("test_datasets", []):
             file = self.folder / dataset["path"]
             if file.suffix == ".jsonl" and "://" not in dataset["path"] and not file.exists():
-                file.write_text("".join(json.dumps(row) + "\n" for row in _rows(16)))
+                self._write_rows(file)
+
+    def _write_rows(self, file: Path) -> None:
+        """Data; of a text file, prompts."""
+        rows = _rows(16)
+        lines = [json.dumps(row) for row in rows] if file.suffix == ".jsonl" else [row["prompt"] for row in rows[:4]]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{line}\n" for line in lines))
 
     def _make_room(self, name: str) -> None:
         """An earlier block's run makes room for the next one's."""
@@ -133,13 +142,18 @@ class Reader:
                 self._have_recipe(word)
                 if words[0] in ("train", "tune") and "--resume" not in words:
                     self._make_room(word)
-        if words[0] in OF_A_RUN and len(words) > 1 and not (self.folder / words[1]).exists():
-            shutil.copytree(self.run(), self.folder / words[1])
+            elif word.endswith((".jsonl", ".txt")) and not (self.folder / word).exists():
+                self._write_rows(self.folder / word)
+        if words[0] in OF_A_RUN and len(words) > 1:
+            for place in dict.fromkeys((words[1].split("/")[0], words[1])):  # a trial lies within its sweep
+                if not (self.folder / place).exists():
+                    shutil.copytree(self.run(), self.folder / place)
 
     def _on_a_cluster(self, words: list[str]) -> tuple[int, str, str]:
         address = self.job_server()
         command = [sys.executable, "-m", "pipeline", *(word.replace(HEAD, address) for word in words)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_API_SERVER_ADDRESS": address}
+        given = {name: "of-the-test" for flag, name in pairwise(words) if flag == "--env" and "=" not in name}
+        environment = {**os.environ, **given, "PYTHONPATH": str(ROOT), "RAY_API_SERVER_ADDRESS": address}
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=ENDS_WITHIN_S, check=False
         )
