@@ -56,10 +56,11 @@ def job_server() -> Iterator[Callable[[], str]]:
 
 
 def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until it takes a job: it answers earlier, and refuses them."""
     deadline = time.monotonic() + ENDS_WITHIN_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if requests.get(f"{address}/api/jobs/", timeout=10).ok:
+            if requests.post(f"{address}/api/jobs/", json={"entrypoint": "true"}, timeout=30).ok:
                 return
         except requests.RequestException:
             pass
