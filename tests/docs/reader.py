@@ -32,8 +32,8 @@ HEAD = "http://HEAD:8265"
 ON_A_CLUSTER = ("submit", "jobs")
 OF_A_RUN = ("evaluate", "generate", "merge", "report")
 """Commands whose first word is what a run has left."""
-SMALLER = {"tune": ["--set", "tune.num_samples=2"]}
-"""What is added to a command, that its size is a test's."""
+SMALLER = ["--set", "tune.num_samples=1"]
+"""What is added to the command of a sweep that draws its trials."""
 ENDS_WITHIN_S = 300
 DEFAULT_RECIPE: dict[str, Any] = {
     "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -97,6 +97,12 @@ class Reader:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(f"{line}\n" for line in lines))
 
+    def _have_run(self, name: str) -> None:
+        """A finished run of that name; a trial's lies within its sweep."""
+        for place in dict.fromkeys((name.split("/")[0], name)):
+            if not (self.folder / place).exists():
+                shutil.copytree(self.run(), self.folder / place)
+
     def _make_room(self, name: str) -> None:
         """An earlier block's run makes room for the next one's."""
         output = self.folder / yaml.safe_load((self.folder / name).read_text()).get("output_dir", "model-out")
@@ -111,6 +117,8 @@ class Reader:
             return
         for name in re.findall(r"load_config\(\"([^\"]+)\"", block.text):
             self._have_recipe(name)
+        for name in re.findall(rf"\b(?:{'|'.join(OF_A_RUN)}|write_report)\(\"([\w./-]+)\"", block.text):
+            self._have_run(name)
         if re.search(r"\b(train|tune)\(", block.text):
             shutil.rmtree(self.folder / "my-run", ignore_errors=True)
         exec(compile("\n" * (block.line - 1) + block.text, str(block.page), "exec"), self.names)
@@ -129,12 +137,17 @@ class Reader:
     def _prefray(self, words: list[str], place: str) -> None:
         words, output = (words[: words.index(">")], words[-1]) if ">" in words else (words, None)
         self._prepare_for(words)
-        words += SMALLER.get(words[0], []) if "--resume" not in words else []
+        words += SMALLER if self._draws_trials(words) else []
         run = self._on_a_cluster if words[0] in ON_A_CLUSTER or HEAD in words else _here
         status, printed, said = run(words)
         assert status == 0, f"{place}\n{printed}\n{said}"
         if output is not None:
             (self.folder / output).write_text(printed)
+
+    def _draws_trials(self, words: list[str]) -> bool:
+        if words[0] != "tune" or "--resume" in words:
+            return False
+        return yaml.safe_load((self.folder / words[1]).read_text()).get("tune", {}).get("search") != "grid"
 
     def _prepare_for(self, words: list[str]) -> None:
         for word in words:
@@ -145,9 +158,7 @@ class Reader:
             elif word.endswith((".jsonl", ".txt")) and not (self.folder / word).exists():
                 self._write_rows(self.folder / word)
         if words[0] in OF_A_RUN and len(words) > 1:
-            for place in dict.fromkeys((words[1].split("/")[0], words[1])):  # a trial lies within its sweep
-                if not (self.folder / place).exists():
-                    shutil.copytree(self.run(), self.folder / place)
+            self._have_run(words[1])
 
     def _on_a_cluster(self, words: list[str]) -> tuple[int, str, str]:
         address = self.job_server()
