@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export DS_BUILD_OPS := 0
 
-.PHONY: help demo test checks lint install clean
+.PHONY: help demo test checks lint docs install clean
 
 help:
 	@echo "make demo    install, train the embedded default on 2 workers, show what changed"
 	@echo "make test    install what is missing, run the tests"
 	@echo "make checks  lint, types, import contracts, tests (what CI runs)"
+	@echo "make docs    build the pages of docs/ into build/docs"
 	@echo "make clean   remove .venv and everything that was made here"
 
 demo: $(VENV)/.demo
@@ -27,6 +28,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+	@echo "build/docs/index.html"
 
 install: $(VENV)/.installed
 
@@ -44,7 +49,7 @@ $(VENV)/.demo: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,docs]'
 	@.ci/system-packages
 	@touch $@
 

@@ -29,7 +29,7 @@ __all__ = ["HFRLTrainerBuilder"]
 
 
 class HFRLTrainerBuilder:
-    """Builds the trainer of `cfg.rl`.
+    """Builds the trainer of `cfg.rl`. Its attributes may be set before `build`.
 
     Args:
         cfg: a validated config, or a dict of the same keys.
@@ -37,7 +37,7 @@ class HFRLTrainerBuilder:
         tokenizer: tokenizer of the policy.
         processor: processor of a vision-language policy, in the tokenizer's place.
 
-    Attributes (all may be set before `build`):
+    Attributes:
         train_dataset, eval_dataset: raw or prepared rows; or set them on the trainer.
         model_ref: the reference model; when None, `strategies.reference.load_reference` decides.
         peft_config: config of a new adapter; when None, that of the config's `adapter`.

@@ -24,11 +24,11 @@ class Prepared:
     a row of a dataset with `split_pairs` has two places, chosen first, taken or not), `source`, `row_number` (from 1, in its
     file; a line number in JSON lines), `prompt_ids` (list<int32>), `prompt_length`, and `prompt`, the text. Besides, by kind:
 
-    pair      `chosen_ids`, `rejected_ids`, `chosen_length`, `rejected_length`, and the text: `chosen`, `rejected`
-    unpaired  `completion_ids`, `completion_length`, `completion`, and `label` (bool)
-    prompt    `row`: what the trainer is handed, as JSON. Its `prompt` is text, or messages where the raw row has messages and
-              no dataset type renders them; `prompt_ids` are what TRL makes of it. Its other keys are the raw row's other
-              columns, those that JSON can't hold left out.
+    * pair: `chosen_ids`, `rejected_ids`, `chosen_length`, `rejected_length`, and the text: `chosen`, `rejected`
+    * unpaired: `completion_ids`, `completion_length`, `completion`, and `label` (bool)
+    * prompt: `row`, which is what the trainer is handed, as JSON. Its `prompt` is text, or messages where the raw row has
+      messages and no dataset type renders them; `prompt_ids` are what TRL makes of it. Its other keys are the raw row's other
+      columns, those that JSON can't hold left out.
     """
 
     path: Path
