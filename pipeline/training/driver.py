@@ -17,6 +17,9 @@ from pipeline.paths import absolute_paths
 from pipeline.patience import STORAGE_ERRORS
 from pipeline.session import connect, node_resources
 from pipeline.storage import Location, inside, locate, reason
+from pipeline.storage import Location, inside, locate
+from pipeline.tracking.run import Membership
+from pipeline.tracking.tracking import Tracking, check_trackers
 from pipeline.training.checkpoints import repair
 from pipeline.training.finished import finished_run
 from pipeline.training.folder import REPORT, RunFolder
@@ -72,6 +75,7 @@ def train(
     debug: bool = False,
     control: RunControl | None = None,
     report: bool = True,
+    member: Membership | None = None,
 ) -> TrainResult:
     """Prepare the data, score the reference where it is cached, and train on Ray; the run's files go to `output_dir`.
 
@@ -82,6 +86,7 @@ def train(
         debug: let the output of the workers through.
         control: lets another thread end the run; its complete checkpoints stay.
         report: write the run's page when it ends, well or not.
+        member: the sweep that the run is a trial of, for trackers.
 
     Raises:
         UserError: for anything that the user can mend, before workers start where it can be known then.
@@ -96,6 +101,9 @@ def train(
     cfg = absolute_paths(cfg)
     check_recipe(cfg)
     display = display or default_display()
+    if member is None:  # a trial's trackers were checked with its sweep
+        check_trackers(cfg)
+    display = display or SilentDisplay()
     if cfg.tune is not None:
         cfg = cfg.model_copy(update={"tune": None})
         display.note("tune: is for `prefray tune`; this run has the recipe's own values")
@@ -104,6 +112,7 @@ def train(
     connect(cfg, debug)
     workers = plan_run(cfg, node_resources())
     check_batch(cfg, workers.num_workers)
+    tracking = Tracking(cfg, folder, resume, member)
     folder.open(cfg, resume)
     for note in check_before_run(cfg) if control is None else ():  # a trial's cluster was checked with its sweep
         display.note(note)
@@ -147,6 +156,10 @@ def load_run(run_dir: str) -> TrainResult:
     """
     folder, state = finished_run(run_dir, locate(run_dir))
     return _result(folder, state["step"])
+    with tracking.running(display):
+        plan = RunPlan(cfg, folder, prepared, steps, workers, selection, debug, tracking, scores, control)
+        returned = follow(plan, display)
+    return _result(folder, returned["step"])
 
 
 def check_recipe(cfg: RunConfig) -> None:
