@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.config import RunConfig, load_config
     from pipeline.data import Prepared, prepare
+    from pipeline.merging.merge import MergeResult, merge
     from pipeline.reference import Scores, score
     from pipeline.training.driver import TrainResult, train
     from pipeline.tuning.sweep import SweepResult, tune
 
 __all__ = [
+    "MergeResult",
     "Prepared",
     "RunConfig",
     "Scores",
     "SweepResult",
     "TrainResult",
     "load_config",
+    "merge",
     "prepare",
     "score",
     "train",
@@ -26,12 +29,14 @@ __all__ = [
 ]
 
 _EXPORTS = {
+    "MergeResult": "pipeline.merging.merge",
     "Prepared": "pipeline.data",
     "RunConfig": "pipeline.config",
     "Scores": "pipeline.reference",
     "SweepResult": "pipeline.tuning.sweep",
     "TrainResult": "pipeline.training.driver",
     "load_config": "pipeline.config",
+    "merge": "pipeline.merging.merge",
     "prepare": "pipeline.data",
     "score": "pipeline.reference",
     "train": "pipeline.training.driver",

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model, load_peft_weights, set_
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -96,9 +96,14 @@ class EmptyPolicy:
         weights = load_peft_weights(str(adapter), device="cpu")
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32, **arguments)
-        self.base = base
+        self.base, self.dtype = base, getattr(config, "dtype", None)
+        self._tokens = _chosen_tokens(lora)
+        first_new = base.get_input_embeddings().num_embeddings
         self.grown_to = _grow(base, weights)
+        self.vocabulary = base.get_input_embeddings().num_embeddings
+        self._tokens |= set(range(first_new, self.vocabulary))
         self.slots = _slots(base)
+        self.parameters = sum(parameter.numel() for parameter in base.parameters())
         self.tied = _tied(self.slots)
         """Names of parameters that are one: each of them -> all of them."""
         try:
@@ -110,6 +115,10 @@ class EmptyPolicy:
         self._load(weights, adapter)
         self.wrappers = self._outermost()
         self._check(adapter)
+
+    def own_tokens(self) -> list[int]:
+        """Tokens that the adapter has embeddings for: new ones, and those that were trained singly."""
+        return sorted(self._tokens)
 
     def replaced(self, name: str) -> torch.Tensor | None:
         """What the adapter's folder holds in place of a parameter of the base, such as embeddings that have grown."""
@@ -232,6 +241,11 @@ def _grow(base: Any, weights: dict[str, torch.Tensor]) -> int | None:
                 base.resize_token_embeddings(stored.shape[0], mean_resizing=False)
                 return stored.shape[0]
     return None
+
+
+def _chosen_tokens(lora: LoraConfig) -> set[int]:
+    chosen = lora.trainable_token_indices or []
+    return set().union(*chosen.values()) if isinstance(chosen, dict) else set(chosen)
 
 
 def _slots(base: nn.Module) -> dict[str, Slot]:

@@ -76,9 +76,9 @@ class MergePlan:
         return [output for output in self.outputs if output.is_merged]
 
     @property
-    def rounded(self) -> set[str]:
-        """Names of the model's parameters that were rounded."""
-        return {output.parameter for output in self.outputs if output.is_rounded and output.parameter is not None}
+    def rounded(self) -> dict[str, torch.dtype]:
+        """The model's parameters that are rounded, and to what."""
+        return {output.parameter: output.dtype for output in self.outputs if output.is_rounded and output.parameter is not None}
 
     def tensor(self, output: Output) -> torch.Tensor:
         """The contents of an output.
@@ -118,7 +118,9 @@ class MergePlan:
 
     def _check(self, parameter_of: dict[str, str | None]) -> None:
         policy = self._policy
-        if fused := sorted(self._fused & {*self._changed, *(name for name in policy.slots if policy.replaced(name) is not None)}):
+        if fused := sorted(
+            self._fused & {*self._changed, *(name for name in policy.slots if policy.replaced(name) is not None)}
+        ):
             raise ValueError(
                 f"the adapter changes {fused[0]}, which the base's files hold in several tensors, and merging into those isn't "
                 "supported; save the base with all its weights as the model holds them, or use it with the adapter unmerged"

@@ -1,17 +1,18 @@
 """Whether a merged model says what its base says with the adapter.
 
-Both are computed in float32 on the same sequences, base and adapter by PEFT, so what is left between them is that merged weights
+Both are computed in float32 on the same sequences, base and adapter by PEFT. What is left between them is that merged weights
 were rounded to the dtype that they are stored in, and the order of float32 sums. How much that may be is measured on the same
 model and sequences: every weight that was rounded is moved once more, at random, as far as rounding may have moved it. A merged
-model passes when its log-probabilities differ by no more than `MARGIN` times what that changes, in the largest difference and in
-the root mean square. Both are random draws of one kind: correct merges were at 0.9 to 1.4 times the measured mean square, and one
-matrix of 14 with a wrong scale at hundreds of times in float32, at 3 to 40 in half precisions. Where an adapter changes less than
-rounding does, no comparison of outputs can tell right from wrong, and little of the adapter is left: `hides_adapter` says so.
+model passes when its log-probabilities differ by no more than `MARGIN` times what that changes, in the largest difference and
+in the root mean square. Both are random draws of one kind: correct merges of tiny models came to 0.9 to 1.4 times the measured
+root mean square, and a wrong scale of one matrix of 14 to hundreds of times in float32, and 3 to 40 in half precisions. Where
+an adapter changes less than rounding does, no comparison of outputs can tell right from wrong, and little of the adapter is
+left: `hides_adapter` says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,12 @@ def expected_logits(
 
 @torch.no_grad()
 def compare(
-    expected: Expected, folder: Path, rounded: set[str], dtype: torch.dtype, advance: Callable[[], None], **arguments: Any
+    expected: Expected, folder: Path, rounded: Mapping[str, torch.dtype], advance: Callable[[], None], **arguments: Any
 ) -> Differences:
     """Compute the sequences with the merged model in `folder`, as transformers loads it, in float32.
 
     Args:
-        rounded: names of the parameters that were rounded to `dtype`.
+        rounded: names of the parameters that were rounded, and to what dtype.
         advance: called after each sequence.
         arguments: of `from_pretrained`.
 
@@ -147,29 +148,27 @@ def compare(
         same += int((merged[-1].argmax(-1) == wanted.argmax(-1)).sum())
         apart.add(merged[-1], wanted)
         advance()
-    _shake(model, rounded, dtype)
+    _shake(model, rounded)
     for sequence, found in zip(expected.sequences, merged, strict=True):
         rounding.add(_logits(model, sequence), found)
         advance()
     tokens = sum(map(len, expected.sequences))
-    return Differences(
-        len(merged), tokens, logits, apart.distance(), same / tokens, rounding.distance(), expected.adapter
-    )
+    return Differences(len(merged), tokens, logits, apart.distance(), same / tokens, rounding.distance(), expected.adapter)
 
 
 def _logits(model: Any, sequence: Sequence[int]) -> torch.Tensor:
     return model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0].float()
 
 
-def _shake(model: torch.nn.Module, names: set[str], dtype: torch.dtype) -> None:
-    """Move every weight of these parameters at random as far as rounding to `dtype` may have moved it, in place.
+def _shake(model: torch.nn.Module, rounded: Mapping[str, torch.dtype]) -> None:
+    """Move every weight of these parameters at random as far as rounding may have moved it, in place.
 
     That is half a unit in the last place. In float32 itself, where half of one would be rounded away, it is a whole one.
     """
     generator = torch.Generator().manual_seed(SEED)
-    facts, reach = torch.finfo(dtype), 1.0 if dtype.itemsize >= 4 else 0.5
     for name, parameter in model.named_parameters():
-        if name in names:
+        if name in rounded:
+            facts, reach = torch.finfo(rounded[name]), 1.0 if rounded[name].itemsize >= 4 else 0.5
             exponent = torch.frexp(parameter.data.abs().clamp(min=facts.tiny)).exponent - 1
             step = torch.ldexp(torch.full_like(parameter, facts.eps), exponent)
             parameter.data += step * torch.empty_like(parameter).uniform_(-reach, reach, generator=generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
+from strategies.gguf import unpacked
 from strategies.locations import ModelLocation, resolve_model_location
 from strategies.models import load_config, load_model
 
@@ -31,7 +33,15 @@ DTYPES = {
 """What safetensors calls the dtypes that a model which isn't quantized has."""
 ON_DISK = ("revision", "cache_dir", "token", "local_files_only")
 """Arguments of `from_pretrained` that only say where files come from."""
-IN_MEMORY = ("attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "max_memory", "quantization_config", "torch_dtype")
+IN_MEMORY = (
+    "attn_implementation",
+    "device_map",
+    "dtype",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "quantization_config",
+    "torch_dtype",
+)
 """Those that only say how the model is held and computed."""
 
 
@@ -58,7 +68,7 @@ class StoredWeights:
         ValueError: for a file that is no safetensors file, or has a dtype of quantized weights.
     """
 
-    whole = None
+    whole: str | None = None
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._found: dict[str, tuple[Path, torch.Size, torch.dtype]] = {}
@@ -118,14 +128,18 @@ def open_weights(cfg: Any) -> Weights:
     if not location.is_gguf and (quantized := getattr(config, "quantization_config", None)):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
         raise ValueError(
-            f"base_model: {location.given!r} is stored quantized ({method}), and a sum with an adapter would have to be quantized "
-            "again; give the model that it was made from with --base"
+            f"base_model: {location.given!r} is stored quantized ({method}), and a sum with an adapter would have to be "
+            "quantized again; give the model that it was made from with --base"
         )
-    files = None if location.is_gguf else _safetensors(location, cfg)
+    try:
+        folder = unpacked(location, "weights")
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise ValueError(f"base_model: no model could be loaded from {location.given!r}: {error}") from error
+    files = None if folder.is_gguf else _safetensors(folder, cfg)
     if files is not None:
         return StoredWeights(files)
     dtype = torch.float32 if location.is_gguf else getattr(config, "dtype", None) or torch.float32
-    why = "GGUF weights become tensors only on loading" if location.is_gguf else "it isn't stored as plain safetensors"
+    why = "it is a large GGUF file" if location.is_gguf else "it isn't stored as plain safetensors"
     return LoadedWeights(load_model(plain(cfg)), dtype, why)
 
 
