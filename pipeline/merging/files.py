@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig
@@ -19,21 +20,22 @@ if TYPE_CHECKING:
 __all__ = ["write_card", "write_configs"]
 
 
-def write_configs(folder: Path, model: Any, tokenizer: Any, cfg: Any) -> None:
+def write_configs(folder: Path, config: Any, tokenizer: Any, cfg: Any) -> None:
     """Write config, generation config and tokenizer, special tokens the same in all three, as training sets them.
 
     Args:
-        model: with the merged model's config; its weights count for nothing.
+        config: the merged model's.
+        cfg: names the base model.
     """
     location = unpacked(resolve_model_location(cfg.base_model), "weights")
     revision = {"revision": cfg.revision_of_model} if cfg.revision_of_model else {}
     try:
-        model.generation_config = GenerationConfig.from_pretrained(location.path, **revision)
+        generation = GenerationConfig.from_pretrained(location.path, **revision)
     except OSError:  # a base without one: transformers makes it from the config
-        model.generation_config = GenerationConfig.from_model_config(model.config)
-    align_special_tokens(model, tokenizer)
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+        generation = GenerationConfig.from_model_config(config)
+    align_special_tokens(SimpleNamespace(config=config, generation_config=generation), tokenizer)
+    config.save_pretrained(folder)
+    generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if cfg.trust_remote_code:
         for file in Path(location.path).glob("*.py"):  # the model's own code, where the base is a folder

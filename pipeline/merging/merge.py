@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,11 +90,11 @@ def merge(
         plan = MergePlan(weights, policy, wanted)
         check = _Check(source, tokenizer, policy, display) if verify else None
         with target.staging(plan.nbytes) as (folder, put):
-            _write(folder, plan, policy, size, wanted, display)
-            write_configs(folder, policy.base, tokenizer, source.cfg)
+            _write(folder, plan, size, display)
+            write_configs(folder, plan.config(), tokenizer, source.cfg)
             rounded, grown_to = plan.rounded, policy.grown_to
-            kind = _word(_main_dtype(plan))
-            result = MergeResult(target.where, len(plan.outputs), len(plan.merged), plan.nbytes, kind, None)
+            main = str(plan.main_dtype).removeprefix("torch.")
+            result = MergeResult(target.where, len(plan.outputs), len(plan.merged), plan.nbytes, main, None)
             del weights, policy, plan  # what follows needs the memory
             if check is None:
                 display.note("not verified: the merged model wasn't compared with base and adapter")
@@ -151,18 +150,15 @@ def _check_base(source: Source, base: str | None, display: Display) -> None:
     display.note(f"--base: {base!r} isn't, file by file, what the run began with")
 
 
-def _write(folder: Path, plan: MergePlan, policy: EmptyPolicy, size: int, dtype: torch.dtype | None, display: Display) -> None:
-    """Write the weights, and set in the model's config what they are."""
+def _write(folder: Path, plan: MergePlan, size: int, display: Display) -> None:
+    """Write the weights."""
 
     def progress(done: int, of: int) -> None:
         display.progress({"rows_done": done, "rows_total": of, "unit": "tensors"})
 
     display.stage("merging", len(plan.outputs))
     write_shards(plan, folder, size, progress)
-    config = policy.base.config
-    config.dtype = dtype or policy.dtype or _main_dtype(plan)
     if plan.is_untied:
-        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
         display.note(
             "embedding and output head are one in the base; the adapter has changed them differently, so both are written"
         )
@@ -229,15 +225,3 @@ def _dtype(given: str | None) -> torch.dtype | None:
     if given not in DTYPES:
         raise UserError(f"--dtype: must be one of {', '.join(DTYPES)}, got {given!r}")
     return getattr(torch, given)
-
-
-def _main_dtype(plan: MergePlan) -> torch.dtype:
-    """What most of the bytes are."""
-    sizes: Counter[torch.dtype] = Counter()
-    for output in plan.outputs:
-        sizes[output.dtype] += output.nbytes
-    return sizes.most_common(1)[0][0]
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -22,6 +22,8 @@ __all__ = ["ADAPTER_CONFIG", "EmptyPolicy", "read_adapter_config"]
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER = "default"
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the base's modules."""
 SUBTRACTED = ("pissa", "olora")
 """Initialisations that take the adapter's first product out of the base, which PEFT does again from the base alone."""
 HARMLESS = (True, False, "gaussian", "eva", "orthogonal")
@@ -169,7 +171,11 @@ class EmptyPolicy:
             raise ValueError(
                 f"the adapter in {str(adapter)!r} was trained on another model than its base model is now: {reason}"
             ) from error
-        if unknown := report.unexpected_keys:
+        # PEFT writes some weights twice, under a name of its own wrappers too, and skips those names when it loads.
+        wrapped = tuple(
+            f"{PREFIX}{path}." for path, each in self._outermost().items() if isinstance(each, AuxiliaryTrainingWrapper)
+        )
+        if unknown := [name for name in report.unexpected_keys if not name.startswith(wrapped)]:
             raise ValueError(
                 f"the adapter in {str(adapter)!r} has {len(unknown)} weights that its base model has no place for, such as "
                 f"{unknown[0]}: it was trained on another model"
@@ -234,7 +240,7 @@ def _grow(base: Any, weights: dict[str, torch.Tensor]) -> int | None:
     """Give the empty model as many tokens as the adapter's folder has embeddings for; returns the number where it grew."""
     modules = {module: path for path, module in base.named_modules()}
     for module in filter(None, (base.get_input_embeddings(), base.get_output_embeddings())):
-        path = f"base_model.model.{modules.get(module)}"
+        path = f"{PREFIX}{modules.get(module)}"
         for name in ("weight", "base_layer.weight", "token_adapter.base_layer.weight"):
             stored = weights.get(f"{path}.{name}")
             if stored is not None and stored.shape[0] > module.weight.shape[0]:
