@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pipeline.evaluation.generate import Answers, generate
     from pipeline.evaluation.result import Evaluation
     from pipeline.jobs.handle import Job, submit
+    from pipeline.data import Prepared, prepare
+    from pipeline.merging.merge import MergeResult, merge
     from pipeline.reference import Scores, score
     from pipeline.report.writing import write_report
     from pipeline.training.driver import TrainResult, load_run, train
@@ -23,6 +25,7 @@ __all__ = [
     "Answers",
     "Evaluation",
     "Job",
+    "MergeResult",
     "Prepared",
     "RunConfig",
     "Scores",
@@ -33,6 +36,7 @@ __all__ = [
     "generate",
     "load_config",
     "load_run",
+    "merge",
     "prepare",
     "preview",
     "register_dataset_type",
@@ -47,6 +51,7 @@ _EXPORTS = {
     "Answers": "pipeline.evaluation.generate",
     "Evaluation": "pipeline.evaluation.result",
     "Job": "pipeline.jobs.handle",
+    "MergeResult": "pipeline.merging.merge",
     "Prepared": "pipeline.data",
     "RunConfig": "pipeline.config",
     "Scores": "pipeline.reference",
@@ -57,6 +62,7 @@ _EXPORTS = {
     "generate": "pipeline.evaluation.generate",
     "load_config": "pipeline.config",
     "load_run": "pipeline.training.driver",
+    "merge": "pipeline.merging.merge",
     "prepare": "pipeline.data",
     "preview": "pipeline.data.preview",
     "register_dataset_type": "pipeline.data",

@@ -41,7 +41,7 @@ class Display(Protocol):
         """A new stage begins; `total` is the number of its steps."""
 
     def progress(self, state: dict[str, Any]) -> None:
-        """A stage over rows has come to `rows_done` of `rows_total` (None: not known)."""
+        """A stage over rows, or what `unit` calls them, has come to `rows_done` of `rows_total` (None: not known)."""
 
     def record(self, record: dict[str, Any]) -> None:
         """A training or evaluation record of a step."""
@@ -109,7 +109,8 @@ class _Speed:
         if not left:
             return ""
         speed = (total - done) / left
-        return f"{speed:.{0 if speed >= 10 else 1}f} rows/s  {timedelta(seconds=round(left))} left"
+        unit = state.get("unit", "rows")
+        return f"{speed:.{0 if speed >= 10 else 1}f} {unit}/s  {timedelta(seconds=round(left))} left"
 
 
 def metrics_line(record: dict[str, Any]) -> str:
@@ -147,7 +148,7 @@ class PlainDisplay:
         if time.monotonic() - self._last_progress > PROGRESS_EVERY_S:
             self._last_progress = time.monotonic()
             total = f" of {state['rows_total']}" if state["rows_total"] else ""
-            self._line(f"{state['rows_done']}{total} rows" + f"  {speed}" * bool(speed))
+            self._line(f"{state['rows_done']}{total} {state.get('unit', 'rows')}" + f"  {speed}" * bool(speed))
 
     def record(self, record: dict[str, Any]) -> None:
         metrics = metrics_line(record)

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from pipeline.data import Prepared
     from pipeline.doctor.examination import Examination
     from pipeline.doctor.memory import Diagnosis
+    from pipeline.merging.merge import MergeResult
     from pipeline.reference import Scores
     from pipeline.training.driver import TrainResult
     from pipeline.tuning.result import SweepResult
 
 __all__ = ["print_examination", "print_recipes", "print_result", "print_scores", "print_sweep"]
+__all__ = ["print_examination", "print_merged", "print_result", "print_scores", "print_sweep"]
 
 METRICS = (
     "loss",
@@ -104,6 +106,29 @@ def print_scores(scores: Scores, prepared: Prepared, seconds: float, console: Co
     if scores.padded_because:
         console.print(f"unpacked  one completion at a time: {scores.padded_because}", soft_wrap=True, highlight=False)
     console.print(f"scores    {scores.path}", soft_wrap=True, highlight=False)
+
+
+def print_merged(result: MergeResult, console: Console | None = None) -> None:
+    """Print what a merged model is, and how far it is from base and adapter."""
+    console = console or Console()
+    size = f"{result.nbytes / 10**9:.2f} GB" if result.nbytes >= 10**9 else f"{result.nbytes / 10**6:.1f} MB"
+    console.print(
+        f"tensors  {result.merged} of {result.tensors} changed, {size}, {result.dtype}", highlight=False, soft_wrap=True
+    )
+    if (found := result.differences) is not None:
+        table = Table(title=f"merged, and base + adapter, on {found.tokens} tokens")
+        for name in ("", "largest", "rms"):
+            table.add_column(name, justify="right" if name else "left")
+        table.add_row("logits", f"{found.logits:.2g}", "")
+        for name, gap in (
+            ("log-probabilities", found.logps),
+            ("  what rounding explains", found.rounding),
+            ("  what the adapter does", found.adapter),
+        ):
+            table.add_row(name, f"{gap.largest:.2g}", f"{gap.rms:.2g}")
+        table.add_row("same most probable token", f"{found.same_argmax:.1%}", "")
+        console.print(table)
+    console.print(f"model    {result.path}", soft_wrap=True, highlight=False)
 
 
 MEMORY = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from pipeline.cli import clusters, manifests, models, recipes, results, runs
+from pipeline.cli import clusters, manifests, results, runs
 from pipeline.cli.running import hide_what_nobody_can_act_on
 
 __all__ = ["app", "hide_what_nobody_can_act_on", "main"]
@@ -28,6 +29,7 @@ for command in (
     clusters.submit,
     runs.schema,
 ):
+for command in (runs.train, runs.tune, runs.prepare, runs.score, clusters.doctor, clusters.submit, results.merge, runs.schema):
     app.command()(command)
 app.add_typer(clusters.jobs, name="jobs")
 app.add_typer(manifests.manifest, name="manifest")
