@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pipeline.evaluation.generate import Answers, generate
     from pipeline.evaluation.result import Evaluation
     from pipeline.jobs.handle import Job, submit
-    from pipeline.data import Prepared, prepare
     from pipeline.merging.merge import MergeResult, merge
     from pipeline.reference import Scores, score
     from pipeline.report.writing import write_report

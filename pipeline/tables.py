@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from pipeline.training.driver import TrainResult
     from pipeline.tuning.result import SweepResult
 
-__all__ = ["print_examination", "print_recipes", "print_result", "print_scores", "print_sweep"]
-__all__ = ["print_examination", "print_merged", "print_result", "print_scores", "print_sweep"]
+__all__ = ["print_examination", "print_merged", "print_recipes", "print_result", "print_scores", "print_sweep"]
 
 METRICS = (
     "loss",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.cli import clusters, manifests, models, recipes, results, runs
-from pipeline.cli import clusters, manifests, results, runs
+from pipeline.cli import clusters, manifests, models, recipes, runs
 from pipeline.cli.running import hide_what_nobody_can_act_on
 
 __all__ = ["app", "hide_what_nobody_can_act_on", "main"]
@@ -24,12 +23,12 @@ for command in (
     runs.score,
     models.evaluate,
     models.generate,
-    results.report,
+    models.merge,
+    models.report,
     clusters.doctor,
     clusters.submit,
     runs.schema,
 ):
-for command in (runs.train, runs.tune, runs.prepare, runs.score, clusters.doctor, clusters.submit, results.merge, runs.schema):
     app.command()(command)
 app.add_typer(clusters.jobs, name="jobs")
 app.add_typer(manifests.manifest, name="manifest")

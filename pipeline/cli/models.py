@@ -1,4 +1,4 @@
-"""Commands about what runs have left: evaluate it, let it answer."""
+"""Commands about what runs have left: evaluate it, let it answer, merge it, show it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from pipeline.cli.running import Debug, Overrides, Quiet, execute
 
-__all__ = ["evaluate", "generate"]
+__all__ = ["evaluate", "generate", "merge", "report"]
 
 Model = Annotated[
     str,
@@ -130,6 +130,59 @@ def generate(
         return None
 
     execute(command, quiet, debug)
+
+
+def merge(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|ADAPTER", help="The output_dir of a finished run, or an adapter's folder.")
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", metavar="DIR", help="Where the model goes; RUN/merged, or ADAPTER-merged, when not given."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16, of all weights; the base's own when not given.")
+    ] = None,
+    shard_size: Annotated[str, typer.Option("--shard-size", metavar="SIZE", help="Size of a file at most.")] = "5GB",
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="The base model, where it isn't what the run or adapter names."),
+    ] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't compare the result with base and adapter.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Merge an adapter into its base model: a model that loads without PEFT, compared with base and adapter."""
+
+    def command(display: Any) -> None:
+        from pipeline import merge as run_merge
+        from pipeline.tables import print_merged
+
+        result = run_merge(run, output, base=base, dtype=dtype, shard_size=shard_size, verify=not no_verify, display=display)
+        display.close()
+        print_merged(result)
+
+    execute(command, quiet, debug)
+
+
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The output_dir of a run or a sweep, or a trial's folder in one.")],
+    output: Annotated[
+        str | None, typer.Option("--output", metavar="FILE", help="The file to write; report.html in RUN when not given.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write the page of a run or a sweep again: charts, answers, data, what happened, config."""
+
+    def command(display: Any) -> None:
+        from pipeline import write_report
+
+        display.stage("writing the report")
+        where = write_report(run, output)
+        display.close()
+        print(where)
+
+    execute(command, quiet=True, debug=debug)
 
 
 def _write(where: str | None, values: dict[str, Any]) -> None:

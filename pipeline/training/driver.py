@@ -17,7 +17,6 @@ from pipeline.paths import absolute_paths
 from pipeline.patience import STORAGE_ERRORS
 from pipeline.session import connect, node_resources
 from pipeline.storage import Location, inside, locate, reason
-from pipeline.storage import Location, inside, locate
 from pipeline.tracking.run import Membership
 from pipeline.tracking.tracking import Tracking, check_trackers
 from pipeline.training.checkpoints import repair
@@ -100,10 +99,9 @@ def train(
     strategy = get_strategy(cfg.rl)
     cfg = absolute_paths(cfg)
     check_recipe(cfg)
-    display = display or default_display()
     if member is None:  # a trial's trackers were checked with its sweep
         check_trackers(cfg)
-    display = display or SilentDisplay()
+    display = display or default_display()
     if cfg.tune is not None:
         cfg = cfg.model_copy(update={"tune": None})
         display.note("tune: is for `prefray tune`; this run has the recipe's own values")
@@ -138,10 +136,11 @@ def train(
     history, page = History(folder), None
     history.begin(workers, sharding_of(cfg))
     try:
-        with history:
-            plan = RunPlan(cfg, folder, history, prepared, steps, workers, selection, debug, scores, control)
-            returned = follow(plan, display)
-        folder.finish(returned["step"], returned["best_metric"])
+        with tracking.running(display):
+            plan = RunPlan(cfg, folder, history, prepared, steps, workers, selection, debug, tracking, scores, control)
+            with history:
+                returned = follow(plan, display)
+            folder.finish(returned["step"], returned["best_metric"])
     finally:
         if report:
             page = _write_page(folder, display)
@@ -156,10 +155,6 @@ def load_run(run_dir: str) -> TrainResult:
     """
     folder, state = finished_run(run_dir, locate(run_dir))
     return _result(folder, state["step"])
-    with tracking.running(display):
-        plan = RunPlan(cfg, folder, prepared, steps, workers, selection, debug, tracking, scores, control)
-        returned = follow(plan, display)
-    return _result(folder, returned["step"])
 
 
 def check_recipe(cfg: RunConfig) -> None:

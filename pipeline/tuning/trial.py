@@ -142,9 +142,10 @@ class _Run(SilentDisplay):
         try:
             cfg = self._place(values, pointer)
             self._tell(folder=self.folder, values=values, origin=self._origin)
-            result = train(cfg, resume=True, display=self, debug=self.job.debug, control=self._control, report=False)
             member = Membership(name_of(self.job.sweep), self.folder, values or {}, self.job.parent)
-            result = train(cfg, resume=True, display=self, debug=self.job.debug, control=self._control, member=member)
+            result = train(
+                cfg, resume=True, display=self, debug=self.job.debug, control=self._control, report=False, member=member
+            )
             for record in MetricsFile(RunFolder(self._sweep.trial(self.folder)).metrics).read():
                 self._take(record)  # also of a run that had finished before
             self._step = self._total = result.steps
