@@ -68,13 +68,10 @@ class Output:
                 yield Path(scratch)
             return
         folder = self.where.with_name(f".{self.where.name}.partial")
+        if folder.exists():
+            raise UserError(f"--output: {str(folder)!r} is there: another merge writes it, or was killed; then delete it")
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
-        except FileExistsError:
-            raise UserError(
-                f"--output: {str(folder)!r} is there: another merge writes it, or was killed; then delete it"
-            ) from None
+            folder.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"--output: {str(self.where)!r} can't be written: {reason(error)}") from error
         try:
