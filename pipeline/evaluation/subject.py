@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pyarrow import fs
 
-from pipeline.config import RunConfig, parse_config
+from pipeline.config import DatasetConfig, RunConfig, parse_config
+from pipeline.config.datasets import dataset_problems
 from pipeline.config.loading import apply_overrides
 from pipeline.errors import ConfigError, UserError
 from pipeline.paths import absolute_paths
@@ -166,14 +167,13 @@ def _recipe(keys: dict[str, Any], overrides: Iterable[str]) -> RunConfig:
 
 
 def with_data(cfg: RunConfig, data: Sequence[str], type_: str | None) -> RunConfig:
-    """`cfg` with other rows, all of which are looked at: pairs, or for grpo prompts."""
-    rl = cfg.rl if get_strategy(cfg.rl).batch_kind in ("pair", "prompt") else "dpo"
-    recipe: dict[str, Any] = {
-        "base_model": cfg.base_model,
-        "rl": rl,
-        "datasets": [{"path": path, "type": type_} for path in data],
-    }
-    if rl == "grpo":
-        recipe["trl"] = {"reward_funcs": ["-"]}
-    datasets = parse_config(recipe, origin="--data").datasets
+    """`cfg` with other rows, all of which are looked at: prompts where that is what its strategy trains on, else pairs.
+
+    Raises:
+        UserError: for a type that there isn't.
+    """
+    rl = "dpo" if get_strategy(cfg.rl).batch_kind == "unpaired" else cfg.rl
+    datasets = [DatasetConfig(path=path, type=type_) for path in data]
+    if problems := [f"--{key}: {message}" for key, message in dataset_problems(datasets[0], rl)]:
+        raise UserError("\n".join(problems))
     return cfg.model_copy(update={"rl": rl, "datasets": datasets, "test_datasets": None, "val_set_size": 0.0})
