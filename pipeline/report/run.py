@@ -76,7 +76,10 @@ def _read(folder: RunFolder) -> _Run:
         raise UserError(f"{folder.path} holds a part of a run: {CONFIG} is missing; put it back")
     cfg = parse_saved(text, str(folder.config))
     records = MetricsFile(folder.metrics).read()
-    return _Run(folder, state, text, cfg, records, Story(state, records))
+    try:
+        return _Run(folder, state, text, cfg, records, Story(state, records))
+    except ValueError as error:
+        raise UserError(f"{inside(folder.path, RUN)} is broken: {error}; give the output_dir of another run") from error
 
 
 def _subtitle(run: _Run) -> str:

@@ -10,12 +10,13 @@ from pipeline.report.page import Column, Row, Section, Table
 
 __all__ = ["Story"]
 
-ENDS = {
-    "finished": "finished",
-    "stopped": "stopped",
-    "interrupted": "interrupted",
-    "failed": "failed",
+HELD = {
+    "began": {"host", "workers", "sharding"},
+    "training": {"step", "nodes", "repeated", "setup", "notes"},
+    "failure": {"step", "workers", "restart"},
+    "ended": {"step", "how"},
 }
+"""Kind of event -> what it holds beside its time."""
 
 
 class Story:
@@ -24,10 +25,15 @@ class Story:
     Args:
         state: what `run.json` says.
         records: of `metrics.jsonl`.
+
+    Raises:
+        ValueError: for an event that isn't one.
     """
 
     def __init__(self, state: dict[str, Any], records: Sequence[dict[str, Any]]) -> None:
         self.events: list[dict[str, Any]] = state.get("events", [])
+        if not isinstance(self.events, list) or not all(map(_is_event, self.events)):
+            raise ValueError("it holds events that aren't a run's")
         self._state = state
         self._times = sorted(record["time"] for record in records if "time" in record)
 
@@ -37,7 +43,7 @@ class Story:
         if self._state["status"] == "finished":
             return "finished"
         last = self.events[-1] if self.events else {}
-        return ENDS.get(last.get("how", ""), "not finished") if last.get("event") == "ended" else "not finished"
+        return last.get("how", "not finished")
 
     @property
     def began(self) -> dict[str, Any] | None:
@@ -108,7 +114,11 @@ class Story:
                     yield {"time": event["time"]}, _consequence(event)
                 case "ended":
                     why = f": {event['why']}" if event.get("why") else ""
-                    yield event, f"{ENDS[event['how']]}{why}"
+                    yield event, f"{event['how']}{why}"
+
+
+def _is_event(event: Any) -> bool:
+    return isinstance(event, dict) and HELD.get(event.get("event", ""), {""}) | {"time"} <= event.keys()
 
 
 def _training(event: dict[str, Any], now: int, before: int) -> str:

@@ -259,7 +259,9 @@ class _Follower:
             what = "died" if rank in event["died"] else "failed"
             why = "it hung" if rank in self.watch.hung else why
             self.display.note(f"{self.watch.name(rank)} {what} at {clock_time(event['time'])} after step {step}: {why}")
-            found.append({"rank": rank, "node": self.watch.node(rank), "what": what, "why": self.watch.hung.get(rank, why)})
+            if rank in self.watch.hung:
+                what, why = "hung", self.watch.hung[rank].partition(" hung: ")[2]
+            found.append({"rank": rank, "node": self.watch.node(rank), "what": what, "why": why})
         self.watch.leave()
         self.step = self.plan.folder.last_checkpoint()
         most, restart = self.plan.cfg.ray.max_failures, None

@@ -1,4 +1,4 @@
-"""What notebooks are shown; that they are shown it while a run goes on, `tests/test_notebooks.py` sees."""
+"""What notebooks are shown; that they are shown it while a run goes on, `tests/notebooks/` sees."""
 
 from __future__ import annotations
 

@@ -177,6 +177,8 @@ def test_the_command_writes_it_again(copy: Path, tmp_path: Path) -> None:
     [
         ("run.json", '{"status": "fin', r"run.json is broken: .*; put a whole one there"),
         ("run.json", "[]", r"run.json is broken: it says no status"),
+        ("run.json", '{"status": "started", "events": [{"event": "ended", "time": 1}]}', "it holds events that aren't a run's"),
+        ("run.json", '{"status": "started", "events": {}}', "it holds events that aren't a run's"),
         ("config.yaml", None, r"holds a part of a run: config.yaml is missing; put it back"),
         ("config.yaml", "base_model: [", r"config.yaml: not valid YAML"),
         ("config.yaml", "base_model: m\nlearning_rat: 1", r"learning_rat: unknown key"),

@@ -85,7 +85,7 @@ def test_the_run_learns(run: TrainResult) -> None:
 
 
 def test_what_is_shown(run: TrainResult, shown: Recorder) -> None:
-    stages = ["starting Ray", "preparing data", "scoring the reference", "starting 2 workers", "training"]
+    stages = ["starting Ray", "preparing data", "scoring the reference", "starting 2 workers", "training", "writing the report"]
     assert shown.stages == stages
     assert shown.notes[0].startswith("prepared 32 training and 8 evaluation rows")
     assert [note for note in shown.notes if note.startswith("saved")] == [

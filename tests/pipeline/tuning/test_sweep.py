@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ import pandas as pd
 import psutil
 import pytest
 from ray.util import placement_group_table
-from typer.testing import CliRunner
 
 from benchmarks.common import SHAPE
 from pipeline import load_config, train, tune, write_report
-from pipeline.cli import app
 from pipeline.config import RunConfig, parse_config
 from pipeline.display import SilentDisplay
 from pipeline.errors import RunFailed, UserError
@@ -241,45 +238,6 @@ def test_the_report_in_a_browser(swept: SweepResult, tmp_path: Path) -> None:
             assert (tmp_path / f"report-{width}.png").stat().st_size > 20_000
 
 
-def test_pages_are_written_again(swept: SweepResult, tmp_path: Path) -> None:
-    """That of the sweep by what its folder holds, and one of a trial, which had none."""
-    folder = Path(swept.run_dir)
-    assert not list(folder.glob("trials/*/report.html"))
-    shutil.copytree(folder, tmp_path / "moved", ignore=shutil.ignore_patterns("checkpoint-*", "model", "tune"))
-    done = CliRunner().invoke(app, ["report", str(tmp_path / "moved")])
-    assert (done.exit_code, done.stdout) == (0, f"{tmp_path}/moved/report.html\n")
-    page, first = (path.read_text(encoding="utf-8") for path in (tmp_path / "moved" / "report.html", folder / "report.html"))
-    assert re.findall("<td.*?</td>", page) == re.findall("<td.*?</td>", first)
-    assert page.count("js-plotly-plot") == first.count("js-plotly-plot")
-    trial, output = tmp_path / "moved" / "trials" / "000", tmp_path / "000.html"
-    done = CliRunner().invoke(app, ["report", str(trial), "--output", str(output)])
-    assert done.exit_code == 0, done.stderr
-    assert "Reward margin" in output.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("sweep.json", '{"status": ', "sweep.json is broken: Expecting"),
-        ("sweep.json", '{"status": "started"}', "has no trials yet: its data are prepared, or were when it was stopped"),
-        ("sweep.json", '{"status": "started", "shared": {"x": 1}}', "sweep.json or trials.json in .* is broken"),
-        ("trials.json", '[{"name": 1}]', "sweep.json or trials.json in .* is broken"),
-        ("trials.json", "[", "trials.json is broken"),
-        ("config.yaml", None, "holds a part of a sweep: config.yaml is missing; put it back"),
-        ("config.yaml", "base_model: m\ndatasets: [{path: a}]", "the recipe of a sweep has a `tune:` section"),
-    ],
-)
-def test_a_sweep_without_a_page(swept: SweepResult, tmp_path: Path, name: str, content: str | None, message: str) -> None:
-    for part in ("sweep.json", "trials.json", "config.yaml"):
-        shutil.copy(Path(swept.run_dir) / part, tmp_path / part)
-    if content is None:
-        (tmp_path / name).unlink()
-    else:
-        (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=message):
-        write_report(tmp_path)
-
-
 def test_a_sweep_is_not_begun_twice(swept: SweepResult, real_rows: RunConfig) -> None:
     with pytest.raises(UserError, match=r"holds a sweep \(finished\); continue it with `prefray tune --resume"):
         tune(real_rows)
@@ -400,6 +358,12 @@ def test_optuna_searches_for_one_metric(recipe: Any, tmp_path: Path) -> None:
     rates = [(record.values or {})["learning_rate"] for record in result.records]
     assert rates[0] != rates[1] and all(1e-5 <= rate <= 1e-3 for rate in rates)
     assert result.best_config.learning_rate == max(rates)  # margins grow with it
+    folder, page = Path(result.run_dir), tmp_path / "again.html"
+    assert not list(folder.glob("trials/*/report.html"))
+    assert write_report(folder, page) == page
+    first, again = (re.findall("<td.*?</td>", file.read_text(encoding="utf-8")) for file in (folder / "report.html", page))
+    assert again == first and len(first) > 20
+    assert write_report(folder / "trials" / "000") == folder / "trials" / "000" / "report.html"
 
 
 def test_a_time_budget_ends_a_trial_between_its_evaluations(recipe: Any, ray_session: Any, tmp_path: Path) -> None:
