@@ -21,7 +21,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY cluster ./cluster
 COPY pipeline ./pipeline
 COPY strategies ./strategies
-RUN python -m pip install --constraint constraints.txt .
+RUN python -m pip install --constraint constraints.txt '.[trackers]'
 
 RUN useradd --create-home --uid 1000 --shell /bin/bash ray
 USER ray

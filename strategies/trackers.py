@@ -1,12 +1,18 @@
-"""Experiment trackers: which ones report, and the environment through which transformers configures them."""
+"""Experiment trackers: which ones a config asks for, and how transformers' callbacks report to them where there is no Ray."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["tracker_arguments", "tracker_environment"]
+__all__ = ["TRACKERS", "tracker_arguments", "tracker_environment", "used_trackers", "without_trackers"]
 
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+TRACKERS = {
+    "tensorboard": None,
+    "wandb": "wandb_project",
+    "mlflow": "mlflow_experiment_name",
+    "trackio": "trackio_project_name",
+}
+"""Name -> the key that asks for it too, as in Axolotl, where `use_NAME` isn't set."""
 
 # transformers' callbacks read these from the environment and from nowhere else.
 ENVIRONMENT = {
@@ -22,6 +28,23 @@ ENVIRONMENT = {
 }
 
 
+def used_trackers(cfg: Any) -> list[str]:
+    """Names of the trackers that a config asks for: by `use_NAME: true`, or by naming a project or an experiment."""
+    return [name for name, key in TRACKERS.items() if _asks(cfg, name, key)]
+
+
+def _asks(cfg: Any, name: str, key: str | None) -> bool:
+    wanted = getattr(cfg, f"use_{name}")
+    return bool(wanted) if wanted is not None or key is None else bool(getattr(cfg, key))
+
+
+def without_trackers(cfg: Any) -> Any:
+    """The config of a trainer that reports to none."""
+    from strategies.config.trainer import TrackerKeys
+
+    return cfg.model_copy(update=dict.fromkeys(TrackerKeys.model_fields))
+
+
 def tracker_arguments(cfg: Any) -> dict[str, Any]:
     """Arguments that name the trackers (`report_to`, none by default), the run and the project."""
     names = (cfg.wandb_name, cfg.mlflow_run_name, cfg.trackio_run_name)
@@ -30,10 +53,7 @@ def tracker_arguments(cfg: Any) -> dict[str, Any]:
         "project": cfg.trackio_project_name,
         "trackio_space_id": cfg.trackio_space_id,
     }
-    return {
-        "report_to": [name for name in TRACKERS if getattr(cfg, f"use_{name}")],
-        **{name: value for name, value in given.items() if value is not None},
-    }
+    return {"report_to": used_trackers(cfg), **{name: value for name, value in given.items() if value is not None}}
 
 
 def tracker_environment(cfg: Any) -> dict[str, str]:

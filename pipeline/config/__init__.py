@@ -73,6 +73,10 @@ def _find_problems(cfg: RunConfig) -> Iterator[tuple[str, str]]:
         yield from tuning.find_problems(cfg.tune)
     if cfg.rl in STRATEGIES and cfg.ray.score != ScoreConfig() and STRATEGIES[cfg.rl].reference_mode(cfg) != "cached":
         yield "ray.score", f"has no effect with rl: {cfg.rl}, which has no cached reference here; remove it"
+    if cfg.wandb_watch not in (None, "false"):
+        yield "wandb_watch", "gradients and weights stay with the workers, which don't report; remove it (grad_norm is logged)"
+    if cfg.hf_mlflow_log_artifacts and "://" in cfg.output_dir:
+        yield "hf_mlflow_log_artifacts", f"checkpoints are in storage already, at {cfg.output_dir!r}; remove it"
     if cfg.save_only_model and (cfg.ray.max_failures or cfg.is_elastic):
         yield "save_only_model", "leaves no optimizer for workers to restart with; remove it, or ray.max_failures"
     if cfg.is_elastic and cfg.rl in STRATEGIES and STRATEGIES[cfg.rl].batch_kind != "pair":

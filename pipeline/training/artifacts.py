@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 
 from pipeline.patience import STORAGE_ERRORS, patiently
 from pipeline.storage import is_uri
-from pipeline.training.checkpoints import copy_file, store
+from pipeline.training.checkpoints import store
+from pipeline.training.copying import FolderCopy
 
 __all__ = ["Mirror", "link_watched", "put_model", "watched_folders"]
 
@@ -26,7 +27,6 @@ def watched_folders(cfg: Any) -> list[str]:
     """Names of the folders of a run that a person watches."""
     wanted = {
         "generations": cfg.dpo_generate_during_eval,
-        "tensorboard": cfg.use_tensorboard,
         "completions": cfg.trl is not None and cfg.trl.log_completions,
     }
     return [name for name, is_wanted in wanted.items() if is_wanted]
@@ -46,9 +46,8 @@ class Mirror(TrainerCallback):
     """
 
     def __init__(self, scratch: Path, names: list[str], filesystem: fs.FileSystem, run: str) -> None:
-        self._scratch, self._names = scratch, names
-        self._filesystem, self._run = filesystem, run
-        self._copied: dict[Path, tuple[int, int]] = {}
+        self._names = names
+        self._copy = FolderCopy(scratch, names, filesystem, run)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Copy what is new."""
@@ -61,24 +60,15 @@ class Mirror(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Copy what is left."""
         if state.is_world_process_zero:
-            patiently(self._copy, f"copying {', '.join(self._names)}")
+            patiently(self._copy.bring, f"copying {', '.join(self._names)}")
 
     def _try(self, state: Any) -> None:
         if not state.is_world_process_zero:
             return
         try:
-            self._copy()
+            self._copy.bring()
         except STORAGE_ERRORS as error:
             logger.warning("%s will be copied later: %s", ", ".join(self._names), error)
-
-    def _copy(self) -> None:
-        for name in self._names:
-            for file in sorted(path for path in (self._scratch / name).rglob("*") if path.is_file()):
-                status = file.stat()
-                version = status.st_size, status.st_mtime_ns
-                if self._copied.get(file) != version:
-                    copy_file(file, self._filesystem, f"{self._run}/{file.relative_to(self._scratch).as_posix()}")
-                    self._copied[file] = version
 
 
 def put_model(local: Path, filesystem: fs.FileSystem, run: str) -> None:

@@ -16,6 +16,8 @@ from pipeline.notebook import default_display, html_of
 from pipeline.paths import absolute_paths
 from pipeline.session import connect, node_resources
 from pipeline.storage import Location, inside, locate
+from pipeline.tracking.run import Membership
+from pipeline.tracking.tracking import Tracking, check_trackers
 from pipeline.training.checkpoints import repair
 from pipeline.training.finished import finished_run
 from pipeline.training.folder import RunFolder
@@ -67,6 +69,7 @@ def train(
     display: Display | None = None,
     debug: bool = False,
     control: RunControl | None = None,
+    member: Membership | None = None,
 ) -> TrainResult:
     """Prepare the data, score the reference where it is cached, and train on Ray; the run's files go to `output_dir`.
 
@@ -76,6 +79,7 @@ def train(
         display: shows stages, steps and notes; when None, progress is shown in a notebook and nothing elsewhere.
         debug: let the output of the workers through.
         control: lets another thread end the run; its complete checkpoints stay.
+        member: the sweep that the run is a trial of, for trackers.
 
     Raises:
         UserError: for anything that the user can mend, before workers start where it can be known then.
@@ -89,6 +93,8 @@ def train(
     strategy = get_strategy(cfg.rl)
     cfg = absolute_paths(cfg)
     check_recipe(cfg)
+    if member is None:  # a trial's trackers were checked with its sweep
+        check_trackers(cfg)
     display = display or default_display()
     if cfg.tune is not None:
         cfg = cfg.model_copy(update={"tune": None})
@@ -98,6 +104,7 @@ def train(
     connect(cfg, debug)
     workers = plan_run(cfg, node_resources())
     check_batch(cfg, workers.num_workers)
+    tracking = Tracking(cfg, folder, resume, member)
     folder.open(cfg, resume)
     for note in check_before_run(cfg) if control is None else ():  # a trial's cluster was checked with its sweep
         display.note(note)
@@ -120,8 +127,10 @@ def train(
     base = base_fingerprint(cfg) if cfg.adapter is not None or mode == "live" else None
     folder.start(prepared.fingerprint, steps, scores.fingerprint if scores is not None else None, base)
     cfg = cfg.model_copy(update={"reference": mode})
-    returned = follow(RunPlan(cfg, folder, prepared, steps, workers, selection, debug, scores, control), display)
-    folder.finish(returned["step"], returned["best_metric"])
+    with tracking.running(display):
+        plan = RunPlan(cfg, folder, prepared, steps, workers, selection, debug, tracking, scores, control)
+        returned = follow(plan, display)
+        folder.finish(returned["step"], returned["best_metric"])
     return _result(folder, returned["step"])
 
 

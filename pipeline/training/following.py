@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cluster.preflight import WorkerPlan
     from pipeline.data import Prepared
     from pipeline.reference import Scores
+    from pipeline.tracking.tracking import Tracking
 
 __all__ = ["RunPlan", "follow"]
 
@@ -51,6 +52,8 @@ class RunPlan:
     selection: dict[str, Any]
     """Arguments of Ray's CheckpointConfig that keep the best checkpoint; empty when none is chosen."""
     debug: bool
+    tracking: Tracking
+    """The run's trackers, which have begun."""
     scores: Scores | None = None
     """Log-probabilities of the reference, where they are cached."""
     control: RunControl | None = None
@@ -128,7 +131,7 @@ class _Follower:
             self._take(self._events(wait_s=0.2))
             if self.plan.control is not None and self.plan.control.is_cancelled:
                 raise RunCancelled(f"the run in {self.plan.folder.path} was ended after step {self.step}")
-            for note in self.watch.check():
+            for note in (*self.watch.check(), *self.plan.tracking.notes()):
                 self.display.note(note)
             if signal.received and not asked:
                 asked = True
@@ -213,6 +216,7 @@ class _Follower:
                 for note in event["notes"]:
                     self.display.note(note)
             self.metrics.append(event["records"])
+            self.plan.tracking.log(event["records"])
             self.ledger.append(event["ledger"])
             # A checkpoint's own history comes along with the first report after it; it has been shown before.
             known = event.get("resumed") or -1
@@ -221,6 +225,7 @@ class _Follower:
                     self.display.record(record)
             if "checkpoint" in event:
                 self.display.saved(event["checkpoint"])
+                self.plan.tracking.add_checkpoint(event["checkpoint"])
 
     def _tell_resumed(self, step: int, repeated: int | None) -> None:
         """Say where the run goes on, and how much work was lost."""

@@ -15,7 +15,7 @@ from pipeline.training.lines import open_lines
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["MetricsFile"]
+__all__ = ["MetricsFile", "identity"]
 
 
 class MetricsFile:
@@ -32,13 +32,13 @@ class MetricsFile:
         self._cut: int | None = None
         """Step that the file is to be cut back to before anything is added."""
         self._due = float("-inf")
-        self._known = {_identity(record) for record in self.read()}
+        self._known = {identity(record) for record in self.read()}
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add records, a line each; those that can't be written wait, and one that is there already is left out."""
         for record in records:
-            if _identity(record) not in self._known:
-                self._known.add(_identity(record))
+            if identity(record) not in self._known:
+                self._known.add(identity(record))
                 self._waiting.append(record)
         if time.monotonic() >= self._due:
             self.settle()
@@ -68,7 +68,7 @@ class MetricsFile:
         """Drop every record after `step`."""
         self._cut = step if self._cut is None else min(step, self._cut)
         self._waiting = [record for record in self._waiting if record["step"] <= step]
-        self._known = {_identity(record) for record in [*self._kept(self._cut), *self._waiting]}
+        self._known = {identity(record) for record in [*self._kept(self._cut), *self._waiting]}
         self.settle()
 
     def read(self) -> list[dict[str, Any]]:
@@ -92,6 +92,6 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps({name: None if name in odd else value for name, value in record.items()}) + "\n"
 
 
-def _identity(record: dict[str, Any]) -> tuple[int, str]:
+def identity(record: dict[str, Any]) -> tuple[int, str]:
     """A step is logged at most once for training, once for each evaluation set, and once at the end; each has a loss."""
     return record["step"], next((name for name in sorted(record) if name.endswith("loss")), "")

@@ -142,9 +142,10 @@ def _build(job: WorkerJob, scratch: Path, report: Any) -> tuple[Any, Any]:
     from strategies.rows import ID_COLUMNS, ROW_ID
     from strategies.sharding import divided_loading
     from strategies.tokenizer import load_tokenizer
+    from strategies.trackers import without_trackers
 
     sys.path.append(job.import_path)
-    cfg = job.cfg.model_copy(update={"output_dir": str(scratch)})
+    cfg = without_trackers(job.cfg).model_copy(update={"output_dir": str(scratch)})  # the driver reports
     set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
     tokenizer = load_tokenizer(cfg)
     beat()

@@ -16,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.display import Display
 from pipeline.errors import RunStopped
 from pipeline.paths import is_in_job_package
+from pipeline.tracking.tracking import tracker_variables
 from pipeline.training.stopping import StopSignal
 from pipeline.tuning.folder import TUNE, SweepFolder
 from pipeline.tuning.mailbox import open_mailbox
@@ -43,10 +44,17 @@ class Tuning:
     """One call of Ray's Tuner."""
 
     def __init__(
-        self, cfg: RunConfig, folder: SweepFolder, measure: Measure, evaluations: int, concurrent: int, debug: bool
+        self,
+        cfg: RunConfig,
+        folder: SweepFolder,
+        measure: Measure,
+        evaluations: int,
+        concurrent: int,
+        debug: bool,
+        parent: str | None = None,
     ) -> None:
         self.cfg, self.folder, self.measure = cfg, folder, measure
-        self.evaluations, self.concurrent, self.debug = evaluations, concurrent, debug
+        self.evaluations, self.concurrent, self.debug, self.parent = evaluations, concurrent, debug, parent
 
     def run(self, points: list[Values] | None, seed: int, display: Display) -> list[TrialRecord]:
         """Run the trials until Tune has enough of them.
@@ -77,7 +85,7 @@ class Tuning:
         section = self.cfg.tune
         assert section is not None
         at_checkpoints = section.scheduler in NEEDS_CHECKPOINTS
-        environment = self.folder.environment()
+        environment = {**self.folder.environment(), **tracker_variables(self.cfg)}
         job = TrialJob(
             self.cfg,
             self.folder.path,
@@ -87,6 +95,7 @@ class Tuning:
             at_checkpoints,
             self.debug,
             environment,
+            self.parent,
         )
         # Where the driver is, as Ray Train's own controllers are; and no more at once than have room for their workers.
         slot = {_node_resource(): math.floor(10_000 / self.concurrent) / 10_000}

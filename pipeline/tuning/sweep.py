@@ -11,6 +11,8 @@ from pipeline.notebook import default_display
 from pipeline.paths import absolute_paths
 from pipeline.session import connect, node_resources
 from pipeline.storage import locate
+from pipeline.tracking.of_sweep import SweepTracking
+from pipeline.tracking.tracking import check_trackers
 from pipeline.training.driver import check_batch, check_recipe, plan_run
 from pipeline.tuning.cadence import with_cadence
 from pipeline.tuning.folder import BEST, REPORT, SweepFolder
@@ -58,6 +60,7 @@ def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None
     recipes += known
     for recipe in recipes:
         check_recipe(recipe)
+    check_trackers(cfg)
     measure = measure_of(cfg.tune, recipes)
     folder = SweepFolder(locate(cfg.output_dir))
     folder.open(given, resume)
@@ -74,9 +77,12 @@ def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None
     if "shared" in state:  # what it has cost was told when it was made
         shared = Shared(**state["shared"])
     folder.write_state({"status": "started", "shared": shared.summary()})
-    tuning = Tuning(cfg, folder, measure, shared.evaluations, concurrent, debug)
-    records = tuning.run(points, seed, display)
-    return _collect(SweepResult(folder.path, given, measure, records), folder, shared, display)
+    with SweepTracking(cfg, folder, display) as tracking:
+        tuning = Tuning(cfg, folder, measure, shared.evaluations, concurrent, debug, tracking.parent)
+        records = tuning.run(points, seed, display)
+        result = _collect(SweepResult(folder.path, given, measure, records), folder, shared, display)
+        tracking.add(result.best_metrics, [BEST, REPORT])
+    return result
 
 
 def _concurrency(cfg: RunConfig, recipes: list[RunConfig]) -> int:

@@ -19,6 +19,7 @@ from pipeline.display import SilentDisplay
 from pipeline.errors import RunCancelled
 from pipeline.session import set_intervals
 from pipeline.storage import Location
+from pipeline.tracking.run import Membership, name_of
 from pipeline.training.checkpoints import step_of
 from pipeline.training.driver import train
 from pipeline.training.folder import RunFolder
@@ -58,7 +59,9 @@ class TrialJob:
     """Hand an evaluation on when the checkpoint of its step is stored, since the scheduler may go on from it."""
     debug: bool
     environment: dict[str, str]
-    """How the driver finds the store that the sweep's folder is in."""
+    """How the driver finds the store that the sweep's folder is in, and its trackers."""
+    parent: str | None
+    """MLflow's id of the sweep's run."""
 
 
 class TrialRun(Trainable):
@@ -139,7 +142,8 @@ class _Run(SilentDisplay):
         try:
             cfg = self._place(values, pointer)
             self._tell(folder=self.folder, values=values, origin=self._origin)
-            result = train(cfg, resume=True, display=self, debug=self.job.debug, control=self._control)
+            member = Membership(name_of(self.job.sweep), self.folder, values or {}, self.job.parent)
+            result = train(cfg, resume=True, display=self, debug=self.job.debug, control=self._control, member=member)
             for record in MetricsFile(RunFolder(self._sweep.trial(self.folder)).metrics).read():
                 self._take(record)  # also of a run that had finished before
             self._step = self._total = result.steps

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from strategies.config.adapter import AdapterKeys
 from strategies.config.names import OPTIMIZERS, SCHEDULES
 from strategies.config.trainer import TrackerKeys
+from strategies.trackers import used_trackers
 
 if TYPE_CHECKING:
     from strategies.base import Strategy
@@ -158,9 +159,10 @@ def _pairs_of_keys(cfg: StrategyConfig) -> Iterator[Problem]:
 
 
 def _trackers(cfg: StrategyConfig) -> Iterator[Problem]:
+    used = used_trackers(cfg)
     for name in TrackerKeys.model_fields:
         tracker = name.removeprefix("hf_").split("_")[0]
-        if tracker != "use" and _is_set(cfg, name) and not getattr(cfg, f"use_{tracker}"):
+        if tracker != "use" and _is_set(cfg, name) and tracker not in used:
             yield name, f"has no effect without use_{tracker}: true; set it or remove this key"
 
 

@@ -73,25 +73,27 @@ class TrainerKeys(Keys):
 
 
 class TrackerKeys(Keys):
-    """Experiment trackers; rank 0 reports."""
+    """Experiment trackers; one run reports once, whatever its number of workers."""
 
-    use_tensorboard: bool | None = key("Write TensorBoard event files.")
-    use_wandb: bool | None = key("Report to Weights & Biases.")
+    use_tensorboard: bool | None = key("Write TensorBoard event files, into the run's folder.")
+    use_wandb: bool | None = key("Report to Weights & Biases; true where wandb_project is set.")
     wandb_project: str | None = key("W&B project.")
     wandb_entity: str | None = key("W&B user or team.")
-    wandb_name: str | None = key("W&B run name.")
+    wandb_name: str | None = key("W&B run name, and group of a sweep; the last part of output_dir when not set.")
     wandb_run_id: str | None = key("W&B run id, to continue a run.")
     wandb_mode: Literal["online", "offline", "disabled"] | None = key("W&B mode.")
-    wandb_watch: str | None = key("What W&B watches: gradients, parameters, all, false.")
-    wandb_log_model: str | None = key("What W&B stores: false, end, checkpoint.")
-    use_mlflow: bool | None = key("Report to MLflow.")
-    mlflow_tracking_uri: str | None = key("MLflow server.")
+    wandb_watch: str | None = key("What W&B watches: gradients, parameters, all, false; without Ray only.")
+    wandb_log_model: Literal["false", "end", "checkpoint"] | None = key(
+        "What W&B stores as artifacts: false, end (the model), checkpoint (each one too)."
+    )
+    use_mlflow: bool | None = key("Report to MLflow; true where mlflow_experiment_name is set.")
+    mlflow_tracking_uri: str | None = key("MLflow server or store; MLFLOW_TRACKING_URI when not set.")
     mlflow_experiment_name: str | None = key("MLflow experiment.")
-    mlflow_run_name: str | None = key("MLflow run name.")
+    mlflow_run_name: str | None = key("MLflow run name; the last part of output_dir when not set.")
     hf_mlflow_log_artifacts: bool | None = key("Copy checkpoints to MLflow.")
-    use_trackio: bool | None = key("Report to trackio.")
+    use_trackio: bool | None = key("Report to trackio; true where trackio_project_name is set.")
     trackio_project_name: str | None = key("trackio project.")
-    trackio_run_name: str | None = key("trackio run name.")
+    trackio_run_name: str | None = key("trackio run name, and group of a sweep; the last part of output_dir when not set.")
     trackio_space_id: str | None = key("Space that shows the trackio project.")
 
 

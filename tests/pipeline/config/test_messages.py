@@ -107,7 +107,7 @@ def test_a_key_of_axolotls_that_is_not_supported(keys: dict[str, Any], path: str
         ({"cosine_constant_lr_ratio": 0.5}, "cosine_constant_lr_ratio", "no effect without cosine_min_lr_ratio"),
         ({"eval_steps": 5}, "eval_steps", "no effect without evaluation data"),
         ({"early_stopping_patience": 2}, "early_stopping_patience", "no effect without evaluation data"),
-        ({"wandb_project": "p"}, "wandb_project", "no effect without use_wandb: true"),
+        ({"wandb_name": "n"}, "wandb_name", "no effect without use_wandb: true"),
         ({"hub_strategy": "end"}, "hub_strategy", "no effect without hub_model_id"),
         ({"metric_for_best_model": "eval_loss"}, "metric_for_best_model", "no effect without load_best_model_at_end"),
         ({"save_strategy": "no", "save_steps": 5}, "save_steps", "no effect with save_strategy: no"),
