@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
 
@@ -37,7 +38,8 @@ class ToTensorBoard:
             local = Path(tempfile.mkdtemp(prefix="prefray-tensorboard-"))
             self._copy = FolderCopy(local, [FOLDER], run.folder.filesystem, run.folder.path)
             where = local
-        self._writer = SummaryWriter(logdir=str(where / FOLDER))
+        # Names have whole seconds: one that is begun again soon would overwrite the file.
+        self._writer = SummaryWriter(logdir=str(where / FOLDER), filename_suffix=f".{uuid4().hex[:8]}")
         if not run.kept:
             text = yaml.safe_dump(recipe_of(run.cfg), sort_keys=False, allow_unicode=True)
             self._writer.add_text("config", f"```yaml\n{text}```")

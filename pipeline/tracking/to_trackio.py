@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 from pipeline.config import RunConfig
@@ -75,7 +75,10 @@ def _free(name: str, project: str, space_id: str | None) -> str:
     """The name, with a number where a run of this machine has it already: going on with that one is not meant."""
     import trackio
 
-    taken = {run.name for run in trackio.Api().runs(project)} if space_id is None else set()
+    taken: set[str] = set()
+    if space_id is None:
+        with suppress(ValueError):  # of a project that doesn't exist yet
+            taken = {run.name for run in trackio.Api().runs(project)}
     names = [name, *(f"{name}-{number}" for number in range(2, len(taken) + 2))]
     return next(one for one in names if one not in taken)
 

@@ -73,7 +73,7 @@ class ToWandb:
             dir=os.environ.get("WANDB_DIR") or str(where),
             settings=wandb.Settings(console="off", silent=True, init_timeout=60),
         )
-        self.link = self._run.url or self._run.settings.sync_dir
+        self.link = self._run.settings.sync_dir if self._run.offline else self._run.url
         return {"id": self._run.id}
 
     def log(self, records: list[dict[str, Any]]) -> None:
@@ -91,7 +91,7 @@ class ToWandb:
         if status == "finished" and self._tracked.cfg.wandb_log_model in ("end", "checkpoint"):
             self._store("model", f"model-{self._run.id}", ["final"])
         self._run.finish(exit_code=EXIT_CODES[status])
-        if self._copy is not None and self._run.settings.mode == "offline":
+        if self._copy is not None and self._run.offline:
             self._copy.bring()
 
     def _store(self, folder: str, name: str, aliases: list[str]) -> None:

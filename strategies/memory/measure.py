@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from strategies.config.trainer import TrackerKeys
+
 __all__ = ["Measured", "measure"]
 
 MEASURABLE = ("pair", "unpaired")
@@ -30,8 +32,9 @@ UNWATCHED = {
     "eval_on_start": False,
     **dict.fromkeys(
         "save_steps saves_per_epoch eval_steps evals_per_epoch load_best_model_at_end early_stopping_patience hub_model_id "
-        "metric_for_best_model use_tensorboard use_wandb use_mlflow use_trackio".split()
+        "metric_for_best_model".split()
     ),
+    **dict.fromkeys(TrackerKeys.model_fields),
 }
 """Keys of a measured run that have nothing to do with memory, but for the accumulation: its gradients are part of the peak."""
 

@@ -51,7 +51,7 @@ def run(ray_session: Any, recipe: Any, trackers: dict[str, Any], notes: list[str
             time.sleep(0.05)
         training_workers()[1].send_signal(signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     train(recipe(folder.path, **keys, num_epochs=10, ray={"num_workers": 2, "max_failures": 1}), display=display)
     killer.join()
