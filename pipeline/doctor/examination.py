@@ -82,7 +82,7 @@ def examine(cfg: RunConfig | None, *, with_measurement: bool = False) -> Examina
     checks = [_cluster(nodes, has_autoscaler), *check_nodes(answers, probe, stores), *_exposure()]
     if cfg is None:
         return Examination(tuple(checks), None)
-    checks += check_resources(cfg, [node["Resources"] for node in nodes], has_autoscaler)
+    checks += [*check_resources(cfg, [node["Resources"] for node in nodes], has_autoscaler), *_trackers(cfg)]
     by_name = {names[node["NodeID"]]: node["Resources"] for node in nodes}
     diagnosis = diagnose(cfg, _tightest(cfg, answers, by_name), with_measurement=with_measurement)
     return Examination((*checks, *diagnosis.checks), diagnosis)
@@ -118,9 +118,22 @@ def _examine_here(cfg: RunConfig | None, probe: Probe, with_measurement: bool) -
     if cfg is None:
         return Examination(tuple(checks), None)
     here = {"CPU": float(os.cpu_count() or 1), **({"GPU": float(gpus)} if gpus else {})}
-    checks += check_resources(cfg, [here], has_autoscaler=False)
+    checks += [*check_resources(cfg, [here], has_autoscaler=False), *_trackers(cfg)]
     diagnosis = diagnose(cfg, with_measurement=with_measurement)
     return Examination((*checks, *diagnosis.checks), diagnosis)
+
+
+def _trackers(cfg: RunConfig) -> Iterator[Check]:
+    """Whether a driver here could report to the recipe's trackers."""
+    from pipeline.tracking.tracking import check_trackers
+    from strategies.trackers import used_trackers
+
+    if used := used_trackers(cfg):
+        try:
+            check_trackers(cfg)
+            yield Check("trackers", "pass", f"{', '.join(used)} can be reported to")
+        except UserError as error:
+            yield Check("trackers", "fail", str(error))
 
 
 def _cluster(nodes: list[dict[str, Any]], has_autoscaler: bool) -> Check:

@@ -19,6 +19,8 @@ __all__ = ["ToWandb", "check"]
 EXIT_CODES: dict[Status, int] = {"finished": 0, "failed": 1, "killed": 255}
 """By which W&B tells how a run ended; the last one is its own for Ctrl-C."""
 FOLDER = "wandb"
+WITHOUT_KEY = ("offline", "dryrun", "disabled")
+"""Modes that send nothing."""
 
 
 def check(cfg: RunConfig) -> None:
@@ -29,7 +31,7 @@ def check(cfg: RunConfig) -> None:
     """
     import wandb
 
-    if (cfg.wandb_mode or wandb.setup().settings.mode) != "online":
+    if (cfg.wandb_mode or os.environ.get("WANDB_MODE") or wandb.setup().settings.mode) in WITHOUT_KEY:
         return
     wandb.setup().settings.silent = True
     try:

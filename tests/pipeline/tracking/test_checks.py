@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from pipeline.config import parse_config
 from pipeline.display import SilentDisplay
-from pipeline.errors import ConfigError, UserError
+from pipeline.errors import ConfigError, RunFailed, RunStopped, UserError
 from pipeline.tracking import line as lines
 from pipeline.tracking.line import Line
 from pipeline.tracking.of_sweep import SweepTracking
@@ -23,7 +25,7 @@ from pipeline.tracking.tracking import Tracking, check_trackers, tracker_variabl
 from pipeline.training.folder import RunFolder
 from pipeline.tuning.folder import SweepFolder
 from strategies.trackers import used_trackers, without_trackers
-from tests.trackers import unused_port
+from tests.trackers import offline_runs, unused_port
 
 
 def config(**keys: Any) -> Any:
@@ -227,3 +229,19 @@ def test_files_of_trackers_reach_a_uri(s3: Any, monkeypatch: pytest.MonkeyPatch)
     assert "trackers.json" in names
     assert [name for name in names if name.startswith("tensorboard/events.out.tfevents.")]
     assert [name for name in names if name.startswith("wandb/offline-run-") and name.endswith(".wandb")]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "exit_code"), [(RunStopped("SIGTERM"), "KILLED", 255), (RunFailed("no"), "FAILED", 1)]
+)
+def test_how_a_run_has_ended_is_told(error: Exception, status: str, exit_code: int, tmp_path: Path) -> None:
+    where, store = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
+    where.mkdir()
+    cfg = config(use_mlflow=True, mlflow_tracking_uri=store, use_wandb=True, wandb_mode="offline", output_dir=str(where))
+    tracking = Tracking(cfg, RunFolder(where), resume=False)
+    with suppress(RunStopped, RunFailed), tracking.running(Notes()):
+        tracking.log([{"step": 1, "loss": 0.5}])
+        raise error
+    kept = json.loads((where / "trackers.json").read_text())
+    assert MlflowClient(store).get_run(kept["mlflow"]["id"]).info.status == status
+    assert [run.exit_code for run in offline_runs(where / "wandb")] == [exit_code]
