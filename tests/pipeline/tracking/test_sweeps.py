@@ -16,14 +16,15 @@ from tests.trackers import offline_runs, scalars, trackio_runs
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 RATES = [1e-4, 1e-3]
+STEPS = list(range(1, 9))
 
 
 @pytest.fixture(scope="module")
 def sweep(ray_session: Any, recipe: Any, trackers: dict[str, Any], tmp_path_factory: Any) -> SweepResult:
-    """Two learning rates, four steps each."""
+    """Two learning rates, eight steps each."""
     section = {"space": {"learning_rate": {"grid": RATES}}, "search": "grid", "baseline": False}
     cfg: RunConfig = recipe(
-        tmp_path_factory.mktemp("sweeps") / "my-sweep", **trackers, tune=section, ray={"num_workers": 1}, eval_steps=2
+        tmp_path_factory.mktemp("sweeps") / "my-sweep", **trackers, tune=section, ray={"num_workers": 1}, eval_steps=4
     )
     return tune(cfg)
 
@@ -38,7 +39,7 @@ def test_mlflow_nests_trials_in_the_sweep(sweep: SweepResult, server: str) -> No
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {parent.info.run_id}
     assert {run.data.tags["sweep"] for run in trials} == {"my-sweep"}
     assert sorted(float(run.data.params["learning_rate"]) for run in trials) == RATES
-    assert parent.data.params["tune.space.learning_rate.0.kind"] == "grid"
+    assert parent.data.params["tune.space.learning_rate.0.grid"] == str(RATES)
     assert parent.data.metrics["best/eval_rewards/accuracies"] == sweep.best_metrics["eval_rewards/accuracies"]
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"best.yaml", "report.html"}
     assert len([name for name in found if name.startswith("my-sweep")]) == 3
@@ -47,7 +48,7 @@ def test_mlflow_nests_trials_in_the_sweep(sweep: SweepResult, server: str) -> No
 def test_tensorboard_tells_trials_apart(sweep: SweepResult) -> None:
     for name in ("000", "001"):
         found = scalars(Path(sweep.run_dir) / "trials" / name / "tensorboard")
-        assert [step for step, _ in found["loss"]] == [1, 2, 3, 4]
+        assert [step for step, _ in found["loss"]] == STEPS
 
 
 def test_wandb_groups_trials(sweep: SweepResult) -> None:
@@ -63,4 +64,4 @@ def test_trackio_groups_trials(sweep: SweepResult, trackio_dir: Path) -> None:
     trials = [found["my-sweep/000"], found["my-sweep/001"]]
     assert {run["config"]["_Group"] for run in trials} == {"my-sweep"}
     assert sorted(run["config"]["learning_rate"] for run in trials) == RATES
-    assert all(run["steps"]["loss"] == [1, 2, 3, 4] for run in trials)
+    assert all(run["steps"]["loss"] == STEPS for run in trials)
