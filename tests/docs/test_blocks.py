@@ -42,7 +42,8 @@ def job_server() -> Iterator[Callable[[], str]]:
             words = ["--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"]
             words += ["--num-cpus=2", f"--temp-dir={folder}", "--object-store-memory=100000000"]
             command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, "--disable-usage-stats", "--block"]
-            environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"HOME": folder}
+            environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+            environment |= {"HOME": folder, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
             with (Path(folder) / "log").open("wb") as log:
                 started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder))
             address = f"http://127.0.0.1:{dashboard}"
