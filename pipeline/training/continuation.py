@@ -6,11 +6,12 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.config.secrets import redact
+from strategies.config.trainer import TrackerKeys
 
 __all__ = ["changed_settings"]
 
-# What may differ between a run and its continuation: how long, how often, where; not what is trained. How a global batch
-# is cut into workers and forwards may differ too, as long as its size stays.
+# What may differ between a run and its continuation: how long, how often, where, who is told; not what is trained. How a
+# global batch is cut into workers and forwards may differ too, as long as its size stays.
 MAY_DIFFER = {
     "dataloader_num_workers",
     "dataset_num_proc",
@@ -34,6 +35,7 @@ MAY_DIFFER = {
     "save_total_limit",
     "saves_per_epoch",
     "tokens_per_forward",
+    *TrackerKeys.model_fields,
 }
 
 

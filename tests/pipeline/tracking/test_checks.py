@@ -22,6 +22,7 @@ from pipeline.tracking.line import Line
 from pipeline.tracking.of_sweep import SweepTracking
 from pipeline.tracking.run import Membership, flat, name_of
 from pipeline.tracking.tracking import Tracking, check_trackers, tracker_variables
+from pipeline.training.continuation import changed_settings
 from pipeline.training.folder import RunFolder
 from pipeline.tuning.folder import SweepFolder
 from strategies.trackers import used_trackers, without_trackers
@@ -132,6 +133,10 @@ def test_variables_of_trackers_go_along_only_where_there_is_one(monkeypatch: pyt
     assert tracker_variables(config()) == {}
     found = tracker_variables(config(use_wandb=True))
     assert found["WANDB_API_KEY"] == "k" * 40 and "UNRELATED_SECRET" not in found
+
+
+def test_a_resumed_run_may_have_other_trackers() -> None:
+    assert changed_settings(config(), config(wandb_project="p", use_tensorboard=True)) == []
 
 
 class Broken:
