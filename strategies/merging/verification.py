@@ -5,9 +5,10 @@ were rounded to the dtype that they are stored in, and the order of float32 sums
 model and sequences: every weight that was rounded is moved once more, at random, as far as rounding may have moved it. A merged
 model passes when its log-probabilities differ by no more than `MARGIN` times what that changes, in the largest difference and
 in the root mean square. Both are random draws of one kind: correct merges of tiny models came to 0.9 to 1.4 times the measured
-root mean square, and a wrong scale of one matrix of 14 to hundreds of times in float32, and 3 to 40 in half precisions. Where
-an adapter changes less than rounding does, no comparison of outputs can tell right from wrong, and little of the adapter is
-left: `hides_adapter` says so.
+root mean square, and a wrong scale of one matrix of 14 to hundreds of times in float32. In half precisions rounding is so much
+larger that a wrong scale of one matrix can pass. Where an adapter changes
+less than rounding does, no comparison of outputs can tell right from wrong, and little of the adapter is left: `hides_adapter`
+says so.
 """
 
 from __future__ import annotations
