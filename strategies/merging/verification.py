@@ -6,9 +6,8 @@ model and sequences: every weight that was rounded is moved once more, at random
 model passes when its log-probabilities differ by no more than `MARGIN` times what that changes, in the largest difference and
 in the root mean square. Both are random draws of one kind: correct merges of tiny models came to 0.9 to 1.4 times the measured
 root mean square, and a wrong scale of one matrix of 14 to hundreds of times in float32. In half precisions rounding is so much
-larger that a wrong scale of one matrix can pass. Where an adapter changes
-less than rounding does, no comparison of outputs can tell right from wrong, and little of the adapter is left: `hides_adapter`
-says so.
+larger that a wrong scale of one matrix can pass. Where an adapter changes less than rounding does, no comparison of outputs can
+tell right from wrong, and little of the adapter is left: `hides_adapter` says so.
 """
 
 from __future__ import annotations
