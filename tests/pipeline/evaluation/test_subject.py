@@ -67,11 +67,11 @@ def test_a_run_folder_that_is_incomplete(copied: Path, name: str, message: str) 
 
 def test_a_run_json_that_is_broken(copied: Path) -> None:
     (copied / "run.json").write_text("{")
-    with pytest.raises(UserError, match="run.json can't be read"):
+    with pytest.raises(UserError, match="run.json is broken"):
         find_subject(str(copied))
 
 
 def test_a_sweep_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text('{"status": "finished"}')
-    with pytest.raises(UserError, match=r"holds a sweep; give one of its trials, such as .*/trials/"):
+    with pytest.raises(UserError, match="holds a sweep; give one of its trials"):
         find_subject(str(tmp_path))
