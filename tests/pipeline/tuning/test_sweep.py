@@ -225,8 +225,8 @@ def test_the_report_in_a_browser(swept: SweepResult, tmp_path: Path) -> None:
     for width, scheme in ((1280, "light"), (400, "dark")):
         with open_page(Path(str(swept.report)), width, scheme) as (page, said):
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert page.locator(".js-plotly-plot .main-svg").count() >= 10
             assert undrawn(page) == []
+            assert page.locator(".js-plotly-plot .main-svg").count() >= 10
             titles = page.locator("h2").all_inner_texts()
             assert titles[0] == "Metrics over time" and "Cost, and what sharing has saved" in titles
             lines = page.locator("#time .scatterlayer").first.locator(".js-line").count()
