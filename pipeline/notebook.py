@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
+import time
 from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ WIDTH = 110
 CURVES = ("loss", "rewards/accuracies", "eval_loss", "eval_rewards/accuracies", "reward")
 """Metrics that are drawn while a run goes on, those that it reports."""
 SIZE = (160, 36)
+SHOWN_EVERY_S = 0.25
 
 
 def html_of(print_it: Callable[[Console], None]) -> str:
@@ -61,11 +64,12 @@ class NotebookDisplay:
         self._curves: dict[str, list[tuple[int, float]]] = {}
         self._notes: list[str] = []
         self._table = ""
+        self._shown_at = 0.0
 
     def stage(self, name: str, total: int | None = None) -> None:
         self._stage, self._done = name, 0
         self._total = total if total is not None else self._total
-        self._update()
+        self._update(always=True)
 
     def progress(self, state: dict[str, Any]) -> None:
         if state.get("waiting"):
@@ -78,7 +82,7 @@ class NotebookDisplay:
         self._seen.update(record)
         self._done = record["step"]
         for name in CURVES:
-            if isinstance(record.get(name), int | float):
+            if isinstance(record.get(name), int | float) and math.isfinite(record[name]):
                 self._curves.setdefault(name, []).append((record["step"], record[name]))
         self._update()
 
@@ -87,7 +91,7 @@ class NotebookDisplay:
 
     def note(self, text: str) -> None:
         self._notes.append(redact_text(text))
-        self._update()
+        self._update(always=True)
 
     def log(self, text: str) -> None: ...
 
@@ -97,10 +101,14 @@ class NotebookDisplay:
 
     def close(self) -> None:
         self._stage = "done"
-        self._update()
+        self._update(always=True)
 
-    def _update(self) -> None:
-        self._handle.update(self._html(self._render()))
+    def _update(self, always: bool = False) -> None:
+        """Show how things stand; not more often than an eye follows, and always what stays."""
+        now = time.monotonic()
+        if always or now - self._shown_at >= SHOWN_EVERY_S:
+            self._shown_at = now
+            self._handle.update(self._html(self._render()))
 
     def _render(self) -> str:
         counted = f"{self._done:,} of {self._total:,}" if self._total else ""
@@ -114,6 +122,8 @@ class NotebookDisplay:
 def _curve(name: str, points: list[tuple[int, float]]) -> str:
     """A line of a metric, from its first step to its last."""
     width, height = SIZE
+    first, last = points[0], points[-1]
+    points = [*points[:: -(-len(points) // width)], last]
     steps, values = [step for step, _ in points], [value for _, value in points]
     across, low = (steps[-1] - steps[0]) or 1, min(values)
     up = (max(values) - low) or 1.0
@@ -122,6 +132,6 @@ def _curve(name: str, points: list[tuple[int, float]]) -> str:
         for step, value in points
     )
     line = f"<polyline points='{places}' fill='none' stroke='currentColor' stroke-width='1.5'/>"
-    label = f"{escape(name)} {values[0]:.4g} → {values[-1]:.4g}"
+    label = f"{escape(name)} {first[1]:.4g} → {last[1]:.4g}"
     svg = f"<svg width='{width}' height='{height}' role='img' aria-label='{label}'>{line}</svg>"
     return f"<figure style='display:inline-block;margin:4px 16px 4px 0'>{svg}<figcaption>{label}</figcaption></figure>"

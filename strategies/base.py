@@ -25,6 +25,8 @@ __all__ = [
     "of_evaluation",
 ]
 
+TRL_BETA = 0.1
+
 BatchKind = Literal["pair", "unpaired", "prompt"]
 """What one row holds: two answers of which one is better, one labelled answer, or a prompt alone."""
 
@@ -97,6 +99,11 @@ class Strategy(ABC):
             ValueError: naming the key whose value can't be had.
         """
         return {}
+
+    @classmethod
+    def reward_scale(cls, cfg: Any) -> float:
+        """beta, by which implicit rewards are scaled: the config's, or the strategy's own, or TRL's default."""
+        return cls.set_training_args_kwargs(cfg).get("beta") or TRL_BETA
 
     @classmethod
     def batch_arguments(cls, cfg: Any, world_size: int) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig
 
 from strategies.packing.scoring import PairScorer
@@ -148,10 +149,25 @@ def generate(
         **(drawn if sampling.temperature > 0 else {"do_sample": False}),
     )
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), _without_own_settings(model):
         torch.manual_seed(seed)
         generated = model.generate(input_ids=ids, attention_mask=attended, generation_config=config)
     return [_answer(row, set(ends), tokenizer) for row in generated[:, longest:].tolist()]
+
+
+@contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """The model without its `generation_config`: transformers takes from it all that a call doesn't say, such as a
+    repetition penalty, and answers would neither be the likeliest ones nor the policy's own."""
+    holders = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    kept = [holder.generation_config for holder in holders]
+    try:
+        for holder in holders:
+            holder.generation_config = GenerationConfig()
+        yield
+    finally:
+        for holder, own in zip(holders, kept, strict=True):
+            holder.generation_config = own
 
 
 def _answer(ids: list[int], ends: set[int], tokenizer: Any) -> Answer:

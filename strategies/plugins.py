@@ -120,7 +120,7 @@ def _load(name: str, path: str, whose: str, remedy: str) -> None:
         whose: says where it comes from, where no key does.
         remedy: what to do when it isn't found.
     """
-    if name in _LOADED and name in sys.modules and _LOADED[name] == _files(name):
+    if name in _LOADED and name in sys.modules and _LOADED[name] <= _files(name):  # others may have been imported since
         return
     if name in _LOADED:
         _drop(name)

@@ -70,6 +70,8 @@ def register_loss(
     Raises:
         RegistrationError: for a name that is taken, or options that don't exist.
     """
+    if not isinstance(name, str):
+        raise RegistrationError(f'register_loss: expected a name, got {name!r}; write @register_loss("name")')
     if unknown := sorted(set(reads) - _OPTIONS):
         raise RegistrationError(
             f"loss {name!r}: reads names {', '.join(unknown)}, which no loss has; there are {', '.join(sorted(_OPTIONS))}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,9 @@ __all__ = ["evaluate", "generate", "merge", "report"]
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="RUN|MODEL", help="output_dir of a finished run; or a model or an adapter: folder, .gguf, hub id."),
+    typer.Argument(
+        metavar="RUN|MODEL", help="output_dir of a finished run; a model: folder, .gguf, hub id; or an adapter's folder."
+    ),
 ]
 Against = Annotated[
     str | None,
@@ -36,6 +39,7 @@ def evaluate(
         typer.Option("--data", metavar="PATH", help="Pairs to evaluate on: file, folder or hub id; the run's evaluation rows."),
     ] = None,
     type_: Annotated[str | None, typer.Option("--type", help="Dataset type of --data; TRL's own shapes when not set.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split of --data, or a slice of it: test, train[:1000].")] = None,
     reference: Against = None,
     reward: Annotated[
         list[str] | None,
@@ -62,10 +66,12 @@ def evaluate(
         from pipeline.evaluation.answering import SamplingOptions
         from pipeline.evaluation.tables import print_evaluation
 
+        _check_writable(json_file)
         found = run_evaluation(
             run,
             data=data or (),
             type=type_,
+            split=split,
             reference=reference,
             rewards=reward or (),
             answers=answers,
@@ -114,11 +120,14 @@ def generate(
         from pipeline.evaluation.prompts import read_prompts
         from pipeline.evaluation.tables import print_answers, talk
 
+        _check_writable(json_file)
         options = SamplingOptions(max_new_tokens, temperature, top_p, seed)
         if prompts and file is not None:
             raise UserError("--file: prompts were given as arguments too; give one of them")
         given: list[Any] = list(prompts or []) if file is None else read_prompts(file)
         if not given and sys.stdin.isatty():
+            if json_file is not None:
+                raise UserError("--json: is for prompts that are given at once; give some, or --file")
             return talk(run, reference, options, raw, overrides or (), display)
         if not given:
             given = [line for line in sys.stdin.read().splitlines() if line.strip()]
@@ -183,6 +192,17 @@ def report(
         print(where)
 
     execute(command, quiet=True, debug=debug)
+
+
+def _check_writable(where: str | None) -> None:
+    """Say before anything is computed what couldn't be written after it."""
+    from pipeline.errors import UserError
+
+    if where in (None, "-"):
+        return
+    path = Path(str(where)).absolute()
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"--json: {where!r} can't be written; give a file in a folder that exists")
 
 
 def _write(where: str | None, values: dict[str, Any]) -> None:

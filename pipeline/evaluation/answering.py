@@ -35,7 +35,7 @@ def check_sampling(options: SamplingOptions) -> None:
     """Raises UserError for numbers that no answer can be drawn by."""
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: must be at least 1, got {options.max_new_tokens}")
-    if options.temperature < 0:
+    if not options.temperature >= 0:
         raise UserError(f"--temperature: must be 0 (greedy) or more, got {options.temperature:g}")
     if not 0 < options.top_p <= 1:
         raise UserError(f"--top-p: must be above 0 and at most 1, got {options.top_p:g}")

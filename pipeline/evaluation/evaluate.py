@@ -30,6 +30,7 @@ def evaluate(
     run: str,
     data: Sequence[str] = (),
     type: str | None = None,
+    split: str | None = None,
     reference: str | None = None,
     rewards: Sequence[str] = (),
     answers: int = 64,
@@ -40,15 +41,16 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a policy on pairs and on answers of its own, by actors of Ray Data.
 
-    Pairs give what training reports of evaluations (accuracies, margins, log-ratios), per source too. Answers to the first
-    distinct prompts, drawn from policy and reference, give their length, an estimate of KL(policy || reference) in nats per
-    answer, and of each reward function its mean and how often the policy's answer gets more than the reference's (ties count
-    half). Intervals are bootstrapped over rows.
+    Pairs give what training reports of evaluations (accuracies, margins, log-ratios), per source too. Answers of policy and
+    reference to distinct prompts, taken from the sources in turn, give their length, an estimate of KL(policy || reference) in
+    nats per answer, and of each reward function its mean and how often the policy's answer gets more than the reference's (ties
+    count half). Intervals are bootstrapped over rows.
 
     Args:
         run: output_dir of a finished run; or a model or an adapter, which need `data`.
         data: files, folders or hub ids with pairs (of a grpo run with prompts), in place of the run's evaluation rows.
         type: dataset type of `data`.
+        split: of `data`: a split, or a slice of it.
         reference: model or adapter to compare with, in place of what the policy was trained from.
         rewards: reward functions by dotted path, as GRPO's; of a grpo run its own when none is given.
         answers: prompts to answer; 0 for none.
@@ -63,13 +65,16 @@ def evaluate(
     """
     display, options = display or default_display(), options or SamplingOptions()
     _check(answers, options, confidence)
+    for name, value in (("--type", type), ("--split", split)):
+        if value is not None and not data:
+            raise UserError(f"{name}: is of --data, and there is none; give it, or remove {name}")
     subject = find_subject(str(run), reference, overrides)
     judges = load_judges(rewards) if rewards or not answers else _own_judges(subject)
     if rewards and not answers:
         raise UserError("--reward: judges answers, and --answers is 0; give a number of prompts to answer")
     display.stage("preparing data")
-    prepared, split = _rows(subject, data, type, display)
-    kind, notes = prepared.manifest["kind"], []
+    prepared, part = _rows(subject, data, type, split, display)
+    kind, notes = prepared.manifest["kind"], _left_out(prepared) if data else []
     if kind != "pair" and not answers:
         raise UserError(
             f"{run}: its data are no pairs but {WORDS[kind]}, which give no accuracy or margin; give pairs with --data, or "
@@ -79,19 +84,20 @@ def evaluate(
         notes.append("no reference: log-ratios, KL and win rates need one (--reference)")
     pairs = None
     if kind == "pair":
-        pairs = pair_values(subject, prepared, split, display.stage, display.progress)
+        pairs = pair_values(subject, prepared, part, display.stage, display.progress)
     else:
         notes.append(f"the data are {WORDS[kind]}: accuracies and margins need pairs (--data)")
     table = None
     if answers:
         display.stage("answering prompts")
-        prompts = list(_prompts(prepared, split, subject, answers))
+        prompts = list(_prompts(prepared, part, answers))
         table = judged(answer_prompts(subject, prompts, options, display.progress), prompts, judges)
         if table["logratio"].isna().all() and subject.reference is not None:
             notes.append("kl: answers that aren't drawn at temperature 1 from all tokens don't estimate it")
     return _result(subject, pairs, table, confidence, tuple(notes))
 
 
+LEFT_OUT = {"rejected": "can't be used", "too_long": "are too long", "duplicates": "are duplicates", "truncated": "are cut"}
 WORDS = {"pair": "pairs", "unpaired": "labelled completions", "prompt": "prompts"}
 
 
@@ -109,7 +115,9 @@ def _own_judges(subject: Subject) -> list[Judge]:
     return load_judges(functions, "trl.reward_funcs")
 
 
-def _rows(subject: Subject, data: Sequence[str], type_: str | None, display: Display) -> tuple[Prepared, str]:
+def _rows(
+    subject: Subject, data: Sequence[str], type_: str | None, split: str | None, display: Display
+) -> tuple[Prepared, str]:
     """The rows that are looked at: prepared data, and which split of them."""
     from pathlib import Path
 
@@ -119,7 +127,7 @@ def _rows(subject: Subject, data: Sequence[str], type_: str | None, display: Dis
 
     connect(subject.cfg)
     if data:
-        return prepare(with_data(subject.cfg, data, type_), progress=display.progress), TRAIN
+        return prepare(with_data(subject.cfg, data, type_, split), progress=display.progress), TRAIN
     if subject.prepared is None:
         raise UserError(f"--data: {subject.name!r} is no run, so it has no evaluation rows; give pairs")
     store = open_store(Path(subject.cfg.dataset_prepared_path) / subject.prepared)
@@ -129,21 +137,26 @@ def _rows(subject: Subject, data: Sequence[str], type_: str | None, display: Dis
     return prepared, EVAL
 
 
-def _prompts(prepared: Prepared, split: str, subject: Subject, number: int) -> Iterator[Prompt]:
-    """The first distinct prompts."""
+def _left_out(prepared: Prepared) -> list[str]:
+    """A note about rows that aren't looked at."""
+    sources = prepared.manifest["sources"]
+    counts = {words: sum(source[name] for source in sources) for name, words in LEFT_OUT.items()}
+    said = ", ".join(f"{number} {words}" for words, number in counts.items() if number)
+    return [f"of {sum(source['read'] for source in sources)} rows, {said}"] if said else []
+
+
+def _prompts(prepared: Prepared, split: str, number: int) -> Iterator[Prompt]:
+    """The first distinct prompts of each source, the sources in turn."""
     kind = prepared.manifest["kind"]
+    found = prepared.read(split, ["source", "prompt", "prompt_length"]).to_pandas()
+    found = found[found["prompt_length"] > 0].drop_duplicates("prompt")
+    turns = found.groupby("source", sort=False).cumcount()
+    places = sorted(turns.sort_values(kind="stable").index[:number])
     columns = ["prompt_ids", "prompt", "source", *(["row"] if kind == "prompt" else [])]
-    seen: set[tuple[int, ...]] = set()
-    for row in prepared.read(split, columns).to_pylist():
-        ids = tuple(row["prompt_ids"])
-        if len(seen) == number:
-            return
-        if ids in seen or not ids:
-            continue
-        seen.add(ids)
+    for row in prepared.read(split, columns).take(places).to_pylist():
         handed = json.loads(row["row"]) if kind == "prompt" else {}
         given = handed.pop("prompt", row["prompt"])
-        yield Prompt(list(ids), row["prompt"], given, row["source"], handed)
+        yield Prompt(row["prompt_ids"], row["prompt"], given, row["source"], handed)
 
 
 def _result(

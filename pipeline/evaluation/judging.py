@@ -63,11 +63,12 @@ def load_judges(paths: Sequence[str], key: str = "--reward") -> list[Judge]:
         functions = load_reward_functions(paths, key)
     except ValueError as error:
         raise UserError(str(error)) from error
-    judges = []
+    judges, short = [], [path.rpartition(".")[2] for path in paths]
     for path, function in zip(paths, functions, strict=True):
         if isinstance(function, str):
             raise UserError(f"{key}: {path!r} is a reward model; evaluation takes functions, as module.function")
-        judges.append(Judge(path.rpartition(".")[2], function))
+        name = path.rpartition(".")[2]
+        judges.append(Judge(name if short.count(name) == 1 else path, function))
     return judges
 
 

@@ -94,9 +94,17 @@ def token_ids(prompts: Iterable[Given], tokenizer: Any, raw: bool = False) -> li
     Text becomes a user's message where the tokenizer has a chat template; with `raw` it is continued as it stands.
 
     Raises:
-        UserError: for messages without a chat template.
+        UserError: for messages without a chat template, and for those that it refuses.
     """
-    return [_ids(prompt, tokenizer, raw) for prompt in prompts]
+    from jinja2 import TemplateError
+
+    found = []
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            found.append(_ids(prompt, tokenizer, raw))
+        except TemplateError as error:
+            raise UserError(f"prompt {number}: the chat template doesn't render it: {error}") from error
+    return found
 
 
 def _ids(prompt: Given, tokenizer: Any, raw: bool) -> list[int]:

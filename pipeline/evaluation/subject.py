@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from pipeline.paths import absolute_paths
 from pipeline.patience import STORAGE_ERRORS
 from pipeline.storage import Location, is_uri, locate, reason
 from pipeline.training.finished import EXPECTED, finished_run
-from pipeline.training.folder import RunFolder
+from pipeline.training.folder import MODEL, RunFolder
 from strategies.locations import resolve_model_location
 from strategies.registry import get_strategy
 
@@ -54,9 +56,7 @@ class Subject:
     @property
     def beta(self) -> float:
         """Scale of the implicit rewards: the run's."""
-        strategy = get_strategy(self.cfg.rl)
-        given = strategy.set_training_args_kwargs(self.cfg).get("beta")
-        return given if given else 0.1
+        return get_strategy(self.cfg.rl).reward_scale(self.cfg)
 
     @property
     def rewards_need_reference(self) -> bool:
@@ -80,7 +80,7 @@ def find_subject(given: str, reference: str | None = None, overrides: Iterable[s
     if is_uri(given) or (Path(where) / "run.json").exists() or (Path(where) / "sweep.json").exists():
         subject = _of_run(given, where, overrides)
     elif (Path(where) / ADAPTER).is_file():
-        cfg = absolute_paths(_recipe({"base_model": _base_of(Path(where))}, overrides))
+        cfg = absolute_paths(_recipe({"base_model": _base_of(Path(where)), **_tokenizer_of(Path(where))}, overrides))
         subject = Subject(given, cfg, _scored(cfg, lora_model_dir=str(where), adapter="lora"), _scored(cfg))
     else:
         _check_model(given, "RUN|MODEL")
@@ -88,7 +88,9 @@ def find_subject(given: str, reference: str | None = None, overrides: Iterable[s
         subject = Subject(given, cfg, _scored(cfg), None)
     if reference is None:
         return subject
-    return Subject(given, subject.cfg, subject.policy, _model(subject.cfg, reference, "--reference"), subject.prepared)
+    other = _model(subject.cfg, reference, "--reference")
+    _check_tokenizer(subject.policy, reference, other)
+    return Subject(given, subject.cfg, subject.policy, other, subject.prepared)
 
 
 def _of_run(given: str, where: Location, overrides: Iterable[str]) -> Subject:
@@ -110,13 +112,17 @@ def _local_model(folder: RunFolder, cfg: RunConfig, state: dict[str, Any]) -> Pa
         return folder.model
     copy = Path(cfg.dataset_prepared_path) / "fetched" / str(state.get("id")) / f"step-{state['step']}"
     if not copy.is_dir():
-        partial = copy.with_suffix(".partial")
-        partial.mkdir(parents=True, exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".model-", dir=copy.parent))
         try:
-            fs.copy_files(f"{folder.storage.path}/model", str(partial), source_filesystem=folder.storage.filesystem)
+            fs.copy_files(f"{folder.storage.path}/{MODEL}", str(partial), source_filesystem=folder.storage.filesystem)
         except STORAGE_ERRORS as error:
+            shutil.rmtree(partial, ignore_errors=True)
             raise UserError(f"{folder.model} can't be fetched: {reason(error)}") from error
-        partial.rename(copy)
+        try:
+            partial.rename(copy)
+        except OSError:  # another evaluation has brought it
+            shutil.rmtree(partial, ignore_errors=True)
     return copy
 
 
@@ -136,6 +142,24 @@ def _model(cfg: RunConfig, given: str, what: str) -> RunConfig:
     return _scored(absolute_paths(cfg.model_copy(update={"reference_model": given})))
 
 
+def _check_tokenizer(policy: RunConfig, given: str, reference: RunConfig) -> None:
+    """Refuse a reference to which the policy's tokens mean something else; one without a tokenizer is believed."""
+    from strategies.tokenizer import load_tokenizer
+
+    nothing = {"tokens": None, "special_tokens": None, "chat_template": None, "chat_template_jinja": None}
+    where = reference.reference_model or reference.base_model
+    try:
+        other = load_tokenizer(reference.model_copy(update={"base_model": where, "tokenizer_config": None, **nothing}))
+    except ValueError:
+        return
+    own = load_tokenizer(policy).get_vocab()
+    if different := [token for token, number in other.get_vocab().items() if own.get(token, number) != number]:
+        raise UserError(
+            f"--reference: {given!r} has another tokenizer ({len(different)} tokens differ, such as {different[0]!r}); "
+            "a reference must read the policy's tokens"
+        )
+
+
 def _base_of(adapter: Path) -> str:
     try:
         base = json.loads((adapter / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -144,6 +168,11 @@ def _base_of(adapter: Path) -> str:
     if not base:
         raise UserError(f"{adapter / ADAPTER} names no base model (base_model_name_or_path); write it there")
     return base
+
+
+def _tokenizer_of(adapter: Path) -> dict[str, str]:
+    """The tokenizer that was saved beside an adapter: with the chat template and the tokens that it was trained with."""
+    return {"tokenizer_config": str(adapter)} if (adapter / "tokenizer_config.json").is_file() else {}
 
 
 def _check_model(given: str, what: str) -> None:
@@ -166,14 +195,14 @@ def _recipe(keys: dict[str, Any], overrides: Iterable[str]) -> RunConfig:
         raise UserError(str(error)) from error
 
 
-def with_data(cfg: RunConfig, data: Sequence[str], type_: str | None) -> RunConfig:
+def with_data(cfg: RunConfig, data: Sequence[str], type_: str | None, split: str | None = None) -> RunConfig:
     """`cfg` with other rows, all of which are looked at: prompts where that is what its strategy trains on, else pairs.
 
     Raises:
         UserError: for a type that there isn't.
     """
     rl = "dpo" if get_strategy(cfg.rl).batch_kind == "unpaired" else cfg.rl
-    datasets = [DatasetConfig(path=path, type=type_) for path in data]
+    datasets = [DatasetConfig(path=path, type=type_, split=split) for path in data]
     if problems := [f"--{key}: {message}" for key, message in dataset_problems(datasets[0], rl)]:
         raise UserError("\n".join(problems))
     return cfg.model_copy(update={"rl": rl, "datasets": datasets, "test_datasets": None, "val_set_size": 0.0})

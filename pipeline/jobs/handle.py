@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.addresses import job_server
+from cluster.addresses import find_exposure, job_server
 from cluster.jobs import JobServer
 from pipeline.jobs.following import follow_job, stop_job
 from pipeline.jobs.submission import Command, Submission, plan_job
 from pipeline.jobs.submission import submit as submit_planned
-from pipeline.notebook import html_of
+from pipeline.notebook import default_display, html_of
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -82,7 +82,7 @@ def submit(
     shared: Sequence[str | Path] = (),
     name: str | None = None,
 ) -> Job:
-    """Run a command on a cluster as a job, as `prefray submit` does.
+    """Run a command on a cluster as a job, as `prefray submit` does; a notebook shows what a person should know of it.
 
     Args:
         command: train, tune, prepare, score, or doctor, whose recipe may be None.
@@ -108,5 +108,10 @@ def submit(
         tuple(Path(folder) for folder in shared),
         name,
     )
-    planned, server = plan_job(given), JobServer(job_server(address))
+    where = job_server(address)
+    planned, server, display = plan_job(given), JobServer(where), default_display()
+    if (exposure := find_exposure(where)) is not None:
+        display.note(f"warning: {exposure}")
+    for note in planned.notes:
+        display.note(note)
     return Job(submit_planned(planned, server), server.address)

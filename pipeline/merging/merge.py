@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from pipeline.display import Display, SilentDisplay
+from pipeline.display import Display
 from pipeline.doctor.machine import machine_memory
 from pipeline.errors import RunFailed, UserError
 from pipeline.merging.files import write_card, write_configs
 from pipeline.merging.output import Output
 from pipeline.merging.samples import samples
 from pipeline.merging.source import Source, open_source
+from pipeline.notebook import default_display
 from pipeline.reference import base_fingerprint
 from pipeline.storage import Location, locate
 from strategies.merging.adapter import EmptyPolicy
@@ -71,14 +72,14 @@ def merge(
         dtype: one of `DTYPES`, of all weights; that of each of the base's when None.
         shard_size: size of a file at most, such as "5GB", or in bytes.
         verify: compare logits, which takes memory for one whole model in float32.
-        display: shows stages, progress and notes; nothing is shown when None.
+        display: shows stages, progress and notes; when None, progress is shown in a notebook and nothing elsewhere.
 
     Raises:
         UserError, ValueError: for what can't be merged, before anything is written.
         RunFailed: when the merged model differs from base and adapter by more than rounding explains, or can't be written;
             nothing is left of it then.
     """
-    display = display or SilentDisplay()
+    display = display or default_display()
     size, wanted = _size(shard_size), _dtype(dtype)
     with open_source(str(run_or_adapter), base) as source:
         place = output or source.output

@@ -20,6 +20,7 @@ CHARTS: dict[str, tuple[str, ...]] = {
     "Reward": ("reward",),
     "Reward accuracy": ("rewards/accuracies",),
     "Reward margin": ("rewards/margins",),
+    "Log-ratios of chosen and rejected": ("logratios/chosen", "logratios/rejected"),
     "Rewards of chosen and rejected": ("rewards/chosen", "rewards/rejected"),
     "Log-probabilities of chosen and rejected": ("logps/chosen", "logps/rejected"),
     "Distance from the reference (kl)": ("kl",),

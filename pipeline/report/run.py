@@ -20,6 +20,7 @@ from pipeline.storage import inside
 from pipeline.training.folder import CONFIG, RUN, RunFolder
 from pipeline.training.forking import origin_of
 from pipeline.training.metrics import MetricsFile
+from strategies.registry import get_strategy
 
 __all__ = ["run_page"]
 
@@ -55,7 +56,7 @@ def run_page(folder: RunFolder) -> str:
     run = _read(folder)
     rows = Rows.of(run.cfg, run.state.get("prepared"))
     sections = [
-        *curve_sections(run.records, run.story.marks),
+        *curve_sections(list(_with_logratios(run)), run.story.marks),
         *answer_sections(folder, run.step),
         run.story.section(),
         Section("resources", "Workers and batches", facts=list(_resources(run, rows))),
@@ -69,8 +70,6 @@ def _read(folder: RunFolder) -> _Run:
     state = folder.state()
     if state is None:
         raise UserError(f"{folder.path} holds no run: {RUN} is missing; give the output_dir of one")
-    if not isinstance(state, dict) or "status" not in state:
-        raise UserError(f"{inside(folder.path, RUN)} is broken: it says no status; give the output_dir of another run")
     text = folder.storage.read(CONFIG)
     if text is None:
         raise UserError(f"{folder.path} holds a part of a run: {CONFIG} is missing; put it back")
@@ -80,6 +79,19 @@ def _read(folder: RunFolder) -> _Run:
         return _Run(folder, state, text, cfg, records, Story(state, records))
     except ValueError as error:
         raise UserError(f"{inside(folder.path, RUN)} is broken: {error}; give the output_dir of another run") from error
+
+
+def _with_logratios(run: _Run) -> Iterator[dict[str, Any]]:
+    """The records, with log(policy / reference) of the answers where rewards are beta times that."""
+    strategy = get_strategy(run.cfg.rl)
+    if strategy.batch_kind == "prompt" or not strategy.uses_reference(run.cfg):
+        yield from run.records
+        return
+    beta = strategy.reward_scale(run.cfg)
+    for record in run.records:
+        rewards = {name: value for name, value in record.items() if name.endswith(("rewards/chosen", "rewards/rejected"))}
+        ratios = {name.replace("rewards/", "logratios/"): value / beta for name, value in rewards.items() if value is not None}
+        yield {**record, **ratios}
 
 
 def _subtitle(run: _Run) -> str:

@@ -42,6 +42,8 @@ VARIABLES = ("WANDB_", "MLFLOW_", "TRACKIO_", "DATABRICKS_", "HF_TOKEN", "HF_HOM
 KEPT = "trackers.json"
 CLOSE_WITHIN_S: dict[Status, float] = {"finished": 300.0, "failed": 30.0, "killed": 15.0}
 """How long a run that has ended waits for its trackers."""
+UPLOAD_WITHIN_S = 4 * 3600.0
+"""Where they are given models, too."""
 
 
 def check_trackers(cfg: RunConfig) -> None:
@@ -109,9 +111,13 @@ class Tracking:
             raise
         finally:
             for line in self._lines.values():
-                line.close(partial(line.tracker.finish, status), CLOSE_WITHIN_S[status])
+                line.close(partial(line.tracker.finish, status), self._patience(status))
             for note in self.notes():
                 display.note(note)
+
+    def _patience(self, status: Status) -> float:
+        uploads = self._cfg.wandb_log_model or self._cfg.hf_mlflow_log_artifacts
+        return UPLOAD_WITHIN_S if uploads and status == "finished" else CLOSE_WITHIN_S[status]
 
     def log(self, records: list[dict[str, Any]]) -> None:
         """Tell records that haven't been told: a run that goes on from a checkpoint repeats some."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.patience import STORAGE_ERRORS
-from pipeline.storage import Location, inside, reason
+from pipeline.storage import Folder, Location, inside, reason
 from pipeline.training.folder import CONFIG, MODEL, RUN, RunFolder
 
 __all__ = ["EXPECTED", "finished_run"]
@@ -29,9 +29,11 @@ def finished_run(given: str, where: Location) -> tuple[RunFolder, dict[str, Any]
         state = folder.state()
         if state is None:
             raise UserError(f"no run in {given!r} (no {RUN}); {EXPECTED}")
-        if state.get("status") != "finished" or not folder.storage.has_folder(MODEL):
+        if folder.finished_steps() is None:
             how = f"`prefray train {inside(where, CONFIG)} --resume`"
             raise UserError(f"the run in {given!r} has not finished: {folder.remains()}; finish it with {how}")
+        if not {"config.json", "adapter_config.json"} & set(Folder(folder.model).names()):
+            raise UserError(f"the run in {given!r} is incomplete: {MODEL}/ holds no model")
         if folder.storage.read(CONFIG) is None:
             raise UserError(f"the run in {given!r} is incomplete: {CONFIG} is missing")
     except STORAGE_ERRORS as error:

@@ -21,6 +21,8 @@ from pipeline.training.continuation import changed_settings
 
 __all__ = ["RunFolder"]
 
+STATE = {"started": {"prepared"}, "finished": {"prepared", "step"}}
+"""Status -> what else `run.json` says then."""
 RUN, CONFIG, METRICS, LEDGER, MODEL = "run.json", "config.yaml", "metrics.jsonl", "ledger.jsonl", "model"
 GENERATIONS, COMPLETIONS, REPORT = "generations", "completions", "report.html"
 
@@ -83,7 +85,15 @@ class RunFolder:
 
     def state(self) -> dict[str, Any] | None:
         """What `run.json` says; None where there is no run. Raises UserError when it is broken."""
-        return self.storage.read_json(RUN)
+        state = self.storage.read_json(RUN)
+        if state is None:
+            return None
+        broken = f"{inside(self.path, RUN)} is broken"
+        if not isinstance(state, dict) or "status" not in state:
+            raise UserError(f"{broken}: it says no status; give the output_dir of another run")
+        if missing := sorted(STATE.get(state["status"], set()) - state.keys()):
+            raise UserError(f"{broken}: it says no {' and no '.join(missing)}; give the output_dir of another run")
+        return state
 
     def finished_steps(self) -> int | None:
         """Steps of the finished run, or None while there is none."""

@@ -44,7 +44,9 @@ def test_json_alone(adapter_run: Any) -> None:
     [
         (["--answers", "-1"], "--answers: must be 0 or more, got -1"),
         (["--confidence", "95"], "--confidence: must be between 0 and 1, such as 0.95, got 95"),
-        (["--temperature", "-1"], "--temperature: must be 0"),
+        (["--temperature", "nan"], "--temperature: must be 0"),
+        (["--type", "chatml.intel"], "--type: is of --data, and there is none"),
+        (["--json", "nowhere/found.json"], "--json: 'nowhere/found.json' can't be written"),
         (["--top-p", "0"], "--top-p: must be above 0"),
         (["--max-new-tokens", "0"], "--max-new-tokens: must be at least 1"),
         (["--reward", "tests.reward_functions.lenght"], "has no function 'lenght'; did you mean length"),

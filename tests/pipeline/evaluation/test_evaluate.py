@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline import evaluate
+from pipeline.errors import UserError
 from pipeline.evaluation.answering import SamplingOptions
+from tests.tiny import tiny_model, tiny_tokenizer
 
 LOGGED = ("rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
 SHORT = SamplingOptions(max_new_tokens=12)
@@ -51,6 +54,7 @@ def test_answers_are_judged(found: Any) -> None:
 
     answers = found.answers
     assert len(answers) == 11 and answers["prompt"].is_unique
+    assert {Path(source).name for source in answers["source"]} == {"a.jsonl", "b.jsonl"}
     assert (answers["policy_length"] <= 12).all() and answers["policy_cut"].any()
     own, other = length(answers["policy"].tolist()), length(answers["reference"].tolist())
     assert found.metrics["answers/reward/length"].value == pytest.approx(np.mean(own))
@@ -115,6 +119,41 @@ def test_a_model_without_a_reference(tiny_base: str, adapter_run: Any, evaluatio
     against = evaluate(tiny_base, data=data, reference=str(adapter_run.model_dir), answers=0, overrides=["sequence_len=256"])
     as_run = evaluate(str(adapter_run.run_dir), data=data, answers=0)
     assert against.metrics["logratios/chosen"].value == pytest.approx(-as_run.metrics["logratios/chosen"].value, rel=1e-4)
+
+
+def test_the_chat_template_beside_an_adapter_is_used(recipe: Any, adapter_run: Any, tmp_path: Path) -> None:
+    from pipeline import generate
+
+    saved = Path(shutil.copytree(adapter_run.model_dir, tmp_path / "adapter"))
+    (saved / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    options = SamplingOptions(max_new_tokens=6, temperature=0)
+    [alone] = generate(str(saved), ["Why?"], options=options).rows
+    [raw] = generate(str(adapter_run.run_dir), ["Why?!"], options=options, raw=True).rows
+    assert (alone["policy"], alone["reference"]) == (raw["policy"], raw["reference"])
+
+
+def test_rows_that_are_left_out_are_told(adapter_run: Any, evaluation_root: Path, tmp_path: Path) -> None:
+    long = json.dumps({"prompt": "Why?", "chosen": "a" * 400, "rejected": "b"})
+    (tmp_path / "more.jsonl").write_text((evaluation_root / "b.jsonl").read_text() + long + "\n")
+    found = evaluate(str(adapter_run.run_dir), data=[str(tmp_path / "more.jsonl")], split="train[:11]", answers=0)
+    assert found.notes == ("of 11 rows, 1 are too long",)
+    assert found.metrics["rewards/margins"].n == 10
+
+
+def test_a_reference_with_another_tokenizer_is_refused(adapter_run: Any, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer)
+    model.save_pretrained(tmp_path)
+    tokens = list(tokenizer.get_vocab())
+    swapped = {tokens[0]: tokens[1], tokens[1]: tokens[0]}
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    known = json.loads(file.read_text())
+    vocabulary = known["model"]["vocab"]
+    known["model"]["vocab"] = {swapped.get(token, token): number for token, number in vocabulary.items()}
+    file.write_text(json.dumps(known))
+    with pytest.raises(UserError, match=r"--reference: .* has another tokenizer \(2 tokens differ"):
+        evaluate(str(adapter_run.run_dir), reference=str(tmp_path), answers=0)
 
 
 def test_everything_as_json_and_as_html(found: Any) -> None:

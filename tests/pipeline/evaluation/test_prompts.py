@@ -70,6 +70,13 @@ def test_text_becomes_a_users_message() -> None:
         token_ids([MESSAGES], tokenizer)
 
 
+def test_a_conversation_that_the_template_refuses() -> None:
+    tokenizer: Any = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(UserError, match="prompt 1: the chat template doesn't render it: roles must alternate"):
+        token_ids([MESSAGES], tokenizer)
+
+
 def test_a_conversation_is_shown_by_its_last_message() -> None:
     assert shown("Why?") == shown(MESSAGES) == "Why?"
     assert shown([{"role": "system", "content": "Be brief."}, *MESSAGES]) == "(1 before) Why?"

@@ -65,9 +65,25 @@ def test_a_run_folder_that_is_incomplete(copied: Path, name: str, message: str) 
         find_subject(str(copied))
 
 
-def test_a_run_json_that_is_broken(copied: Path) -> None:
-    (copied / "run.json").write_text("{")
-    with pytest.raises(UserError, match="run.json is broken"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "run.json is broken"),
+        ("[]", "run.json is broken: it says no status"),
+        ("{}", "run.json is broken: it says no status"),
+        ('{"status": "finished"}', "run.json is broken: it says no prepared and no step"),
+    ],
+)
+def test_a_run_json_that_is_broken(copied: Path, text: str, message: str) -> None:
+    (copied / "run.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        find_subject(str(copied))
+
+
+def test_a_model_folder_without_a_model(copied: Path) -> None:
+    for file in (copied / "model").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="is incomplete: model/ holds no model"):
         find_subject(str(copied))
 
 
