@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export DS_BUILD_OPS := 0
 
-.PHONY: help demo test checks lint docs install clean
+.PHONY: help test-all demo test checks lint docs install clean
 
 help:
 	@echo "make demo    install, train the embedded default on 2 workers, show what changed"
 	@echo "make test    install what is missing, run the tests"
+	@echo "make test-all  the slow tests too"
 	@echo "make checks  lint, types, import contracts, tests (what CI runs)"
 	@echo "make docs    build the pages of docs/ into build/docs"
 	@echo "make clean   remove .venv and everything that was made here"
@@ -19,6 +20,9 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m pipeline.demo
 
 test: $(VENV)/.dev
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+
+test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 checks: lint test

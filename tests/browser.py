@@ -51,7 +51,7 @@ CONTRAST = """() => {
 DRAWN_WITHIN_S = 60
 UNDRAWN = """() => [...document.querySelectorAll(".chart")].filter((chart) => {
   const room = chart.getBoundingClientRect(), svg = chart.querySelector(".main-svg");
-  const marks = chart.querySelectorAll(".js-line[d], .point path[d], .parcoords, .bars path[d]");
+  const marks = chart.querySelectorAll(".js-line[d], .point path[d], path.point[d], .parcoords, .bars path[d]");
   return chart.checkVisibility() && (!svg || Math.abs(svg.getBoundingClientRect().width - room.width) > 2 || !marks.length);
 }).map((chart) => chart.textContent.slice(0, 60))"""
 

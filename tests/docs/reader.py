@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +17,16 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.config import parse_config, parse_yaml
 from pipeline.tuning.space import check_trials, corners
-from tests.docs.blocks import ROOT, Block
+from tests.docs.blocks import Block
 from tests.tiny import pairs, save_tiny
 
 __all__ = ["DEFAULT_RECIPE", "Reader"]
 
 PREFRAY = ("prefray", ".venv/bin/prefray", "python -m pipeline", ".venv/bin/python -m pipeline")
-HEAD = "http://HEAD:8265"
-"""Stands on the pages for the address of a cluster."""
-ON_A_CLUSTER = ("submit", "jobs")
 OF_A_RUN = ("evaluate", "generate", "merge", "report")
 """Commands whose first word is what a run has left."""
 SMALLER = ["--set", "tune.num_samples=1"]
 """What is added to the command of a sweep that draws its trials."""
-ENDS_WITHIN_S = 300
 DEFAULT_RECIPE: dict[str, Any] = {
     "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "datasets": [{"path": "pairs.jsonl"}],
@@ -52,11 +44,10 @@ class Reader:
     Args:
         folder: where the page's files are made.
         run: gives the folder of a finished run with an adapter; asked when a page takes one for granted.
-        job_server: gives the address of a cluster; asked when a page submits to one.
     """
 
-    def __init__(self, folder: Path, run: Callable[[], Path], job_server: Callable[[], str]) -> None:
-        self.folder, self.run, self.job_server = folder, run, job_server
+    def __init__(self, folder: Path, run: Callable[[], Path]) -> None:
+        self.folder, self.run = folder, run
         self.names: dict[str, Any] = {}
         save_tiny(folder / DEFAULT_RECIPE["base_model"])
 
@@ -138,8 +129,7 @@ class Reader:
         words, output = (words[: words.index(">")], words[-1]) if ">" in words else (words, None)
         self._prepare_for(words)
         words += SMALLER if self._draws_trials(words) else []
-        run = self._on_a_cluster if words[0] in ON_A_CLUSTER or HEAD in words else _here
-        status, printed, said = run(words)
+        status, printed, said = _here(words)
         assert status == 0, f"{place}\n{printed}\n{said}"
         if output is not None:
             (self.folder / output).write_text(printed)
@@ -159,16 +149,6 @@ class Reader:
                 self._write_rows(self.folder / word)
         if words[0] in OF_A_RUN and len(words) > 1:
             self._have_run(words[1])
-
-    def _on_a_cluster(self, words: list[str]) -> tuple[int, str, str]:
-        address = self.job_server()
-        command = [sys.executable, "-m", "pipeline", *(word.replace(HEAD, address) for word in words)]
-        given = {name: "of-the-test" for flag, name in pairwise(words) if flag == "--env" and "=" not in name}
-        environment = {**os.environ, **given, "PYTHONPATH": str(ROOT), "RAY_API_SERVER_ADDRESS": address}
-        done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=ENDS_WITHIN_S, check=False
-        )
-        return done.returncode, done.stdout, done.stderr
 
 
 def _here(words: list[str]) -> tuple[int, str, str]:

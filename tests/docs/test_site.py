@@ -12,7 +12,7 @@ import pytest
 import pipeline
 import strategies
 from pipeline.config import RunConfig
-from strategies.dpo import LOSS_TYPES
+from strategies.loss_traits import loss_types
 from tests.docs.blocks import ROOT
 
 BUILT_WITHIN_S = 500
@@ -40,7 +40,7 @@ def test_every_key_has_an_entry(site: Path) -> None:
 
 def test_every_loss_has_its_formula(site: Path) -> None:
     page = (site / "strategies.html").read_text()
-    for name in LOSS_TYPES:
+    for name in loss_types():
         section = page.split(f'<section id="{name.replace("_", "-")}">')[1].split("</section>")[0]
         assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">' in section, name
 

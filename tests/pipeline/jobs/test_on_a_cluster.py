@@ -170,6 +170,7 @@ def weights_on(s3: S3Server, folder: Path) -> bytes:
     return (folder / WEIGHTS).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_submitted_sweep_on_shared_storage_survives_a_node(
     cluster: Cluster, project: Path, storage: Path, prefray: Any, undisturbed: bytes
 ) -> None:

@@ -183,6 +183,7 @@ def has_ended(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_started_again(recipe: Any, quiet: TrainResult, tmp_path: Path) -> None:
     """SIGKILL to the command: its workers end with it, and --resume gives the run that nothing happened to."""
     cfg = recipe(tmp_path / "run", **LONG)
@@ -201,6 +202,7 @@ def test_a_killed_driver_is_started_again(recipe: Any, quiet: TrainResult, tmp_p
     same_weights(resumed, quiet)
 
 
+@pytest.mark.slow
 def test_a_second_sigterm_stops_at_once(recipe: Any, ray_session: Any, tmp_path: Path) -> None:
     cfg = recipe(tmp_path / "run", num_epochs=500, eval_steps=2000, save_steps=2000)
     folder, process = RunFolder(tmp_path / "run"), started(cfg, tmp_path)

@@ -67,7 +67,10 @@ def loaded(result: TrainResult, base: str, adapter: bool) -> Any:
 # One strategy of pairs with an adapter stands for all: the others differ from it in the loss alone.
 @pytest.mark.parametrize(
     ("rl", "form"),
-    [(rl, {}) for rl in STRATEGIES] + [(rl, {"adapter": "lora", "lora_r": 4}) for rl in ("dpo", "kto", "grpo")],
+    [
+        *[pytest.param(rl, {}, marks=[pytest.mark.slow] if rl in ("ipo", "simpo", "orpo") else []) for rl in STRATEGIES],
+        *[pytest.param(rl, {"adapter": "lora", "lora_r": 4}, marks=pytest.mark.slow) for rl in ("dpo", "kto", "grpo")],
+    ],
 )
 def test_two_workers_train_on_real_rows(
     ray_session: Any, recipe: Recipe, tiny_base: str, shared_data: Path, tmp_path: Path, rl: str, form: dict[str, Any]
