@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from ray.job_submission import JobDetails, JobType
@@ -24,6 +25,9 @@ SOON = (4, 15)
 """Seconds to connect, and to wait for an answer about a job."""
 SILENCE_S = 10
 """Without a piece of the log for so long, the job server is asked whether it is there."""
+STARTING_S = 60
+"""How long a cluster may take from answering to taking jobs."""
+NOT_YET = "No available agent"
 LOST_AFTER_S = 60
 """Without an answer for so long, following a job ends."""
 DISCONNECTED = (OSError, RuntimeError, aiohttp.ClientError)
@@ -84,10 +88,11 @@ class JobServer:
             raise ValueError(f"--id: {self.address} has a job {request.name!r} already; give another name")
         try:
             with tempfile.TemporaryDirectory(prefix="prefray-") as folder:
-                return self._client.submit_job(
+                runtime_env = request.runtime_env(Path(folder) / "package.zip")
+                return self._submit(
                     entrypoint=request.entrypoint,
                     submission_id=request.name,
-                    runtime_env=request.runtime_env(Path(folder) / "package.zip"),
+                    runtime_env=runtime_env,
                     metadata=request.metadata,
                     entrypoint_num_cpus=request.num_cpus,
                     entrypoint_num_gpus=request.num_gpus,
@@ -96,6 +101,17 @@ class JobServer:
                 )
         except RuntimeError as error:
             raise ValueError(f"the job server at {self.address} refuses the job: {last_line(error)}") from error
+
+    def _submit(self, **request: Any) -> str:
+        """Submit; a cluster that was started a moment ago answers before it takes jobs."""
+        deadline = time.monotonic() + STARTING_S
+        while True:
+            try:
+                return self._client.submit_job(**request)
+            except RuntimeError as error:
+                if NOT_YET not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
 
     def list(self) -> list[JobDetails]:
         """The submitted jobs, the newest first."""

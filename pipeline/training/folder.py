@@ -21,7 +21,7 @@ from pipeline.training.continuation import changed_settings
 
 __all__ = ["RunFolder"]
 
-STATE = {"started": {"prepared"}, "finished": {"prepared", "step"}}
+STATE = {"finished": {"prepared", "step"}}
 """Status -> what else `run.json` says then."""
 RUN, CONFIG, METRICS, LEDGER, MODEL = "run.json", "config.yaml", "metrics.jsonl", "ledger.jsonl", "model"
 GENERATIONS, COMPLETIONS, REPORT = "generations", "completions", "report.html"
