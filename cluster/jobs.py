@@ -7,7 +7,8 @@ import difflib
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,17 @@ class _Log:
         if (fresh := self.seen - self.written) > 0:
             self.write(piece[-fresh:])
             self.written = self.seen
+
+
+def _run(tail: Coroutine[Any, Any, None]) -> None:
+    """Run it to its end; in a notebook, whose thread has a loop already, in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(tail)
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pool.submit(asyncio.run, tail).result()
 
 
 class JobServer:
@@ -152,7 +164,7 @@ class JobServer:
         log, silent_since = _Log(write), None
         while True:
             try:
-                asyncio.run(self._tail(name, log))
+                _run(self._tail(name, log))
                 if (job := self.info(name)).status.is_terminal():
                     return job
                 silent_since = None
