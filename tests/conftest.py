@@ -29,6 +29,16 @@ def ray_session() -> Iterator[Any]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def trackio_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where trackio keeps its runs, in a database; it reads that once, where a process imports it first."""
+    folder = tmp_path_factory.mktemp("trackio")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACKIO_DIR", str(folder))
+        patch.setenv("TRACKIO_STORAGE_MODE", "sqlite")
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a tiny model and its tokenizer."""

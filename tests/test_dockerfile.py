@@ -65,7 +65,7 @@ def test_torch_is_installed_first_and_all_by_the_constraints() -> None:
     installs = [rest for word, rest in instructions() if word == "RUN" and "pip install" in rest]
     assert installs == [
         "python -m pip install --constraint constraints.txt torch",
-        "python -m pip install --constraint constraints.txt .",
+        "python -m pip install --constraint constraints.txt '.[trackers]'",
     ]
     order = [f"{word} {rest}" for word, rest in instructions()]
     assert order.index("COPY constraints.txt ./") < order.index(f"RUN {installs[0]}") < order.index("COPY pipeline ./pipeline")

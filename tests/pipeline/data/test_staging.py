@@ -11,6 +11,7 @@ from pipeline.data import files
 from pipeline.data.sources.shards import survey
 from pipeline.data.staging import Job, stage_shard
 from pipeline.errors import UserError
+from strategies.plugins import Plugins
 from tests.pipeline.data.conftest import write_jsonl
 from tests.tiny import pairs
 
@@ -22,7 +23,15 @@ def make_job(tmp_path, tokenizer):
         shards = survey(dataset, 0, rows_per_part).shards
         settings = {"sequence_len": 2048, "excess_length_strategy": "drop", **changes}
         return Job(
-            rl, tokenizer, (dataset,), (None,), shards, rows_per_part=rows_per_part, folder=tmp_path / "staging", **settings
+            rl,
+            tokenizer,
+            (dataset,),
+            (None,),
+            shards,
+            rows_per_part=rows_per_part,
+            folder=tmp_path / "staging",
+            plugins=Plugins(),
+            **settings,
         )
 
     return make

@@ -210,6 +210,8 @@ def test_a_run_goes_on_without_its_follower_and_saves_when_it_is_stopped(cluster
     again = prefray("jobs", "logs", "long", "--follow")
     seen = finish(again)
     assert "SIGTERM: saving after this step" in seen and again.returncode == 143
+    twice = prefray("submit", "train", "recipe.yaml", "--shared", str(storage), "--id", "long")
+    assert "has a job 'long' already; give another name" in finish(twice) and twice.returncode == 2
     assert json.loads((target / "run.json").read_text())["status"] == "started"
     assert [path.name for path in target.glob("checkpoint-*")] == re.findall(r"saved (checkpoint-\d+)", seen)
 
@@ -240,7 +242,5 @@ def test_what_the_cluster_lacks_is_said_before_anything_is_sent(cluster: Cluster
     printed = finish(process)
     assert process.returncode == 2 and time.monotonic() - start < 10
     assert "3 workers of 1 CPU each don't fit: the cluster has 2 CPU on 3 nodes" in printed
-    again = prefray("submit", "train", "recipe.yaml", "--shared", str(storage), "--id", "sweep")
-    assert "has a job 'sweep' already; give another name" in finish(again) and again.returncode == 2
     missing = prefray("jobs", "status", "large")
     assert "has no job 'large'" in finish(missing) and missing.returncode == 2

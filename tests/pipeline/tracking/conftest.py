@@ -42,15 +42,6 @@ def recipe(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def trackio_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where trackio keeps its runs; it reads this once in a process."""
-    folder = tmp_path_factory.mktemp("trackio")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRACKIO_DIR", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An MLflow server."""
     with mlflow_server(tmp_path_factory.mktemp("mlflow")) as address:
