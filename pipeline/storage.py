@@ -7,6 +7,8 @@ import copy
 import json
 import os
 import re
+import shutil
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +17,9 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.errors import UserError
+from pipeline.patience import STORAGE_ERRORS
 
-__all__ = ["S3_VARIABLES", "Folder", "Location", "inside", "is_uri", "locate", "reason", "resolve"]
+__all__ = ["S3_VARIABLES", "Folder", "Location", "fetch", "inside", "is_uri", "locate", "reason", "resolve"]
 
 Location = Path | str
 """A local path, or the text of a URI."""
@@ -169,6 +172,30 @@ class Folder:
             options |= {option: os.environ.get(name) for option, name in S3_KEYS.items()}
         options["region"] = options["region"] or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
         return PatientS3(**options)
+
+
+def fetch(where: Location, copy: Path) -> Path:
+    """A folder on this machine: itself where it is here, else its copy, which is there whole or not at all.
+
+    Raises:
+        UserError: when it can't be read.
+    """
+    if isinstance(where, Path):
+        return where
+    if not copy.is_dir():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{copy.name}-", dir=copy.parent))
+        try:
+            source = Folder(where)
+            filesystems = {"source_filesystem": source.filesystem, "destination_filesystem": fs.LocalFileSystem()}
+            fs.copy_files(source.path, str(partial), **filesystems, use_threads=False)
+            with contextlib.suppress(OSError):  # another process has brought it
+                partial.rename(copy)
+        except STORAGE_ERRORS as error:
+            raise UserError(f"{where} can't be fetched: {reason(error)}") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return copy
 
 
 class PatientS3(fs.S3FileSystem):

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ModelLocation", "resolve_model_location"]
+__all__ = ["ADAPTER_CONFIG", "ModelLocation", "resolve_model_location"]
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""What makes a folder an adapter's."""
 PACKAGE_SCHEME = "pkg://"
 
 

@@ -15,7 +15,7 @@ NEW_TOKENS = 40
 
 
 def main() -> int:
-    """Write the data, answer held-out prompts, train, answer them again, compare."""
+    """Write the data, train, answer held-out prompts with and without the trained adapter, compare."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.demo", description=__doc__)
     parser.add_argument("--prompts", type=int, default=40, help="held-out prompts to answer")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
@@ -24,10 +24,10 @@ def main() -> int:
     from pipeline.cli import hide_what_nobody_can_act_on
 
     hide_what_nobody_can_act_on()
-    from pipeline import load_config, train
-    from pipeline.demo.answers import Answers, answer
+    from pipeline import generate, load_config, train
     from pipeline.demo.report import print_comparison
     from pipeline.display import open_display
+    from pipeline.evaluation.answering import SamplingOptions
     from pipeline.tables import print_result
 
     began = time.monotonic()
@@ -37,14 +37,12 @@ def main() -> int:
     prompts = held_out_prompts()[: options.prompts]
     display = open_display()
     display.note(f"The preference: an answer opens with {OPENING!r}. {len(prompts)} held-out prompts measure it.")
-    display.stage("answering held-out prompts before training")
-    before = answer(cfg, prompts, None, NEW_TOKENS)
     result = train(cfg, display=display)
-    display.stage("answering held-out prompts after training")
-    after = answer(cfg, prompts, Path(result.model_dir), NEW_TOKENS)
+    greedy = SamplingOptions(max_new_tokens=NEW_TOKENS, temperature=0.0)
+    answers = generate(str(result.run_dir), prompts, options=greedy, display=display)
     display.close()
     print_result(result)
-    improved = print_comparison(Answers(prompts, before, after), SHOWN, time.monotonic() - began)
+    improved = print_comparison(answers, SHOWN, time.monotonic() - began)
     return 0 if improved else 1
 
 

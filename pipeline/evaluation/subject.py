@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pyarrow import fs
 
 from pipeline.config import DatasetConfig, RunConfig, parse_config
 from pipeline.config.datasets import dataset_problems
 from pipeline.config.loading import apply_overrides
 from pipeline.errors import ConfigError, UserError
 from pipeline.paths import absolute_paths
-from pipeline.patience import STORAGE_ERRORS
-from pipeline.storage import Location, is_uri, locate, reason
-from pipeline.training.finished import EXPECTED, finished_run
-from pipeline.training.folder import MODEL, RunFolder
-from strategies.locations import resolve_model_location
+from pipeline.storage import Location, fetch, is_uri, locate
+from pipeline.training.finished import EXPECTED, finished_run, holds_run
+from pipeline.training.folder import CONFIG
+from strategies.locations import ADAPTER_CONFIG, resolve_model_location
 from strategies.registry import get_strategy
 
 __all__ = ["Subject", "find_subject", "with_data"]
 
-ADAPTER = "adapter_config.json"
 PREPARED = "last_run_prepared"
 
 
@@ -77,9 +72,9 @@ def find_subject(given: str, reference: str | None = None, overrides: Iterable[s
         UserError: for a run that isn't there or isn't finished, and for what is no model.
     """
     where = locate(given)
-    if is_uri(given) or (Path(where) / "run.json").exists() or (Path(where) / "sweep.json").exists():
+    if is_uri(given) or holds_run(where):
         subject = _of_run(given, where, overrides)
-    elif (Path(where) / ADAPTER).is_file():
+    elif (Path(where) / ADAPTER_CONFIG).is_file():
         cfg = absolute_paths(_recipe({"base_model": _base_of(Path(where)), **_tokenizer_of(Path(where))}, overrides))
         subject = Subject(given, cfg, _scored(cfg, lora_model_dir=str(where), adapter="lora"), _scored(cfg))
     else:
@@ -95,35 +90,16 @@ def find_subject(given: str, reference: str | None = None, overrides: Iterable[s
 
 def _of_run(given: str, where: Location, overrides: Iterable[str]) -> Subject:
     folder, state = finished_run(given, where)
-    text = folder.storage.read("config.yaml") or ""
+    text = folder.storage.read(CONFIG) or ""
     values = apply_overrides(yaml.safe_load(text), overrides)
     cfg = absolute_paths(parse_config(values, origin=str(folder.config)).model_copy(update={"tune": None}))
-    model = _local_model(folder, cfg, state)
-    if (model / ADAPTER).is_file():
+    # Beside the prepared data, which all nodes share.
+    model = fetch(folder.model, Path(cfg.dataset_prepared_path, "fetched", str(state.get("id")), f"step-{state['step']}"))
+    if (model / ADAPTER_CONFIG).is_file():
         policy = _scored(cfg, lora_model_dir=str(model), adapter=cfg.adapter or "lora", reference_model=None)
     else:
         policy = _scored(cfg, reference_model=str(model))
     return Subject(given, cfg, policy, _scored(cfg), state.get("prepared"))
-
-
-def _local_model(folder: RunFolder, cfg: RunConfig, state: dict[str, Any]) -> Path:
-    """The run's model; one at a URI is brought beside the prepared data, which all nodes share."""
-    if isinstance(folder.model, Path):
-        return folder.model
-    copy = Path(cfg.dataset_prepared_path) / "fetched" / str(state.get("id")) / f"step-{state['step']}"
-    if not copy.is_dir():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".model-", dir=copy.parent))
-        try:
-            fs.copy_files(f"{folder.storage.path}/{MODEL}", str(partial), source_filesystem=folder.storage.filesystem)
-        except STORAGE_ERRORS as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(f"{folder.model} can't be fetched: {reason(error)}") from error
-        try:
-            partial.rename(copy)
-        except OSError:  # another evaluation has brought it
-            shutil.rmtree(partial, ignore_errors=True)
-    return copy
 
 
 def _scored(cfg: RunConfig, **keys: Any) -> RunConfig:
@@ -135,7 +111,7 @@ def _scored(cfg: RunConfig, **keys: Any) -> RunConfig:
 def _model(cfg: RunConfig, given: str, what: str) -> RunConfig:
     """A model or an adapter as a config whose reference it is."""
     where = Path(given).expanduser().absolute()
-    if (where / ADAPTER).is_file():
+    if (where / ADAPTER_CONFIG).is_file():
         keys = {"base_model": _base_of(where), "lora_model_dir": str(where), "adapter": "lora"}
         return _scored(absolute_paths(cfg.model_copy(update={**keys, "reference_model": None})))
     _check_model(given, what)
@@ -162,11 +138,11 @@ def _check_tokenizer(policy: RunConfig, given: str, reference: RunConfig) -> Non
 
 def _base_of(adapter: Path) -> str:
     try:
-        base = json.loads((adapter / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError, OSError) as error:
-        raise UserError(f"{adapter / ADAPTER} can't be read: {error}") from error
+        raise UserError(f"{adapter / ADAPTER_CONFIG} can't be read: {error}") from error
     if not base:
-        raise UserError(f"{adapter / ADAPTER} names no base model (base_model_name_or_path); write it there")
+        raise UserError(f"{adapter / ADAPTER_CONFIG} names no base model (base_model_name_or_path); write it there")
     return base
 
 
@@ -183,7 +159,9 @@ def _check_model(given: str, what: str) -> None:
         raise UserError(f"{error}; {EXPECTED}") from error
     folder = Path(location.path)
     if not location.is_gguf and folder.exists() and not (folder / "config.json").is_file():
-        raise UserError(f"{given!r} is no run, model or adapter (no run.json, config.json or {ADAPTER} in it); {EXPECTED}")
+        raise UserError(
+            f"{given!r} is no run, model or adapter (no run.json, config.json or {ADAPTER_CONFIG} in it); {EXPECTED}"
+        )
 
 
 def _recipe(keys: dict[str, Any], overrides: Iterable[str]) -> RunConfig:

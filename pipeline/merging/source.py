@@ -9,21 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pyarrow import fs
-
-from pipeline.config import parse_config
+from pipeline.config import parse_saved
 from pipeline.data.store import Prepared, open_store
 from pipeline.errors import UserError
-from pipeline.patience import STORAGE_ERRORS
-from pipeline.storage import Location, inside, is_uri, locate, reason
-from pipeline.training.folder import CONFIG, MODEL, RunFolder
+from pipeline.storage import Folder, Location, fetch, inside, is_uri, locate
+from pipeline.training.finished import finished_run, holds_run
+from pipeline.training.folder import CONFIG, RunFolder
 from strategies.config import as_config
-from strategies.merging.adapter import ADAPTER_CONFIG, read_adapter_config
+from strategies.locations import ADAPTER_CONFIG
+from strategies.merging.adapter import read_adapter_config
 
 __all__ = ["Source", "open_source"]
 
-SWEEP = "sweep.json"
 MERGED = "merged"
 
 
@@ -55,63 +52,34 @@ def open_source(given: str, base: str | None) -> Iterator[Source]:
         UserError: when there is no finished adapter.
         ValueError: when it is of a kind that can't be merged.
     """
-    try:
-        folder = RunFolder(locate(given))
-        names = folder.storage.names()
-        state = folder.state()
-    except STORAGE_ERRORS as error:
-        raise UserError(f"{given!r} can't be read: {reason(error)}") from error
-    if state is None:
-        _refuse_what_is_no_adapter(given, names)
-    elif folder.finished_steps() is None:
-        raise UserError(
-            f"{given!r} holds a run that hasn't finished, so it has no model yet; "
-            f"`prefray train {inside(folder.path, CONFIG)} --resume` finishes it"
-        )
+    where = locate(given)
     with tempfile.TemporaryDirectory(prefix="prefray-adapter-") as scratch:
-        where = folder.path if state is None else folder.model
-        adapter = _here(where, folder, Path(scratch))
-        if state is None:
-            yield _of_adapter(given, adapter, where, base)
-        elif not (adapter / ADAPTER_CONFIG).is_file():
-            raise UserError(
-                f"{given!r} holds a run that trained all weights, so there is nothing to merge: its model is {where}"
-            )
-        else:
-            yield _of_run(given, folder, state, adapter, base)
+        copy = Path(scratch, "adapter")
+        if not holds_run(where):
+            _refuse_what_is_no_adapter(given, where)
+            yield _of_adapter(given, fetch(where, copy), where, base)
+            return
+        folder, state = finished_run(given, where)
+        adapter = fetch(folder.model, copy)
+        if not (adapter / ADAPTER_CONFIG).is_file():
+            raise UserError(f"{given!r} trained all weights, so there is nothing to merge: its model is {folder.model}")
+        yield _of_run(given, folder, state, adapter, base)
 
 
-def _refuse_what_is_no_adapter(given: str, names: list[str]) -> None:
+def _refuse_what_is_no_adapter(given: str, where: Location) -> None:
+    if isinstance(where, Path) and where.is_file():
+        raise UserError(f"{given!r} is a file; give the output_dir of a finished run, or a folder with {ADAPTER_CONFIG}")
+    names = Folder(where).names()
     if ADAPTER_CONFIG in names:
         return
-    if SWEEP in names:
-        raise UserError(
-            f"{given!r} holds a sweep; give the folder of one of its trials, such as {given.rstrip('/')}/trials/000"
-        )
     if "config.json" in names:
         raise UserError(f"{given!r} holds a whole model, so there is nothing to merge")
     what = "holds no run and no adapter" if names else "is not there, or is empty"
     raise UserError(f"{given!r} {what}; give the output_dir of a finished run, or a folder with {ADAPTER_CONFIG}")
 
 
-def _here(where: Location, folder: RunFolder, scratch: Path) -> Path:
-    """The adapter's folder on this machine."""
-    if isinstance(where, Path):
-        return where
-    source = folder.storage.path if where == folder.path else f"{folder.storage.path}/{MODEL}"
-    copies = {"source_filesystem": folder.storage.filesystem, "destination_filesystem": fs.LocalFileSystem()}
-    try:
-        fs.copy_files(source, str(scratch), **copies, use_threads=False)
-    except STORAGE_ERRORS as error:
-        raise UserError(f"{str(where)!r} can't be read: {reason(error)}") from error
-    return scratch
-
-
 def _of_run(given: str, folder: RunFolder, state: dict[str, Any], adapter: Path, base: str | None) -> Source:
-    text = folder.storage.read(CONFIG)
-    if text is None:
-        raise UserError(f"{given!r} lacks {CONFIG}, which says what its adapter was trained on; give {folder.model} and --base")
-    cfg = parse_config(yaml.safe_load(text), origin=str(folder.config))
+    cfg = parse_saved(folder.storage.read(CONFIG) or "", str(folder.config))
     prepared = open_store(Path(cfg.dataset_prepared_path, state["prepared"]))
     if base is not None:
         cfg = cfg.model_copy(update={"base_model": base})

@@ -11,11 +11,10 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.reference.hashing import file_digest
 from strategies.gguf import unpacked
-from strategies.locations import ModelLocation, resolve_model_location
+from strategies.locations import ADAPTER_CONFIG, ModelLocation, resolve_model_location
 
 __all__ = ["base_fingerprint", "pin_revision", "reference_identity", "reference_key"]
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # In the order in which `from_pretrained` looks for them; an index names the files that belong to it.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -152,9 +151,6 @@ def _grown_to(cfg: Any, location: ModelLocation) -> int | None:
 
     from strategies.tokenizer import load_tokenizer
 
-    own = location.key == "base_model" and not (cfg.tokens or cfg.special_tokens or cfg.tokenizer_config)
-    if own and location.is_gguf:
-        return None  # one file, one vocabulary; reading it takes seconds
     overrides = (cfg.overrides_of_model_config or {}) if location.key == "base_model" else {}
     if "vocab_size" in overrides:
         size = overrides["vocab_size"]

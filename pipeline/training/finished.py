@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.patience import STORAGE_ERRORS
 from pipeline.storage import Folder, Location, inside, reason
 from pipeline.training.folder import CONFIG, MODEL, RUN, RunFolder
+from strategies.locations import ADAPTER_CONFIG
 
-__all__ = ["EXPECTED", "finished_run"]
+__all__ = ["EXPECTED", "finished_run", "holds_run"]
 
 EXPECTED = "give the output_dir of a run, the folder of a model or an adapter, a .gguf file, or a hub id (owner/name)"
 """What may stand for RUN|MODEL."""
 SWEEP = "sweep.json"
+
+
+def holds_run(where: Location) -> bool:
+    """Whether a folder is that of a run or of a sweep, finished or not.
+
+    Raises:
+        UserError: when it can't be read.
+    """
+    if isinstance(where, Path) and not where.is_dir():
+        return False
+    try:
+        return not {RUN, SWEEP}.isdisjoint(Folder(where).names())
+    except STORAGE_ERRORS as error:
+        raise UserError(f"{str(where)!r} can't be read: {reason(error)}") from error
 
 
 def finished_run(given: str, where: Location) -> tuple[RunFolder, dict[str, Any]]:
@@ -32,7 +48,7 @@ def finished_run(given: str, where: Location) -> tuple[RunFolder, dict[str, Any]
         if folder.finished_steps() is None:
             how = f"`prefray train {inside(where, CONFIG)} --resume`"
             raise UserError(f"the run in {given!r} has not finished: {folder.remains()}; finish it with {how}")
-        if not {"config.json", "adapter_config.json"} & set(Folder(folder.model).names()):
+        if not {"config.json", ADAPTER_CONFIG} & set(Folder(folder.model).names()):
             raise UserError(f"the run in {given!r} is incomplete: {MODEL}/ holds no model")
         if folder.storage.read(CONFIG) is None:
             raise UserError(f"the run in {given!r} is incomplete: {CONFIG} is missing")

@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.sharding import sharding_arguments
 from pipeline.config import RunConfig
-from pipeline.display import Display, clock_time
+from pipeline.display import Display
 from pipeline.errors import RunCancelled, RunFailed, RunStopped, UserError
-from pipeline.patience import STORAGE_ERRORS, patiently
-from pipeline.storage import reason
 from pipeline.training.folder import RunFolder
 from pipeline.training.history import History
-from pipeline.training.ledger import batch_plan, planned_steps
-from pipeline.training.metrics import MetricsFile
+from pipeline.training.recorder import Recorder
 from pipeline.training.stopping import RunControl, StopSignal
 from pipeline.training.watching import Watch
 
@@ -82,16 +79,12 @@ class _Follower:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.plan, self.display = plan, display
-        self.metrics = MetricsFile(plan.folder.metrics)
-        self.ledger = MetricsFile(plan.folder.ledger)
         self.watch = Watch(plan.cfg.ray.hang_timeout)
-        self.restarts = 0
-        self.step = 0  # the last one that was heard of in this attempt
+        self.recorder = Recorder(plan, display, self.watch)
         # Where the driver is, so that no worker's node takes it along.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self.outcome: Any = None
-        self.controller: Any = None
 
     def wait(self) -> dict[str, Any]:
         number = self.plan.workers.num_workers
@@ -112,28 +105,23 @@ class _Follower:
                 if signal.received:
                     raise RunStopped("stopped by SIGTERM") from None
                 raise
-        self._take(self._events(wait_s=0))
+        self.recorder.take(self._events(wait_s=0))
         self.queue.shutdown()
         if isinstance(self.outcome, BaseException):
-            self.metrics.settle()
-            self.ledger.settle()
+            self.recorder.settle()
             raise _explain(self.outcome, self.plan.folder, self.watch.hung) from self.outcome
         returned = self.outcome.return_value
         self._end_early(returned)
-        for file in (self.metrics, self.ledger):
-            try:
-                patiently(file.flush, f"writing {file.path}")
-            except STORAGE_ERRORS as error:
-                raise RunFailed(f"{file.path} can't be written: {reason(error)}; the model is complete") from error
+        self.recorder.flush()
         return returned
 
     def _accompany(self, thread: threading.Thread, signal: StopSignal) -> None:
         """Show and write what happens until Ray Train has ended; pass a wish to stop on once."""
         asked = False
         while thread.is_alive():
-            self._take(self._events(wait_s=0.2))
+            self.recorder.take(self._events(wait_s=0.2))
             if self.plan.control is not None and self.plan.control.is_cancelled:
-                raise RunCancelled(f"the run in {self.plan.folder.path} was ended after step {self.step}")
+                raise RunCancelled(f"the run in {self.plan.folder.path} was ended after step {self.recorder.step}")
             for note in (*self.watch.check(), *self.plan.tracking.notes()):
                 self.display.note(note)
             if signal.received and not asked:
@@ -146,8 +134,7 @@ class _Follower:
         """Say why a run whose workers ended well is not finished."""
         if not {"refused", "stopped"} & returned.keys():
             return
-        self.metrics.settle()
-        self.ledger.settle()
+        self.recorder.settle()
         if "refused" in returned:
             raise UserError(f"{returned['refused']} ({self.plan.folder.remains(', continue with --resume')})")
         raise RunStopped(f"stopped by SIGTERM after step {returned['step']}, checkpoint complete; continue with --resume")
@@ -196,96 +183,21 @@ class _Follower:
         except queues.Empty:  # Ray's own is a kind of it
             return
 
-    def _take(self, events: Iterator[dict[str, Any]]) -> None:
-        for event in events:
-            if event["event"] == "worker":
-                self.watch.add(event["rank"], event["actor"], event["node"], event["pid"])
-                if self.plan.control is not None:
-                    self.plan.control.workers_started(event["group"])
-                continue
-            if event["event"] == "controller":
-                self.controller = event["actor"]
-                continue
-            if event["event"] == "failure":
-                self._tell_failure(event)
-                continue
-            self.step = event["step"]
-            self.plan.history.step = self.step
-            self.watch.hear(self.step)
-            if "resumed" in event:
-                self.metrics.rewind(event["resumed"])
-                self._rewind_ledger(event["resumed"], event["skipped"])
-                self.display.stage("training")
-                self._tell_resumed(event["resumed"], event["repeated"])
-                for note in event["notes"]:
-                    self.display.note(note)
-                told = {name: event[name] for name in ("repeated", "notes", "setup")}
-                self.plan.history.add("training", step=event["resumed"], nodes=self.watch.nodes, **told)
-            self.metrics.append(event["records"])
-            self.plan.tracking.log(event["records"])
-            self.ledger.append(event["ledger"])
-            # A checkpoint's own history comes along with the first report after it; it has been shown before.
-            known = event.get("resumed") or -1
-            for record in event["records"]:
-                if record["step"] > known:
-                    self.display.record(record)
-            if "checkpoint" in event:
-                self.display.saved(event["checkpoint"])
-                self.plan.tracking.add_checkpoint(event["checkpoint"])
-
-    def _tell_resumed(self, step: int, repeated: int | None) -> None:
-        """Say where the run goes on, and how much work was lost."""
-        source = f"continuing from the checkpoint of step {step}" if step else "starting again"
-        lost = f": {repeated} step{'s are' if repeated != 1 else ' is'} repeated" if repeated else ""
-        if step or lost:
-            self.display.note(source + lost)
-
-    def _rewind_ledger(self, step: int, skipped: list[int]) -> None:
-        """Drop what is about to be repeated; what a lost driver has not written follows from the plan."""
-        self.ledger.rewind(step)
-        written = {record["step"] for record in self.ledger.read()}
-        missing = [number for number in range(1, step + 1) if number not in written]
-        batches = batch_plan(self.plan)
-        if missing and batches is not None:
-            row_ids = self.plan.prepared.read("train", ["row_id"])["row_id"].to_pylist()
-            self.ledger.append(planned_steps(batches, row_ids, missing, skipped))
-
-    def _tell_failure(self, event: dict[str, Any]) -> None:
-        """Say what failed, when, and what a restart will repeat."""
-        step = max(self.step, self.watch.step)
-        self.plan.history.step = step
-        found = []
-        for rank, why in event["failures"].items():
-            what = "died" if rank in event["died"] else "failed"
-            why = "it hung" if rank in self.watch.hung else why
-            self.display.note(f"{self.watch.name(rank)} {what} at {clock_time(event['time'])} after step {step}: {why}")
-            if rank in self.watch.hung:
-                what, why = "hung", self.watch.hung[rank].partition(" hung: ")[2]
-            found.append({"rank": rank, "node": self.watch.node(rank), "what": what, "why": why})
-        self.watch.leave()
-        self.step = self.plan.folder.last_checkpoint()
-        most, restart = self.plan.cfg.ray.max_failures, None
-        if self.restarts < most:
-            self.restarts = restart = self.restarts + 1
-            source = f"the checkpoint of step {self.step}" if self.step else "the beginning"
-            self.display.note(f"restarting from {source} (restart {restart} of {most})")
-        self.plan.history.add("failure", step=step, workers=found, restart=restart)
-
     def _abort(self, thread: threading.Thread) -> None:
         """End Ray's controller, which takes its workers, their placement group and what watches it along."""
         import ray
 
-        self._take(self._events(wait_s=0))
-        self.metrics.settle()
-        self.ledger.settle()
+        self.recorder.take(self._events(wait_s=0))
+        self.recorder.settle()
         deadline = time.monotonic() + ABORT_WITHIN_S
-        while self.controller is None and thread.is_alive() and time.monotonic() < deadline:
-            self._take(self._events(wait_s=0.2))  # it is just being started
-        if self.controller is not None and thread.is_alive():
-            self.controller.abort.remote()
+        while self.recorder.controller is None and thread.is_alive() and time.monotonic() < deadline:
+            self.recorder.take(self._events(wait_s=0.2))  # it is just being started
+        controller = self.recorder.controller
+        if controller is not None and thread.is_alive():
+            controller.abort.remote()
             thread.join(timeout=ABORT_WITHIN_S)
             if thread.is_alive():
-                ray.kill(self.controller)
+                ray.kill(controller)
 
     def _abandon(self, thread: threading.Thread) -> None:
         """Stop the workers; the last complete checkpoint stays."""

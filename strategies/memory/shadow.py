@@ -11,7 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.utils import disable_dropout_in_model
 
-from strategies.locations import resolve_model_location
 from strategies.models import build_peft_config, load_config, match_adapter_dtype
 from strategies.packing.support import why_not_packed
 from strategies.precision import settle_bf16
@@ -96,7 +95,7 @@ class Shadow:
         half = cfg.bf16 == "full" or cfg.load_in_4bit or cfg.load_in_8bit
         dtype = torch.bfloat16 if half else torch.float32
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=cfg.trust_remote_code, **kwargs)
-        size = _tokens(cfg)
+        size = len(load_tokenizer(cfg))
         if size > model.get_input_embeddings().num_embeddings:
             multiple = 32 if cfg.resize_token_embeddings_to_32x else None
             model.resize_token_embeddings(size, pad_to_multiple_of=multiple, mean_resizing=False)
@@ -150,14 +149,6 @@ def _move(model: Any, mode: FakeTensorMode) -> None:
             for name, value in list(place.items()):
                 if isinstance(value, torch.Tensor):
                     place[name] = move(value)
-
-
-def _tokens(cfg: Any) -> int:
-    """Tokens of the tokenizer, to which embeddings grow; 0 where they can't."""
-    adds = cfg.tokens or cfg.special_tokens or cfg.tokenizer_config
-    if not adds and resolve_model_location(cfg.base_model).is_gguf:
-        return 0  # one file, one vocabulary; reading it takes seconds
-    return len(load_tokenizer(cfg))
 
 
 def _bytes(model: Any) -> int:

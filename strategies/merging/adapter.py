@@ -17,9 +17,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-__all__ = ["ADAPTER_CONFIG", "EmptyPolicy", "read_adapter_config"]
+from strategies.locations import ADAPTER_CONFIG
 
-ADAPTER_CONFIG = "adapter_config.json"
+__all__ = ["EmptyPolicy", "read_adapter_config"]
+
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER = "default"
 PREFIX = "base_model.model."

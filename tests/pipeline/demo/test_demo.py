@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.demo.answers import Answers
 from pipeline.demo.report import print_comparison
+from pipeline.evaluation.generate import Answers
 
 ROOT = Path(__file__).parents[3]
+
+
+def answers(**texts: tuple[str, str]) -> Answers:
+    """By prompt: what the model said before training, and after it."""
+    rows = [{"prompt": f"{name}?", "reference": before, "policy": after} for name, (before, after) in texts.items()]
+    return Answers("run", "base", tuple(rows))
 
 
 @pytest.fixture
@@ -22,8 +28,8 @@ def console() -> Console:
 
 
 def test_an_improvement_is_called_one(console: Console) -> None:
-    answers = Answers(["a?", "b?"], ["It is.", "It is."], ["In short, it is.", "It is."])
-    assert print_comparison(answers, shown=1, seconds=3, console=console)
+    given = answers(a=("It is.", "In short, it is."), b=("It is.", "It is."))
+    assert print_comparison(given, shown=1, seconds=3, console=console)
     text = console.export_text()
     assert "opens with 'In short,': 0% before, 50% after, of 2 held-out prompts" in text
     assert "✓ In short, it is." in text
@@ -31,8 +37,8 @@ def test_an_improvement_is_called_one(console: Console) -> None:
 
 
 def test_no_improvement_is_called_that(console: Console) -> None:
-    answers = Answers(["a?"], ["In short, it is."], ["In short, it is."])
-    assert not print_comparison(answers, shown=1, seconds=3, console=console)
+    given = answers(a=("In short, it is.", "In short, it is."))
+    assert not print_comparison(given, shown=1, seconds=3, console=console)
     assert "It did NOT improve" in console.export_text()
 
 

@@ -227,8 +227,9 @@ def test_folders_that_hold_nothing_to_merge(base: Path, tmp_path: Path) -> None:
             "is not there, or is empty; give the output_dir of a finished run, or a folder with adapter_config",
         ),
         (tmp_path / "other", "holds no run and no adapter; give the output_dir"),
-        (tmp_path / "sweep", "holds a sweep; give the folder of one of its trials, such as .*/sweep/trials/000"),
+        (tmp_path / "sweep", "holds a sweep; give one of its trials"),
         (base, "holds a whole model, so there is nothing to merge"),
+        (base / "config.json", "is a file; give the output_dir of a finished run"),
     ):
         with pytest.raises(UserError, match=message):
             merge(folder)
@@ -243,14 +244,12 @@ def copied(run: TrainResult, tmp_path: Path) -> Path:
 
 def test_runs_that_cant_be_merged(copied: Path, tiny_base: str) -> None:
     shutil.move(copied / "config.yaml", copied / "kept.yaml")
-    with pytest.raises(UserError, match=r"lacks config.yaml, .*; give .*/run/model and --base"):
+    with pytest.raises(UserError, match="is incomplete: config.yaml is missing"):
         merge(copied)
     shutil.move(copied / "kept.yaml", copied / "config.yaml")
     shutil.copytree(tiny_base, copied / "whole")
     shutil.move(copied / "model", copied / "kept")
-    with pytest.raises(
-        UserError, match=r"hasn't finished, so it has no model yet; `prefray train .*/run/config.yaml --resume`"
-    ):
+    with pytest.raises(UserError, match=r"has not finished: .*; finish it with `prefray train .*/run/config.yaml --resume`"):
         merge(copied)
     shutil.move(copied / "whole", copied / "model")
     with pytest.raises(UserError, match=r"trained all weights, so there is nothing to merge: its model is .*/run/model"):

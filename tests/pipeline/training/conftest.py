@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from pipeline.config import RunConfig, parse_config
-from tests.tiny import pairs
-
-Recipe = Callable[..., RunConfig]
+from tests.recipes import Recipe, small_recipe
 
 
 @pytest.fixture(scope="session")
 def recipe(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """`recipe(output_dir, **keys)`: the tiny model, 32 training pairs and 8 for evaluation, two workers, 12 steps."""
-    data = tmp_path_factory.mktemp("data")
-    (data / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs(40)))
-
-    def make(output_dir: Path, **keys: Any) -> RunConfig:
-        defaults = {
-            "base_model": tiny_base,
-            "datasets": [{"path": str(data / "pairs.jsonl")}],
-            "val_set_size": 8,
-            "dataset_prepared_path": str(data / "prepared"),
-            "sequence_len": 256,
-            "learning_rate": 1e-3,
-            "warmup_steps": 0,
-            "micro_batch_size": 2,
-            "gradient_accumulation_steps": 2,
-            "num_epochs": 3,
-            "logging_steps": 1,
-            "eval_steps": 4,
-            "save_steps": 4,
-            "output_dir": str(output_dir),
-            "ray": {"num_workers": 2},
-        }
-        return parse_config({**defaults, **keys})
-
-    return make
+    return small_recipe(
+        tiny_base,
+        tmp_path_factory.mktemp("data"),
+        warmup_steps=0,
+        micro_batch_size=2,
+        gradient_accumulation_steps=2,
+        num_epochs=3,
+        eval_steps=4,
+        save_steps=4,
+        ray={"num_workers": 2},
+    )

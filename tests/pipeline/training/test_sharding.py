@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline import train
 from strategies.checkpoints.manifest import find_damage, read_manifests
-from tests.pipeline.training.conftest import Recipe
+from tests.recipes import Recipe
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import TrainResult, train
 from strategies.registry import STRATEGIES, get_strategy
-from tests.pipeline.training.conftest import Recipe
+from tests.recipes import Recipe
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[3]
