@@ -87,20 +87,31 @@ def print_recipes(recipes: list[PackagedRecipe], console: Console | None = None)
             console.print(f"{name:<{width}}{line}", soft_wrap=True, highlight=False, markup=False)
 
 
-def print_scores(scores: Scores, prepared: Prepared, seconds: float, console: Console | None = None) -> None:
-    """Print what the score stage did in `seconds`, the loading of the reference among them, and where the scores are."""
+def print_scores(
+    scores: Scores, prepared: Prepared | None = None, seconds: float | None = None, console: Console | None = None
+) -> None:
+    """Print what the score stage did, and where the scores are.
+
+    Args:
+        scores: what it returned.
+        prepared: the rows, to count their tokens.
+        seconds: that it took, the loading of the reference among them.
+        console: standard output by default.
+    """
     console = console or Console()
     table = Table(title="reference log-probabilities")
     table.add_column("")
     table.add_column("train", justify="right")
     table.add_column("eval", justify="right")
-    tokens = [_completion_tokens(prepared, split) for split in ("train", "eval")]
     table.add_row("rows", str(scores.train_rows), str(scores.eval_rows))
-    table.add_row("scored tokens", *(str(number) for number in tokens))
+    if prepared is not None:
+        table.add_row("scored tokens", *(str(_completion_tokens(prepared, split)) for split in ("train", "eval")))
     console.print(table)
     done = "none, the scores were there already"
     if scores.scored_rows:
-        done = f"{scores.forwards} over {scores.scored_rows} rows in {seconds:.1f} s: {scores.scored_rows / seconds:.1f} rows/s"
+        done = f"{scores.forwards} over {scores.scored_rows} rows"
+    if scores.scored_rows and seconds is not None:
+        done += f" in {seconds:.1f} s: {scores.scored_rows / seconds:.1f} rows/s"
     console.print(f"forwards  {done}", soft_wrap=True, highlight=False)
     if scores.padded_because:
         console.print(f"unpacked  one completion at a time: {scores.padded_because}", soft_wrap=True, highlight=False)

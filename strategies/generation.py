@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from strategies.packing.scoring import PairScorer
 from strategies.reference import load_reference_alone
 
-__all__ = ["Answer", "Answerer", "Sampling", "generate"]
+__all__ = ["Answer", "Answerer", "Sampling", "generate", "learned_positions"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,14 @@ def _is_base_of(reference: Any, policy: Any) -> bool:
     """Whether the reference is the policy's base model, and an adapter all that is between them."""
     same = reference.model_copy(update={"lora_model_dir": policy.lora_model_dir, "adapter": policy.adapter})
     return policy.lora_model_dir is not None and reference.lora_model_dir is None and same == policy
+
+
+def learned_positions(config: Any) -> int | None:
+    """Positions that a model has embeddings for; None where positions are computed, as with RoPE or ALiBi."""
+    own = config.get_text_config()
+    if getattr(own, "rope_parameters", None) or getattr(own, "alibi", False):
+        return None
+    return getattr(own, "max_position_embeddings", None)
 
 
 def generate(

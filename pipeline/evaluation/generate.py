@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.display import Display
 from pipeline.errors import UserError
 from pipeline.evaluation.answering import BATCH, SamplingOptions, check_sampling
-from pipeline.evaluation.prompts import Given, check_prompt, shown, token_ids
+from pipeline.evaluation.prompts import Given, check_lengths, check_prompt, shown, token_ids
 from pipeline.evaluation.subject import Subject, find_subject
 from pipeline.notebook import default_display
 
@@ -78,11 +78,17 @@ class Speakers:
             raise UserError(str(error)) from error
 
     def answer(self, prompts: Sequence[Given], options: SamplingOptions, raw: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield rows of `Answers`, batch after batch."""
-        from strategies.generation import Sampling
+        """Yield rows of `Answers`, batch after batch.
+
+        Raises:
+            UserError: for a prompt that, with its answer, is longer than the model has positions.
+        """
+        from strategies.generation import Sampling, learned_positions
 
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
         ids = token_ids(prompts, self.tokenizer, raw)
+        if (most := learned_positions(self._answerer.policy.config)) is not None:
+            check_lengths(ids, options.max_new_tokens, most)
         for start in range(0, len(prompts), BATCH):
             both = self._answerer.answer(ids[start : start + BATCH], sampling, options.seed + start // BATCH)
             for prompt, (own, other) in zip(prompts[start : start + BATCH], both, strict=True):

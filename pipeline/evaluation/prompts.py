@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 
-__all__ = ["read_prompts", "shown", "token_ids"]
+__all__ = ["check_lengths", "check_prompt", "read_prompts", "shown", "token_ids"]
 
 Given = str | list[dict[str, Any]]
 """Text, or messages."""
@@ -105,6 +105,20 @@ def token_ids(prompts: Iterable[Given], tokenizer: Any, raw: bool = False) -> li
         except TemplateError as error:
             raise UserError(f"prompt {number}: the chat template doesn't render it: {error}") from error
     return found
+
+
+def check_lengths(ids: Sequence[Sequence[int]], new_tokens: int, positions: int) -> None:
+    """Refuse prompts whose answers would go beyond the positions that a model has learned.
+
+    Raises:
+        UserError: for the first of them.
+    """
+    for number, prompt in enumerate(ids, start=1):
+        if len(prompt) + new_tokens > positions:
+            raise UserError(
+                f"prompt {number}: {len(prompt)} tokens and an answer of {new_tokens} are more than the {positions} positions "
+                "of the model; shorten it, or allow fewer new tokens"
+            )
 
 
 def _ids(prompt: Given, tokenizer: Any, raw: bool) -> list[int]:

@@ -40,6 +40,12 @@ class Scores:
     padded_because: str | None = None
     """Why these forwards couldn't take packed rows; None where they could, or where there were none."""
 
+    def _repr_html_(self) -> str:
+        from pipeline.notebook import html_of
+        from pipeline.tables import print_scores
+
+        return html_of(lambda console: print_scores(self, console=console))
+
     def read(self, split: str = TRAIN) -> pa.Table:
         """`ref_chosen_logps`, `ref_rejected_logps` (list<float32>) of `train` or `eval`, in the prepared rows' order."""
         import pyarrow as pa

@@ -14,6 +14,7 @@ from pipeline import generate
 from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.evaluation.answering import SamplingOptions
+from tests.tiny import tiny_gpt2, tiny_tokenizer
 
 runner = CliRunner()
 
@@ -114,3 +115,13 @@ def test_answers_without_an_adapter_are_the_bases(adapter_run: Any, tiny_base: s
     assert "<script>" not in generate(str(adapter_run.run_dir), ["<script>"], options=options)._repr_html_()
     with pytest.raises(UserError, match="prompt 1: expected text"):
         generate(str(adapter_run.run_dir), [3])  # type: ignore[list-item]
+
+
+def test_a_model_of_learned_positions_refuses_longer_prompts(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    for model in (tokenizer, tiny_gpt2(tokenizer, n_positions=64)):
+        model.save_pretrained(tmp_path)
+    options = SamplingOptions(max_new_tokens=60, temperature=0)
+    assert generate(str(tmp_path), ["Why?"], options=options, raw=True).rows[0]["policy_length"] <= 60
+    with pytest.raises(UserError, match="prompt 2: 5 tokens and an answer of 60 are more than the 64 positions of the model"):
+        generate(str(tmp_path), ["Why?", "Why??"], options=options, raw=True)

@@ -34,6 +34,7 @@ def test_score_ends_with_a_table_and_the_path(scores: Any, copied: Any, prepared
     assert str(sum(sum(column.to_pylist()) for column in lengths)) in result.stdout.split()
     assert "forwards  none, the scores were there already" in result.stdout
     assert f"scores    {folder}" in result.stdout
+    assert str(scores.path) in scores._repr_html_() and "forwards" in scores._repr_html_()
     assert "scoring the reference" in result.stderr
 
     (folder / "train" / "part-00000.parquet").unlink()
