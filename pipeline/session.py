@@ -14,6 +14,7 @@ from typing import Any
 from cluster.addresses import is_http, why_unreachable
 from cluster.fork_server import start as start_fork_server
 from pipeline.errors import UserError
+from pipeline.storage import is_uri
 
 __all__ = [
     "LOCAL",
@@ -60,6 +61,10 @@ LOCAL = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
 """Settings of a Ray that is started here."""
+NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "none://"}
+"""For workers of a Ray that is started here. Ray Train's cleaner asks a dashboard whether the controller is alive; without one
+it would ask that of any other Ray on this machine, which knows no such controller, and take its resources from a run that goes
+well."""
 OURS = ("cluster", "pipeline", "strategies")
 """Our packages, which a cluster's nodes needn't have."""
 MANY = 1000
@@ -85,7 +90,7 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
     if ray.is_initialized():
         return
     address = (cfg.ray.address if cfg is not None else None) or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"address": address, "runtime_env": _for_nodes(debug)}
+    options: dict[str, Any] = {"address": address, "runtime_env": _for_nodes(debug, address)}
     if is_http(address):
         raise UserError(
             f"ray.address: {address!r} is a job server's; submit to it with `prefray submit ... --address {address}`, or give "
@@ -113,13 +118,16 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def _for_nodes(debug: bool) -> dict[str, Any]:
+def _for_nodes(debug: bool, address: str | None = None) -> dict[str, Any]:
     """The runtime environment of a cluster's workers; a job's own stands, and Ray refuses to be told anything twice."""
+    environment = {} if debug else dict(QUIET)
+    if address is not None and not is_uri(address) and address != "auto":
+        environment["RAY_ADDRESS"] = address  # on a machine of two clusters, Ray Train's cleaner asks this one
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env")
     if job is None:
-        return {"env_vars": {} if debug else QUIET, "py_modules": [str(folder) for folder in our_packages()]}
+        return {"env_vars": environment, "py_modules": [str(folder) for folder in our_packages()]}
     told = job.get("env_vars") or {}
-    return {"env_vars": {} if debug else {name: value for name, value in QUIET.items() if name not in told}}
+    return {"env_vars": {name: value for name, value in environment.items() if name not in told}}
 
 
 def our_packages() -> list[Path]:
@@ -139,7 +147,7 @@ def set_intervals(cfg: Any = None) -> None:
 
 def local_options(debug: bool = False) -> dict[str, Any]:
     """Arguments of `ray.init` that start Ray on this machine, with workers that start fast."""
-    environment = {} if debug else QUIET
+    environment = {**({} if debug else QUIET), **NO_DASHBOARD}
     runtime_env: dict[str, Any] = {"env_vars": environment}
     if sys.platform == "linux" and not any(Path(device).exists() for device in DEVICES):
         runtime_env["py_executable"] = _worker_command(tuple(environment.items()))

@@ -49,6 +49,21 @@ def test_a_worker_computes_with_the_threads_of_its_cpus(ray_session: Any) -> Non
     assert str(threads) == said
 
 
+def test_no_other_ray_is_asked_whether_a_controller_is_alive(ray_session: Any) -> None:
+    """Ray Train's cleaner would believe it that there is none, and remove the placement group of a run that goes well."""
+
+    @ray_session.remote(num_cpus=0)
+    class Controller:
+        def is_alive(self) -> Any:
+            import ray
+            from ray.train.v2._internal.state.util import is_actor_alive
+
+            return is_actor_alive(ray.get_runtime_context().get_actor_id(), timeout=5)
+
+    with pytest.raises(RuntimeError, match="parsed from address: none://"):
+        ray_session.get(Controller.remote().is_alive.remote())
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
@@ -98,6 +113,7 @@ def test_a_jobs_own_variables_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     inside = session._for_nodes(debug=False)
     assert inside["env_vars"].keys() == session.QUIET.keys() - {"TQDM_DISABLE"} and "py_modules" not in inside
     assert session._for_nodes(debug=True) == {"env_vars": {}}
+    assert session._for_nodes(debug=True, address="10.0.0.1:6379") == {"env_vars": {"RAY_ADDRESS": "10.0.0.1:6379"}}
 
 
 def test_nodes_that_an_autoscaler_may_still_start(ray_session: Any) -> None:
