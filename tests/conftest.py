@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,10 @@ import pytest
 
 from tests.tiny import save_tiny
 
+TRACKIO_DIR = Path(tempfile.mkdtemp(prefix="trackio-"))
+"""Where trackio keeps its runs: it reads the variable once, and other libraries import it."""
+atexit.register(shutil.rmtree, TRACKIO_DIR, ignore_errors=True)
+os.environ.update(TRACKIO_DIR=str(TRACKIO_DIR), TRACKIO_STORAGE_MODE="sqlite")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
 
@@ -29,14 +36,10 @@ def ray_session() -> Iterator[Any]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def trackio_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where trackio keeps its runs, in a database; it reads that once, where a process imports it first."""
-    folder = tmp_path_factory.mktemp("trackio")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRACKIO_DIR", str(folder))
-        patch.setenv("TRACKIO_STORAGE_MODE", "sqlite")
-        yield folder
+@pytest.fixture(scope="session")
+def trackio_dir() -> Path:
+    """trackio's folder."""
+    return TRACKIO_DIR
 
 
 @pytest.fixture(scope="session")
