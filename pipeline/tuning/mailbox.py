@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 __all__ = ["Mailbox", "open_mailbox"]
@@ -35,10 +37,15 @@ class Mailbox:
         return run in self._over
 
 
-def open_mailbox() -> Any:
-    """A handle of a new actor on the driver's node, which lives as long as the handle does."""
+@contextmanager
+def open_mailbox() -> Iterator[Any]:
+    """A handle of a new actor on the driver's node; Tune keeps it among its parameters, so the actor is ended here."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+    try:
+        yield mailbox
+    finally:
+        ray.kill(mailbox)

@@ -63,8 +63,7 @@ class Tuning:
             RunStopped, KeyboardInterrupt: when they were interrupted; the sweep can be continued.
         """
         assert self.cfg.tune is not None
-        mailbox = open_mailbox()
-        with StopSignal() as stop:
+        with open_mailbox() as mailbox, StopSignal() as stop:
             watch = Watch(self.folder, display, mailbox, self.measure, list(self.cfg.tune.space), stop)
             Relayed.watch = watch
             display.stage("running trials")
