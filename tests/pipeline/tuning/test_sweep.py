@@ -28,7 +28,8 @@ from tests.browser import needs_chromium, open_page, undrawn
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-OF_TRIALS = ("Mailbox", 
+OF_TRIALS = (
+    "Mailbox",
     "ResourceTrainable",
     "TrialRun",
     "TrainController",
