@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import ray
 import requests
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
@@ -26,6 +27,7 @@ CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
+    "ray._private.authentication.authentication_token_setup",
 )
 """Loggers of Ray's client, each of which sets its own level."""
 
@@ -52,9 +54,7 @@ def connect(address: str) -> JobClient:
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with _without("RAY_API_SERVER_ADDRESS"):  # Ray would prefer it to the address that is given
-            client = JobClient(address)
-        version = client.request("GET", "/api/version").json()["ray_version"]
+        client, version = _open(address)
     except AuthenticationError:
         raise ValueError(f"--address: {address} refuses requests without the cluster's token; {token_hint()}") from None
     except (requests.exceptions.Timeout, ConnectionError, requests.exceptions.ConnectionError) as error:
@@ -70,6 +70,22 @@ def connect(address: str) -> JobClient:
         )
     client.timeout = TIMEOUT
     return client
+
+
+def _open(address: str) -> tuple[JobClient, str]:
+    """A client, and the version of Ray that answers it.
+
+    Where a token is asked for, the one that this machine has is sent, as Ray's drivers do: Ray itself writes one to `~/.ray` as
+    soon as it has been started here, and clusters that are started afterwards ask for it.
+    """
+    try:
+        with _without("RAY_API_SERVER_ADDRESS"):  # Ray would prefer it to the address that is given
+            client = JobClient(address)
+        return client, client.request("GET", "/api/version").json()["ray_version"]
+    except AuthenticationError:
+        if "RAY_AUTH_MODE" in os.environ or not maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+            raise
+    return _open(address)
 
 
 @contextmanager

@@ -81,8 +81,9 @@ def undisturbed(ray_session: Any, project: Path, storage: Path) -> bytes:
 def prefray(cluster: Cluster, project: Path) -> Callable[..., subprocess.Popen[str]]:
     """Start the command as a person outside the cluster does."""
 
-    def start(*words: str, **variables: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **cluster.environment, **variables}
+    def start(*words: str, **variables: str | None) -> subprocess.Popen[str]:
+        given = {**os.environ, "PYTHONPATH": str(ROOT), **cluster.environment, **variables}
+        environment = {name: value for name, value in given.items() if value is not None}
         environment |= {"RAY_API_SERVER_ADDRESS": cluster.job_server}
         command = [sys.executable, "-m", "pipeline", *words]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -126,6 +127,8 @@ def test_a_request_without_the_token_is_refused(cluster: Cluster, prefray: Any) 
     printed = finish(process)
     assert process.returncode == 2
     assert printed.count("\n") == 1 and "refuses requests without the cluster's token; set RAY_AUTH_MODE=token" in printed
+    unsaid = prefray("jobs", "list", RAY_AUTH_MODE=None)
+    assert "no jobs" in finish(unsaid) and unsaid.returncode == 0
 
 
 def test_rays_own_command_trains_on_s3_and_survives_its_node(
