@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from cluster.addresses import is_http, why_unreachable
 from cluster.fork_server import start as start_fork_server
+from cluster.ray_patches import lean_node
 from pipeline.errors import UserError
 from pipeline.storage import is_uri
 
@@ -21,6 +23,7 @@ __all__ = [
     "alive_nodes",
     "connect",
     "dashboard_url",
+    "has_dashboard",
     "local_options",
     "node_resources",
     "our_packages",
@@ -40,16 +43,7 @@ QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-WORKERS_IMPORT = (
-    "pyarrow.dataset",
-    "datasets",
-    "transformers.trainer",
-    "peft",
-    "strategies.builder",
-    "strategies.models",
-    "strategies.sharding",
-    "strategies.trainers",
-)
+WORKERS_IMPORT = ("pyarrow.dataset", "datasets", "strategies.preload")
 """What takes most of the time that a worker's process takes to start."""
 LOCAL = {
     # Dozens of small actors are no reason to warn of; on a node with few CPUs Ray would.
@@ -62,9 +56,7 @@ LOCAL = {
 }
 """Settings of a Ray that is started here."""
 NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "none://"}
-"""For workers of a Ray that is started here. Ray Train's cleaner asks a dashboard whether the controller is alive; without one
-it would ask that of any other Ray on this machine, which knows no such controller, and take its resources from a run that goes
-well."""
+"""For workers of a Ray that is started here: they would find the dashboard of any other Ray on this machine."""
 OURS = ("cluster", "pipeline", "strategies")
 """Our packages, which a cluster's nodes needn't have."""
 MANY = 1000
@@ -176,9 +168,11 @@ def _start(options: dict[str, Any], attempts: int) -> None:
     """Start Ray; on a busy machine its own limit of 30 s can be too short, so try again."""
     import ray
 
+    is_lean = options["address"] == "local" and sys.platform == "linux"
     for attempt in range(1, attempts + 1):
         try:
-            ray.init(**options)
+            with lean_node(options["log_to_driver"]) if is_lean else nullcontext():
+                ray.init(**options)
             return
         except Exception as error:
             if "timed out during startup" not in str(error) or attempt == attempts:
@@ -216,6 +210,11 @@ def potential_nodes() -> list[dict[str, float]]:
 
 def _is_of_group(node: dict[str, float], group: dict[str, float]) -> bool:
     return all(node.get(name, 0.0) == amount for name, amount in group.items() if name in ("CPU", "GPU"))
+
+
+def has_dashboard() -> bool:
+    """Whether the cluster that this process belongs to has one; a worker is told so where there is none."""
+    return NO_DASHBOARD.items().isdisjoint(os.environ.items()) and dashboard_url() is not None
 
 
 def dashboard_url() -> str | None:

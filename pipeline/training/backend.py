@@ -1,15 +1,35 @@
-"""Torch's process group over several nodes: on CPUs gloo has to be told by which interface they see each other."""
+"""Ray's trainer as our runs want it, and torch's process group over several nodes.
+
+On CPUs gloo has to be told by which interface nodes see each other.
+"""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from ray.train.torch import TorchConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-__all__ = ["ClusterTorchConfig", "use_interface_of_cluster"]
+from pipeline.session import has_dashboard
+
+__all__ = ["ClusterTorchConfig", "ClusterTorchTrainer", "use_interface_of_cluster"]
 
 VARIABLE = "GLOO_SOCKET_IFNAME"
+
+
+class ClusterTorchTrainer(TorchTrainer):
+    """Ray's, without the actors that are of no use to a run.
+
+    Workers read their rows themselves, so there is no dataset to manage. What cleans up after a controller that has died asks a
+    dashboard whether it has: without one of its own, that of any other Ray on this machine, which knows of no such controller.
+    Each is a process that takes a second or more to start.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = (DatasetsCallback,) if has_dashboard() else (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
 
 
 class ClusterTorchConfig(TorchConfig):

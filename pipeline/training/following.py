@@ -147,9 +147,8 @@ class _Follower:
 
     def _trainer(self) -> Any:
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
 
-        from pipeline.training.backend import ClusterTorchConfig
+        from pipeline.training.backend import ClusterTorchConfig, ClusterTorchTrainer
         from pipeline.training.relaying import Relay
         from pipeline.training.worker import WorkerJob, train_worker
 
@@ -157,7 +156,7 @@ class _Follower:
         sharding = sharding_arguments(plan.cfg)
         run = plan.folder.run_id
         job = WorkerJob(plan.cfg, plan.prepared, plan.steps, run, os.getcwd(), self.queue, sharding, plan.scores, plan.debug)
-        return TorchTrainer(
+        return ClusterTorchTrainer(
             train_worker,
             train_loop_config={"job": job},
             torch_config=ClusterTorchConfig(**({"timeout_s": plan.cfg.ddp_timeout} if plan.cfg.ddp_timeout else {})),

@@ -19,14 +19,18 @@ from pipeline.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
+NEEDED = ["torch", "transformers.trainer", "strategies.trainers.pair", "trl.trainer.dpo_trainer", "peft", "deepspeed"]
+UNUSED = ["mlflow", "trackio", "tensorboard"]
+
+
 def test_workers_start_with_what_they_need_imported(ray_session: Any) -> None:
     @ray_session.remote(num_cpus=0)
     def imported() -> list[str]:
         import sys
 
-        return [name for name in ("torch", "transformers.trainer", "strategies.trainers", "peft") if name in sys.modules]
+        return [name for name in (*NEEDED, *UNUSED) if name in sys.modules]
 
-    assert ray_session.get(imported.remote()) == ["torch", "transformers.trainer", "strategies.trainers", "peft"]
+    assert ray_session.get(imported.remote()) == NEEDED
 
 
 def test_a_worker_computes_with_the_threads_of_its_cpus(ray_session: Any) -> None:
@@ -50,18 +54,20 @@ def test_a_worker_computes_with_the_threads_of_its_cpus(ray_session: Any) -> Non
 
 
 def test_no_other_ray_is_asked_whether_a_controller_is_alive(ray_session: Any) -> None:
-    """Ray Train's cleaner would believe it that there is none, and remove the placement group of a run that goes well."""
+    """Ray Train's cleaner asks any dashboard of this machine, and removes the placement group of a run that it doesn't know."""
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-    @ray_session.remote(num_cpus=0)
-    class Controller:
-        def is_alive(self) -> Any:
-            import ray
-            from ray.train.v2._internal.state.util import is_actor_alive
+    from pipeline.training.backend import ClusterTorchTrainer
 
-            return is_actor_alive(ray.get_runtime_context().get_actor_id(), timeout=5)
+    def cleaners() -> list[Any]:
+        callbacks = ClusterTorchTrainer(print)._create_default_callbacks()
+        return [one for one in callbacks if isinstance(one, PlacementGroupCleanerCallback)]
 
-    with pytest.raises(RuntimeError, match="parsed from address: none://"):
-        ray_session.get(Controller.remote().is_alive.remote())
+    assert not session.has_dashboard() and not cleaners()
+    assert not ray_session.get(ray_session.remote(num_cpus=0)(session.has_dashboard).remote())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.training.backend.has_dashboard", lambda: True)
+        assert len(cleaners()) == 1
 
 
 @pytest.mark.parametrize(
