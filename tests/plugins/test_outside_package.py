@@ -113,6 +113,7 @@ def test_an_installed_package(run: Run, installed: Path, tmp_path: Path) -> None
     assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["dpo_offset"] == 0.75
 
 
+@pytest.mark.slow
 def test_a_module_of_the_current_directory_in_a_sweep(run: Run, tmp_path: Path) -> None:
     """Trials and their workers know the loss; the same formula as the built-in one gives the same numbers."""
     (tmp_path / "my_plugins.py").write_text(MODULE)

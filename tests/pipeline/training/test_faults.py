@@ -106,7 +106,9 @@ MOMENTS: dict[str, tuple[int, dict[str, Any]]] = {
 """What a worker mostly does when it is killed, and which of the two it is."""
 
 
-@pytest.mark.parametrize("moment", list(MOMENTS))
+@pytest.mark.parametrize(
+    "moment", ["training", *[pytest.param(one, marks=pytest.mark.slow) for one in ("evaluating", "saving")]]
+)
 def test_a_killed_worker_changes_nothing_but_the_time(recipe: Any, quiet: TrainResult, tmp_path: Path, moment: str) -> None:
     """SIGKILL in the middle: the run restarts from the checkpoint, and ends with the weights of a quiet run."""
     display = Recorder()

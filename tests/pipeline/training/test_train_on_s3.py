@@ -73,6 +73,7 @@ def check_model(s3: S3Server, downloaded: Path, quiet: Path) -> None:
         torch.testing.assert_close(mine[name], tensor, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_store_that_goes_away_costs_nothing_but_time(recipe: Any, s3: S3Server, tmp_path: Path) -> None:
     """Twenty seconds in the middle of training, with checkpoints under way: workers, Ray and the driver wait."""

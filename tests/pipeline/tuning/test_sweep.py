@@ -348,6 +348,7 @@ def test_optuna_searches_for_several_metrics_within_constraints(recipe: Any, tmp
     assert result.front and result.best in result.front
 
 
+@pytest.mark.slow
 def test_optuna_searches_for_one_metric(recipe: Any, tmp_path: Path) -> None:
     section = {
         "space": {"learning_rate": {"loguniform": [1e-5, 1e-3]}},
