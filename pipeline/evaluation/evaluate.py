@@ -63,6 +63,8 @@ def evaluate(
         UserError: for what is no run or model, an unfinished run, data that can't give what is asked for.
         RunFailed: when actors died again and again.
     """
+    from pipeline.session import connect
+
     display, options = display or default_display(), options or SamplingOptions()
     _check(answers, options, confidence)
     for name, value in (("--type", type), ("--split", split)):
@@ -82,6 +84,7 @@ def evaluate(
         )
     if subject.reference is None:
         notes.append("no reference: log-ratios, KL and win rates need one (--reference)")
+    connect(subject.cfg)
     pairs = None
     if kind == "pair":
         pairs = pair_values(subject, prepared, part, display.stage, display.progress)
@@ -123,9 +126,7 @@ def _rows(
 
     from pipeline.data import prepare
     from pipeline.data.store import EVAL, TRAIN, open_store
-    from pipeline.session import connect
 
-    connect(subject.cfg)
     if data:
         return prepare(with_data(subject.cfg, data, type_, split), progress=display.progress), TRAIN
     if subject.prepared is None:
