@@ -144,8 +144,8 @@ class PlainDisplay:
         if state.get("waiting"):
             self.note(WAITING)
             return
-        speed = self._speed.shown(state)
-        if time.monotonic() - self._last_progress > PROGRESS_EVERY_S:
+        speed, is_last = self._speed.shown(state), 0 < state["rows_done"] == state["rows_total"]
+        if is_last or time.monotonic() - self._last_progress > PROGRESS_EVERY_S:
             self._last_progress = time.monotonic()
             total = f" of {state['rows_total']}" if state["rows_total"] else ""
             self._line(f"{state['rows_done']}{total} {state.get('unit', 'rows')}" + f"  {speed}" * bool(speed))

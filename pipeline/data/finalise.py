@@ -109,8 +109,8 @@ def check_rejected(parts: list[dict[str, Any]], limit: float, folder: Path) -> N
     bad = [row for part in parts for row in part["first_bad"]][:5]
     listed = "\n".join(f"  {row['source']} row {row['row_number']}: {row['reason']}" for row in bad)
     raise UserError(
-        f"max_rejected_fraction: {rejected} of {read} rows are bad, more than {limit:g} allows. The first:\n{listed}\n"
-        f"All of them, with their text, are in {folder / REJECTED}"
+        f"max_rejected_fraction: {rejected} of {read} rows are bad, more than {limit:g} allows; mend them, or allow more. "
+        f"The first:\n{listed}\nAll of them, with their text, are in {folder / REJECTED}"
     )
 
 

@@ -24,10 +24,9 @@ def main() -> int:
     from pipeline.cli import hide_what_nobody_can_act_on
 
     hide_what_nobody_can_act_on()
-    from pipeline import generate, load_config, train
+    from pipeline import SamplingOptions, generate, load_config, train
     from pipeline.demo.report import print_comparison
     from pipeline.display import open_display
-    from pipeline.evaluation.answering import SamplingOptions
     from pipeline.tables import print_result
 
     began = time.monotonic()

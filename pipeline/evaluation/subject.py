@@ -158,10 +158,27 @@ def _check_model(given: str, what: str) -> None:
     except ValueError as error:
         raise UserError(f"{error}; {EXPECTED}") from error
     folder = Path(location.path)
-    if not location.is_gguf and folder.exists() and not (folder / "config.json").is_file():
+    if location.is_gguf:
+        if not _begins_with(folder / location.kwargs["gguf_file"], b"GGUF"):
+            raise UserError(f"{given!r} is no GGUF file; {EXPECTED}")
+    elif not folder.exists():
+        if "/" not in given:
+            raise UserError(f"no such folder: {given!r}; {EXPECTED}")
+    elif not (folder / "config.json").is_file():
         raise UserError(
             f"{given!r} is no run, model or adapter (no run.json, config.json or {ADAPTER_CONFIG} in it); {EXPECTED}"
         )
+    elif not _has_weights(folder):
+        raise UserError(f"{given!r} holds a model's config and no weights (*.safetensors or *.bin); {EXPECTED}")
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
+
+
+def _begins_with(file: Path, magic: bytes) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(magic)) == magic
 
 
 def _recipe(keys: dict[str, Any], overrides: Iterable[str]) -> RunConfig:

@@ -74,7 +74,8 @@ def _refuse_what_is_no_adapter(given: str, where: Location) -> None:
         return
     if "config.json" in names:
         raise UserError(f"{given!r} holds a whole model, so there is nothing to merge")
-    what = "holds no run and no adapter" if names else "is not there, or is empty"
+    is_empty = "is empty" if not isinstance(where, Path) or where.is_dir() else "is not there"
+    what = "holds no run and no adapter" if names else is_empty
     raise UserError(f"{given!r} {what}; give the output_dir of a finished run, or a folder with {ADAPTER_CONFIG}")
 
 

@@ -110,7 +110,8 @@ def _facts(run: _Run) -> Iterator[Fact]:
         evaluated = _values(run.records, f"eval_{name}")
         values, shown = (evaluated, f"eval_{name}") if evaluated else (_values(run.records, name), name)
         if values:
-            yield Fact(f"{SHOWN.get(shown, shown)} (first {_number(values[0])})", _number(values[-1]))
+            first = f" (first {_number(values[0])})" if len(values) > 1 else ""
+            yield Fact(f"{SHOWN.get(shown, shown)}{first}", _number(values[-1]))
     if tokens := _values(run.records, "num_tokens"):
         yield Fact("tokens", f"{int(tokens[-1]):,}")
     if speeds := _values(run.records, "tokens_per_second"):

@@ -36,6 +36,14 @@ def test_what_is_no_run_and_no_model(tmp_path: Path) -> None:
         UserError, match=r"is no run, model or adapter \(no run.json, config.json or adapter_config.json in it\)"
     ):
         find_subject(str(tmp_path))
+    with pytest.raises(UserError, match="no such folder: 'nothing'; give .* a hub id"):
+        find_subject("nothing")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a model's config and no weights"):
+        find_subject(str(tmp_path))
+    (tmp_path / "model.gguf").write_text("no model")
+    with pytest.raises(UserError, match="model.gguf' is no GGUF file; give"):
+        find_subject(str(tmp_path / "model.gguf"))
     with pytest.raises(UserError, match="--reference: no such folder"):
         find_subject("owner/name", reference="./nothing")
 

@@ -224,7 +224,7 @@ def test_folders_that_hold_nothing_to_merge(base: Path, tmp_path: Path) -> None:
     for folder, message in (
         (
             tmp_path / "none",
-            "is not there, or is empty; give the output_dir of a finished run, or a folder with adapter_config",
+            "is not there; give the output_dir of a finished run, or a folder with adapter_config",
         ),
         (tmp_path / "other", "holds no run and no adapter; give the output_dir"),
         (tmp_path / "sweep", "holds a sweep; give one of its trials"),
