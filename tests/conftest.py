@@ -1,4 +1,4 @@
-"""Fixtures of every test: one Ray, one tiny model."""
+"""Fixtures of every test: one Ray, one tiny model; and what holds the tests themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import save_tiny
+from tests.runs import finished_adapter
+from tests.suite.hooks import *  # noqa: F403
+from tests.suite.sharing import make_once
 
 TRACKIO_DIR = Path(tempfile.mkdtemp(prefix="trackio-"))
 """Where trackio keeps its runs: it reads the variable once, and other libraries import it."""
@@ -45,7 +47,15 @@ def trackio_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a tiny model and its tokenizer."""
-    return save_tiny(tmp_path_factory.mktemp("tiny"))
+    from tests.tiny import save_tiny
+
+    return str(make_once(tmp_path_factory, "tiny", save_tiny))
+
+
+@pytest.fixture(scope="session")
+def adapter_run(ray_session: Any, tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished run of an adapter, as `tests.runs.adapter_recipe` describes it; what changes it copies its folder."""
+    return finished_adapter(tmp_path_factory, tiny_base)
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,36 @@
-"""Runs tasks on Ray Data and brings errors home as messages."""
+"""Runs tasks, on Ray Data or in this process, and brings errors home as messages."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.errors import UserError
 
-__all__ = ["run_tasks", "write_error"]
+__all__ = ["Executor", "run_here", "run_on_ray", "write_error"]
 
 Work = Callable[[Any, int], Iterator[dict[str, Any]]]
 
 
-def run_tasks(work: Work, job: Any, number: int, num_proc: int | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the results of `work(job, index)` for every index below `number`, as they come.
-
-    One Ray task per index, at most `num_proc` at once. Ray must be running.
+class Executor(Protocol):
+    """Runs `work(job, index)` for every index below `number`, at most `num_proc` at once; yields their results as they come.
 
     Raises:
-        UserError: the first that a task raised, or an OSError of its as one.
+        UserError, OSError: the first that a task raised.
     """
+
+    def __call__(self, work: Work, job: Any, number: int, num_proc: int | None = None) -> Iterator[dict[str, Any]]: ...
+
+
+def run_here(work: Work, job: Any, number: int, num_proc: int | None = None) -> Iterator[dict[str, Any]]:
+    """An `Executor` that runs one task after the other in this process, without Ray."""
+    for index in range(number):
+        yield from work(job, index)
+
+
+def run_on_ray(work: Work, job: Any, number: int, num_proc: int | None = None) -> Iterator[dict[str, Any]]:
+    """An `Executor` with one Ray Data task per index. Ray must be running; an OSError of a task comes home as a UserError."""
     import ray
     import ray.data
 

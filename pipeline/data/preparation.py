@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.config.secrets import redact_text
 from pipeline.data import finalise
 from pipeline.data.decide import decide
-from pipeline.data.engine import run_tasks, write_error
+from pipeline.data.engine import Executor, run_on_ray, write_error
 from pipeline.data.files import write_json
 from pipeline.data.plan import Plan, make_plan
 from pipeline.data.staging import Job, stage_shard
@@ -36,11 +36,19 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Progress | None = None,
     rows_per_part: int = PART_ROWS,
+    executor: Executor | None = None,
 ) -> Prepared:
     """Prepare the data of `cfg`, or open the store when it is there already (then Ray is not touched).
 
     A killed run is continued where it stopped; of two runs that want the same store one waits for the other. `progress`
     is called with `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, totals None while unknown.
+
+    Args:
+        cfg: the recipe.
+        tokenizer: the recipe's when None.
+        progress: called after every part.
+        rows_per_part: raw rows per staged part.
+        executor: runs the tasks; Ray Data when None, on the Ray that this starts or joins.
 
     Raises:
         UserError: for a bad dataset, bad rows beyond `max_rejected_fraction`, no rows left, an unwritable folder, a full disk.
@@ -56,7 +64,7 @@ def prepare(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{plan.fingerprint}.lock"):
-            return open_store(folder) or _build(cfg, plan, tokenizer, folder, progress, rows_per_part)
+            return open_store(folder) or _build(cfg, plan, tokenizer, folder, progress, rows_per_part, executor)
     except OSError as error:
         raise UserError(write_error(error)) from error
 
@@ -71,13 +79,19 @@ def _load_tokenizer(cfg: Any) -> PreTrainedTokenizerBase:
 
 
 def _build(
-    cfg: Any, plan: Plan, tokenizer: PreTrainedTokenizerBase, folder: Path, progress: Progress | None, rows_per_part: int
+    cfg: Any,
+    plan: Plan,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    progress: Progress | None,
+    rows_per_part: int,
+    executor: Executor | None,
 ) -> Prepared:
     staging = folder / "staging"
     staging.mkdir(parents=True, exist_ok=True)
     if not plan.shards:
         raise UserError(f"datasets: no rows in {', '.join(str(keys['path']) for keys in plan.datasets)}")
-    _connect(cfg)
+    run_tasks = executor or _ray(cfg)
     job = Job(
         rl=cfg.rl,
         tokenizer=tokenizer,
@@ -90,27 +104,27 @@ def _build(
         folder=staging,
         plugins=Plugins.of(cfg),
     )
-    parts = _stage(job, plan, cfg.dataset_num_proc, progress)
+    parts = _stage(job, plan, run_tasks, cfg.dataset_num_proc, progress)
     files = finalise.write_rejected(staging, folder, parts)
     finalise.check_rejected(parts, cfg.max_rejected_fraction, folder)
     finalise.check_prompts(parts)
-    _finish(cfg, plan, folder, parts, files)
+    _finish(cfg, plan, folder, parts, files, run_tasks)
     shutil.rmtree(staging)
     store = open_store(folder)
     assert store is not None
     return store
 
 
-def _connect(cfg: Any) -> None:
-    import ray
+def _ray(cfg: Any) -> Executor:
+    from pipeline.session import connect
 
-    if not ray.is_initialized():
-        from pipeline.session import connect
-
-        connect(cfg)
+    connect(cfg)
+    return run_on_ray
 
 
-def _stage(job: Job, plan: Plan, num_proc: int | None, progress: Progress | None) -> list[dict[str, Any]]:
+def _stage(
+    job: Job, plan: Plan, run_tasks: Executor, num_proc: int | None, progress: Progress | None
+) -> list[dict[str, Any]]:
     """Summaries of all parts, in the order of the sources."""
     parts, rows = [], 0
     known = plan.rows is not None
@@ -139,7 +153,14 @@ def _work(job: Job, index: int) -> Iterator[dict[str, Any]]:
     return stage_shard(job, job.shards[index])
 
 
-def _finish(cfg: Any, plan: Plan, folder: Path, parts: list[dict[str, Any]], files: list[dict[str, Any]]) -> None:
+def _finish(
+    cfg: Any,
+    plan: Plan,
+    folder: Path,
+    parts: list[dict[str, Any]],
+    files: list[dict[str, Any]],
+    run_tasks: Executor,
+) -> None:
     """Write train, eval, and, when all else is in place, the manifest."""
     staging, inputs = folder / "staging", plan.inputs
     rows = finalise.StagedRows.load(staging, parts, plan.kind)

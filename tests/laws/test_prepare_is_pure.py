@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from pipeline.data import preparation, prepare
+from pipeline.data import prepare
+from pipeline.data.engine import run_here
 from tests.pipeline.data.conftest import make_config, write_jsonl
 from tests.tiny import pairs, tiny_tokenizer
 
@@ -35,13 +36,13 @@ def config(tmp_path):
 def test_same_bytes_for_any_number_of_workers(config):
     one = prepare(config("one", dataset_num_proc=1), tiny_tokenizer(), rows_per_part=10)
     two = prepare(config("two"), tiny_tokenizer(), rows_per_part=10)
-    assert contents(one) == contents(two)
+    here = prepare(config("here"), tiny_tokenizer(), rows_per_part=10, executor=run_here)
+    assert contents(one) == contents(two) == contents(here)
     assert (one.train_rows, one.eval_rows) == (108, 12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_bytes_for_any_order_of_tasks(config, monkeypatch, kind):
-    monkeypatch.setattr(preparation, "_connect", lambda cfg: None)
+def test_same_bytes_for_any_order_of_tasks(config, kind):
     results = []
     for seed in (None, 1, 2):
 
@@ -52,6 +53,6 @@ def test_same_bytes_for_any_order_of_tasks(config, monkeypatch, kind):
             for index in order:
                 yield from work(job, index)
 
-        monkeypatch.setattr(preparation, "run_tasks", in_some_order)
-        results.append(contents(prepare(config(f"order-{seed}", kind), tiny_tokenizer(), rows_per_part=10)))
+        cfg = config(f"order-{seed}", kind)
+        results.append(contents(prepare(cfg, tiny_tokenizer(), rows_per_part=10, executor=in_some_order)))
     assert results[0] == results[1] == results[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import pytest
 from tokenizers import processors
 
+from pipeline.data import prepare
+from pipeline.data.engine import run_here
 from tests.tiny import tiny_tokenizer
 
+prepare_here = partial(prepare, executor=run_here)
+"""Prepares without Ray: what a row becomes doesn't depend on who runs the tasks, as law 8 says."""
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 
 

@@ -1,4 +1,4 @@
-"""The stage as a whole, on a real Ray."""
+"""The stage as a whole: in this process, and on a real Ray where errors and files travel."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ import pytest
 
 from pipeline.data import prepare
 from pipeline.errors import UserError
-from tests.pipeline.data.conftest import SHARED_DATA, make_config, write_jsonl
+from tests.pipeline.data.conftest import SHARED_DATA, make_config, prepare_here, write_jsonl
 from tests.tiny import pairs
 
-pytestmark = pytest.mark.usefixtures("ray_session")
 ROOT = Path(__file__).parents[3]
 
 
@@ -31,7 +30,7 @@ def test_columns_order_and_manifest(tmp_path, tokenizer):
     second.write_text(json.dumps(pairs(14)[10:]))
     cfg = make_config(tmp_path, {"path": str(first)}, {"path": str(second), "type": "chatml.prompt_pairs"}, val_set_size=3)
     seen = []
-    prepared = prepare(cfg, tokenizer, progress=seen.append, rows_per_part=4)
+    prepared = prepare_here(cfg, tokenizer, progress=seen.append, rows_per_part=4)
 
     assert (prepared.train_rows, prepared.eval_rows, prepared.rejected_rows) == (11, 3, 0)
     assert sorted(numbers(prepared) + numbers(prepared, "eval")) == list(range(14))
@@ -57,6 +56,7 @@ def test_columns_order_and_manifest(tmp_path, tokenizer):
     assert sorted(path.name for path in prepared.path.iterdir()) == ["eval", "manifest.json", "train"]
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_recipe_and_a_model_folder(tmp_path):
     from pipeline.config import parse_config
     from tests.tiny import save_tiny, tiny_tokenizer
@@ -78,16 +78,16 @@ def test_a_recipe_and_a_model_folder(tmp_path):
 
 def test_a_complete_store_is_opened_without_ray(tmp_path, tokenizer, monkeypatch):
     cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", pairs(3)))})
-    first = prepare(cfg, tokenizer)
-    monkeypatch.setattr("pipeline.data.preparation.run_tasks", None)
+    first = prepare_here(cfg, tokenizer)
+    monkeypatch.setattr("pipeline.data.preparation.run_on_ray", None)
     assert prepare(cfg, tokenizer) == first
 
 
 @pytest.mark.parametrize("rl", ["ipo", "simpo", "orpo"])
 def test_methods_that_learn_from_pairs_share_a_store(tmp_path, tokenizer, monkeypatch, rl):
     dataset = {"path": str(write_jsonl(tmp_path / "a.jsonl", pairs(3)))}
-    first = prepare(make_config(tmp_path, dataset), tokenizer)
-    monkeypatch.setattr("pipeline.data.preparation.run_tasks", None)
+    first = prepare_here(make_config(tmp_path, dataset), tokenizer)
+    monkeypatch.setattr("pipeline.data.preparation.run_on_ray", None)
     assert prepare(make_config(tmp_path, dataset, rl=rl), tokenizer) == first
     assert first.manifest["kind"] == first.manifest["inputs"]["kind"] == "pair"
 
@@ -96,14 +96,14 @@ def test_pairs_for_kto_show_the_way_out(tmp_path, tokenizer):
     cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", pairs(3)))}, rl="kto")
     message = r"max_rejected_fraction: 3 of 3 rows are bad.*row 1: .*split_pairs: true makes two labelled rows of it"
     with pytest.raises(UserError, match=f"(?s){message}"):
-        prepare(cfg, tokenizer)
+        prepare_here(cfg, tokenizer)
 
 
 def test_a_wrapped_json_file(tmp_path, tokenizer):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"data": pairs(3)}))
     with pytest.raises(UserError, match=r"1 of 1 rows are bad(?s:.*)one object with a list under 'data'"):
-        prepare(make_config(tmp_path, {"path": str(path)}), tokenizer)
+        prepare_here(make_config(tmp_path, {"path": str(path)}), tokenizer)
 
 
 def test_kto_with_duplicates_and_a_test_set(tmp_path, tokenizer):
@@ -122,7 +122,7 @@ def test_kto_with_duplicates_and_a_test_set(tmp_path, tokenizer):
         val_set_size=0.5,
         dataset_exact_deduplication=True,
     )
-    prepared = prepare(cfg, tokenizer)
+    prepared = prepare_here(cfg, tokenizer)
     assert prepared.read(columns=["row_id", "completion", "label"]).to_pylist() == [
         {"row_id": 0, "completion": "a", "label": True},
         {"row_id": 2, "completion": "a", "label": False},
@@ -141,7 +141,7 @@ def test_rows_that_are_wrong_in_odd_ways_are_rejected_too(tmp_path, tokenizer):
     ]
     good = [{"messages": [{"role": "user", "content": f"P{n}"}], "chosen": "C", "rejected": "R"} for n in range(5)]
     dataset = {"path": str(write_jsonl(tmp_path / "a.jsonl", odd + good)), "type": "chat_template.default"}
-    prepared = prepare(make_config(tmp_path, dataset, max_rejected_fraction=0.5), tokenizer)
+    prepared = prepare_here(make_config(tmp_path, dataset, max_rejected_fraction=0.5), tokenizer)
     assert prepared.train_rows == 5
     reasons = prepared.read("rejected")["reason"].to_pylist()
     for reason, words in zip(reasons, ("not valid Unicode", "unknown role ['user']", "must name its function"), strict=True):
@@ -152,13 +152,13 @@ def test_too_many_bad_rows(tmp_path, tokenizer):
     rows = [*pairs(94), *[{"prompt": "Q"}] * 6]
     cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", rows))}, max_rejected_fraction=0.05)
     with pytest.raises(UserError, match=r"max_rejected_fraction: 6 of 100 rows are bad, more than 0.05 allows") as caught:
-        prepare(cfg, tokenizer)
+        prepare_here(cfg, tokenizer)
     assert str(caught.value).count("a.jsonl row") == 5
     assert "a.jsonl row 95: no column 'chosen' (the row has prompt)" in str(caught.value)
     (rejected,) = (tmp_path / "prepared").glob("*/rejected/*.parquet")
     assert pq.read_table(rejected)["row_number"].to_pylist() == list(range(95, 101))
 
-    prepared = prepare(make_config(tmp_path, *cfg.datasets, max_rejected_fraction=0.06), tokenizer)
+    prepared = prepare_here(make_config(tmp_path, *cfg.datasets, max_rejected_fraction=0.06), tokenizer)
     assert (prepared.train_rows, prepared.rejected_rows) == (94, 6)
     assert prepared.read("rejected")["row_number"].to_pylist() == list(range(95, 101))
 
@@ -188,7 +188,7 @@ def test_too_many_bad_rows(tmp_path, tokenizer):
 def test_one_clear_message(tmp_path, tokenizer, rows, changes, message):
     cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", rows))}, **changes)
     with pytest.raises(UserError, match=message):
-        prepare(cfg, tokenizer)
+        prepare_here(cfg, tokenizer)
 
 
 def test_conversations_without_a_template(tmp_path):
@@ -206,17 +206,17 @@ def test_conversations_without_a_template(tmp_path):
     ]
     cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", rows))})
     with pytest.raises(UserError, match="chat_template: the tokenizer has no chat template"):
-        prepare(cfg, bare)
+        prepare_here(cfg, bare)
 
 
-def test_a_folder_that_the_nodes_do_not_share(tmp_path, tokenizer, monkeypatch):
+def test_a_folder_that_the_nodes_do_not_share(tmp_path, tokenizer):
     cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", pairs(3)))})
     elsewhere = [{"part": "part.parquet", "read": 3, "rows": 3}]
-    monkeypatch.setattr("pipeline.data.preparation.run_tasks", lambda *args: iter(elsewhere))
     with pytest.raises(UserError, match="the folder must be on storage that all nodes share"):
-        prepare(cfg, tokenizer)
+        prepare(cfg, tokenizer, executor=lambda *args: iter(elsewhere))
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_full_disk(tmp_path, tokenizer):
     small = tmp_path / "small"
     small.mkdir()
@@ -240,17 +240,16 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 from tests.pipeline.data.conftest import make_config
 from tests.tiny import tiny_tokenizer
-from pipeline.data import preparation, prepare
+from pipeline.data import prepare
 
-def in_process(work, job, number, num_proc=None):
+def slowly(work, job, number, num_proc=None):
     for index in range(number):
         time.sleep({pause})
         print("working on", index, flush=True)
         yield from work(job, index)
 
-preparation.run_tasks = in_process
-preparation._connect = lambda cfg: None
-prepared = prepare(make_config(Path({folder!r}), {{"path": {path!r}}}), tiny_tokenizer(), rows_per_part=10)
+cfg = make_config(Path({folder!r}), {{"path": {path!r}}})
+prepared = prepare(cfg, tiny_tokenizer(), rows_per_part=10, executor=slowly)
 print("done", prepared.train_rows, flush=True)
 """
 
@@ -279,7 +278,7 @@ def test_a_killed_run_computes_only_what_is_missing(tmp_path, tokenizer, monkeyp
     assert 3 <= len(staged) < 10
     times = {file: file.stat().st_mtime_ns for file in staged}
     monkeypatch.setattr("pipeline.data.preparation.shutil.rmtree", lambda folder: None)
-    prepared = prepare(make_config(tmp_path, {"path": str(path)}), tokenizer, rows_per_part=10)
+    prepared = prepare_here(make_config(tmp_path, {"path": str(path)}), tokenizer, rows_per_part=10)
     assert {file: file.stat().st_mtime_ns for file in staged} == times
     assert numbers(prepared) == list(range(100))
 
@@ -303,7 +302,7 @@ def test_real_pairs(tmp_path, tokenizer, name):
         "message_property_mappings": {"role": "from", "content": "value"},
         "roles": {"user": ["human"], "assistant": ["gpt"]},
     }
-    prepared = prepare(make_config(tmp_path, dataset, sequence_len=10**6), tokenizer)
+    prepared = prepare_here(make_config(tmp_path, dataset, sequence_len=10**6), tokenizer)
     assert prepared.train_rows + prepared.rejected_rows == 300
     raw = json.loads((SHARED_DATA / name).read_text())
     for row in prepared.read().to_pylist()[::37]:
@@ -315,7 +314,7 @@ def test_real_pairs(tmp_path, tokenizer, name):
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real data are not here")
 def test_real_completions(tmp_path, tokenizer):
     dataset = {"path": str(SHARED_DATA / "kto_en_demo.json"), "type": "chat_template.default"}
-    prepared = prepare(make_config(tmp_path, dataset, rl="kto", sequence_len=10**6), tokenizer)
+    prepared = prepare_here(make_config(tmp_path, dataset, rl="kto", sequence_len=10**6), tokenizer)
     raw = json.loads((SHARED_DATA / "kto_en_demo.json").read_text())
     rows = prepared.read(columns=["row_id", "label", "completion"]).to_pylist()
     assert len(rows) + prepared.rejected_rows == 300

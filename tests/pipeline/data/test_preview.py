@@ -2,18 +2,16 @@ from __future__ import annotations
 
 import io
 
-import pytest
 from rich.console import Console
 
-from pipeline.data import prepare, render_preview
-from tests.pipeline.data.conftest import make_config, write_jsonl
+from pipeline.data import render_preview
+from tests.pipeline.data.conftest import make_config, prepare_here, write_jsonl
 from tests.tiny import pairs
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_preview_reads_without_colour(tmp_path, tokenizer):
     rows = [{"prompt": "Say é", "chosen": "é\nok", "rejected": "R"}, *pairs(9)]
-    prepared = prepare(make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", rows))}), tokenizer)
+    prepared = prepare_here(make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", rows))}), tokenizer)
     out = io.StringIO()
     render_preview(prepared, tokenizer, Console(file=out, width=200, no_color=True))
     text = out.getvalue()

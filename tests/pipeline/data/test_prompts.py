@@ -9,10 +9,10 @@ import json
 import pytest
 from rich.console import Console
 
-from pipeline.data import dataset_types, load_transform, prepare, render_preview
+from pipeline.data import dataset_types, load_transform, render_preview
 from pipeline.data.transforms import RowError
 from pipeline.errors import UserError
-from tests.pipeline.data.conftest import SHARED_DATA, make_config, write_jsonl
+from tests.pipeline.data.conftest import SHARED_DATA, make_config, prepare_here, write_jsonl
 from tests.pipeline.data.test_turns import COMPLETION_ROWS, OPEN, PAIR_ROWS, USER, chat
 
 QUESTION = {"role": "user", "content": "Q"}
@@ -136,13 +136,12 @@ def test_tools_are_rendered_where_the_template_can(transform):
     assert made["row"]["tools"] == TOOLS
 
 
-@pytest.mark.usefixtures("ray_session")
 class TestPrepared:
     @pytest.fixture
     def prepare_rows(self, tmp_path, tokenizer):
         def make(rows, *more, type=None, **changes):
             dataset = {"path": str(write_jsonl(tmp_path / "a.jsonl", rows)), "type": type}
-            return prepare(make_config(tmp_path, dataset, *more, rl="grpo", **changes), tokenizer, rows_per_part=4)
+            return prepare_here(make_config(tmp_path, dataset, *more, rl="grpo", **changes), tokenizer, rows_per_part=4)
 
         return make
 
@@ -203,7 +202,7 @@ class TestPrepared:
             "field_messages": "conversations",
             "message_property_mappings": {"role": "from", "content": "value"},
         }
-        prepared = prepare(make_config(tmp_path, dataset, rl="grpo", sequence_len=10**6), tokenizer)
+        prepared = prepare_here(make_config(tmp_path, dataset, rl="grpo", sequence_len=10**6), tokenizer)
         raw = json.loads((SHARED_DATA / "dpo_zh_demo.json").read_text())
         assert prepared.train_rows + prepared.rejected_rows == 300
         for row in prepared.read().to_pylist()[::37]:

@@ -8,9 +8,9 @@ import json
 import pytest
 from rich.console import Console
 
-from pipeline.data import load_transform, prepare, render_preview
+from pipeline.data import load_transform, render_preview
 from pipeline.errors import UserError
-from tests.pipeline.data.conftest import SHARED_DATA, make_config, write_jsonl
+from tests.pipeline.data.conftest import SHARED_DATA, make_config, prepare_here, write_jsonl
 from tests.tiny import pairs
 
 
@@ -19,7 +19,7 @@ def prepare_pairs(tmp_path, tokenizer):
     def make(rows, type=None, more=(), **changes):
         dataset = {"path": str(write_jsonl(tmp_path / "a.jsonl", rows)), "split_pairs": True}
         keys = {"rl": "kto", **changes}
-        return prepare(make_config(tmp_path, {**dataset, "type": type}, *more, **keys), tokenizer, rows_per_part=4)
+        return prepare_here(make_config(tmp_path, {**dataset, "type": type}, *more, **keys), tokenizer, rows_per_part=4)
 
     return make
 
@@ -49,7 +49,6 @@ def test_types_are_those_of_pairs():
         load_transform("chatml.nope", rl="kto", split_pairs=True)
 
 
-@pytest.mark.usefixtures("ray_session")
 class TestPrepared:
     def test_chosen_first_and_two_places_for_each_pair(self, tmp_path, prepare_pairs):
         labelled = [{"prompt": "Q", "completion": "A", "label": False}] * 3
@@ -115,7 +114,7 @@ class TestPrepared:
             "split_pairs": True,
         }
         cfg = make_config(tmp_path, dataset, rl="kto", sequence_len=10**6, val_set_size=0.1)
-        prepared = prepare(cfg, tokenizer)
+        prepared = prepare_here(cfg, tokenizer)
         assert prepared.train_rows + prepared.eval_rows == 2 * (300 - prepared.rejected_rows)
         raw = json.loads((SHARED_DATA / "dpo_en_demo.json").read_text())
         rows = prepared.read().to_pylist()

@@ -1,0 +1,35 @@
+"""The hooks of pytest by which the suite is held; `tests/conftest.py` takes them over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.suite import tiers
+from tests.suite.budget import Budget
+from tests.suite.output import ShortFailures
+
+__all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_configure", "pytest_xdist_make_scheduler"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tier", choices=tiers.TIERS, help="quick: what `make test` runs; rest: what only `make test-all` runs")
+    parser.addoption("--budget", type=float, default=5.0, help="seconds of processor time for a test without a mark of cost")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in {**tiers.COSTS, tiers.MAIN_JOB: "in the tier quick, whatever it costs"}.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+    for plugin in (Budget(config.getoption("--budget")), ShortFailures(config)):
+        config.pluginmanager.register(plugin)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    tiers.mark(items)
+    config.hook.pytest_deselected(items=tiers.select(items, config.getoption("--tier")))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> tiers.ByFile:
+    return tiers.ByFile(config, log)
