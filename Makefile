@@ -4,15 +4,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export DS_BUILD_OPS := 0
 
-.PHONY: help test-all demo test checks lint docs install clean
+.PHONY: help demo test test-rest test-all checks lint docs install clean
 
 help:
 	@echo "make demo    install, train the embedded default on 2 workers, show what changed"
-	@echo "make test    install what is missing, run the tests"
-	@echo "make test-all  the slow tests too"
-	@echo "make checks  lint, types, import contracts, tests (what CI runs)"
+	@echo "make test    install what is missing, run the quick tests: ten minutes on two cores"
+	@echo "make test-rest  the other tests: most of an hour"
+	@echo "make test-all   both"
+	@echo "make checks  lint, types, import contracts, quick tests"
 	@echo "make docs    build the pages of docs/ into build/docs"
 	@echo "make clean   remove .venv and everything that was made here"
 
@@ -20,10 +22,12 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m pipeline.demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) --tier quick
 
-test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test-rest: $(VENV)/.dev
+	$(PYTEST) --tier rest
+
+test-all: test test-rest
 
 checks: lint test
 

@@ -19,7 +19,12 @@ from playwright.sync_api import sync_playwright
 __all__ = ["faint", "needs_chromium", "open_page", "undrawn"]
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)")
+_skip = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)")
+
+
+def needs_chromium(test: Any) -> Any:
+    """Marks a test that looks at a page."""
+    return pytest.mark.browser(_skip(test))
 
 
 CONTRAST = """() => {

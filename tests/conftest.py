@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.runs import finished_adapter
+from tests.runs import make_adapter_run
 from tests.suite.hooks import *  # noqa: F403
 from tests.suite.sharing import make_once
 
@@ -53,9 +53,9 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def adapter_run(ray_session: Any, tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def finished_adapter(ray_session: Any, tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A finished run of an adapter, as `tests.runs.adapter_recipe` describes it; what changes it copies its folder."""
-    return finished_adapter(tmp_path_factory, tiny_base)
+    return make_adapter_run(tmp_path_factory, tiny_base)
 
 
 @pytest.fixture(scope="session")

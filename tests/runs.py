@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline import TrainResult
     from pipeline.config import RunConfig
 
-__all__ = ["HOSTILE", "LONG_PATH", "REJECTED", "adapter_recipe", "finished_adapter"]
+__all__ = ["HOSTILE", "LONG_PATH", "REJECTED", "adapter_recipe", "make_adapter_run"]
 
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\"></div> {{ 7 * 7 }}"
 LONG_PATH = "a/very/long/path/without/any/space" * 8
@@ -63,7 +63,7 @@ def adapter_recipe(base_model: str, root: Path, **keys: Any) -> RunConfig:
     return parse_config({**defaults, **keys})
 
 
-def finished_adapter(factory: pytest.TempPathFactory, base_model: str) -> TrainResult:
+def make_adapter_run(factory: pytest.TempPathFactory, base_model: str) -> TrainResult:
     """The run of `adapter_recipe`, which nothing happened to; a Ray must be running."""
     from pipeline import train
     from pipeline.training.driver import load_run

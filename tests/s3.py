@@ -12,7 +12,7 @@ import pytest
 from moto import settings
 from moto.server import ThreadedMotoServer
 
-__all__ = ["S3Server", "s3_server"]
+__all__ = ["S3Server", "reach", "s3_server"]
 
 BUCKET = "bucket"
 REGION = "us-east-1"
@@ -22,9 +22,11 @@ class S3Server:
     """`uri("run")` lies in its one bucket; it takes the keys of its one user only."""
 
     def __init__(self, address: str) -> None:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._address, self._port = address, 0
         self.start()
         self.endpoint = f"http://{address}:{self._port}"
+        self.variables = {"AWS_ENDPOINT_URL": self.endpoint, "AWS_DEFAULT_REGION": REGION, **_user(self.endpoint)}
 
     def start(self) -> None:
         self._server = ThreadedMotoServer(ip_address=self._address, port=self._port, verbose=False)
@@ -42,6 +44,12 @@ class S3Server:
         listed = boto3.client("s3").list_objects_v2(Bucket=BUCKET).get("Contents", [])
         return [entry["Key"] for entry in listed if not entry["Key"].endswith("/")]
 
+    def empty(self) -> None:
+        """Leave nothing in the bucket; called by who has the keys."""
+        store = boto3.client("s3")
+        for entry in store.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+            store.delete_object(Bucket=BUCKET, Key=entry["Key"])
+
     def download(self, folder: str, target: str) -> None:
         """Copy a folder of the bucket as another tool would."""
         client = boto3.client("s3")
@@ -51,16 +59,21 @@ class S3Server:
 
 
 @contextmanager
-def s3_server(address: str = "127.0.0.1") -> Iterator[S3Server]:
-    """A server with an empty bucket; this process, and only this one, finds it and its keys in its environment."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = S3Server(address)
+def reach(server: S3Server) -> Iterator[S3Server]:
+    """The server with an empty bucket; this process, and only this one, finds it and its keys in its environment."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        patch.setenv("AWS_DEFAULT_REGION", REGION)
-        for name, value in _user(server.endpoint).items():
+        for name, value in server.variables.items():
             patch.setenv(name, value)
         patch.setattr(settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0)
+        server.empty()
+        yield server
+
+
+@contextmanager
+def s3_server(address: str = "127.0.0.1") -> Iterator[S3Server]:
+    """A server of one's own, which `reach` has reached."""
+    server = S3Server(address)
+    with reach(server):
         yield server
     server.stop()
 
@@ -75,8 +88,6 @@ def _user(endpoint: str) -> dict[str, str]:
     }
     store = boto3.client("s3", **anyone)
     store.create_bucket(Bucket=BUCKET)
-    for entry in store.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        store.delete_object(Bucket=BUCKET, Key=entry["Key"])
     users = boto3.client("iam", **anyone)
     name = f"trainer-{endpoint.rpartition(':')[2]}"
     users.create_user(UserName=name)

@@ -40,14 +40,14 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def root(adapter_run: TrainResult) -> Path:
-    """Where `adapter_run` lies, with its data."""
-    return Path(str(adapter_run.run_dir)).parent
+def root(finished_adapter: TrainResult) -> Path:
+    """Where `finished_adapter` lies, with its data."""
+    return Path(str(finished_adapter.run_dir)).parent
 
 
 @pytest.fixture(scope="module")
 def recipe(root: Path, tiny_base: str) -> Path:
-    """The recipe of `adapter_run`, for another folder: its data are prepared and scored there already."""
+    """The recipe of `finished_adapter`, for another folder: its data are prepared and scored there already."""
     cfg = adapter_recipe(
         tiny_base, root, output_dir=str(root / "hit"), ray={"num_workers": 2, "max_failures": 1, "hang_timeout": 300}
     )
@@ -105,7 +105,7 @@ def test_score_finds_what_was_scored(prefray: Run, recipe: Path) -> None:
     assert "scoring the reference" in shown.stderr
 
 
-def test_the_run_learns_and_leaves_its_files(adapter_run: TrainResult, root: Path, tiny_base: str) -> None:
+def test_the_run_learns_and_leaves_its_files(finished_adapter: TrainResult, root: Path, tiny_base: str) -> None:
     folder = root / "run"
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     assert {"config.yaml", "metrics.jsonl", "ledger.jsonl", "run.json", "model", "report.html", "generations"} <= names
@@ -113,7 +113,7 @@ def test_the_run_learns_and_leaves_its_files(adapter_run: TrainResult, root: Pat
     losses = history(folder, "loss")
     assert list(losses) == STEPS and losses[1] == pytest.approx(math.log(2), abs=1e-5) and losses[40] < 0.6
     assert list(history(folder, "eval_loss")) == [20, 40]
-    assert adapter_run.steps == 40 and adapter_run.history["epoch"].iloc[-1] == 10
+    assert finished_adapter.steps == 40 and finished_adapter.history["epoch"].iloc[-1] == 10
     assert yaml.safe_load((folder / "config.yaml").read_text())["ray"]["num_workers"] == 2
     assert "| Global batch | 8 pairs |" in (folder / "model" / "README.md").read_text()
     table = (folder / "generations" / "step-000040.jsonl").read_text().splitlines()
@@ -123,7 +123,7 @@ def test_the_run_learns_and_leaves_its_files(adapter_run: TrainResult, root: Pat
     assert torch.isfinite(model(torch.tensor([[5, 6, 7]])).logits).all()
 
 
-def test_every_pair_is_trained_once_an_epoch(adapter_run: TrainResult, root: Path) -> None:
+def test_every_pair_is_trained_once_an_epoch(finished_adapter: TrainResult, root: Path) -> None:
     records = ledger(root / "run")
     assert [record["step"] for record in records] == STEPS
     epochs = [sorted(row for record in records[start : start + 4] for row in record["row_ids"]) for start in range(0, 40, 4)]
@@ -173,22 +173,24 @@ def test_a_finished_run_is_continued_with_more_epochs_only(prefray: Run, recipe:
     assert any(not torch.equal(before[name], value) for name, value in weights(root / "hit").items())
 
 
-def test_evaluate_reproduces_the_last_evaluation(prefray: Run, adapter_run: TrainResult, tmp_path: Path) -> None:
-    command = ["evaluate", str(adapter_run.run_dir), "--answers", "3", "--max-new-tokens", "4", "--temperature", "0"]
+def test_evaluate_reproduces_the_last_evaluation(prefray: Run, finished_adapter: TrainResult, tmp_path: Path) -> None:
+    command = ["evaluate", str(finished_adapter.run_dir), "--answers", "3", "--max-new-tokens", "4", "--temperature", "0"]
     shown = prefray(*command, "--json", str(tmp_path / "found.json"))
     for words in ("rewards/accuracies", "95% interval", "answers/length"):
         assert words in shown.stdout, words
     found = json.loads((tmp_path / "found.json").read_text())["metrics"]
     for name in ("rewards/accuracies", "rewards/margins", "rewards/chosen", "logps/chosen", "logps/rejected"):
-        assert found[name]["value"] == pytest.approx(adapter_run.metrics[f"eval_{name}"], rel=1e-4, abs=1e-6), name
+        assert found[name]["value"] == pytest.approx(finished_adapter.metrics[f"eval_{name}"], rel=1e-4, abs=1e-6), name
     assert found["answers/length"]["n"] == 3 and found["rewards/margins"]["n"] == 4
 
 
-def test_generate_answers_with_both_models(prefray: Run, adapter_run: TrainResult, tiny_base: str) -> None:
-    shown = prefray("generate", str(adapter_run.run_dir), "Why?", "--max-new-tokens", "6", "--temperature", "0", "--json", "-")
+def test_generate_answers_with_both_models(prefray: Run, finished_adapter: TrainResult, tiny_base: str) -> None:
+    shown = prefray(
+        "generate", str(finished_adapter.run_dir), "Why?", "--max-new-tokens", "6", "--temperature", "0", "--json", "-"
+    )
     (row,) = json.loads(shown.stdout)["answers"]
     tokenizer, base = AutoTokenizer.from_pretrained(tiny_base), AutoModelForCausalLM.from_pretrained(tiny_base)
-    policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), str(adapter_run.model_dir))
+    policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), str(finished_adapter.model_dir))
     turn = [{"role": "user", "content": "Why?"}]
     text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])

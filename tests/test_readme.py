@@ -23,8 +23,9 @@ def test_the_two_commands_come_early() -> None:
 
 
 def test_continuous_integration_calls_what_contributors_call() -> None:
-    assert "\nmake checks\n" in (ROOT / ".ci" / "run").read_text()
-    assert "\nchecks: lint test\n" in (ROOT / "Makefile").read_text()
+    script, makefile = (ROOT / ".ci" / "run").read_text(), (ROOT / "Makefile").read_text()
+    assert "\nmake checks ||" in script and "\nmake test-rest ||" in script
+    assert "\nchecks: lint test\n" in makefile and "\ntest-all: test test-rest\n" in makefile
 
 
 def test_the_commands_exist() -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["wait_for"]
+__all__ = ["WAIT_S", "wait_for"]
 
 WAIT_S = 400
 T = TypeVar("T")

@@ -70,7 +70,7 @@ def test_prepare_compares_with_datasets_map(
     assert "most private memory" in output
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_sharding_memory_counts_what_a_worker_holds(capsys: pytest.CaptureFixture[str]) -> None:
     sharding_memory.main(["--width", "64", "--layers", "1", "--vocabulary", "300", "--tokens", "16"])
     ratios = {

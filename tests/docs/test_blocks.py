@@ -20,6 +20,11 @@ OTHER_NAMES = {"sh": "bash", "shell": "bash", "console": "bash", "zsh": "bash", 
 MOST_NOT_RUN = 15
 
 
+def cost(page: Path) -> list[pytest.MarkDecorator]:
+    """The README is a part of the main job."""
+    return [pytest.mark.main_job] if page.name == "README.md" else []
+
+
 @pytest.fixture(scope="module")
 def finished_run(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     """Trains a small adapter when it is first asked for."""
@@ -48,7 +53,7 @@ def test_few_blocks_are_only_shown() -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT)), marks=cost(page)) for page in PAGES])
 def test_what_a_page_says_works(
     page: Path,
     tmp_path: Path,

@@ -15,6 +15,7 @@ from pipeline.config import RunConfig
 from strategies.loss_traits import loss_types
 from tests.docs.blocks import ROOT
 
+pytestmark = pytest.mark.install
 BUILT_WITHIN_S = 500
 
 

@@ -57,7 +57,7 @@ def test_resumed_equals_never_stopped(name: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where one process, and then two under every engine, have trained, saved and resumed."""
     folder = tmp_path_factory.mktemp("resumed")
     tiny = {"base_model": save_tiny(folder / "base"), "rl": "simpo"}
@@ -75,19 +75,19 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("engine", list(ENGINES))
-def test_two_processes_resumed_equal_two_never_stopped(places: Path, engine: str, kind: str) -> None:
+def test_two_processes_resumed_equal_two_never_stopped(two_processes: Path, engine: str, kind: str) -> None:
     name = f"{engine}-{kind}"
-    quiet, resumed = (load_file(places / f"{name}-{run}.safetensors") for run in ("quiet", name))
+    quiet, resumed = (load_file(two_processes / f"{name}-{run}.safetensors") for run in ("quiet", name))
     assert quiet.keys() == resumed.keys()
     for parameter, value in quiet.items():
         assert torch.equal(resumed[parameter], value), parameter
-    names = {path.name for path in (places / name / "checkpoint-3").iterdir()}
+    names = {path.name for path in (two_processes / name / "checkpoint-3").iterdir()}
     assert {f"state-0000{rank}-of-00002.safetensors" for rank in (0, 1)} <= names
     assert ("model.safetensors" in names or "adapter_model.safetensors" in names) == (engine not in ("zero3", "fsdp2"))
 
 
-def test_another_number_of_processes_goes_on_with_the_same_run(places: Path) -> None:
-    quiet, other = (load_file(places / f"ddp-full-{run}.safetensors") for run in ("quiet", "one-full"))
+def test_another_number_of_processes_goes_on_with_the_same_run(two_processes: Path) -> None:
+    quiet, other = (load_file(two_processes / f"ddp-full-{run}.safetensors") for run in ("quiet", "one-full"))
     for parameter, value in quiet.items():
         torch.testing.assert_close(other[parameter], value, rtol=1e-4, atol=1e-5)
 

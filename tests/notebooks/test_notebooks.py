@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
@@ -22,12 +21,9 @@ SHOWN = {"01_quickstart": 8, "02_sweep": 4, "03_cluster": 3, "04_extend": 1}
 """Notebook -> outputs that are tables, pictures or progress, at least."""
 
 
-def _marked(path: Path) -> Any:
-    """Sweeps run in many tests, and the one of a real model takes longest."""
-    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == "02_sweep" else [])
-
-
-@pytest.mark.parametrize("path", map(_marked, NOTEBOOKS))
+@pytest.mark.realmodel
+@pytest.mark.driver
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("RAY_AUTH_MODE")  # Ray is started as a person starts it

@@ -73,17 +73,7 @@ def test_the_schema_lists_every_key() -> None:
     assert schema["additionalProperties"] is False
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_prepare_shows_the_data(recipe: Path, tmp_path: Path) -> None:
-    result = runner.invoke(app, ["prepare", str(recipe), "--quiet"])
-    assert result.exit_code == 0, result.stderr
-    words = result.stdout.split()
-    assert {"31", "24", "6", "1"} <= set(words)  # read, train, eval, rejected
-    assert "What is" in result.stdout
-    assert "p99" in result.stdout
-    assert list((tmp_path / "prepared").glob("*/rejected/*.parquet"))
-
-
+@pytest.mark.main_job
 @pytest.mark.usefixtures("ray_session")
 def test_too_many_bad_rows_fail(recipe: Path) -> None:
     result = runner.invoke(app, ["prepare", str(recipe), "--set", "max_rejected_fraction=0.01"])
@@ -91,16 +81,3 @@ def test_too_many_bad_rows_fail(recipe: Path) -> None:
     assert "max_rejected_fraction" in result.stderr
     assert "chosen" in result.stderr
     assert "Traceback" not in result.stderr
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_train_ends_with_a_table_and_the_paths(recipe: Path, tmp_path: Path) -> None:
-    result = runner.invoke(app, ["train", str(recipe), "--set", "micro_batch_size=2", "--quiet"])
-    assert result.exit_code == 0, result.stderr
-    assert "step 2/2  loss" in result.stderr
-    assert "rewards/margins" in result.stdout
-    assert f"model   {tmp_path}/run/model" in result.stdout
-    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
-    again = runner.invoke(app, ["train", str(recipe), "--set", "micro_batch_size=2"])
-    assert again.exit_code == 2
-    assert "holds a finished run of 2 steps" in again.stderr

@@ -42,7 +42,7 @@ class Seen(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         (Path(__file__).parent / f"seen-{'-'.join(args.loss_type)}").touch()
 '''
-pytestmark = pytest.mark.timeout(1000)
+pytestmark = [pytest.mark.install, pytest.mark.driver, pytest.mark.timeout(1000)]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -113,7 +113,6 @@ def test_an_installed_package(run: Run, installed: Path, tmp_path: Path) -> None
     assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["dpo_offset"] == 0.75
 
 
-@pytest.mark.slow
 def test_a_module_of_the_current_directory_in_a_sweep(run: Run, tmp_path: Path) -> None:
     """Trials and their workers know the loss; the same formula as the built-in one gives the same numbers."""
     (tmp_path / "my_plugins.py").write_text(MODULE)

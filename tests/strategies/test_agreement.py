@@ -153,6 +153,7 @@ def rank(number: int, port: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.processes
 def test_two_processes_take_the_same_decisions(tmp_path: Path) -> None:
     """The bad row is only one rank's; the other one asks for the stop."""
     with socket.socket() as free:

@@ -68,7 +68,7 @@ def worker(rank: int, world_size: int, port: int, folder: str, base: str) -> Non
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("best")
     spawn(worker, 2, str(folder), save_tiny(folder / "base"))
     return folder
@@ -76,8 +76,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("engine", list(ENGINES))
-def test_the_model_at_the_end_is_that_of_the_best_checkpoint(places: Path, engine: str, kind: str) -> None:
-    first, last, end = (load_file(places / f"{engine}-{kind}" / f"{name}.safetensors") for name in ("first", "last", "end"))
+def test_the_model_at_the_end_is_that_of_the_best_checkpoint(two_processes: Path, engine: str, kind: str) -> None:
+    first, last, end = (
+        load_file(two_processes / f"{engine}-{kind}" / f"{name}.safetensors") for name in ("first", "last", "end")
+    )
     assert first.keys() == end.keys()
     for name in first:
         assert torch.equal(first[name], end[name]), name

@@ -169,6 +169,7 @@ def test_generated_rows_are_not_measured(config: dict[str, Any]) -> None:
         measure(cfg)
 
 
+@pytest.mark.processes
 def test_the_prediction_is_near_the_measurement(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -54,6 +55,7 @@ def write_base(folder: Path, layers: int) -> None:
     config.save_pretrained(folder)
 
 
+@pytest.mark.processes
 def test_the_peak_of_memory_is_that_of_a_shard(tmp_path: Path) -> None:
     for name, layers in (("base", 6), ("tiny", 1)):
         write_base(tmp_path / name, layers)

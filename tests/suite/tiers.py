@@ -28,7 +28,7 @@ COSTS = {
 TIERS = ("quick", "rest")
 MAIN_JOB = "main_job"
 """Mark of a test that is in the tier `quick` whatever it costs."""
-OF_FIXTURES = {"ray_session": "ray"}
+OF_FIXTURES = {"ray_session": "ray", "two_processes": "processes", "cluster": "cluster"}
 """Fixtures whose tests have a mark by themselves."""
 
 

@@ -42,6 +42,8 @@ def test_no_improvement_is_called_that(console: Console) -> None:
     assert "It did NOT improve" in console.export_text()
 
 
+@pytest.mark.realmodel
+@pytest.mark.driver
 def test_one_step_is_not_enough(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.demo", "--prompts", "2", "--set", "max_steps=1", "--set", "ray.num_workers=1"]
     command += [

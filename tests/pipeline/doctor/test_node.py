@@ -14,7 +14,7 @@ import trl
 from pipeline.doctor.node import Probe, Thing, code_digest, inspect_node, list_probes, remove_probes
 from pipeline.doctor.reach import reach
 from pipeline.storage import Folder
-from tests.s3 import s3_server
+from tests.s3 import S3Server
 
 
 def test_what_this_machine_is(tmp_path: Path) -> None:
@@ -64,15 +64,14 @@ def test_a_gpu_that_torch_does_not_see(tmp_path: Path) -> None:
     assert facts.gpus.found == () and str(facts.gpus.problem).startswith("torch ")
 
 
-def test_storage_of_objects() -> None:
-    with s3_server() as s3:
-        probe = Probe("run", {"output_dir": Folder(s3.uri("new/run")).carried()})
-        assert inspect_node(probe, "here", "127.0.0.1", gpus=0).unwritable == {}
-        assert list_probes(probe) == {"output_dir": ["here"]}
-        assert reach(s3.uri("new/run/.prefray-probe-run-here"), "data") is None
-        assert reach(s3.uri("none.jsonl"), "data") == "there is nothing at this URI"
-        remove_probes(probe)
-        assert not s3.objects()
+def test_storage_of_objects(s3: S3Server) -> None:
+    probe = Probe("run", {"output_dir": Folder(s3.uri("new/run")).carried()})
+    assert inspect_node(probe, "here", "127.0.0.1", gpus=0).unwritable == {}
+    assert list_probes(probe) == {"output_dir": ["here"]}
+    assert reach(s3.uri("new/run/.prefray-probe-run-here"), "data") is None
+    assert reach(s3.uri("none.jsonl"), "data") == "there is nothing at this URI"
+    remove_probes(probe)
+    assert not s3.objects()
 
 
 def test_what_can_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

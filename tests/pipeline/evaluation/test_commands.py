@@ -40,6 +40,7 @@ def test_json_alone(adapter_run: Any) -> None:
     assert json.loads(done.stdout)["metrics"]["rewards/margins"]["n"] == 16
 
 
+@pytest.mark.main_job
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -56,15 +57,16 @@ def test_json_alone(adapter_run: Any) -> None:
         (["--set", "learning_rat=1"], "did you mean 'learning_rate'"),
     ],
 )
-def test_a_wrong_option_is_one_message(adapter_run: Any, options: list[str], message: str) -> None:
-    done = runner.invoke(app, ["evaluate", str(adapter_run.run_dir), *options])
+def test_a_wrong_option_is_one_message(finished_adapter: Any, options: list[str], message: str) -> None:
+    done = runner.invoke(app, ["evaluate", str(finished_adapter.run_dir), *options])
     assert done.exit_code == 2, done.output
     assert message in " ".join(done.stderr.split()) and "Traceback" not in done.output
 
 
-def test_prompts_can_t_give_an_accuracy(adapter_run: Any, tmp_path: Path, tiny_base: str) -> None:
+@pytest.mark.main_job
+def test_prompts_can_t_give_an_accuracy(finished_adapter: Any, tmp_path: Path, tiny_base: str) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n' * 3)
-    done = runner.invoke(app, ["evaluate", str(adapter_run.run_dir), "--data", str(tmp_path / "prompts.jsonl")])
+    done = runner.invoke(app, ["evaluate", str(finished_adapter.run_dir), "--data", str(tmp_path / "prompts.jsonl")])
     assert done.exit_code == 2 and "chosen" in done.stderr
     done = runner.invoke(app, ["evaluate", tiny_base])
     assert done.exit_code == 2 and "is no run, so it has no evaluation rows; give pairs" in done.stderr
@@ -84,8 +86,9 @@ def test_generate_shows_both_answers(adapter_run: Any, tmp_path: Path) -> None:
     assert json.loads(piped.stdout)["answers"] == answers
 
 
-def test_generate_says_what_is_wrong(adapter_run: Any, tmp_path: Path) -> None:
-    run = str(adapter_run.run_dir)
+@pytest.mark.main_job
+def test_generate_says_what_is_wrong(finished_adapter: Any, tmp_path: Path) -> None:
+    run = str(finished_adapter.run_dir)
     (tmp_path / "p.jsonl").write_text('{"question": "Why?"}\n')
     for arguments, message in (
         ([run, "--file", str(tmp_path / "p.jsonl")], "line 1: expected text, a list of messages"),

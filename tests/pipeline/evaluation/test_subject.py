@@ -14,9 +14,9 @@ from pipeline.evaluation.subject import find_subject
 
 
 @pytest.fixture
-def copied(adapter_run: Any, tmp_path: Path) -> Path:
+def copied(finished_adapter: Any, tmp_path: Path) -> Path:
     """A copy of a finished run, to be damaged."""
-    return Path(shutil.copytree(adapter_run.run_dir, tmp_path / "run"))
+    return Path(shutil.copytree(finished_adapter.run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*")))
 
 
 def test_a_run_is_compared_with_what_it_started_from(adapter_run: Any, full_run: Any, tiny_base: str) -> None:
@@ -57,6 +57,7 @@ def test_an_adapter_that_names_no_base(tmp_path: Path) -> None:
         find_subject(str(tmp_path))
 
 
+@pytest.mark.main_job
 def test_a_run_that_has_not_finished(copied: Path) -> None:
     state = json.loads((copied / "run.json").read_text())
     (copied / "run.json").write_text(json.dumps({**state, "status": "started"}))
@@ -64,6 +65,7 @@ def test_a_run_that_has_not_finished(copied: Path) -> None:
         find_subject(str(copied))
 
 
+@pytest.mark.main_job
 @pytest.mark.parametrize(
     ("name", "message"), [("model", "has not finished"), ("config.yaml", "is incomplete: config.yaml is missing")]
 )
@@ -73,6 +75,7 @@ def test_a_run_folder_that_is_incomplete(copied: Path, name: str, message: str) 
         find_subject(str(copied))
 
 
+@pytest.mark.main_job
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -88,6 +91,7 @@ def test_a_run_json_that_is_broken(copied: Path, text: str, message: str) -> Non
         find_subject(str(copied))
 
 
+@pytest.mark.main_job
 def test_a_model_folder_without_a_model(copied: Path) -> None:
     for file in (copied / "model").iterdir():
         file.unlink()

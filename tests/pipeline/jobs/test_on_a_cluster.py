@@ -173,7 +173,6 @@ def weights_on(s3: S3Server, folder: Path) -> bytes:
     return (folder / WEIGHTS).read_bytes()
 
 
-@pytest.mark.slow
 def test_a_submitted_sweep_on_shared_storage_survives_a_node(
     cluster: Cluster, project: Path, storage: Path, prefray: Any, undisturbed: bytes
 ) -> None:
@@ -219,7 +218,7 @@ def test_a_run_goes_on_without_its_follower_and_saves_when_it_is_stopped(cluster
     assert [path.name for path in target.glob("checkpoint-*")] == re.findall(r"saved (checkpoint-\d+)", seen)
 
 
-@pytest.mark.parametrize("command", ["doctor", pytest.param("train", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("command", ["doctor", "train"])
 def test_storage_that_is_not_shared_is_found_out(cluster: Cluster, storage: Path, prefray: Any, command: str) -> None:
     if not cluster.has_namespaces:
         pytest.skip("all nodes have the same files here")

@@ -236,12 +236,13 @@ def test_folders_that_hold_nothing_to_merge(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def copied(run: TrainResult, tmp_path: Path) -> Path:
-    """The run's folder, to change."""
-    ignore = shutil.ignore_patterns("merged", ".*")
-    return Path(shutil.copytree(run.run_dir, tmp_path / "run", ignore=ignore))
+def copied(finished_adapter: TrainResult, tmp_path: Path) -> Path:
+    """A run's folder, to change."""
+    ignore = shutil.ignore_patterns("checkpoint-*", ".*")
+    return Path(shutil.copytree(finished_adapter.run_dir, tmp_path / "run", ignore=ignore))
 
 
+@pytest.mark.main_job
 def test_runs_that_cant_be_merged(copied: Path, tiny_base: str) -> None:
     shutil.move(copied / "config.yaml", copied / "kept.yaml")
     with pytest.raises(UserError, match="is incomplete: config.yaml is missing"):
@@ -256,6 +257,7 @@ def test_runs_that_cant_be_merged(copied: Path, tiny_base: str) -> None:
         merge(copied)
 
 
+@pytest.mark.main_job
 def test_a_base_that_has_changed_since_the_run_began(copied: Path, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "base", seed=1)
     config = yaml.safe_load((copied / "config.yaml").read_text())

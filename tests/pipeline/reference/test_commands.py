@@ -51,6 +51,7 @@ def test_what_was_computed_is_printed_with_its_speed(scores: Any, prepared: Any,
     assert f"forwards  {scores.forwards} over 60 rows in 4.0 s: 15.0 rows/s" in capsys.readouterr().out
 
 
+@pytest.mark.main_job
 def test_score_of_a_method_without_reference_is_status_2(recipe: Any, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(dump_config(recipe()))
     result = runner.invoke(app, ["score", str(tmp_path / "recipe.yaml"), "--set", "rl=orpo"])
@@ -58,6 +59,7 @@ def test_score_of_a_method_without_reference_is_status_2(recipe: Any, tmp_path: 
     assert result.stderr.splitlines() == ["prefray: reference: rl: orpo uses no reference; there is nothing to score"]
 
 
+@pytest.mark.main_job
 @pytest.mark.parametrize("rl", ["dpo", "simpo"])
 def test_training_names_a_row_that_is_longer_than_a_forward(recipe: Any, prepared: Any, tmp_path: Path, rl: str) -> None:
     cfg = recipe(rl=rl, tokens_per_forward=30, output_dir=str(tmp_path / "run"))

@@ -156,6 +156,7 @@ def test_keys_of_scoring_where_nothing_is_scored(recipe: Any) -> None:
             recipe(**keys, ray={"score": {"num_actors": 1}})
 
 
+@pytest.mark.main_job
 def test_what_is_not_there_to_score(recipe: Any) -> None:
     with pytest.raises(UserError, match="reference: rl: simpo uses no reference; there is nothing to score"):
         score(recipe(rl="simpo"))
@@ -165,6 +166,7 @@ def test_what_is_not_there_to_score(recipe: Any) -> None:
         score(recipe(rl="kto", tokens_per_forward=None))
 
 
+@pytest.mark.main_job
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

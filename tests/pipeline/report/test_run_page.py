@@ -12,26 +12,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline import TrainResult, train, write_report
+from pipeline import TrainResult, write_report
 from pipeline.cli import app
-from pipeline.config import parse_config
 from pipeline.errors import UserError
 from pipeline.report.run import run_page
 from pipeline.report.story import Story
 from pipeline.training.folder import RunFolder
 from tests.browser import faint, needs_chromium, open_page, undrawn
-from tests.tiny import pairs
 
 runner = CliRunner()
-HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\"></div> {{ 7 * 7 }}"
-LONG = "a/very/long/path/without/any/space" * 8
-REJECTED = [
-    *({"prompt": f"row {row}", "chosen": "same", "rejected": "same"} for row in range(3)),
-    {"prompt": "b", "chosen": ["5"], "rejected": "c", "mark": "<b>one</b>"},
-    {"prompt": "b", "rejected": "c", "mark": "x"},
-    {"prompt": "b", "rejected": "c", "sign": "y"},
-]
-"""Rows of some kinds of faults."""
 CHARTS = (
     "Loss",
     "Reward accuracy",
@@ -51,39 +40,10 @@ DASHES = """() => [...document.querySelectorAll("#metrics .chart")].map((chart) 
 """Of the lines of each chart."""
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.fixture(scope="module")
-def run(ray_session: Any, tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    """Eight steps of DPO on two workers, with answers at two evaluations to prompts that attack the page."""
-    folder = tmp_path_factory.mktemp("report")
-    prompts = (HOSTILE, LONG, "a bell \u0007 and \u202e other signs", "d")
-    asked = [{**pair, "prompt": prompt} for pair, prompt in zip(pairs(4), prompts, strict=True)]
-    return train(
-        parse_config(
-            {
-                "base_model": tiny_base,
-                "datasets": [{"path": write_rows(folder / "rows.jsonl", [*pairs(32), *REJECTED])}],
-                "test_datasets": [{"path": write_rows(folder / "asked.jsonl", asked)}],
-                "dataset_prepared_path": str(folder / "prepared"),
-                "max_rejected_fraction": 0.5,
-                "sequence_len": 400,
-                "adapter": "lora",
-                "learning_rate": 1e-3,
-                "micro_batch_size": 2,
-                "max_steps": 8,
-                "logging_steps": 1,
-                "eval_steps": 4,
-                "save_steps": 4,
-                "dpo_generate_during_eval": True,
-                "output_dir": str(folder / "run"),
-                "ray": {"num_workers": 2},
-            }
-        )
-    )
+def run(finished_adapter: TrainResult) -> TrainResult:
+    """40 steps of DPO on two workers, with answers at two evaluations to prompts that attack the page."""
+    return finished_adapter
 
 
 @pytest.fixture
@@ -100,28 +60,30 @@ def body(html: str) -> str:
 
 @pytest.fixture(scope="module")
 def text(run: TrainResult) -> str:
-    return body(Path(str(run.report)).read_text(encoding="utf-8"))
+    return body((Path(str(run.run_dir)) / "report.html").read_text(encoding="utf-8"))
 
 
+@pytest.mark.main_job
 def test_a_run_leaves_its_page(run: TrainResult, text: str) -> None:
-    assert run.report == Path(str(run.run_dir)) / "report.html"
-    assert "<b>finished</b>" in text and "<b>8 of 8</b>" in text
+    assert "<b>finished</b>" in text and "<b>40 of 40</b>" in text
     assert f"<b>{run.metrics['eval_loss']:.4g}</b><span>eval loss (first " in text
     assert f"<b>{int(run.metrics['num_tokens']):,}</b>" in text
 
 
+@pytest.mark.main_job
 def test_what_a_run_had(run: TrainResult, text: str) -> None:
     assert "2 workers of 1 CPU" in text and "weights in float32, products in float32" in text
-    assert "4 = 2 (micro batch) x 2 (workers)" in text
+    assert "8 = 2 (micro batch) x 2 (accumulation) x 2 (workers)" in text
     assert re.search(r"packed rows, [\d,]+ tokens an epoch; padded batches of 2 pairs hold [\d,]+, \d\.\d times as many", text)
     assert "none: every worker holds the whole model" in text
     events = json.loads((Path(str(run.run_dir)) / "run.json").read_text())["events"]
     assert [event["event"] for event in events] == ["began", "training", "ended"]
     assert list(events[1]["nodes"].values()) == [[0, 1]]
-    assert (events[2]["how"], events[2]["step"]) == ("finished", 8)
+    assert (events[2]["how"], events[2]["step"]) == ("finished", 40)
     assert f"training with 2 workers on {next(iter(events[1]['nodes']))} (2)" in text
 
 
+@pytest.mark.main_job
 def test_why_rows_were_rejected(text: str) -> None:
     assert "6 rows couldn&#39;t be used" in text
     table = text[text.index('id="rejected"') :]
@@ -134,6 +96,7 @@ def test_why_rows_were_rejected(text: str) -> None:
     assert "32 rows to train on and 4 to evaluate on" in text
 
 
+@pytest.mark.main_job
 def test_text_of_data_is_only_text(text: str) -> None:
     assert "<script>document.title" not in text and "<img" not in text
     assert "&lt;script&gt;document.title = &#39;taken&#39;" in text and "{{ 7 * 7 }}" in text
@@ -143,7 +106,7 @@ def test_text_of_data_is_only_text(text: str) -> None:
 @needs_chromium
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
 def test_the_page_in_a_browser(run: TrainResult, width: int, scheme: str) -> None:
-    with open_page(Path(str(run.report)), width, scheme) as (page, said):
+    with open_page(Path(str(run.run_dir)) / "report.html", width, scheme) as (page, said):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert undrawn(page) == []
         titles = page.locator(".chart .gtitle").all_text_contents()
@@ -160,10 +123,11 @@ def test_the_page_in_a_browser(run: TrainResult, width: int, scheme: str) -> Non
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.title().startswith("Run in ") and page.locator("img").count() == 0
         answers = page.locator("#answers .sample").nth(0)
-        assert answers.locator("h3").all_inner_texts() == ["prompt", "reference", "policy, step 4", "policy, step 8"]
+        assert answers.locator("h3").all_inner_texts() == ["prompt", "reference", "policy, step 20", "policy, step 40"]
         assert said == []
 
 
+@pytest.mark.main_job
 def test_the_command_writes_it_again(copy: Path, tmp_path: Path) -> None:
     done = runner.invoke(app, ["report", str(copy)])
     assert (done.exit_code, done.stdout) == (0, f"{copy}/report.html\n")
@@ -172,6 +136,7 @@ def test_the_command_writes_it_again(copy: Path, tmp_path: Path) -> None:
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path}/page.html\n")
 
 
+@pytest.mark.main_job
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -215,6 +180,7 @@ def test_where_there_is_no_run(tmp_path: Path) -> None:
         run_page(RunFolder(tmp_path / "nowhere"))
 
 
+@pytest.mark.main_job
 def test_where_the_page_cannot_go(copy: Path, tmp_path: Path) -> None:
     for output, message in (
         (tmp_path / "none" / "page.html", "can't be written: No such file or directory; give another file"),
@@ -229,6 +195,7 @@ def test_where_the_page_cannot_go(copy: Path, tmp_path: Path) -> None:
     assert not list(copy.glob(".report*"))
 
 
+@pytest.mark.main_job
 def test_data_that_are_gone(copy: Path, run: TrainResult) -> None:
     state = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps({**state, "prepared": "gone"}))
@@ -237,6 +204,7 @@ def test_data_that_are_gone(copy: Path, run: TrainResult) -> None:
     assert "packed rows</dd>" in page and "Length of training rows" not in page and "Reward margin" in page
 
 
+@pytest.mark.main_job
 def test_data_that_are_broken(copy: Path, tmp_path: Path) -> None:
     config = (copy / "config.yaml").read_text()
     fingerprint = json.loads((copy / "run.json").read_text())["prepared"]
@@ -247,6 +215,7 @@ def test_data_that_are_broken(copy: Path, tmp_path: Path) -> None:
         assert re.search(r"The prepared data in \S+ can&#39;t be read: ", body(run_page(RunFolder(copy)))), manifest
 
 
+@pytest.mark.main_job
 def test_a_run_that_has_only_begun(copy: Path) -> None:
     shutil.rmtree(copy / "generations")
     (copy / "metrics.jsonl").unlink()
@@ -257,25 +226,28 @@ def test_a_run_that_has_only_begun(copy: Path) -> None:
     assert "This run has no record of what happened to it" in page
 
 
+@pytest.mark.main_job
 def test_answers_that_cannot_be_read(copy: Path) -> None:
-    (copy / "generations" / "step-000008.jsonl").write_text('{"prompt"')
+    (copy / "generations" / "step-000040.jsonl").write_text('{"prompt"')
     assert "generations/ can&#39;t be read: " in body(run_page(RunFolder(copy)))
-    (copy / "generations" / "step-000008.jsonl").write_text('{"prompt": "x"}\n')
-    assert "step-000008.jsonl holds rows without prompt and policy" in body(run_page(RunFolder(copy)))
+    (copy / "generations" / "step-000040.jsonl").write_text('{"prompt": "x"}\n')
+    assert "step-000040.jsonl holds rows without prompt and policy" in body(run_page(RunFolder(copy)))
 
 
+@pytest.mark.main_job
 def test_answers_of_a_longer_attempt_are_left_out(copy: Path) -> None:
-    rows = (copy / "generations" / "step-000008.jsonl").read_text()
+    rows = (copy / "generations" / "step-000040.jsonl").read_text()
     (copy / "generations" / "step-000400.jsonl").write_text(rows)
     assert "step 400" not in body(run_page(RunFolder(copy)))
 
 
+@pytest.mark.main_job
 def test_a_reference_that_follows_the_policy_is_shown_twice(copy: Path) -> None:
-    for step in (4, 8):
+    for step in (20, 40):
         row = {"prompt": "p", "policy": f"mine {step}", "reference": f"its {step}"}
         (copy / "generations" / f"step-{step:06d}.jsonl").write_text(json.dumps(row) + "\n")
     page = body(run_page(RunFolder(copy)))
-    labels = [f"{who}, step {step}" for who in ("reference", "policy") for step in (4, 8)]
+    labels = [f"{who}, step {step}" for who in ("reference", "policy") for step in (20, 40)]
     assert re.findall(r"<h3>(.*?)</h3>", page) == ["prompt", *labels]
 
 
@@ -323,6 +295,7 @@ def test_a_run_whose_end_nobody_has_recorded() -> None:
     assert "it goes on, or its driver was killed" in story.section().words
 
 
+@pytest.mark.main_job
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written(copy: Path) -> None:
     copy.chmod(0o500)

@@ -9,7 +9,6 @@ import pytest
 from benchmarks.chaos import parser, run
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_killed_at_random(tmp_path: Path) -> None:
     options = parser().parse_args(["--kills", "2", "--seed", "3", "--sharding", "fsdp2", "--save-steps", "20"])

@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,9 @@ from pipeline.training.folder import RunFolder
 from pipeline.training.metrics import MetricsFile
 from strategies.checkpoints.manifest import find_damage
 from tests.pipeline.training.test_train import Recorder
+from tests.waiting import WAIT_S, wait_for
 
 ROOT = Path(__file__).parents[3]
-WAIT_S = 400
-
-
-def wait_for(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
-
 
 LONG = {"num_epochs": 10, "eval_steps": 20, "save_steps": 8}
 """40 steps of 8 pairs each, so that there is time to hit a run in the middle."""
@@ -99,16 +88,13 @@ def hit(recipe: Any, folder: RunFolder, number: int, display: Recorder, rank: in
 
 
 MOMENTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "training": (1, {}),
     "evaluating": (0, {"eval_steps": 1, "micro_batch_size": 1, "gradient_accumulation_steps": 4}),
     "saving": (1, {"save_steps": 1, "save_total_limit": 20}),
 }
-"""What a worker mostly does when it is killed, and which of the two it is."""
+"""What a worker mostly does when it is killed, and which of the two it is. One that trains: tests/test_main_job.py."""
 
 
-@pytest.mark.parametrize(
-    "moment", ["training", *[pytest.param(one, marks=pytest.mark.slow) for one in ("evaluating", "saving")]]
-)
+@pytest.mark.parametrize("moment", list(MOMENTS))
 def test_a_killed_worker_changes_nothing_but_the_time(recipe: Any, quiet: TrainResult, tmp_path: Path, moment: str) -> None:
     """SIGKILL in the middle: the run restarts from the checkpoint, and ends with the weights of a quiet run."""
     display = Recorder()
@@ -185,7 +171,6 @@ def has_ended(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.slow
 def test_a_killed_driver_is_started_again(recipe: Any, quiet: TrainResult, tmp_path: Path) -> None:
     """SIGKILL to the command: its workers end with it, and --resume gives the run that nothing happened to."""
     cfg = recipe(tmp_path / "run", **LONG)
@@ -204,18 +189,23 @@ def test_a_killed_driver_is_started_again(recipe: Any, quiet: TrainResult, tmp_p
     same_weights(resumed, quiet)
 
 
-@pytest.mark.slow
 def test_a_second_sigterm_stops_at_once(recipe: Any, ray_session: Any, tmp_path: Path) -> None:
     cfg = recipe(tmp_path / "run", num_epochs=500, eval_steps=2000, save_steps=2000)
     folder, process = RunFolder(tmp_path / "run"), started(cfg, tmp_path)
     wait_for(lambda: folder.metrics.exists() or process.poll() is not None)
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.05)
+    wait_for(lambda: not is_pending(process.pid, signal.SIGTERM))  # two that are pending at once are one
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 143, errors
     assert "stopped by SIGTERM" in errors
     assert "Traceback" not in errors
+
+
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has yet to take a signal that it was sent."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in re.findall(r"^(?:Sig|Shd)Pnd:\s+(\w+)", status, re.MULTILINE))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_pairs(recipe: Any, ray_session: Any, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +23,7 @@ from pipeline.training.checkpoints import RAY_STATE, copy_file, store
 from pipeline.training.folder import RunFolder
 from pipeline.training.metrics import MetricsFile
 from tests.s3 import S3Server
+from tests.waiting import wait_for
 
 MANIFEST = "manifest-00000-of-00001.json"
 
@@ -170,23 +170,25 @@ def test_metrics_wait_while_the_store_is_away(s3: S3Server, monkeypatch: pytest.
     assert [record["loss"] for record in MetricsFile(metrics.path).read()] == [1.0, 0.5, 0.4]
 
 
-def away_for(s3: S3Server, seconds: float) -> threading.Thread:
-    """The store stops now and is there again later."""
+def away_until_missed(s3: S3Server, caplog: pytest.LogCaptureFixture) -> threading.Thread:
+    """The store stops now, and is there again when a request to it has failed."""
     s3.stop()
 
     def come_back() -> None:
-        time.sleep(seconds)
-        s3.start()
+        try:
+            wait_for(lambda: "failed and is tried again" in caplog.text)
+        finally:
+            s3.start()
 
     thread = threading.Thread(target=come_back)
     thread.start()
     return thread
 
 
-def test_run_json_waits_while_the_store_is_away(folder: RunFolder, s3: S3Server) -> None:
+def test_run_json_waits_while_the_store_is_away(folder: RunFolder, s3: S3Server, caplog: pytest.LogCaptureFixture) -> None:
     folder.open(config(), resume=False)
     folder.start("data", 12)
-    returning = away_for(s3, 8)
+    returning = away_until_missed(s3, caplog)
     folder.finish(12, None)
     returning.join()
     assert (folder.state() or {})["status"] == "finished"
@@ -212,7 +214,7 @@ def test_a_checkpoint_is_stored_when_the_store_is_back(s3: S3Server, tmp_path: P
     (tmp_path / MANIFEST).write_text("{}")
     retries = fs.AwsStandardS3RetryStrategy(max_attempts=1)
     filesystem = fs.S3FileSystem(endpoint_override=s3.endpoint, retry_strategy=retries)
-    returning = away_for(s3, 3)
+    returning = away_until_missed(s3, caplog)
     store(tmp_path, filesystem, "bucket/run/checkpoint-000005")
     returning.join()
     assert "storing bucket/run/checkpoint-000005/optimizer.pt failed and is tried again" in caplog.text

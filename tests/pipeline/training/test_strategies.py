@@ -68,8 +68,8 @@ def loaded(result: TrainResult, base: str, adapter: bool) -> Any:
 @pytest.mark.parametrize(
     ("rl", "form"),
     [
-        *[pytest.param(rl, {}, marks=[pytest.mark.slow] if rl in ("ipo", "simpo", "orpo") else []) for rl in STRATEGIES],
-        *[pytest.param(rl, {"adapter": "lora", "lora_r": 4}, marks=pytest.mark.slow) for rl in ("dpo", "kto", "grpo")],
+        *[(rl, {}) for rl in STRATEGIES],
+        *[(rl, {"adapter": "lora", "lora_r": 4}) for rl in ("dpo", "kto", "grpo")],
     ],
 )
 def test_two_workers_train_on_real_rows(
@@ -104,6 +104,7 @@ def test_pairs_are_split_for_kto_when_that_is_asked_for(
     assert last["rewards/margins"] == pytest.approx(last["rewards/chosen"] - last["rewards/rejected"])
 
 
+@pytest.mark.driver
 def test_the_command_finds_reward_functions_in_the_current_directory(tiny_base: str, tmp_path: Path) -> None:
     (tmp_path / "my_rewards.py").write_text(
         "def wants(completions, answer, **kwargs):\n    return [float(a in c) for a, c in zip(answer, completions)]\n"
@@ -122,6 +123,7 @@ def test_the_command_finds_reward_functions_in_the_current_directory(tiny_base: 
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.main_job
 @pytest.mark.parametrize(
     ("trl", "message"),
     [

@@ -119,12 +119,14 @@ def test_law_3_one_worker_gives_the_trajectory_of_two(run: TrainResult, recipe: 
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.main_job
 def test_more_workers_than_cpus(recipe: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ray.num_workers: 3 workers of 1 CPU each don't fit: the cluster has 2 CPU"):
         train(recipe(tmp_path / "run", ray={"num_workers": 3}))
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.main_job
 def test_wrong_things_are_said_before_workers_start(recipe: Any, tmp_path: Path) -> None:
     for keys, message in (
         ({"base_model": "./none"}, "base_model: no such folder: './none'"),
@@ -138,6 +140,7 @@ def test_wrong_things_are_said_before_workers_start(recipe: Any, tmp_path: Path)
             train(recipe(tmp_path / "run", **keys))
 
 
+@pytest.mark.main_job
 def test_what_a_worker_finds_wrong_comes_home_as_its_message(recipe: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="^reference_model: .*empty"):

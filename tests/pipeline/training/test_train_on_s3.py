@@ -13,14 +13,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.chaos import training_workers
 from pipeline import train
 from pipeline.errors import RunFailed
 from pipeline.report.run import run_page
 from pipeline.tables import print_result
 from pipeline.training.folder import RunFolder
-from tests.pipeline.training.test_faults import training_workers, wait_for
 from tests.pipeline.training.test_train import Recorder
 from tests.s3 import S3Server
+from tests.waiting import wait_for
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -73,7 +74,6 @@ def check_model(s3: S3Server, downloaded: Path, quiet: Path) -> None:
         torch.testing.assert_close(mine[name], tensor, rtol=0, atol=0)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_store_that_goes_away_costs_nothing_but_time(recipe: Any, s3: S3Server, tmp_path: Path) -> None:
     """Twenty seconds in the middle of training, with checkpoints under way: workers, Ray and the driver wait."""

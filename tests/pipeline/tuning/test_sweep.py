@@ -269,7 +269,6 @@ def test_when_every_trial_fails_the_reasons_are_said(recipe: Any, tmp_path: Path
     assert (tmp_path / "sweep" / "report.html").exists()
 
 
-@pytest.mark.slow
 def test_population_based_training_goes_on_from_better_trials(recipe: Any, tmp_path: Path) -> None:
     section = {
         "space": {"learning_rate": {"choice": [1e-6, 1e-3]}, "weight_decay": {"uniform": [0.0, 0.1]}},
@@ -297,7 +296,6 @@ def test_population_based_training_goes_on_from_better_trials(recipe: Any, tmp_p
     assert "went on from" in (Path(result.run_dir) / "report.html").read_text()
 
 
-@pytest.mark.slow
 def test_hyperband_lets_good_trials_go_on(recipe: Any, tmp_path: Path) -> None:
     section = {
         "space": {"learning_rate": {"grid": [1e-3, 2e-3, 1e-7, 5e-4]}},
@@ -312,7 +310,6 @@ def test_hyperband_lets_good_trials_go_on(recipe: Any, tmp_path: Path) -> None:
     assert [record.status for record in result.records] == ["finished", "finished", "stopped", "finished"]
 
 
-@pytest.mark.slow
 def test_the_median_ends_what_is_worse_than_most(recipe: Any, tmp_path: Path) -> None:
     section = {
         "space": {"learning_rate": {"grid": [1e-3, 2e-3, 1e-7]}},
@@ -325,7 +322,6 @@ def test_the_median_ends_what_is_worse_than_most(recipe: Any, tmp_path: Path) ->
     assert [record.status for record in result.records] == ["finished", "finished", "stopped"]
 
 
-@pytest.mark.slow
 def test_optuna_searches_for_several_metrics_within_constraints(recipe: Any, tmp_path: Path) -> None:
     section = {
         "space": {
@@ -348,7 +344,6 @@ def test_optuna_searches_for_several_metrics_within_constraints(recipe: Any, tmp
     assert result.front and result.best in result.front
 
 
-@pytest.mark.slow
 def test_optuna_searches_for_one_metric(recipe: Any, tmp_path: Path) -> None:
     section = {
         "space": {"learning_rate": {"loguniform": [1e-5, 1e-3]}},

@@ -18,9 +18,10 @@ import yaml
 from pipeline.config import RunConfig
 from pipeline.training.folder import RunFolder
 from pipeline.tuning.folder import SweepFolder, recipe_text
-from tests.pipeline.training.test_faults import WAIT_S, wait_for
+from tests.waiting import WAIT_S, wait_for
 
 ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.driver
 Start = Callable[..., subprocess.Popen[str]]
 
 
