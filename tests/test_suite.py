@@ -144,7 +144,6 @@ def test_a_failure_fits_a_screen(run) -> None:
         "E   ... ",
     ):
         assert kept in shown, kept
-    assert "line 100 of an error" in run(code, "-vv", "--show-capture=stderr")[1]
 
 
 def test_what_is_shared_is_made_once(tmp_path_factory: pytest.TempPathFactory) -> None:

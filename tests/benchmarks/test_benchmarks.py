@@ -29,6 +29,7 @@ def small(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]
     return ["--model", tiny_base, "--data", str(data), *sizes]
 
 
+@pytest.mark.long
 def test_training_compares_both_settings_of_the_peer(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     training.main([*small, "--rows-near", "60"])
     output = capsys.readouterr().out
@@ -47,6 +48,7 @@ def test_training_measures_the_memory_of_a_side(small: list[str], capsys: pytest
     assert found["peak"] >= found["before"] > 2**20
 
 
+@pytest.mark.long
 def test_sweep_cost_counts_one_reference_forward_per_pair(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     sweep_cost.main([*small, "--trials", "2"])
     forwards = [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]

@@ -20,6 +20,7 @@ COSTS = {
     "driver": "starts a Ray of its own, in a process of its own",
     "cluster": "starts the nodes of a cluster",
     "processes": "starts several processes that import torch or pytest, without Ray",
+    "long": "computes for more seconds than the budget of an unmarked test",
     "realmodel": "loads SmolLM2",
     "browser": "looks at a page in Chromium",
     "install": "installs a package, or builds the site",

@@ -268,6 +268,7 @@ def wait_for_parts(tmp_path, number):
     return staged
 
 
+@pytest.mark.processes
 def test_a_killed_run_computes_only_what_is_missing(tmp_path, tokenizer, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", pairs(100))
     process = start(tmp_path, path, pause=0.3)
@@ -283,6 +284,7 @@ def test_a_killed_run_computes_only_what_is_missing(tmp_path, tokenizer, monkeyp
     assert numbers(prepared) == list(range(100))
 
 
+@pytest.mark.processes
 def test_of_two_runs_one_waits(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", pairs(100))
     both = [start(tmp_path, path, pause=0.1) for _ in range(2)]
