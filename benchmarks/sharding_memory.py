@@ -14,7 +14,6 @@ import argparse
 import gc
 import json
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -23,11 +22,11 @@ from typing import Any
 
 import psutil
 import torch
-import torch.multiprocessing
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from benchmarks import common
+from benchmarks.processes import free_port, spawn
 from cluster.config import ClusterKeys
 from cluster.sharding import sharding_arguments
 from strategies import HFRLTrainerBuilder
@@ -87,10 +86,7 @@ def _save_model(options: argparse.Namespace, folder: str) -> int:
 
 def _measure(name: str, options: argparse.Namespace, folder: str) -> dict[str, int]:
     """Bytes of rank 0, in processes that have done nothing else."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(worker, args=(options, name, port, folder), nprocs=options.workers)
+    spawn(worker, options.workers, options, name, free_port(), folder)
     return json.loads(Path(folder, "found.json").read_text())
 
 

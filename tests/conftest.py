@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.runs import make_adapter_run
+from tests.runs import make_adapter_run, make_full_run
 from tests.suite.hooks import *  # noqa: F403
 from tests.suite.sharing import make_once
 
@@ -56,6 +56,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
 def finished_adapter(ray_session: Any, tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A finished run of an adapter, as `tests.runs.adapter_recipe` describes it; what changes it copies its folder."""
     return make_adapter_run(tmp_path_factory, tiny_base)
+
+
+@pytest.fixture(scope="session")
+def finished_full(ray_session: Any, tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished run of all weights, 40 steps on two workers; what changes it copies its folder."""
+    return make_full_run(tmp_path_factory, tiny_base)
 
 
 @pytest.fixture(scope="session")

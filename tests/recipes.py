@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import RunConfig, parse_config
-from tests.tiny import pairs
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
 
 __all__ = ["Recipe", "small_recipe"]
 
-Recipe = Callable[..., RunConfig]
+Recipe = Callable[..., "RunConfig"]
 
 
 def small_recipe(base_model: str, data: Path, **defaults: Any) -> Recipe:
@@ -23,6 +23,9 @@ def small_recipe(base_model: str, data: Path, **defaults: Any) -> Recipe:
         data: where the pairs go, and what is prepared of them.
         defaults: keys of all these recipes.
     """
+    from pipeline.config import parse_config
+    from tests.tiny import pairs
+
     (data / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs(40)))
     common = {
         "base_model": base_model,

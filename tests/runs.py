@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.recipes import Recipe, small_recipe
 from tests.suite.sharing import make_once
 
 if TYPE_CHECKING:
     from pipeline import TrainResult
     from pipeline.config import RunConfig
 
-__all__ = ["HOSTILE", "LONG_PATH", "REJECTED", "adapter_recipe", "make_adapter_run"]
+__all__ = ["HOSTILE", "LONG_PATH", "REJECTED", "LONG", "adapter_recipe", "full_recipe", "make_adapter_run", "make_full_run"]
 
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\"></div> {{ 7 * 7 }}"
 LONG_PATH = "a/very/long/path/without/any/space" * 8
@@ -63,10 +64,36 @@ def adapter_recipe(base_model: str, root: Path, **keys: Any) -> RunConfig:
     return parse_config({**defaults, **keys})
 
 
+LONG = {"num_epochs": 10, "eval_steps": 20, "save_steps": 8}
+"""40 steps of 8 pairs each, so that there is time to hit a run in the middle."""
+
+
+def full_recipe(base_model: str, root: Path) -> Recipe:
+    """`recipe(output_dir, **keys)`: all weights, 32 training pairs and 8 for evaluation, two workers, 12 steps."""
+    return small_recipe(
+        base_model,
+        root,
+        warmup_steps=0,
+        micro_batch_size=2,
+        gradient_accumulation_steps=2,
+        num_epochs=3,
+        eval_steps=4,
+        save_steps=4,
+        ray={"num_workers": 2},
+    )
+
+
+def make_full_run(factory: pytest.TempPathFactory, base_model: str) -> TrainResult:
+    """The `LONG` run of `full_recipe`, which nothing happened to; a Ray must be running."""
+    from pipeline import load_run, train
+
+    folder = make_once(factory, "full", lambda root: train(full_recipe(base_model, root)(root / "run", **LONG)))
+    return load_run(str(folder / "run"))
+
+
 def make_adapter_run(factory: pytest.TempPathFactory, base_model: str) -> TrainResult:
     """The run of `adapter_recipe`, which nothing happened to; a Ray must be running."""
-    from pipeline import train
-    from pipeline.training.driver import load_run
+    from pipeline import load_run, train
 
     folder = make_once(factory, "adapter", lambda root: train(adapter_recipe(base_model, root)))
     return load_run(str(folder / "run"))

@@ -7,7 +7,6 @@ import logging
 import re
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,10 @@ class Reader:
 
     Args:
         folder: where the page's files are made.
-        run: gives the folder of a finished run with an adapter; asked when a page takes one for granted.
+        run: the folder of a finished run with an adapter, for pages that take one for granted.
     """
 
-    def __init__(self, folder: Path, run: Callable[[], Path]) -> None:
+    def __init__(self, folder: Path, run: Path) -> None:
         self.folder, self.run = folder, run
         self.names: dict[str, Any] = {}
         save_tiny(folder / DEFAULT_RECIPE["base_model"])
@@ -92,7 +91,7 @@ class Reader:
         """A finished run of that name; a trial's lies within its sweep."""
         for place in dict.fromkeys((name.split("/")[0], name)):
             if not (self.folder / place).exists():
-                shutil.copytree(self.run(), self.folder / place)
+                shutil.copytree(self.run, self.folder / place)
 
     def _make_room(self, name: str) -> None:
         """An earlier block's run makes room for the next one's."""

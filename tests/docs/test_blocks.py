@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from pipeline import train
-from pipeline.config import parse_config
+from pipeline import TrainResult
 from tests.docs.blocks import PAGES, ROOT, blocks_of
-from tests.docs.reader import DEFAULT_RECIPE, Reader
-from tests.tiny import pairs
+from tests.docs.reader import Reader
 
 RUN = ("bash", "python", "yaml")
 OTHER_NAMES = {"sh": "bash", "shell": "bash", "console": "bash", "zsh": "bash", "py": "python", "yml": "yaml"}
@@ -23,21 +18,6 @@ MOST_NOT_RUN = 15
 def cost(page: Path) -> list[pytest.MarkDecorator]:
     """The README is a part of the main job."""
     return [pytest.mark.main_job] if page.name == "README.md" else []
-
-
-@pytest.fixture(scope="module")
-def finished_run(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Trains a small adapter when it is first asked for."""
-
-    @cache
-    def make() -> Path:
-        folder = tmp_path_factory.mktemp("finished")
-        (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs(16)))
-        keys = {"base_model": tiny_base, "datasets": [{"path": str(folder / "pairs.jsonl")}], "output_dir": str(folder / "run")}
-        keys["dataset_prepared_path"] = str(folder / "prepared")
-        return Path(train(parse_config({**DEFAULT_RECIPE, **keys})).run_dir)
-
-    return make
 
 
 def test_every_block_says_what_it_is() -> None:
@@ -52,17 +32,16 @@ def test_few_blocks_are_only_shown() -> None:
     assert len(shown) <= MOST_NOT_RUN, shown
 
 
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT)), marks=cost(page)) for page in PAGES])
 def test_what_a_page_says_works(
     page: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    finished_run: Callable[[], Path],
+    finished_adapter: TrainResult,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    reader = Reader(tmp_path, finished_run)
+    reader = Reader(tmp_path, Path(str(finished_adapter.run_dir)))
     for block in blocks_of(page):
         if block.language in RUN and not block.not_run:
             reader.follow(block)

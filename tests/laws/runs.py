@@ -6,7 +6,6 @@ import copy
 import gc
 import json
 import os
-import socket
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from strategies.packing.scoring import PairScorer
@@ -150,18 +148,6 @@ def join(rank: int, world_size: int, port: int) -> None:
         OMP_NUM_THREADS="1",
     )
     torch.set_num_threads(1)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def spawn(target: Any, world_size: int, *given: Any) -> None:
-    """Run `target(rank, world_size, port, *given)` in so many processes."""
-    torch.multiprocessing.spawn(target, args=(world_size, free_port(), *given), nprocs=world_size)
 
 
 def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:

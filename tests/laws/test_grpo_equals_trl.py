@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks.processes import free_port, spawn
 from strategies.cadence import total_steps
 from strategies.config import as_config
 from tests.laws.runs import CONFIG, LORA, losses
@@ -132,10 +132,7 @@ def worker(rank: int, world_size: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(worker, args=(2, port, str(folder)), nprocs=2)
+    spawn(worker, 2, 2, free_port(), str(folder))
     return folder
 
 

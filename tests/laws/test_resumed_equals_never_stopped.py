@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
+from benchmarks.processes import free_port, spawn
 from strategies.checkpoints.manifest import read_manifests
-from tests.laws.runs import LORA, built, losses, prepared, spawn, trained
+from tests.laws.runs import LORA, built, losses, prepared, trained
 from tests.laws.sharded import ENGINES, resume_worker
 from tests.tiny import save_tiny
 
@@ -69,7 +70,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             own = (f"{engine}-{kind}",)
             others = ("one-full",) if (engine, kind) == ("ddp", "full") else ()
             runs[f"{engine}-{kind}"] = (engine, {**keys, "micro_batch_size": 2}, (*own, *others))
-    spawn(resume_worker, 2, str(folder), runs)
+    spawn(resume_worker, 2, 2, free_port(), str(folder), runs)
     return folder
 
 

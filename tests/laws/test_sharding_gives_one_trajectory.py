@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tests.laws.runs import FAMILIES, LORA, free_port
+from benchmarks.processes import free_port, spawn
+from tests.laws.runs import FAMILIES, LORA
 from tests.laws.sharded import ENGINES, REPORTED, run, worker
 from tests.tiny import adapter_folder, tiny_tokenizer
 
@@ -53,7 +53,7 @@ def keys_of(variant: str, bases: dict[str, str]) -> dict[str, Any]:
 def two_processes(tmp_path_factory: pytest.TempPathFactory, bases: dict[str, str]) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     runs = {f"{variant}-{engine}": (engine, keys_of(variant, bases)) for variant, engine in CASES}
-    torch.multiprocessing.spawn(worker, args=(2, free_port(), str(folder), runs), nprocs=2)
+    spawn(worker, 2, 2, free_port(), str(folder), runs)
     return folder
 
 

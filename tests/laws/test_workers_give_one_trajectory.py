@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.multiprocessing
 
+from benchmarks.processes import free_port, spawn
 from strategies.cadence import total_steps
 from strategies.config import as_config
-from tests.laws.runs import CONFIG, LORA, free_port, losses, prepared, trained, worker
+from tests.laws.runs import CONFIG, LORA, losses, prepared, trained, worker
 from tests.tiny import adapter_folder
 
 ONCE = {"gradient_accumulation_steps": 1}
@@ -57,7 +57,7 @@ def keys_of(name: str, adapter: str) -> dict[str, Any]:
 def two_processes(tmp_path_factory: pytest.TempPathFactory, adapter: str) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ddp")
     runs = {name: {"micro_batch_size": 2, **keys_of(name, adapter)} for name in RUNS}
-    torch.multiprocessing.spawn(worker, args=(2, free_port(), str(folder), runs), nprocs=2)
+    spawn(worker, 2, 2, free_port(), str(folder), runs)
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in RUNS}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from benchmarks.processes import free_port, spawn
 from strategies.mixins import NonFiniteLossError
 from tests.laws.runs import built, prepared, trained
 from tests.tiny import pairs, prepared_pairs
@@ -156,10 +156,7 @@ def rank(number: int, port: int, folder: str) -> None:
 @pytest.mark.processes
 def test_two_processes_take_the_same_decisions(tmp_path: Path) -> None:
     """The bad row is only one rank's; the other one asks for the stop."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(rank, args=(port, str(tmp_path)), nprocs=2)
+    spawn(rank, 2, free_port(), str(tmp_path))
     ranks = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2)]
     alone = trained(tmp_path / "alone", rows=scored(16, BAD), nonfinite_loss="skip", **KEYS)
     for found in ranks:

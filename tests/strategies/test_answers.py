@@ -16,15 +16,17 @@ from tests.tiny import prepared_pairs, save_tiny
 def test_answers_are_written_at_each_evaluation(build: Callable[..., Any], tmp_path: Path, keys: dict[str, Any]) -> None:
     if "reference_model" in keys:
         keys = {"reference_model": save_tiny(tmp_path / "other", seed=9)}
-    rows = prepared_pairs(6)
+    rows = prepared_pairs(6 if not keys else 2)
     trainer = build(
         4, learning_rate=1e-2, dpo_generate_during_eval=True, eval_on_start=True, eval_steps=4, evaluate=rows, **keys
     )
+    if keys:  # the lengths of answers are the same for all
+        _answers_of(trainer).max_new_tokens = 16
     trainer.train()
     folder = Path(trainer.args.output_dir) / "generations"
     assert sorted(path.name for path in folder.iterdir()) == ["step-000000.jsonl", "step-000004.jsonl"]
     start, end = ([json.loads(line) for line in path.read_text().splitlines()] for path in sorted(folder.iterdir()))
-    assert [row["prompt"] for row in start] == [row["prompt"] for row in rows[:4]]
+    assert [row["prompt"] for row in start] == [row["prompt"] for row in rows[:4]]  # of four at most
     same_at_start = "reference_model" not in keys
     assert all((row["policy"] == row["reference"]) == same_at_start for row in start)
     assert [row["reference"] for row in end] == [row["reference"] for row in start]
@@ -32,6 +34,11 @@ def test_answers_are_written_at_each_evaluation(build: Callable[..., Any], tmp_p
     assert trainer.generations == end
     lengths = [entry["eval_answer_length"] for entry in trainer.state.log_history if "eval_answer_length" in entry]
     assert len(lengths) == 2 and all(0 < length <= 64 for length in lengths)
+
+
+def _answers_of(trainer: Any) -> Any:
+    """The callback that generates them."""
+    return next(callback for callback in trainer.callback_handler.callbacks if hasattr(callback, "max_new_tokens"))
 
 
 def test_generating_leaves_the_training_as_it_was(build: Callable[..., Any]) -> None:

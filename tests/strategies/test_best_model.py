@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from benchmarks.processes import free_port, spawn
 from strategies.gathering import gather
-from tests.laws.runs import LORA, built, join, prepared, spawn
+from tests.laws.runs import LORA, built, join, prepared
 from tests.laws.sharded import ENGINES, resumable
 from tests.tiny import save_tiny
 
@@ -70,7 +71,7 @@ def worker(rank: int, world_size: int, port: int, folder: str, base: str) -> Non
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("best")
-    spawn(worker, 2, str(folder), save_tiny(folder / "base"))
+    spawn(worker, 2, 2, free_port(), str(folder), save_tiny(folder / "base"))
     return folder
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ from strategies.mixins import (
 )
 from strategies.registry import STRATEGIES, get_strategy
 from strategies.saving import save_final
+from tests.strategies.conftest import small_config, small_trainer
 from tests.tiny import labelled, pairs, prepared_labelled, prepared_pairs, tiny_model, tiny_tokenizer
 
 Build = Callable[..., Any]
 LEARN_FROM_DATA = [rl for rl, strategy in STRATEGIES.items() if strategy.batch_kind != "prompt"]
-FORMS = [{}, {"adapter": "lora", "lora_r": 4}]
+FORMS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"adapter": "lora", "lora_r": 4}}
 MIXINS = (
     RngLoaderMixin,
     SchedulerMixin,
@@ -37,7 +40,7 @@ MIXINS = (
 )
 
 every_strategy = pytest.mark.parametrize("rl", LEARN_FROM_DATA)
-every_form = pytest.mark.parametrize("form", FORMS, ids=["full", "lora"])
+every_form = pytest.mark.parametrize("form", list(FORMS))
 
 
 def rows(rl: str, number: int = 8) -> list[dict[str, Any]]:
@@ -57,38 +60,58 @@ def test_every_trainer_has_the_mixins(rl: str) -> None:
     assert all(issubclass(get_strategy(rl).get_trainer_class(), mixin) for mixin in MIXINS)
 
 
+@dataclass
+class Trained:
+    """A trainer that has trained 8 steps, two epochs, with a checkpoint of step 5, and its evaluations."""
+
+    trainer: Any
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+@pytest.fixture(scope="module")
+def trained(base: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Trained]:
+    """`trained(rl, form)`: made when it is first asked for; tests leave it as it is."""
+
+    @cache
+    def make(rl: str, form: str) -> Trained:
+        trainer = small_trainer(small_config(base, tmp_path_factory.mktemp(rl)), 8, **long_keys(rl, form))
+        before = trainer.evaluate()
+        trainer.train()
+        return Trained(trainer, before, trainer.evaluate())
+
+    return make
+
+
+def long_keys(rl: str, form: str) -> dict[str, Any]:
+    keys = {"rl": rl, "train": rows(rl), "evaluate": rows(rl), "learning_rate": 5e-3, "num_epochs": 2}
+    return {**keys, "save_strategy": None, "save_steps": 5, **FORMS[form]}
+
+
 @every_form
 @every_strategy
-def test_the_loss_falls_and_the_margin_grows(build: Build, rl: str, form: dict[str, Any]) -> None:
-    trainer = build(8, rl=rl, train=rows(rl), evaluate=rows(rl), learning_rate=5e-3, **form)
-    before = trainer.evaluate()
-    trainer.train()
-    after = trainer.evaluate()
-    assert after["eval_loss"] < before["eval_loss"]
-    assert after["eval_rewards/margins"] > before["eval_rewards/margins"]
+def test_the_loss_falls_and_the_margin_grows(trained: Callable[..., Trained], rl: str, form: str) -> None:
+    found = trained(rl, form)
+    assert found.after["eval_loss"] < found.before["eval_loss"]
+    assert found.after["eval_rewards/margins"] > found.before["eval_rewards/margins"]
     assert {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "logits/chosen", "entropy"} <= {
-        name for entry in trainer.state.log_history for name in entry
+        name for entry in found.trainer.state.log_history for name in entry
     }
 
 
 @every_strategy
-def test_evaluations_report_what_the_strategy_says(build: Build, rl: str) -> None:
-    trainer = build(1, rl=rl, train=rows(rl), evaluate=rows(rl))
+def test_evaluations_report_what_the_strategy_says(trained: Callable[..., Trained], rl: str) -> None:
     named = get_strategy(rl).evaluation_metrics(as_config({"base_model": "m", "rl": rl}))
-    assert set(named) <= trainer.evaluate().keys()
+    assert set(named) <= trained(rl, "full").after.keys()
     assert get_strategy(rl).best_metric in named
 
 
-def test_kl_is_the_mean_log_ratio_of_both_answers(build: Build) -> None:
-    trainer = build(6, train=rows("dpo"), evaluate=rows("dpo"), learning_rate=5e-3)
-    assert trainer.evaluate()["eval_kl"] == pytest.approx(0, abs=1e-5)
-    trainer.train()
-    found = trainer.evaluate()
-    beta = trainer.beta
-    assert found["eval_kl"] == pytest.approx(
-        (found["eval_rewards/chosen"] + found["eval_rewards/rejected"]) / 2 / beta, rel=1e-4
-    )
-    assert abs(found["eval_kl"]) > 0.1
+def test_kl_is_the_mean_log_ratio_of_both_answers(trained: Callable[..., Trained]) -> None:
+    found = trained("dpo", "full")
+    assert found.before["eval_kl"] == pytest.approx(0, abs=1e-5)
+    rewards = found.after["eval_rewards/chosen"] + found.after["eval_rewards/rejected"]
+    assert found.after["eval_kl"] == pytest.approx(rewards / 2 / found.trainer.beta, rel=1e-4)
+    assert abs(found.after["eval_kl"]) > 0.1
 
 
 @every_strategy
@@ -101,11 +124,9 @@ def test_raw_and_prepared_rows_train_the_same(build: Build, rl: str) -> None:
 
 @every_form
 @every_strategy
-def test_resumed_equals_never_stopped(build: Build, rl: str, form: dict[str, Any]) -> None:
+def test_resumed_equals_never_stopped(build: Build, trained: Callable[..., Trained], rl: str, form: str) -> None:
     """Also in the middle of the second epoch, which has another order than the first."""
-    keys = {"rl": rl, "train": rows(rl), "save_strategy": None, "save_steps": 5, "num_epochs": 2, **form}
-    whole, resumed = build(8, **keys), build(8, **keys)
-    whole.train()
+    whole, resumed = trained(rl, form).trainer, build(8, **long_keys(rl, form))
     resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-5"))
     assert history(resumed) == history(whole)
     for (name, ours), (_, theirs) in zip(resumed.model.named_parameters(), whole.model.named_parameters(), strict=True):
@@ -124,11 +145,11 @@ def test_the_strategys_metric_stops_early(build: Build, rl: str) -> None:
 
 @every_form
 @every_strategy
-def test_the_best_checkpoint_comes_back(build: Build, rl: str, form: dict[str, Any]) -> None:
+def test_the_best_checkpoint_comes_back(build: Build, rl: str, form: str) -> None:
     """The margin as a thing to minimise is best at the first evaluation."""
     worst = {"metric_for_best_model": "eval_rewards/margins", "greater_is_better": False, "load_best_model_at_end": True}
     cadence = {"eval_steps": 1, "save_steps": 1, "save_strategy": None}
-    trainer = build(4, rl=rl, train=rows(rl), evaluate=rows(rl, 4), **worst, **cadence, **form)
+    trainer = build(4, rl=rl, train=rows(rl), evaluate=rows(rl, 4), **worst, **cadence, **FORMS[form])
     trainer.train()
     values = history(trainer, "eval_rewards/margins")
     assert values[0] < values[-1]
@@ -137,15 +158,14 @@ def test_the_best_checkpoint_comes_back(build: Build, rl: str, form: dict[str, A
 
 @every_form
 @every_strategy
-def test_the_saved_model_loads(build: Build, tmp_path: Path, base: str, rl: str, form: dict[str, Any]) -> None:
-    trainer = build(2, rl=rl, train=rows(rl), **form)
-    trainer.train()
+def test_the_saved_model_loads(trained: Callable[..., Trained], tmp_path: Path, base: str, rl: str, form: str) -> None:
+    trainer = trained(rl, form).trainer
     folder = save_final(trainer, tiny_tokenizer(), tmp_path / "model")
-    whole = AutoModelForCausalLM.from_pretrained(base if form else folder)
-    loaded = PeftModel.from_pretrained(whole, str(folder)) if form else whole
+    whole = AutoModelForCausalLM.from_pretrained(base if FORMS[form] else folder)
+    loaded = PeftModel.from_pretrained(whole, str(folder)) if FORMS[form] else whole
     ids = torch.tensor([[1, 2, 3]])
-    trained = trainer.model.eval()
-    assert torch.allclose(loaded.eval()(ids).logits, trained(ids).logits, atol=1e-5)
+    own = trainer.model.eval()
+    assert torch.allclose(loaded.eval()(ids).logits, own(ids).logits, atol=1e-5)
     assert not torch.allclose(loaded(ids).logits, tiny_model(tiny_tokenizer())(ids).logits, atol=1e-5)
     card = (folder / "README.md").read_text()
     assert f"- {rl}\n" in card

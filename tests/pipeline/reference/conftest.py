@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,12 @@ import torch
 from pipeline.config import RunConfig, parse_config
 from pipeline.data import Prepared, prepare
 from pipeline.reference import Scores, score
+from tests.suite.sharing import make_once
 from tests.tiny import pairs
 
 FILES = (25, 25, 10)
 """Raw rows of each data file, whose training rows are a part, and so are its evaluation rows."""
+FILE_NAMES = tuple(f"pairs-{number}.jsonl" for number in range(len(FILES)))
 ROWS_PER_TASK = 10
 """A part takes up to three tasks, and a task several forwards."""
 
@@ -26,22 +29,25 @@ Recipe = Callable[..., RunConfig]
 
 @pytest.fixture(scope="session")
 def scored_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("scored")
+    """Where the data lie that all tests here share; what changes them copies them."""
+    return make_once(tmp_path_factory, "scored", write_data)
+
+
+def write_data(root: Path) -> None:
+    rows = pairs(sum(FILES))
+    for file, number in zip(FILE_NAMES, FILES, strict=True):
+        own, rows = rows[:number], rows[number:]
+        (root / file).write_text("".join(json.dumps(pair) + "\n" for pair in own))
 
 
 @pytest.fixture(scope="session")
 def recipe(tiny_base: str, scored_root: Path) -> Recipe:
     """`recipe(**keys)`: 52 training pairs and 8 for evaluation, a few pairs per forward."""
-    rows = pairs(sum(FILES))
-    paths = [scored_root / f"pairs-{number}.jsonl" for number in range(len(FILES))]
-    for path, number in zip(paths, FILES, strict=True):
-        own, rows = rows[:number], rows[number:]
-        path.write_text("".join(json.dumps(pair) + "\n" for pair in own))
 
     def make(**keys: Any) -> RunConfig:
         defaults = {
             "base_model": tiny_base,
-            "datasets": [{"path": str(path)} for path in paths],
+            "datasets": [{"path": str(scored_root / file)} for file in FILE_NAMES],
             "val_set_size": 8,
             "dataset_prepared_path": str(scored_root / "prepared"),
             "sequence_len": 256,
@@ -59,9 +65,13 @@ def prepared(ray_session: Any, recipe: Recipe) -> Prepared:
 
 
 @pytest.fixture(scope="session")
-def scores(recipe: Recipe, prepared: Prepared) -> Scores:
-    """An undisturbed run."""
-    return score(recipe(), prepared, rows_per_task=ROWS_PER_TASK)
+def scores(recipe: Recipe, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Scores:
+    """An undisturbed run, as the process of tests got it that ran it."""
+
+    def make(folder: Path) -> None:
+        (folder / "scores").write_bytes(pickle.dumps(score(recipe(), prepared, rows_per_task=ROWS_PER_TASK)))
+
+    return pickle.loads((make_once(tmp_path_factory, "scores", make) / "scores").read_bytes())
 
 
 @pytest.fixture

@@ -28,18 +28,16 @@ from pipeline.training.folder import RunFolder
 from pipeline.training.metrics import MetricsFile
 from strategies.checkpoints.manifest import find_damage
 from tests.pipeline.training.test_train import Recorder
+from tests.runs import LONG
 from tests.waiting import WAIT_S, wait_for
 
 ROOT = Path(__file__).parents[3]
 
-LONG = {"num_epochs": 10, "eval_steps": 20, "save_steps": 8}
-"""40 steps of 8 pairs each, so that there is time to hit a run in the middle."""
 
-
-@pytest.fixture(scope="module")
-def quiet(recipe: Any, ray_session: Any, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+@pytest.fixture
+def quiet(finished_full: TrainResult) -> TrainResult:
     """The `LONG` run that nothing happened to."""
-    return train(recipe(tmp_path_factory.mktemp("quiet") / "run", **LONG))
+    return finished_full
 
 
 def ledger_of(result: TrainResult) -> list[dict[str, Any]]:

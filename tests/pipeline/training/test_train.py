@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import TrainResult, train
-from pipeline.config import parse_config
 from pipeline.display import SilentDisplay
 from pipeline.errors import UserError
+from tests.runs import LONG
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -40,14 +41,21 @@ class Recorder(SilentDisplay):
 
 
 @pytest.fixture(scope="module")
+def run(finished_full: TrainResult) -> TrainResult:
+    """A full fine-tuning of 40 steps on two workers."""
+    return finished_full
+
+
+@pytest.fixture(scope="module")
 def shown() -> Recorder:
     return Recorder()
 
 
 @pytest.fixture(scope="module")
-def run(ray_session: Any, recipe: Any, shown: Recorder, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    """A full fine-tuning of 12 steps on two workers."""
-    return train(recipe(tmp_path_factory.mktemp("runs") / "full"), display=shown)
+def alone(ray_session: Any, recipe: Any, shown: Recorder, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """The same on one worker."""
+    keys = {**LONG, "ray": {"num_workers": 1}, "micro_batch_size": 4}
+    return train(recipe(tmp_path_factory.mktemp("runs") / "alone", **keys), display=shown)
 
 
 def losses(result: TrainResult) -> list[float]:
@@ -62,8 +70,8 @@ def answer(model: Any, tokenizer: Any) -> str:
 
 def test_the_folder_of_a_run(run: TrainResult) -> None:
     names = {path.name for path in run.run_dir.iterdir() if not path.name.startswith(".")}
-    assert {"config.yaml", "metrics.jsonl", "run.json", "model", "checkpoint-000004", "checkpoint-000012"} <= names
-    assert json.loads((run.run_dir / "run.json").read_text())["step"] == run.steps == 12
+    assert {"config.yaml", "metrics.jsonl", "run.json", "model", "checkpoint-000016", "checkpoint-000040"} <= names
+    assert json.loads((run.run_dir / "run.json").read_text())["step"] == run.steps == 40
     assert yaml.safe_load((run.run_dir / "config.yaml").read_text())["ray"]["num_workers"] == 2
     assert (run.model_dir / "model.safetensors").is_file()
     assert (run.model_dir / "chat_template.jinja").is_file()
@@ -71,11 +79,11 @@ def test_the_folder_of_a_run(run: TrainResult) -> None:
 
 
 def test_steps_count_with_the_global_batch(run: TrainResult) -> None:
-    """32 pairs, 2 x 2 x 2 a step: 4 steps an epoch, 12 in all; every step is recorded once."""
+    """32 pairs, 2 x 2 x 2 a step: 4 steps an epoch, 40 in all; every step is recorded once."""
     trained = run.history.dropna(subset=["loss"])
-    assert trained["step"].tolist() == list(range(1, 13))
-    assert trained["epoch"].iloc[-1] == 3.0
-    assert run.history.dropna(subset=["eval_loss"])["step"].tolist() == [4, 8, 12]
+    assert trained["step"].tolist() == list(range(1, 41))
+    assert trained["epoch"].iloc[-1] == 10.0
+    assert run.history.dropna(subset=["eval_loss"])["step"].tolist() == [20, 40]
 
 
 def test_the_run_learns(run: TrainResult) -> None:
@@ -84,12 +92,12 @@ def test_the_run_learns(run: TrainResult) -> None:
     assert run.metrics["eval_rewards/accuracies"] == 1.0
 
 
-def test_what_is_shown(run: TrainResult, shown: Recorder) -> None:
-    stages = ["starting Ray", "preparing data", "scoring the reference", "starting 2 workers", "training", "writing the report"]
+def test_what_is_shown(alone: TrainResult, shown: Recorder) -> None:
+    stages = ["starting Ray", "preparing data", "scoring the reference", "starting 1 worker", "training", "writing the report"]
     assert shown.stages == stages
     assert shown.notes[0].startswith("prepared 32 training and 8 evaluation rows")
     assert [note for note in shown.notes if note.startswith("saved")] == [
-        f"saved checkpoint-0000{n}" for n in ("04", "08", "12")
+        f"saved checkpoint-0000{n}" for n in ("08", "16", "24", "32", "40")
     ]
     assert all(record["tokens_per_second"] > 0 for record in shown.records if "loss" in record)
 
@@ -102,20 +110,19 @@ def test_the_model_loads_and_generates(run: TrainResult) -> None:
 
 
 def test_a_finished_run_is_not_run_again(run: TrainResult, recipe: Any) -> None:
-    with pytest.raises(UserError, match="holds a finished run of 12 steps; continue it with --resume"):
-        train(recipe(run.run_dir))
+    with pytest.raises(UserError, match="holds a finished run of 40 steps; continue it with --resume"):
+        train(recipe(run.run_dir, **LONG))
     display = Recorder()
-    again = train(recipe(run.run_dir), resume=True, display=display)
+    again = train(recipe(run.run_dir, **LONG), resume=True, display=display)
     assert (again.steps, again.metrics) == (run.steps, run.metrics)
-    assert "already finished with step 12" in display.notes[-1]
+    assert "already finished with step 40" in display.notes[-1]
 
 
-def test_law_3_one_worker_gives_the_trajectory_of_two(run: TrainResult, recipe: Any, tmp_path: Path) -> None:
-    one = train(recipe(tmp_path / "one", ray={"num_workers": 1}, micro_batch_size=4))
-    torch.testing.assert_close(torch.tensor(losses(one)), torch.tensor(losses(run)), rtol=1e-4, atol=1e-6)
+def test_law_3_one_worker_gives_the_trajectory_of_two(run: TrainResult, alone: TrainResult) -> None:
+    torch.testing.assert_close(torch.tensor(losses(alone)), torch.tensor(losses(run)), rtol=1e-4, atol=1e-6)
     columns = ["rewards/margins", "logps/chosen", "eval_loss", "grad_norm"]
     for column in columns:
-        mine, theirs = (torch.tensor(result.history[column].dropna().tolist()) for result in (one, run))
+        mine, theirs = (torch.tensor(result.history[column].dropna().tolist()) for result in (alone, run))
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
@@ -188,8 +195,8 @@ def test_lora_on_real_pairs_with_the_best_checkpoint(recipe: Any, tiny_base: str
     assert set(json.loads(table[0])) == {"prompt", "policy", "reference"}
 
 
-def test_a_run_is_continued_with_more_epochs(run: TrainResult, recipe: Any) -> None:
-    config = parse_config({**recipe(run.run_dir).model_dump(exclude_none=True, exclude_defaults=True), "num_epochs": 4})
-    longer = train(config, resume=True)
-    assert longer.steps == 16
-    assert longer.history.dropna(subset=["loss"])["step"].tolist() == list(range(1, 17))
+def test_a_run_is_continued_with_more_epochs(run: TrainResult, recipe: Any, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run.run_dir, tmp_path / "run"))
+    longer = train(recipe(copied, **{**LONG, "num_epochs": 11}), resume=True)
+    assert longer.steps == 44
+    assert longer.history.dropna(subset=["loss"])["step"].tolist() == list(range(1, 45))
