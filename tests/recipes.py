@@ -26,7 +26,8 @@ def small_recipe(base_model: str, data: Path, **defaults: Any) -> Recipe:
     from pipeline.config import parse_config
     from tests.tiny import pairs
 
-    (data / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs(40)))
+    if not (data / "pairs.jsonl").exists():
+        (data / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs(40)))
     common = {
         "base_model": base_model,
         "datasets": [{"path": str(data / "pairs.jsonl")}],

@@ -21,7 +21,7 @@ def test_answers_are_written_at_each_evaluation(build: Callable[..., Any], tmp_p
         4, learning_rate=1e-2, dpo_generate_during_eval=True, eval_on_start=True, eval_steps=4, evaluate=rows, **keys
     )
     if keys:  # the lengths of answers are the same for all
-        _answers_of(trainer).max_new_tokens = 16
+        trainer.answers.max_new_tokens = 16
     trainer.train()
     folder = Path(trainer.args.output_dir) / "generations"
     assert sorted(path.name for path in folder.iterdir()) == ["step-000000.jsonl", "step-000004.jsonl"]
@@ -34,11 +34,6 @@ def test_answers_are_written_at_each_evaluation(build: Callable[..., Any], tmp_p
     assert trainer.generations == end
     lengths = [entry["eval_answer_length"] for entry in trainer.state.log_history if "eval_answer_length" in entry]
     assert len(lengths) == 2 and all(0 < length <= 64 for length in lengths)
-
-
-def _answers_of(trainer: Any) -> Any:
-    """The callback that generates them."""
-    return next(callback for callback in trainer.callback_handler.callbacks if hasattr(callback, "max_new_tokens"))
 
 
 def test_generating_leaves_the_training_as_it_was(build: Callable[..., Any]) -> None:

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline import TrainResult, train
 from pipeline.display import SilentDisplay
 from pipeline.errors import UserError
-from tests.runs import LONG
+from tests.recipes import Recipe
+from tests.runs import LONG, full_recipe
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -44,6 +45,13 @@ class Recorder(SilentDisplay):
 def run(finished_full: TrainResult) -> TrainResult:
     """A full fine-tuning of 40 steps on two workers."""
     return finished_full
+
+
+@pytest.fixture(scope="module")
+def same(run: TrainResult, tiny_base: str) -> Recipe:
+    """`same(output_dir, **keys)`: the recipe of `run`."""
+    make = full_recipe(tiny_base, run.run_dir.parent)
+    return lambda output_dir, **keys: make(output_dir, **{**LONG, **keys})
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +117,11 @@ def test_the_model_loads_and_generates(run: TrainResult) -> None:
     assert tokenizer.chat_template
 
 
-def test_a_finished_run_is_not_run_again(run: TrainResult, recipe: Any) -> None:
+def test_a_finished_run_is_not_run_again(run: TrainResult, same: Recipe) -> None:
     with pytest.raises(UserError, match="holds a finished run of 40 steps; continue it with --resume"):
-        train(recipe(run.run_dir, **LONG))
+        train(same(run.run_dir))
     display = Recorder()
-    again = train(recipe(run.run_dir, **LONG), resume=True, display=display)
+    again = train(same(run.run_dir), resume=True, display=display)
     assert (again.steps, again.metrics) == (run.steps, run.metrics)
     assert "already finished with step 40" in display.notes[-1]
 
@@ -195,8 +203,8 @@ def test_lora_on_real_pairs_with_the_best_checkpoint(recipe: Any, tiny_base: str
     assert set(json.loads(table[0])) == {"prompt", "policy", "reference"}
 
 
-def test_a_run_is_continued_with_more_epochs(run: TrainResult, recipe: Any, tmp_path: Path) -> None:
+def test_a_run_is_continued_with_more_epochs(run: TrainResult, same: Recipe, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(run.run_dir, tmp_path / "run"))
-    longer = train(recipe(copied, **{**LONG, "num_epochs": 11}), resume=True)
+    longer = train(same(copied, num_epochs=11), resume=True)
     assert longer.steps == 44
     assert longer.history.dropna(subset=["loss"])["step"].tolist() == list(range(1, 45))
