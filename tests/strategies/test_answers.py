@@ -20,8 +20,8 @@ def test_answers_are_written_at_each_evaluation(build: Callable[..., Any], tmp_p
     trainer = build(
         4, learning_rate=1e-2, dpo_generate_during_eval=True, eval_on_start=True, eval_steps=4, evaluate=rows, **keys
     )
-    if keys:  # the lengths of answers are the same for all
-        trainer.answers.max_new_tokens = 16
+    assert trainer.answers.max_new_tokens == 64
+    trainer.answers.max_new_tokens = 16
     trainer.train()
     folder = Path(trainer.args.output_dir) / "generations"
     assert sorted(path.name for path in folder.iterdir()) == ["step-000000.jsonl", "step-000004.jsonl"]
@@ -33,7 +33,7 @@ def test_answers_are_written_at_each_evaluation(build: Callable[..., Any], tmp_p
     assert any(row["policy"] != row["reference"] for row in end)
     assert trainer.generations == end
     lengths = [entry["eval_answer_length"] for entry in trainer.state.log_history if "eval_answer_length" in entry]
-    assert len(lengths) == 2 and all(0 < length <= 64 for length in lengths)
+    assert len(lengths) == 2 and all(0 < length <= 16 for length in lengths)
 
 
 def test_generating_leaves_the_training_as_it_was(build: Callable[..., Any]) -> None:
@@ -47,6 +47,8 @@ def test_generating_leaves_the_training_as_it_was(build: Callable[..., Any]) -> 
             eval_steps=2,
             evaluate=prepared_pairs(2),
         )
+        if generate:
+            trainer.answers.max_new_tokens = 16
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert losses[0] == losses[1]
