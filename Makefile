@@ -27,7 +27,8 @@ test: $(VENV)/.dev
 test-rest: $(VENV)/.dev
 	$(PYTEST) --tier rest
 
-test-all: test test-rest
+test-all: $(VENV)/.dev
+	$(PYTEST) --tier quick; quick=$$?; $(PYTEST) --tier rest && exit $$quick
 
 checks: lint test
 

@@ -14,7 +14,10 @@ PRELOADED = ["strategies.preload", "strategies.trainers.kto"]
 
 
 def spawn(target: Any, number: int, *given: Any) -> None:
-    """Run `target(rank, *given)` in so many processes; the error of the first that fails is raised."""
+    """Run `target(rank, *given)` in so many processes; the error of the first that fails is raised.
+
+    Their environment is that of the first call: later changes of this process's don't reach them.
+    """
     multiprocessing.set_forkserver_preload(PRELOADED)
     torch.multiprocessing.start_processes(target, args=given, nprocs=number, start_method="forkserver")
 

@@ -85,7 +85,7 @@ def _save_model(options: argparse.Namespace, folder: str) -> int:
 
 
 def _measure(name: str, options: argparse.Namespace, folder: str) -> dict[str, int]:
-    """Bytes of rank 0, in processes that have done nothing else."""
+    """Bytes of rank 0, in processes that have done nothing but import what they need."""
     spawn(worker, options.workers, options, name, free_port(), folder)
     return json.loads(Path(folder, "found.json").read_text())
 

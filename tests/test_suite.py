@@ -26,6 +26,7 @@ def run(tmp_path: Path):
         (tmp_path / "conftest.py").write_text(CONFTEST)
         (tmp_path / "test_it.py").write_text("import pytest\n" + textwrap.dedent(code))
         variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        variables["CI"] = "true"  # where pytest itself cuts nothing
         words = [
             sys.executable,
             "-m",
@@ -62,7 +63,7 @@ BUSY = """
     def shared():
         work()
 
-    def test_of_a_dear_fixture(shared):
+    def test_of_an_expensive_fixture(shared):
         pass
 
     @pytest.mark.driver
@@ -74,16 +75,20 @@ BUSY = """
 
     def test_that_works():
         work()
+
+    def test_that_is_skipped_after_its_work():
+        work()
+        pytest.skip("not here")
 """
 
 
 @pytest.mark.parametrize("processes", [(), pytest.param(("--numprocesses=1",), marks=pytest.mark.processes)])
-def test_a_run_fails_in_which_an_unmarked_test_was_dear(run, processes) -> None:
+def test_a_run_fails_in_which_an_unmarked_test_was_expensive(run, processes) -> None:
     status, output = run(BUSY, "--budget=0.5", *processes)
     assert "4 passed" in output and status == 1, output
     assert "unmarked tests that took 0.5 s of processor time" in output
     named = output.split("or more")[1]
-    assert "test_that_works" in named and named.count("test_it.py::") == 1
+    assert "test_that_works" in named and "skipped_after" in named and named.count("test_it.py::") == 2
 
 
 TIERED = """
@@ -122,10 +127,21 @@ def test_a_failure_fits_a_screen(run) -> None:
     code = """
         import sys
 
+        TEXT = "\\n".join(f"line {number} of an error" for number in range(200))
+
         def dive(depth):
             if depth:
                 dive(depth - 1)
-            raise ValueError("\\n".join(f"line {number} of an error" for number in range(200)))
+            raise ValueError(TEXT)
+
+        def test_of_a_chain():
+            try:
+                try:
+                    dive(20)
+                except ValueError as error:
+                    raise KeyError(TEXT) from error
+            except KeyError as error:
+                raise RuntimeError(TEXT) from error
 
         def test_it():
             for number in range(200):
@@ -133,8 +149,8 @@ def test_a_failure_fits_a_screen(run) -> None:
             dive(20)
     """
     status, output = run(code, "--show-capture=stderr")
-    shown = output.split("= FAILURES =")[1].split("short test summary")[0]
-    assert status == 1 and len(shown.splitlines()) < 60, shown
+    chain, shown = output.split("= FAILURES =")[1].split("_ test_it _")
+    assert status == 1 and len(chain.splitlines()) < 60 and len(shown.splitlines()) < 60, output
     for kept in (
         "line 0 of an error",
         "line 199 of an error",
@@ -151,14 +167,15 @@ def test_what_is_shared_is_made_once(tmp_path_factory: pytest.TempPathFactory) -
 
     def make(folder: Path) -> None:
         asked.append(folder)
+        (folder / f"made-{len(asked)}").touch()
         if len(asked) == 1:
             raise OSError("the first try fails")
-        (folder / "made").touch()
 
     with pytest.raises(OSError, match="first try"):
         make_once(tmp_path_factory, "of-the-suite", make)
     folders = [make_once(tmp_path_factory, "of-the-suite", make) for _ in range(2)]
-    assert folders[0] == folders[1] and (folders[0] / "made").exists() and len(asked) == 2
+    assert folders[0] == folders[1] and len(asked) == 2
+    assert [path.name for path in folders[0].glob("made-*")] == ["made-2"]
 
 
 def test_text_is_cut_in_its_middle() -> None:

@@ -40,13 +40,13 @@ def prepare(
 ) -> Prepared:
     """Prepare the data of `cfg`, or open the store when it is there already (then Ray is not touched).
 
-    A killed run is continued where it stopped; of two runs that want the same store one waits for the other. `progress`
-    is called with `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, totals None while unknown.
+    A killed run is continued where it stopped; of two runs that want the same store one waits for the other.
 
     Args:
         cfg: the recipe.
         tokenizer: the recipe's when None.
-        progress: called after every part.
+        progress: called after every part with `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, totals None
+            while unknown.
         rows_per_part: raw rows per staged part.
         executor: runs the tasks; Ray Data when None, on the Ray that this starts or joins.
 
@@ -91,7 +91,7 @@ def _build(
     staging.mkdir(parents=True, exist_ok=True)
     if not plan.shards:
         raise UserError(f"datasets: no rows in {', '.join(str(keys['path']) for keys in plan.datasets)}")
-    run_tasks = executor or _ray(cfg)
+    run_tasks = executor or _default_executor(cfg)
     job = Job(
         rl=cfg.rl,
         tokenizer=tokenizer,
@@ -115,16 +115,14 @@ def _build(
     return store
 
 
-def _ray(cfg: Any) -> Executor:
+def _default_executor(cfg: Any) -> Executor:
     from pipeline.session import connect
 
     connect(cfg)
     return run_on_ray
 
 
-def _stage(
-    job: Job, plan: Plan, run_tasks: Executor, num_proc: int | None, progress: Progress | None
-) -> list[dict[str, Any]]:
+def _stage(job: Job, plan: Plan, run_tasks: Executor, num_proc: int | None, progress: Progress | None) -> list[dict[str, Any]]:
     """Summaries of all parts, in the order of the sources."""
     parts, rows = [], 0
     known = plan.rows is not None

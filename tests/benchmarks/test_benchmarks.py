@@ -11,6 +11,8 @@ import pytest
 
 from benchmarks import prepare, sharding_memory, sweep_cost, training, utilisation
 
+pytestmark = pytest.mark.benchmark
+
 
 @pytest.fixture(scope="module")
 def small(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
@@ -29,7 +31,6 @@ def small(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]
     return ["--model", tiny_base, "--data", str(data), *sizes]
 
 
-@pytest.mark.long
 def test_training_compares_both_settings_of_the_peer(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     training.main([*small, "--rows-near", "60"])
     output = capsys.readouterr().out
@@ -48,7 +49,6 @@ def test_training_measures_the_memory_of_a_side(small: list[str], capsys: pytest
     assert found["peak"] >= found["before"] > 2**20
 
 
-@pytest.mark.long
 def test_sweep_cost_counts_one_reference_forward_per_pair(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     sweep_cost.main([*small, "--trials", "2"])
     forwards = [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
@@ -72,7 +72,6 @@ def test_prepare_compares_with_datasets_map(
     assert "most private memory" in output
 
 
-@pytest.mark.processes
 def test_sharding_memory_counts_what_a_worker_holds(capsys: pytest.CaptureFixture[str]) -> None:
     sharding_memory.main(["--width", "64", "--layers", "1", "--vocabulary", "300", "--tokens", "16"])
     ratios = {

@@ -71,7 +71,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(base: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Trained]:
-    """`trained(rl, form)`: made when it is first asked for; tests leave it as it is."""
+    """`trained(rl, form)`: made when it is first asked for; tests don't train it further."""
 
     @cache
     def make(rl: str, form: str) -> Trained:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -46,8 +47,9 @@ class Budget:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if "torch" in sys.modules and not session.config.option.collectonly:
-            for name in PRELOADED:
-                import_module(name)
+            with suppress(ImportError):  # tests will say it
+                for name in PRELOADED:
+                    import_module(name)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[Any]:
@@ -69,6 +71,10 @@ class Budget:
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[Any]:
         return (yield from self._measured(item))
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[Any]:
+        return (yield from self._measured(item))
+
     def _measured(self, item: pytest.Item) -> Iterator[Any]:
         if costs_of(item):
             return (yield)
@@ -79,21 +85,21 @@ class Budget:
             item.user_properties.append((PROPERTY, processor_time() - before - self._fixtures))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call":
+        if report.when == "teardown":  # the last one, with the times of all three
             self._spent[report.nodeid] = sum(value for name, value in report.user_properties if name == PROPERTY)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
-        if self._too_dear() and session.exitstatus == pytest.ExitCode.OK:
+        if self._over_budget() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         return (yield)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        if dear := self._too_dear():
+        if found := self._over_budget():
             terminalreporter.section(f"unmarked tests that took {self._seconds:g} s of processor time or more", red=True)
-            for nodeid, seconds in sorted(dear.items(), key=lambda entry: -entry[1]):
+            for nodeid, seconds in sorted(found.items(), key=lambda entry: -entry[1]):
                 terminalreporter.line(f"{seconds:6.1f} s  {nodeid}")
             terminalreporter.line("Make them cheaper, or mark what they cost (tests/suite/tiers.py).")
 
-    def _too_dear(self) -> dict[str, float]:
+    def _over_budget(self) -> dict[str, float]:
         return {nodeid: seconds for nodeid, seconds in self._spent.items() if seconds >= self._seconds}

@@ -1,7 +1,8 @@
-"""The hooks of pytest by which the suite is held; `tests/conftest.py` takes them over."""
+"""The hooks of pytest that hold the suite to its rules; `tests/conftest.py` takes them over."""
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in their background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # so that what tests start can be interrupted
     for name, meaning in {**tiers.COSTS, tiers.MAIN_JOB: "in the tier quick, whatever it costs"}.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
     for plugin in (Budget(config.getoption("--budget")), ShortFailures(config)):
@@ -31,5 +34,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=tiers.select(items, config.getoption("--tier")))
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> tiers.ByFile:
-    return tiers.ByFile(config, log)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files are given out so that the main job stays in one process."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.suite.scheduling import ByFile
+
+    return ByFile(config, log)

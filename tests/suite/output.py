@@ -12,6 +12,8 @@ __all__ = ["ShortFailures", "cut"]
 MESSAGE_LINES = 24
 CAPTURED_LINES = 12
 FRAMES = 6
+LINKS = 2
+"""Of a chain of exceptions: the first and the last."""
 COLUMNS = 240
 FAIL = "E   "
 """How pytest begins a line of a message."""
@@ -38,20 +40,34 @@ class ShortFailures:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Iterator[Any]:
-        report = yield
-        if report.failed and not self._is_whole:
-            report.sections = [(name, cut(text, CAPTURED_LINES)) for name, text in report.sections]
-            for traceback, *_ in getattr(report.longrepr, "chain", ()):
-                _shorten(traceback)
+        return self._shortened((yield))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self) -> Iterator[Any]:
+        return self._shortened((yield))
+
+    def _shortened(self, report: Any) -> Any:
+        if not report.failed or self._is_whole:
+            return report
+        report.sections = [(name, cut(text, CAPTURED_LINES)) for name, text in report.sections]
+        if hasattr(report.longrepr, "longrepr"):  # of a file that can't be collected
+            report.longrepr.longrepr = cut(report.longrepr.longrepr, MESSAGE_LINES)
+        chain = getattr(report.longrepr, "chain", [])
+        if len(chain) > LINKS:
+            chain[1 : len(chain) - LINKS + 1] = []
+        for traceback, crash, _ in chain:
+            _shorten(traceback, MESSAGE_LINES // len(chain), FRAMES // len(chain))
+            if crash is not None:
+                crash.message = crash.message.partition("\n")[0][:COLUMNS]
         return report
 
 
-def _shorten(traceback: Any) -> None:
+def _shorten(traceback: Any, lines: int, frames: int) -> None:
     entries = traceback.reprentries
-    if len(entries) > FRAMES:
-        traceback.extraline = f"({len(entries) - FRAMES} frames in the middle are left out; -vv shows them)"
-        entries[FRAMES // 2 : len(entries) - FRAMES // 2] = []
+    if len(entries) > frames:
+        traceback.extraline = f"({len(entries) - frames} frames in the middle are left out; -vv shows them)"
+        entries[frames // 2 : len(entries) - (frames - frames // 2)] = []
     for entry in entries:
-        source = [line for line in entry.lines if not line.startswith(FAIL[0])]
-        message = "\n".join(line for line in entry.lines if line.startswith(FAIL[0]))
-        entry.lines = [*source, *cut(message, MESSAGE_LINES, FAIL).splitlines()]
+        source = [line for line in entry.lines if not line.startswith(FAIL)]
+        message = "\n".join(line for line in entry.lines if line.startswith(FAIL))
+        entry.lines = [*source, *cut(message, lines, FAIL).splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,12 +26,13 @@ def shared_root(factory: pytest.TempPathFactory) -> Path:
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """The folder `name` of this run of the tests, filled by `make` when it is first asked for.
 
-    Who asks meanwhile waits. What fails leaves nothing, and is tried again by the next who asks.
+    Who asks meanwhile waits. What a failure has left is deleted when the next one asks.
     """
     folder = shared_root(factory) / name
     with FileLock(f"{folder}.lock"):
         if not (folder / MADE).exists():
-            folder.mkdir(exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
             make(folder)
             (folder / MADE).touch()
     return folder

@@ -7,20 +7,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
-__all__ = ["COSTS", "TIERS", "ByFile", "costs_of", "mark", "select", "tier_of"]
+__all__ = ["COSTS", "MAIN_JOB", "TIERS", "costs_of", "mark", "select", "tier_of"]
 
 COSTS = {
     "ray": "uses the Ray that the tests of a process share",
     "driver": "starts a Ray of its own, in a process of its own",
     "cluster": "starts the nodes of a cluster",
     "processes": "starts several processes that import torch or pytest, without Ray",
-    "long": "computes for more seconds than the budget of an unmarked test",
+    "benchmark": "runs a benchmark, at its smallest",
     "realmodel": "loads SmolLM2",
     "browser": "looks at a page in Chromium",
     "install": "installs a package, or builds the site",
@@ -57,21 +54,3 @@ def select(items: list[pytest.Item], tier: str | None) -> list[pytest.Item]:
     files = {item.path for item in items if item.get_closest_marker(MAIN_JOB)}
     items.sort(key=lambda item: item.path not in files)
     return left_out
-
-
-class ByFile(LoadScopeScheduling):
-    """Gives each process of tests a file at a time, and files with tests of the main job to one process: it has one Ray.
-
-    What schedules knows tests by their ids, so files are told by their text.
-    """
-
-    def __init__(self, config: pytest.Config, log: Any) -> None:
-        super().__init__(config, log)
-        self._root, self._tier = config.rootpath, config.getoption("--tier")
-        self._is_main: dict[str, bool] = {}
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        if file not in self._is_main:
-            self._is_main[file] = f"mark.{MAIN_JOB}" in Path(self._root, file).read_text(encoding="utf-8")
-        return MAIN_JOB if self._is_main[file] and self._tier == "quick" else file

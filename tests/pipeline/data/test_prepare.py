@@ -7,16 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import prepare
+from pipeline.data.engine import run_on_ray
 from pipeline.errors import UserError
 from tests.pipeline.data.conftest import SHARED_DATA, make_config, prepare_here, write_jsonl
 from tests.tiny import pairs
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[3]
 
@@ -191,6 +192,22 @@ def test_one_clear_message(tmp_path, tokenizer, rows, changes, message):
         prepare_here(cfg, tokenizer)
 
 
+@pytest.mark.main_job
+@pytest.mark.usefixtures("ray_session")
+def test_an_error_of_a_task_comes_home_as_its_message(tmp_path, tokenizer):
+    rows = write_jsonl(tmp_path / "a.jsonl", pairs(3))
+    cfg = make_config(tmp_path, {"path": str(rows)}, sequence_len=5, excess_length_strategy="raise")
+    with pytest.raises(UserError, match="^excess_length_strategy: raise, and row 1 of .*a.jsonl"):
+        prepare(cfg, tokenizer)
+
+    def fails(job, index):
+        raise PermissionError(13, "Permission denied", "/data/part")
+        yield {}
+
+    with pytest.raises(UserError, match="^dataset_prepared_path: cannot write /data/part: Permission denied"):
+        list(run_on_ray(fails, None, 1))
+
+
 def test_conversations_without_a_template(tmp_path):
     from tests.tiny import tiny_tokenizer
 
@@ -216,6 +233,7 @@ def test_a_folder_that_the_nodes_do_not_share(tmp_path, tokenizer):
         prepare(cfg, tokenizer, executor=lambda *args: iter(elsewhere))
 
 
+@pytest.mark.main_job
 @pytest.mark.usefixtures("ray_session")
 def test_a_full_disk(tmp_path, tokenizer):
     small = tmp_path / "small"
@@ -261,11 +279,8 @@ def start(tmp_path, path, pause):
 
 
 def wait_for_parts(tmp_path, number):
-    deadline = time.monotonic() + 300
-    while len(staged := sorted((tmp_path / "prepared").glob("*/staging/*.parquet"))) < number:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return staged
+    folder = tmp_path / "prepared"
+    wait_for(lambda: len(list(folder.glob("*/staging/*.parquet"))) >= number)
 
 
 @pytest.mark.processes

@@ -140,7 +140,8 @@ def test_rows_that_are_left_out_are_told(adapter_run: Any, evaluation_root: Path
     assert found.metrics["rewards/margins"].n == 10
 
 
-def test_a_reference_with_another_tokenizer_is_refused(adapter_run: Any, tmp_path: Path) -> None:
+@pytest.mark.main_job
+def test_a_reference_with_another_tokenizer_is_refused(finished_adapter: Any, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer)
     model.save_pretrained(tmp_path)
@@ -153,7 +154,7 @@ def test_a_reference_with_another_tokenizer_is_refused(adapter_run: Any, tmp_pat
     known["model"]["vocab"] = {swapped.get(token, token): number for token, number in vocabulary.items()}
     file.write_text(json.dumps(known))
     with pytest.raises(UserError, match=r"--reference: .* has another tokenizer \(2 tokens differ"):
-        evaluate(str(adapter_run.run_dir), reference=str(tmp_path), answers=0)
+        evaluate(str(finished_adapter.run_dir), reference=str(tmp_path), answers=0)
 
 
 def test_everything_as_json_and_as_html(found: Any) -> None:

@@ -86,6 +86,7 @@ def copied_data(recipe: Any, prepared: Any, tmp_path: Path) -> Any:
     return recipe(dataset_prepared_path=str(tmp_path / "prepared"))
 
 
+@pytest.mark.driver
 def test_a_killed_run_is_continued_by_one_of_two_at_once(
     ray_session: Any, copied_data: Any, prepared: Any, scores: Any, tmp_path: Path
 ) -> None:

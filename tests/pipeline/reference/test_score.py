@@ -118,6 +118,7 @@ def test_why_rows_are_not_packed_comes_home(recipe: Any, prepared: Any, tmp_path
     assert (padded["rows"], padded["padded_because"]) == (1, "attn_implementation: eager doesn't take the mask")
 
 
+@pytest.mark.main_job
 def test_a_reference_that_does_not_load_is_a_message(recipe: Any, prepared: Any, tmp_path: Path) -> None:
     folder = Path(save_tiny(tmp_path / "broken"))
     (folder / "model.safetensors").write_bytes(b"no weights")
@@ -126,6 +127,7 @@ def test_a_reference_that_does_not_load_is_a_message(recipe: Any, prepared: Any,
         actor.run(Task("train/part-00000.parquet", 0, 1))
 
 
+@pytest.mark.main_job
 def test_rows_without_finite_scores_are_named(recipe: Any, prepared: Any, tmp_path: Path) -> None:
     """A row of the embeddings is NaN, of a letter that a few rows have; those that share their forwards are not accused."""
     tokenizer = tiny_tokenizer()
@@ -150,6 +152,7 @@ def test_rows_without_finite_scores_are_named(recipe: Any, prepared: Any, tmp_pa
     assert not list(tmp_path.glob("reference/*/manifest.json"))
 
 
+@pytest.mark.main_job
 def test_keys_of_scoring_where_nothing_is_scored(recipe: Any) -> None:
     for keys in ({"rl": "simpo"}, {"reference": "live"}):
         with pytest.raises(UserError, match=r"ray.score: has no effect with rl: \w+, which has no cached reference here"):
@@ -192,6 +195,7 @@ def test_bad_input_is_said_before_actors_start(
         score(recipe(**keys), prepared)
 
 
+@pytest.mark.main_job
 def test_the_smallest_budget_that_is_named_fits(scores: Any, recipe: Any, prepared: Any) -> None:
     with pytest.raises(UserError) as caught:
         score(recipe(tokens_per_forward=30), prepared)

@@ -55,6 +55,7 @@ def other_dtype(folder: Path) -> None:
     edit_manifest(folder, lambda manifest: manifest["inputs"]["precision"].update(weights="bfloat16"))
 
 
+@pytest.mark.main_job
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -74,6 +75,7 @@ def test_damage_is_refused_and_named(copied: Any, prepared: Any, damage: Callabl
         score(cfg, prepared)
 
 
+@pytest.mark.main_job
 def test_scores_of_another_model_and_of_other_data(copied: Any, recipe: Any, prepared: Any, tmp_path: Path) -> None:
     """A folder that was put where other scores belong."""
     from pipeline.reference.plan import make_plan

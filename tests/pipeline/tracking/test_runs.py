@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from pipeline import TrainResult, train
 from pipeline.display import SilentDisplay
 from pipeline.training.folder import RunFolder
 from tests.trackers import offline_runs, scalars, trackio_runs
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 STEPS = list(range(1, 45))
-WAIT_S = 400
 
 
 class Notes(SilentDisplay):
@@ -46,9 +45,7 @@ def run(ray_session: Any, recipe: Any, trackers: dict[str, Any], notes: list[str
     keys = {**trackers, "eval_steps": 20, "save_steps": 8}
 
     def kill() -> None:
-        deadline = time.monotonic() + WAIT_S
-        while 8 not in folder.checkpoints() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for(lambda: 8 in folder.checkpoints())
         training_workers()[1].send_signal(signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)

@@ -77,7 +77,7 @@ def hit(recipe: Any, folder: RunFolder, number: int, display: Recorder, rank: in
         wait_for(lambda: 8 in folder.checkpoints())
         training_workers()[rank].send_signal(number)
 
-    sender = threading.Thread(target=send)
+    sender = threading.Thread(target=send, daemon=True)
     sender.start()
     ray = {"num_workers": 2, "max_failures": 1, **keys.pop("ray", {})}
     result = train(recipe(folder.path, **{**LONG, **keys}, ray=ray), display=display)
@@ -86,10 +86,11 @@ def hit(recipe: Any, folder: RunFolder, number: int, display: Recorder, rank: in
 
 
 MOMENTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "training": (1, {}),
     "evaluating": (0, {"eval_steps": 1, "micro_batch_size": 1, "gradient_accumulation_steps": 4}),
     "saving": (1, {"save_steps": 1, "save_total_limit": 20}),
 }
-"""What a worker mostly does when it is killed, and which of the two it is. One that trains: tests/test_main_job.py."""
+"""What a worker mostly does when it is killed, and which of the two it is."""
 
 
 @pytest.mark.parametrize("moment", list(MOMENTS))
@@ -125,6 +126,7 @@ def test_a_worker_that_hangs_is_killed_and_the_run_goes_on(recipe: Any, quiet: T
     same_weights(hung, quiet)
 
 
+@pytest.mark.driver
 def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_was(recipe: Any, quiet: TrainResult, tmp_path: Path) -> None:
     cfg = recipe(tmp_path / "run", **LONG)
     folder, process = RunFolder(tmp_path / "run"), started(cfg, tmp_path)
@@ -169,6 +171,7 @@ def has_ended(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.driver
 def test_a_killed_driver_is_started_again(recipe: Any, quiet: TrainResult, tmp_path: Path) -> None:
     """SIGKILL to the command: its workers end with it, and --resume gives the run that nothing happened to."""
     cfg = recipe(tmp_path / "run", **LONG)
@@ -187,6 +190,7 @@ def test_a_killed_driver_is_started_again(recipe: Any, quiet: TrainResult, tmp_p
     same_weights(resumed, quiet)
 
 
+@pytest.mark.driver
 def test_a_second_sigterm_stops_at_once(recipe: Any, ray_session: Any, tmp_path: Path) -> None:
     cfg = recipe(tmp_path / "run", num_epochs=500, eval_steps=2000, save_steps=2000)
     folder, process = RunFolder(tmp_path / "run"), started(cfg, tmp_path)
@@ -206,6 +210,7 @@ def is_pending(pid: int, number: signal.Signals) -> bool:
     return any(int(mask, 16) >> (number - 1) & 1 for mask in re.findall(r"^(?:Sig|Shd)Pnd:\s+(\w+)", status, re.MULTILINE))
 
 
+@pytest.mark.main_job
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_pairs(recipe: Any, ray_session: Any, tmp_path: Path) -> None:
     """No restart: it would come to the same batch."""
     display = Recorder()
@@ -253,6 +258,7 @@ def test_a_full_disk_leaves_the_last_complete_checkpoint(recipe: Any, small_disk
     assert folder.finished_steps() is None
 
 
+@pytest.mark.driver
 def test_ctrl_c_leaves_a_checkpoint_and_status_130(recipe: Any, ray_session: Any, tmp_path: Path) -> None:
     """SIGINT to the whole foreground group, as a terminal sends it; afterwards --resume ends the run."""
     cfg = recipe(tmp_path / "run", num_epochs=50, eval_steps=50, save_steps=5)

@@ -171,12 +171,12 @@ def test_metrics_wait_while_the_store_is_away(s3: S3Server, monkeypatch: pytest.
 
 
 def away_until_missed(s3: S3Server, caplog: pytest.LogCaptureFixture) -> threading.Thread:
-    """The store stops now, and is there again when a request to it has failed."""
+    """The store stops now, and is there again when a request to it has failed twice."""
     s3.stop()
 
     def come_back() -> None:
         try:
-            wait_for(lambda: "failed and is tried again" in caplog.text)
+            wait_for(lambda: caplog.text.count("failed and is tried again") >= 2)
         finally:
             s3.start()
 

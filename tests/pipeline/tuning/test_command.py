@@ -61,3 +61,14 @@ def test_a_folder_that_holds_something_else(recipe: Any, tmp_path: Path) -> None
     result = runner.invoke(app, ["tune", str(tmp_path / "recipe.yaml"), "--quiet"])
     assert result.exit_code == 2
     assert "is not empty (thesis.txt) and holds no sweep; give another folder" in result.stderr
+
+
+def test_resume_needs_a_sweep(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        (["--resume", str(tmp_path / "empty")], "holds no sweep; give the output_dir of one"),
+        ([], "give a recipe, or --resume and the output_dir of a sweep"),
+        (["recipe.yaml", "--resume", str(tmp_path)], "give either --resume RUN or a recipe"),
+    ):
+        result = runner.invoke(app, ["tune", *arguments, "--quiet"])
+        assert result.exit_code == 2 and message in result.stderr and "Traceback" not in result.stderr

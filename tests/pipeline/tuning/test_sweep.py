@@ -25,6 +25,7 @@ from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.result import SweepResult
 from tests.browser import needs_chromium, open_page, undrawn
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -95,10 +96,10 @@ def nothing_is_left(ray: Any) -> bool:
 
 
 def assert_nothing_is_left(ray: Any) -> None:
-    deadline = time.monotonic() + 300
-    while not nothing_is_left(ray) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert nothing_is_left(ray), (placement_group_table(), processes_of_trials(), ray.available_resources())
+    try:
+        wait_for(lambda: nothing_is_left(ray))
+    except AssertionError as error:
+        raise AssertionError((placement_group_table(), processes_of_trials(), ray.available_resources())) from error
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +263,7 @@ def test_a_grid_over_what_changes_the_data_and_a_trial_that_fails(recipe: Any, t
     assert sum("failed at" in note and "not finite" in note for note in display.notes) == 2
 
 
+@pytest.mark.main_job
 def test_when_every_trial_fails_the_reasons_are_said(recipe: Any, tmp_path: Path) -> None:
     section = {"space": {"learning_rate": {"grid": [1e30]}}, "search": "grid", "baseline": False}
     with pytest.raises(RunFailed, match="every trial has failed: .*not finite"):
@@ -376,6 +378,7 @@ def test_a_time_budget_ends_a_trial_between_its_evaluations(recipe: Any, ray_ses
     assert_nothing_is_left(ray_session)
 
 
+@pytest.mark.main_job
 def test_a_trial_that_can_never_fit_is_refused(recipe: Any, tmp_path: Path) -> None:
     section = {"space": {"ray.num_workers": {"choice": [1, 64]}}}
     with pytest.raises(UserError, match="no trial can run: ray.num_workers: 64 workers .* don't fit"):

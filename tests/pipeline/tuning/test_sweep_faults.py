@@ -94,15 +94,3 @@ def test_a_stopped_sweep_goes_on(start: Start, long: RunConfig, tmp_path: Path) 
     records = SweepFolder(sweep).records()
     assert [(record.status, record.step) for record in records] == [("finished", 8), ("finished", 128)]
     assert yaml.safe_load((sweep / "best.yaml").read_text())["num_epochs"] in (1, 16)
-
-
-def test_resume_needs_a_sweep(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for arguments, message in (
-        (["--resume", str(tmp_path / "empty")], "holds no sweep; give the output_dir of one"),
-        ([], "give a recipe, or --resume and the output_dir of a sweep"),
-        (["recipe.yaml", "--resume", str(tmp_path)], "give either --resume RUN or a recipe"),
-    ):
-        command = start(*arguments)
-        said, _ = command.communicate(timeout=300)
-        assert command.returncode == 2 and message in said and "Traceback" not in said
