@@ -55,7 +55,7 @@ BUSY = """
     import time
 
     def work():
-        until = time.process_time() + 0.6
+        until = time.process_time() + 0.3
         while time.process_time() < until:
             pass
 
@@ -71,7 +71,7 @@ BUSY = """
         work()
 
     def test_that_waits():
-        time.sleep(0.6)
+        time.sleep(0.3)
 
     def test_that_works():
         work()
@@ -84,9 +84,9 @@ BUSY = """
 
 @pytest.mark.parametrize("processes", [(), pytest.param(("--numprocesses=1",), marks=pytest.mark.processes)])
 def test_a_run_fails_in_which_an_unmarked_test_was_expensive(run, processes) -> None:
-    status, output = run(BUSY, "--budget=0.5", *processes)
+    status, output = run(BUSY, "--budget=0.25", *processes)
     assert "4 passed" in output and status == 1, output
-    assert "unmarked tests that took 0.5 s of processor time" in output
+    assert "unmarked tests that took 0.25 s of processor time" in output
     named = output.split("or more")[1]
     assert "test_that_works" in named and "skipped_after" in named and named.count("test_it.py::") == 2
 

@@ -72,7 +72,9 @@ class Budget:
         return (yield from self._measured(item))
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[Any]:
+    def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[Any]:
+        if nextitem is None or nextitem.path != item.path:  # fixtures of modules and sessions end here too
+            return (yield)
         return (yield from self._measured(item))
 
     def _measured(self, item: pytest.Item) -> Iterator[Any]:
