@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +75,15 @@ def check_model(s3: S3Server, downloaded: Path, quiet: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_store_that_goes_away_costs_nothing_but_time(
-    recipe: Any, s3: S3Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """In the middle of training, with checkpoints under way, until it was missed several times: all wait."""
+def test_a_store_that_goes_away_costs_nothing_but_time(recipe: Any, s3: S3Server, tmp_path: Path) -> None:
+    """An outage of twenty seconds in the middle of training, with checkpoints under way: workers, Ray and the driver wait."""
     folder = RunFolder(s3.uri("runs/two"))
 
     def go_away() -> None:
         wait_for(lambda: 2 in folder.checkpoints())
         s3.stop()
-        try:
-            wait_for(lambda: caplog.text.count("failed and is tried again") >= 4)
-        finally:
-            s3.start()
+        time.sleep(20)
+        s3.start()
 
     outage = threading.Thread(target=go_away)
     outage.start()
