@@ -82,7 +82,8 @@ BUSY = """
 """
 
 
-@pytest.mark.parametrize("processes", [(), pytest.param(("--numprocesses=1",), marks=pytest.mark.processes)])
+@pytest.mark.processes
+@pytest.mark.parametrize("processes", [(), ("--numprocesses=1",)])
 def test_a_run_fails_in_which_an_unmarked_test_was_expensive(run, processes) -> None:
     status, output = run(BUSY, "--budget=0.25", *processes)
     assert "4 passed" in output and status == 1, output

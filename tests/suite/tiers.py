@@ -16,7 +16,7 @@ COSTS = {
     "ray": "uses the Ray that the tests of a process share",
     "driver": "starts a Ray of its own, in a process of its own",
     "cluster": "starts the nodes of a cluster",
-    "processes": "starts several processes that import torch or pytest, without Ray",
+    "processes": "starts processes that take seconds to start, without Ray",
     "benchmark": "runs a benchmark, at its smallest",
     "realmodel": "loads SmolLM2",
     "browser": "looks at a page in Chromium",

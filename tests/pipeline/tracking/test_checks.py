@@ -222,6 +222,7 @@ def test_a_sweep_that_mlflow_does_not_begin(away: Any) -> None:
         SweepTracking(away, SweepFolder(Path(away.output_dir)), Notes())
 
 
+@pytest.mark.processes
 def test_files_of_trackers_reach_a_uri(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorBoard's and W&B's are written here, and copied."""
     monkeypatch.delenv("WANDB_DIR", raising=False)
@@ -236,6 +237,7 @@ def test_files_of_trackers_reach_a_uri(s3: Any, monkeypatch: pytest.MonkeyPatch)
     assert [name for name in names if name.startswith("wandb/offline-run-") and name.endswith(".wandb")]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("error", "status", "exit_code"), [(RunStopped("SIGTERM"), "KILLED", 255), (RunFailed("no"), "FAILED", 1)]
 )
