@@ -318,9 +318,10 @@ def test_real_pairs(tmp_path, tokenizer, name):
         "field_messages": "conversations",
         "message_property_mappings": {"role": "from", "content": "value"},
         "roles": {"user": ["human"], "assistant": ["gpt"]},
+        "split": "train[:150]",
     }
     prepared = prepare_here(make_config(tmp_path, dataset, sequence_len=10**6), tokenizer)
-    assert prepared.train_rows + prepared.rejected_rows == 300
+    assert prepared.train_rows + prepared.rejected_rows == 150
     raw = json.loads((SHARED_DATA / name).read_text())
     for row in prepared.read().to_pylist()[::37]:
         given = raw[row["row_id"]]

@@ -112,10 +112,11 @@ class TestPrepared:
             "field_messages": "conversations",
             "message_property_mappings": {"role": "from", "content": "value"},
             "split_pairs": True,
+            "split": "train[:150]",
         }
         cfg = make_config(tmp_path, dataset, rl="kto", sequence_len=10**6, val_set_size=0.1)
         prepared = prepare_here(cfg, tokenizer)
-        assert prepared.train_rows + prepared.eval_rows == 2 * (300 - prepared.rejected_rows)
+        assert prepared.train_rows + prepared.eval_rows == 2 * (150 - prepared.rejected_rows)
         raw = json.loads((SHARED_DATA / "dpo_en_demo.json").read_text())
         rows = prepared.read().to_pylist()
         assert {row["row_id"] % 2 == 0 for row in rows if row["label"]} == {True}
