@@ -26,6 +26,8 @@ REJECTED = [
     {"prompt": "b", "rejected": "c", "sign": "y"},
 ]
 """Rows of some kinds of faults."""
+LONG = {"num_epochs": 10, "eval_steps": 20, "save_steps": 8}
+"""40 steps of 8 pairs each, so that there is time to hit a run in the middle."""
 
 
 def adapter_recipe(base_model: str, root: Path, **keys: Any) -> RunConfig:
@@ -52,20 +54,14 @@ def adapter_recipe(base_model: str, root: Path, **keys: Any) -> RunConfig:
         "learning_rate": 1e-3,
         "micro_batch_size": 2,
         "gradient_accumulation_steps": 2,
-        "num_epochs": 10,
         "logging_steps": 1,
-        "eval_steps": 20,
-        "save_steps": 8,
+        **LONG,
         "dpo_generate_during_eval": True,
         "bf16": False,
         "output_dir": str(root / "run"),
         "ray": {"num_workers": 2},
     }
     return parse_config({**defaults, **keys})
-
-
-LONG = {"num_epochs": 10, "eval_steps": 20, "save_steps": 8}
-"""40 steps of 8 pairs each, so that there is time to hit a run in the middle."""
 
 
 def full_recipe(base_model: str, root: Path) -> Recipe:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
@@ -40,7 +39,7 @@ class Budget:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._spent: dict[str, float] = defaultdict(float)
+        self._spent: dict[str, float] = {}
         self._fixtures = 0.0
         self._depth = 0
 

@@ -278,16 +278,11 @@ def start(tmp_path, path, pause):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for_parts(tmp_path, number):
-    folder = tmp_path / "prepared"
-    wait_for(lambda: len(list(folder.glob("*/staging/*.parquet"))) >= number)
-
-
 @pytest.mark.processes
 def test_a_killed_run_computes_only_what_is_missing(tmp_path, tokenizer, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", pairs(100))
     process = start(tmp_path, path, pause=0.3)
-    wait_for_parts(tmp_path, 3)
+    wait_for(lambda: len(list((tmp_path / "prepared").glob("*/staging/*.parquet"))) >= 3)
     process.send_signal(signal.SIGKILL)
     process.wait()
     staged = sorted((tmp_path / "prepared").glob("*/staging/*.parquet"))
