@@ -16,6 +16,7 @@ from pipeline.data.columns import STAGED_ONLY
 from pipeline.data.decide import DUPLICATE, TO_EVAL, TO_TRAIN
 from pipeline.data.files import copy_file, write_table
 from pipeline.data.kinds import COMPLETIONS
+from pipeline.data.notes import Tally
 from pipeline.data.store import EVAL, REJECTED, TRAIN
 from pipeline.errors import UserError
 from strategies.base import BatchKind
@@ -27,6 +28,7 @@ __all__ = [
     "check_rejected",
     "counts",
     "first_row_ids",
+    "notes",
     "percentiles",
     "write_final",
     "write_rejected",
@@ -150,6 +152,14 @@ def counts(
             entry[name] = int(((dataset_of_row == dataset) & (destination == code)).sum())
         result.append(entry)
     return result
+
+
+def notes(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is to be said of all rows together, each kind and detail once."""
+    tally = Tally()
+    for part in parts:
+        tally.merge(part["notes"])
+    return tally.entries()
 
 
 def percentiles(rows: StagedRows, destination: NDArray[np.uint8]) -> dict[str, dict[str, int]]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT_VERSION", "digest", "tokenizer_identity"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever the same input would give other bytes."""
 
 

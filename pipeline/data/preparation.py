@@ -180,6 +180,7 @@ def _finish(
         "kind": plan.kind,
         "sources": finalise.counts([redact_text(str(keys["path"])) for keys in plan.datasets], parts, rows, destination),
         "lengths": finalise.percentiles(rows, destination),
+        "notes": finalise.notes(parts),
         "files": sorted(files, key=lambda entry: entry["file"]),
         "inputs": inputs,
     }

@@ -64,6 +64,8 @@ def print_counts(prepared: Prepared, console: Console) -> None:
     console.print(f"prepared {prepared.path}", soft_wrap=True)
     console.print(_counts(prepared))
     console.print(_lengths(prepared))
+    for note in prepared.notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _counts(prepared: Prepared) -> Any:

@@ -19,6 +19,7 @@ from pipeline.data.columns import StagedRow, staged_table
 from pipeline.data.files import write_table
 from pipeline.data.kinds import kind_of
 from pipeline.data.length import fit_all
+from pipeline.data.notes import Tally
 from pipeline.data.sources.readers import RawRow, read_rows
 from pipeline.data.sources.shards import Shard
 from pipeline.data.tokenise import Tokenised, tokenise
@@ -73,6 +74,7 @@ class Part:
     end: int = 0
     too_long: int = 0
     truncated: int = 0
+    notes: Tally = field(default_factory=Tally)
 
     def reject(self, source: str, row: RawRow, reason: str) -> None:
         raw = row.raw or json.dumps(row.value, ensure_ascii=False, default=str)
@@ -161,6 +163,7 @@ def _keep(job: Job, part: Part, source: str, row: RawRow, made: list[tuple[Rende
     if not all(len(completion) for _, ids in made for completion in ids.completions):
         part.reject(source, row, "an answer has no tokens of its own")
         return
+    part.notes.add(source, row.index + 1, made[0][0].notes)
     first = len(part.kept)
     all_fitted = fit_all([ids for _, ids in made], job.sequence_len, job.excess_length_strategy)
     for half, ((text, ids), fitted) in enumerate(zip(made, all_fitted, strict=True)):
@@ -192,6 +195,7 @@ def _write_part(job: Job, shard: Shard, path: Path, part: Part) -> None:
         "rejected": len(part.rejected),
         "too_long": part.too_long,
         "truncated": part.truncated,
+        "notes": part.notes.entries(),
         "first_bad": [{key: row[key] for key in ("source", "row_number", "reason")} for row in part.rejected[:FIRST_BAD]],
     }
     table = staged_table(job.kind, part.kept)

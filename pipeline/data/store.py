@@ -44,6 +44,13 @@ class Prepared:
 
         return html_of(lambda console: print_counts(self, console))
 
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the data: each with how many rows it is about, an example, and what to do."""
+        from pipeline.data.notes import sentences
+
+        return sentences(self.manifest.get("notes", []))
+
     def train_files(self) -> list[Path]:
         return self.files(TRAIN)
 

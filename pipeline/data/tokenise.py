@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.transforms.base import Rendered
+from pipeline.data.transforms.control import control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,13 +38,13 @@ class Tokenised:
 def tokenise(rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenised]:
     """Tokenise rows in order.
 
-    Plain text gets the tokenizer's BOS (unless it starts with one) and an EOS after each completion (unless it ends with
-    one); templated text gets neither. Prompt and prompt+completion are tokenised apart; the completion starts where they
-    diverge.
+    Plain text gets the tokenizer's BOS (unless it starts with one) and an EOS after each completion, unless that ends in a
+    special token, after which white space is cut off; templated text gets neither. Prompt and prompt+completion are tokenised
+    apart; the completion starts where they diverge.
     """
-    opening = opening_ids(tokenizer)
+    opening, ends = opening_ids(tokenizer), tuple(control_tokens(tokenizer))
     for batch in _batches(rows):
-        texts = [text for row in batch for text in (row.prompt, *_closed(row, tokenizer.eos_token))]
+        texts = [text for row in batch for text in (row.prompt, *_closed(row, tokenizer.eos_token, ends))]
         encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         ids = iter(np.asarray(one, dtype=np.int32) for one in encoded)
         for row in batch:
@@ -70,10 +71,10 @@ def _batches(rows: Sequence[Rendered]) -> Iterator[list[Rendered]]:
         yield batch
 
 
-def _closed(row: Rendered, eos: str | None) -> list[str]:
+def _closed(row: Rendered, eos: str | None, ends: tuple[str, ...]) -> list[str]:
     if row.templated or not eos:
         return list(row.sequences)
-    return [text if text.endswith(eos) else text + eos for text in row.sequences]
+    return [ended if (ended := text.rstrip()).endswith(ends) else text + eos for text in row.sequences]
 
 
 def _wants_opening(row: Rendered, bos: str | None) -> bool:

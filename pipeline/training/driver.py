@@ -195,6 +195,8 @@ def prepare_data(cfg: RunConfig, display: Display) -> Prepared:
     display.stage("preparing data")
     prepared = prepare(cfg, progress=display.progress)
     display.note(f"prepared {prepared.train_rows} training and {prepared.eval_rows} evaluation rows: {prepared.path}")
+    for note in prepared.notes:
+        display.note(note)
     check_training_budget(cfg, prepared)
     return prepared
 

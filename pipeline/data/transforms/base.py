@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from pipeline.data.notes import UNREAD, Note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +33,36 @@ Row = Mapping[str, Any]
 
 class RowError(ValueError):
     """A row that cannot be used; the message is the reason that stands in `rejected/`."""
+
+
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Columns of what isn't text, and belongs to what the text says."""
+
+
+class ReadRow(Mapping[str, Any]):
+    """A row that knows which of its columns were read."""
+
+    def __init__(self, row: Row) -> None:
+        self._row, self._read = row, set[str]()
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return self._row[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._row)
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def notes(self) -> list[Note]:
+        """One of each column that holds something and wasn't read. Raises RowError for pictures, sound and films."""
+        unread = [name for name, value in self._row.items() if name not in self._read and value not in (None, "", [], {})]
+        if media := [name for name in unread if name in MEDIA]:
+            raise RowError(
+                f"the column {media[0]!r} holds what isn't text, which can't be trained on; drop it if the text stands alone"
+            )
+        return [Note(UNREAD, name, str(self._row[name])) for name in unread]
 
 
 @dataclass(frozen=True)
@@ -62,6 +94,7 @@ class Rendered:
     templated: bool
     label: bool | None = None
     handed: Mapping[str, Any] | None = None
+    notes: tuple[Note, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
         """`{prompt, chosen, rejected}`, `{prompt, completion, label}` or `{prompt, row}`.
@@ -92,7 +125,9 @@ class Transform:
 
     def rows(self, row: Row) -> tuple[Rendered, ...]:
         """The prepared rows that a raw row becomes: one, or the two halves of a pair. Raises RowError."""
-        rendered = self.render(row)
+        read = ReadRow(row)
+        rendered = self.render(read)
+        rendered = replace(rendered, notes=(*rendered.notes, *read.notes()))
         return rendered.halves() if self.splits_pairs else (rendered,)
 
     def __call__(self, row: Row) -> dict[str, Any]:
@@ -169,8 +204,10 @@ def label_field(row: Row, name: str = "label") -> bool:
     if isinstance(value, int | float) and value in (0, 1):
         return bool(value)
     text = str(value).strip().lower()
-    if text in ("true", "1", "false", "0"):
-        return text in ("true", "1")
+    if text in ("true", "false"):
+        return text == "true"
+    if text in ("1", "0", "1.0", "0.0"):
+        return float(text) == 1
     if value is None:
         raise RowError(f"no column {name!r} (the row has {', '.join(row) or 'none'})")
     raise RowError(f"{name!r} must be true, false, 1 or 0, got {value!r}")

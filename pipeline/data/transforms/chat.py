@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.data.transforms.base import Context, Rendered, Row, RowError, label_field, optional_text, text_field
-from pipeline.data.transforms.messages import ASSISTANT, MessageReader, common_messages, tools_of
+from pipeline.data.transforms.base import Context, Rendered, Row, RowError, label_field, text_field
+from pipeline.data.transforms.conversations import after_prompt, answer_start, conversation, with_system
+from pipeline.data.transforms.messages import MessageReader, Messages, common_messages, tools_of
 from pipeline.data.transforms.prompts import prompt_rendering
-from pipeline.data.transforms.rendering import ChatRenderer, Messages
+from pipeline.data.transforms.rendering import ChatRenderer
 
 __all__ = ["PAIR_TYPES", "PROMPT_TYPES", "UNPAIRED_TYPES"]
 
@@ -19,21 +20,6 @@ def _column(row: Row, name: str) -> Any:
     return row[name]
 
 
-def _after_prompt(messages: Messages, prompt: Messages) -> Messages:
-    """The turns that answer `prompt`: all that follow it, or, in a list that doesn't repeat it, the last answer."""
-    if messages[: len(prompt)] == prompt:
-        return messages[len(prompt) :]
-    return messages[_answer_start(messages) :]
-
-
-def _answer_start(messages: Messages) -> int:
-    """Where the last answer begins: a run of assistant and tool turns at the end."""
-    start = len(messages)
-    while start and messages[start - 1]["role"] in ASSISTANT:
-        start -= 1
-    return start
-
-
 def _default(context: Context) -> Callable[[Row], Rendered]:
     """A prompt in `field_messages`; the answers are text, one message, or messages that may repeat the prompt."""
     keys, reader, renderer = context.keys, MessageReader.from_keys(context.keys), ChatRenderer.of(context, strip_end=True)
@@ -41,9 +27,9 @@ def _default(context: Context) -> Callable[[Row], Rendered]:
     columns = {name: keys.get(f"field_{name}") or name for name in ("chosen", "rejected")}
 
     def render(row: Row) -> Rendered:
-        prompt = reader.messages(_column(row, field), field)
-        answers = {name: _after_prompt(reader.answer(_column(row, column), column), prompt) for name, column in columns.items()}
-        return renderer.pair(prompt, **answers, tools=tools_of(row, tools))
+        prompt = with_system(reader.messages(_column(row, field), field), row, reader)
+        answers = {column: reader.answer(_column(row, column), column) for column in columns.values()}
+        return renderer.render(conversation(prompt, answers, tools=tools_of(row, tools)))
 
     return render
 
@@ -54,22 +40,22 @@ def _default_prompt(context: Context) -> Callable[[Row], Rendered]:
     field, tools = keys.get("field_messages") or "messages", keys.get("field_tools") or "tools"
 
     def read(row: Row) -> str:
-        return renderer.prompt(reader.messages(_column(row, field), field), tools_of(row, tools))
+        return renderer.prompt(with_system(reader.messages(_column(row, field), field), row, reader), tools_of(row, tools))
 
     return prompt_rendering(context, read)
 
 
-def _conversations(context: Context) -> Callable[[Row], tuple[Messages, Messages, Messages]]:
+def _conversations(context: Context) -> Callable[[Row], tuple[Messages, dict[str, Messages]]]:
     """Of two whole conversations, what they share, which is the prompt, however many turns that is; and the answers."""
     keys, reader = context.keys, MessageReader.from_keys(context.keys)
     names = [keys.get(f"field_{name}") or name for name in ("chosen", "rejected")]
 
-    def divide(row: Row) -> tuple[Messages, Messages, Messages]:
+    def divide(row: Row) -> tuple[Messages, dict[str, Messages]]:
         chosen, rejected = (_opened(reader.messages(_column(row, name), name), row, reader) for name in names)
         shared = common_messages(chosen, rejected)
         if not any(message["role"] == "user" for message in chosen[:shared]):
             raise RowError("chosen and rejected answer different prompts")
-        return chosen[:shared], chosen[shared:], rejected[shared:]
+        return chosen[:shared], {names[0]: chosen[shared:], names[1]: rejected[shared:]}
 
     return divide
 
@@ -77,7 +63,7 @@ def _conversations(context: Context) -> Callable[[Row], tuple[Messages, Messages
 def _argilla_chat(context: Context) -> Callable[[Row], Rendered]:
     divide, renderer = _conversations(context), ChatRenderer.of(context, strip_end=True)
     tools = context.keys.get("field_tools") or "tools"
-    return lambda row: renderer.pair(*divide(row), tools=tools_of(row, tools))
+    return lambda row: renderer.render(conversation(*divide(row), tools=tools_of(row, tools)))
 
 
 def _argilla_chat_prompt(context: Context) -> Callable[[Row], Rendered]:
@@ -90,25 +76,24 @@ def _opened(messages: Messages, row: Row, reader: MessageReader) -> Messages:
     """Puts the row's `prompt` and `system` before the turns where these lack them."""
     if messages and messages[0]["role"] == "assistant":
         messages = [{"role": "user", "content": text_field(row, "prompt")}, *messages]
-    system = optional_text(row, "system")
-    if system and messages[0]["role"] != "system" and not reader.drop_system_message:
-        messages = [{"role": "system", "content": system}, *messages]
-    return messages
+    return with_system(messages, row, reader)
 
 
 def _labelled(context: Context) -> Callable[[Row], Rendered]:
-    """A conversation whose last answer is judged, or a prompt with the answer in a column of its own."""
+    """A prompt with the answer in a column of its own, or a conversation whose last answer is judged."""
     keys, reader, renderer = context.keys, MessageReader.from_keys(context.keys), ChatRenderer.of(context, strip_end=True)
     field, answer = keys.get("field_messages") or "messages", keys.get("field_completion") or "completion"
 
     def render(row: Row) -> Rendered:
-        messages = reader.messages(_column(row, field), field)
-        start = _answer_start(messages)
-        prompt, completion = messages[:start], messages[start:]
-        if not completion and row.get(answer) is not None:
-            completion = _after_prompt(reader.answer(row[answer], answer), prompt)
-        label = label_field(row, keys.get("field_label") or "label")
-        return renderer.completion(prompt, completion, label, tools=tools_of(row, keys.get("field_tools") or "tools"))
+        messages = with_system(reader.messages(_column(row, field), field), row, reader)
+        start = answer_start(messages)
+        prompt, answers = messages[:start], {field: messages[start:]}
+        if answer != field and row.get(answer) is not None:
+            given = reader.answer(row[answer], answer)
+            prompt = prompt if messages[start:] == after_prompt(given, prompt) else messages
+            answers = {answer: given}
+        label, tools = label_field(row, keys.get("field_label") or "label"), tools_of(row, keys.get("field_tools") or "tools")
+        return renderer.render(conversation(prompt, answers, label, tools))
 
     return render
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.transforms.base import Row, RowError, list_field, parsed
 
-__all__ = ["ASSISTANT", "MessageReader", "common_messages", "tools_of"]
+__all__ = ["ASSISTANT", "MessageReader", "Messages", "common_messages", "tools_of"]
+
+Messages = list[dict[str, Any]]
 
 ROLES = {
     "system": ["system"],
@@ -20,6 +23,10 @@ ROLES = {
 }
 ASSISTANT = ("assistant", "tool")
 """The roles of turns that belong to an answer."""
+PART_TEXTS = ("text", "value", "content")
+"""Where a part of a message's content may hold its text."""
+CONVERSATION = re.compile(r"\s*[\[{].{0,200}?[\"'](role|from)[\"']\s*:", re.DOTALL)
+"""Text that begins as a conversation does, as JSON or as Python prints it."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +49,26 @@ class MessageReader:
             roles.update(dict.fromkeys([sources] if isinstance(sources, str) else sources, role))
         return cls(properties, roles, bool(keys.get("drop_system_message")))
 
-    def messages(self, value: Any, name: str) -> list[dict[str, Any]]:
-        """A list of messages, one message, or text (one turn of `user`), as a list of messages."""
+    def messages(self, value: Any, name: str, role: str = "user") -> Messages:
+        """A list of messages, one message, or text (one turn of `role`), as a list of messages."""
         value = self._parsed(value)
         if isinstance(value, str):
-            value = [{self.properties["role"]: "user", self.properties["content"]: value}]
+            return [{"role": role, "content": refuse_conversation(value, name)}]
         values = [value] if isinstance(value, dict) else value
         if not isinstance(values, list):
             raise RowError(f"{name!r} must be messages, got {type(value).__name__}")
         messages = [self.message(message, f"{name}[{index}]") for index, message in enumerate(values)]
         return [message for message in messages if not (self.drop_system_message and message["role"] == "system")]
 
-    def answer(self, value: Any, name: str) -> list[dict[str, Any]]:
+    def answer(self, value: Any, name: str) -> Messages:
         """As `messages`, but text is one turn of `assistant`."""
+        return self.messages(value, name, role="assistant")
+
+    def is_conversation(self, value: Any) -> bool:
+        """Whether a value is a list of messages, or the JSON text of one."""
         value = self._parsed(value)
-        if isinstance(value, str):
-            return [{"role": "assistant", "content": value}]
-        return self.messages(value, name)
+        first = value[0] if isinstance(value, list) and value else None
+        return isinstance(first, dict) and self.properties["role"] in first
 
     def _parsed(self, value: Any) -> Any:
         """Messages that a cell holds as JSON text; an answer that merely is JSON stays text."""
@@ -72,7 +82,7 @@ class MessageReader:
         if not isinstance(given, dict):
             raise RowError(f"{name} must be a message, got {type(given).__name__}")
         renamed = {target: given[source] for target, source in self.properties.items() if source in given}
-        rest = {key: value for key, value in given.items() if key not in self.properties.values()}
+        rest = {key: value for key, value in given.items() if key not in self.properties.values() and value is not None}
         message = {**rest, **renamed}
         if "role" not in renamed or ("content" not in renamed and not message.get("tool_calls")):
             missing = self.properties["content" if "role" in renamed else "role"]
@@ -83,17 +93,44 @@ class MessageReader:
             known = ", ".join(sorted(self.roles))
             raise RowError(f"{name}: unknown role {message['role']!r} (known: {known}); name it in roles")
         message["role"] = self.roles[message["role"]]
-        return _with_tool_calls(_with_content(message, name), name)
+        return _with_tool_calls({**message, "content": _content(message.get("content"), f"{name}.content")}, name)
 
 
-def _with_content(message: dict[str, Any], name: str) -> dict[str, Any]:
-    """Content as text; null stands for "" where tools are called."""
-    content = message.get("content")
+def refuse_conversation(text: str, name: str) -> str:
+    """The text, unless it is a conversation that doesn't parse: cut off, or as Python prints it. Raises RowError."""
+    if CONVERSATION.match(text):
+        raise RowError(
+            f"{name!r} is the text of a conversation, not an answer ({text.strip()[:60]!r}), and doesn't parse as messages; "
+            "give messages, as a list or as JSON"
+        )
+    return text
+
+
+def _content(content: Any, name: str) -> str:
+    """Content as text. Parts of it are joined, by a line break where no white space is between them; null stands for ""."""
     if content is None:
-        content = ""
-    elif not isinstance(content, str | list):
-        raise RowError(f"{name}.content must be text, got {type(content).__name__}")
-    return {**message, "content": content}
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise RowError(f"{name} must be text, got {type(content).__name__}")
+    joined = ""
+    for index, part in enumerate(content):
+        text = _part(part, f"{name}[{index}]")
+        glued = joined and text and not joined[-1].isspace() and not text[0].isspace()
+        joined += f"\n{text}" if glued else text
+    return joined
+
+
+def _part(part: Any, name: str) -> str:
+    """The text of one part of a message's content."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+    texts = [part[key] for key in PART_TEXTS if isinstance(part.get(key), str)] if isinstance(part, Mapping) else []
+    if kind != "text" or not texts:
+        raise RowError(f"{name} is of type {kind!r}, and only text can be trained on")
+    return texts[0]
 
 
 def _with_tool_calls(message: dict[str, Any], name: str) -> dict[str, Any]:
@@ -103,16 +140,23 @@ def _with_tool_calls(message: dict[str, Any], name: str) -> dict[str, Any]:
         return {key: value for key, value in message.items() if key != "tool_calls"}
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise RowError(f"{name}.tool_calls must be a list of calls")
-    return {**message, "tool_calls": [_with_arguments(call) for call in calls]}
+    return {**message, "tool_calls": [_with_arguments(without_null(call)) for call in calls]}
 
 
 def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(call.get("function"), dict):
         return {**call, "function": _with_arguments(call["function"])}
-    return {**call, "arguments": parsed(call["arguments"])} if "arguments" in call else call
+    return {**call, "arguments": without_null(parsed(call["arguments"]))} if "arguments" in call else call
 
 
-def common_messages(chosen: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> int:
+def without_null(value: Any) -> Any:
+    """Objects without their null members: Parquet gives every object of a column the members of all."""
+    if isinstance(value, Mapping):
+        return {key: without_null(member) for key, member in value.items() if member is not None}
+    return [without_null(member) for member in value] if isinstance(value, list) else value
+
+
+def common_messages(chosen: Messages, rejected: Messages) -> int:
     """How many messages both start with, with one at least left to each as its answer."""
     for index in range(limit := min(len(chosen), len(rejected)) - 1):
         if chosen[index] != rejected[index]:
@@ -124,7 +168,7 @@ def tools_of(row: Row, column: str) -> list[dict[str, Any]] | None:
     """The tools of a row: a list, or JSON text of one."""
     if not row.get(column):
         return None
-    tools = [parsed(tool) for tool in list_field(row, column)]
+    tools = [without_null(parsed(tool)) for tool in list_field(row, column)]
     if not all(isinstance(tool, dict) for tool in tools):
         raise RowError(f"{column!r} must be a list of tools, got {json.dumps(tools)[:80]}")
     return tools

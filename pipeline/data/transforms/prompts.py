@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.transforms.base import Context, Rendered, Row, require_text
-from pipeline.data.transforms.rendering import ChatRenderer, Messages
+from pipeline.data.transforms.messages import Messages
+from pipeline.data.transforms.rendering import ChatRenderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,46 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.data.transforms.base import (
-    Context,
-    Rendered,
-    Row,
-    RowError,
-    completion_text,
-    label_field,
-    pair_text,
-    parsed,
-    require_text,
-)
-from pipeline.data.transforms.messages import tools_of
+from pipeline.data.transforms.base import Context, Rendered, Row, RowError, label_field, parsed, require_text
+from pipeline.data.transforms.conversations import conversation, with_system
+from pipeline.data.transforms.messages import MessageReader, Messages, common_messages, tools_of
+from pipeline.data.transforms.plain import labelled_text, paired_text, split_prompt
 from pipeline.data.transforms.prompts import prompt_rendering
-from pipeline.data.transforms.rendering import ChatRenderer, Messages
+from pipeline.data.transforms.rendering import ChatRenderer
 
 __all__ = ["PAIR_TYPES", "PROMPT_TYPES", "UNPAIRED_TYPES"]
 
 
-def _conversational(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
+def _reader(context: Context) -> MessageReader:
+    return MessageReader.from_keys(context.keys)
 
 
-def _value(row: Row, name: str) -> Any:
+def _column(row: Row, name: str) -> Any:
     if row.get(name) is None:
         raise RowError(f"no column {name!r} (the row has {', '.join(row) or 'none'})")
-    value = parsed(row[name])
-    return value if _conversational(value) else require_text(row[name], name)
-
-
-def _split_prompt(chosen: Any, rejected: Any) -> int:
-    """Where text or conversations diverge (`trl.data_utils.extract_prompt`, without its slip at index 0)."""
-    index, differs = 0, False
-    for index in range(min(len(chosen), len(rejected))):
-        if differs := chosen[index] != rejected[index]:
-            break
-    if differs and index > 0 and chosen[index - 1] == " ":
-        index -= 1
-    if index == 0:
-        raise RowError("chosen and rejected share no beginning that could be the prompt")
-    return index
+    return row[name]
 
 
 def _rendering(row: Row) -> dict[str, Any]:
@@ -59,63 +37,90 @@ def _rendering(row: Row) -> dict[str, Any]:
     return {"tools": tools_of(row, "tools"), "template_kwargs": kwargs}
 
 
-def _same_kind(**values: Any) -> bool:
+def _same_kind(reader: MessageReader, **values: Any) -> bool:
     """True for conversations, False for text, an error for a mixture."""
-    kinds = {name: _conversational(value) for name, value in values.items()}
+    kinds = {name: reader.is_conversation(value) for name, value in values.items()}
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{name} is {'messages' if kind else 'text'}" for name, kind in kinds.items())
         raise RowError(f"all must be messages or all text, but {listed}")
     return all(kinds.values())
 
 
+def _divided(row: Row, reader: MessageReader) -> tuple[Messages, dict[str, Messages]]:
+    """The prompt and the answers of a row whose answers are messages, which may be whole conversations."""
+    chosen, rejected = (reader.answer(row[name], name) for name in ("chosen", "rejected"))
+    given = row.get("prompt")
+    if reader.is_conversation(given):
+        return reader.messages(given, "prompt"), {"chosen": chosen, "rejected": rejected}
+    shared = common_messages(chosen, rejected)
+    prompt, answers = chosen[:shared], {"chosen": chosen[shared:], "rejected": rejected[shared:]}
+    if given is None or any(require_text(given, "prompt").strip() in message["content"] for message in prompt):
+        if not any(message["role"] == "user" for message in prompt):
+            raise RowError("chosen and rejected share no beginning that could be the prompt")
+        return prompt, answers
+    if any(message["role"] == "user" for message in chosen + rejected):
+        raise RowError("the column 'prompt' is not in the turns that chosen and rejected share")
+    return [*prompt, {"role": "user", "content": given}], answers
+
+
 def _pair(context: Context) -> Callable[[Row], Rendered]:
+    reader = _reader(context)
+
     def render(row: Row) -> Rendered:
-        chosen, rejected = _value(row, "chosen"), _value(row, "rejected")
-        if chosen == rejected:
-            raise RowError("chosen and rejected are the same")
-        prompt = None if row.get("prompt") is None else _value(row, "prompt")
-        # some data sets repeat as text a prompt that the conversations hold already
-        if prompt is None or _conversational(prompt) != _same_kind(chosen=chosen, rejected=rejected):
-            start = _split_prompt(chosen, rejected)
-            prompt, chosen, rejected = chosen[:start], chosen[start:], rejected[start:]
-        if _same_kind(prompt=prompt, chosen=chosen, rejected=rejected):
-            return ChatRenderer.of(context, strip_end=False).pair(prompt, chosen, rejected, **_rendering(row))
-        for name, value in (("chosen", chosen), ("rejected", rejected)):
-            require_text(value, name)
-        return pair_text(prompt, chosen, rejected)
+        chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
+        if _same_kind(reader, chosen=chosen, rejected=rejected):
+            prompt, answers = _divided(row, reader)
+            made = conversation(with_system(prompt, row, reader), answers, **_rendering(row))
+            return ChatRenderer.of(context, strip_end=False).render(made)
+        chosen, rejected = require_text(chosen, "chosen"), require_text(rejected, "rejected")
+        if row.get("prompt") is None or reader.is_conversation(row["prompt"]):
+            if row.get("prompt") is not None:
+                _same_kind(reader, prompt=row["prompt"], chosen=chosen, rejected=rejected)
+            return paired_text(*split_prompt(chosen, rejected))
+        return paired_text(require_text(row["prompt"], "prompt"), chosen, rejected)
 
     return render
 
 
 def _labelled(context: Context) -> Callable[[Row], Rendered]:
+    reader = _reader(context)
+
     def render(row: Row) -> Rendered:
-        prompt, completion, label = _value(row, "prompt"), _value(row, "completion"), label_field(row)
-        if _same_kind(prompt=prompt, completion=completion):
-            return ChatRenderer.of(context, strip_end=False).completion(prompt, completion, label, **_rendering(row))
-        return completion_text(prompt, completion, label)
+        prompt, completion, label = _column(row, "prompt"), _column(row, "completion"), label_field(row)
+        if _same_kind(reader, prompt=prompt, completion=completion):
+            asked = with_system(reader.messages(prompt, "prompt"), row, reader)
+            made = conversation(asked, {"completion": reader.answer(completion, "completion")}, label, **_rendering(row))
+            return ChatRenderer.of(context, strip_end=False).render(made)
+        return labelled_text(require_text(prompt, "prompt"), require_text(completion, "completion"), label)
 
     return render
 
 
-def _asked(row: Row) -> str | Messages:
+def _asked(context: Context) -> Callable[[Row], str | Messages]:
     """The prompt: `prompt`, or what chosen and rejected share where it is missing or only repeats their start as text."""
-    prompt = None if row.get("prompt") is None else _value(row, "prompt")
-    if row.get("chosen") is None or row.get("rejected") is None:
-        return _unaided(row, _value(row, "prompt"))
-    chosen, rejected = _value(row, "chosen"), _value(row, "rejected")
-    if prompt is None or (_same_kind(chosen=chosen, rejected=rejected) and not _conversational(prompt)):
-        prompt = chosen[: _split_prompt(chosen, rejected)]
-    return _unaided(row, prompt)
+    reader = _reader(context)
+
+    def read(row: Row) -> str | Messages:
+        given = row.get("prompt")
+        paired = row.get("chosen") is not None and row.get("rejected") is not None
+        if paired and not reader.is_conversation(given) and _same_kind(reader, chosen=row["chosen"], rejected=row["rejected"]):
+            return _unaided(row, with_system(_divided(row, reader)[0], row, reader))
+        if given is None and paired:
+            return split_prompt(require_text(row["chosen"], "chosen"), require_text(row["rejected"], "rejected"))[0]
+        if reader.is_conversation(_column(row, "prompt")):
+            return _unaided(row, with_system(reader.messages(given, "prompt"), row, reader))
+        return require_text(given, "prompt")
+
+    return read
 
 
-def _unaided(row: Row, prompt: str | Messages) -> str | Messages:
+def _unaided(row: Row, prompt: Messages) -> Messages:
     """The prompt, unless the trainer would render it without something that the row gives the chat template."""
-    ignored = [name for name in ("tools", "chat_template_kwargs") if parsed(row.get(name))]
-    if ignored and _conversational(prompt):
+    if ignored := [name for name in ("tools", "chat_template_kwargs") if parsed(row.get(name))]:
         raise RowError(f"grpo renders messages without the row's {ignored[0]!r}; type: chat_template.default renders tools")
     return prompt
 
 
 PAIR_TYPES = {"passthrough": _pair}
 UNPAIRED_TYPES = {"passthrough": _labelled}
-PROMPT_TYPES = {"passthrough": lambda context: prompt_rendering(context, _asked)}
+PROMPT_TYPES = {"passthrough": lambda context: prompt_rendering(context, _asked(context))}

@@ -8,30 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from pipeline.data.notes import Note
 from pipeline.data.transforms.base import (
     Context,
     Rendered,
     Row,
     RowError,
-    completion_text,
     label_field,
     list_field,
-    optional_text,
-    pair_text,
     require_text,
     text_field,
 )
+from pipeline.data.transforms.control import control_notes, control_pattern
+from pipeline.data.transforms.conversations import Conversation, conversation, with_system
+from pipeline.data.transforms.messages import MessageReader, Messages
+from pipeline.data.transforms.plain import paired_text
 from pipeline.data.transforms.prompts import prompt_rendering
 
 __all__ = ["PAIR_TYPES", "PROMPT_TYPES", "UNPAIRED_TYPES"]
 
-Message = tuple[str, str]
-"""Role and content."""
-PairShape = Callable[[Row], tuple[list[Message], str, str]]
-"""The turns before the answers, the chosen answer and the rejected one of a row."""
-PromptShape = Callable[[Row], list[Message]]
+PairShape = Callable[[Row], Conversation]
+PromptShape = Callable[[Row], Messages]
 """The turns before the answer."""
 Factory = Callable[[Context], Callable[[Row], Rendered]]
 
@@ -44,8 +42,23 @@ class TurnFormat:
     answer: str
     end: str
 
-    def prompt(self, messages: list[Message]) -> str:
-        return "".join(self.turn.format(role=role, content=content) for role, content in messages) + self.answer
+    def prompt(self, messages: Messages) -> str:
+        return "".join(self.turn.format(role=message["role"], content=message["content"]) for message in messages) + self.answer
+
+    def render(self, given: Conversation, context: Context) -> Rendered:
+        """The conversation as text; an answer is one turn, and has its end once. Raises RowError for more turns."""
+        prompt, notes, sequences = self.prompt(given.prompt), list(given.notes), []
+        control = control_pattern(context.tokenizer)
+        for name, messages in given.answers.items():
+            if len(messages) > 1:
+                raise RowError(f"{name!r} has {len(messages)} turns, and this type takes one; chat_template.default takes more")
+            content = messages[0]["content"]
+            if content.rstrip().endswith(self.end):
+                notes.append(Note("end_given", self.end, content[-80:]))
+                content = content.rstrip().removesuffix(self.end)
+            notes += control_notes([*given.prompt, {"content": content}], control)
+            sequences.append(prompt + content + self.end)
+        return Rendered(prompt, tuple(sequences), templated=False, label=given.label, notes=tuple(notes))
 
 
 CHATML = TurnFormat("<|im_start|>{role}\n{content}<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>")
@@ -57,60 +70,56 @@ LLAMA3 = TurnFormat(
 QUESTIONS = ("prompt", "input", "question", "instruction")
 
 
-def _opening(row: Row, question: str) -> list[Message]:
-    system = optional_text(row, "system")
-    return [*([("system", system)] if system else []), ("user", question)]
+READER = MessageReader.from_keys({})
 
 
-def _message(value: Any, name: str) -> Message:
-    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-        raise RowError(f"{name} must be a message with 'role' and 'content'")
-    return value["role"], require_text(value.get("content"), f"{name}.content")
+def _opening(row: Row, question: str) -> Messages:
+    return with_system([{"role": "user", "content": question}], row, READER)
 
 
-def _conversation(row: Row, column: str) -> tuple[list[Message], str]:
-    """The turns before the last one, and the last one's content."""
-    messages = [_message(value, f"{column}[{index}]") for index, value in enumerate(list_field(row, column))]
+def _said(text: str, name: str) -> Messages:
+    return READER.answer(text, name)
+
+
+def _conversation(row: Row, column: str) -> Messages:
+    """A question, however many turns, and an answer."""
+    messages = READER.messages(list_field(row, column), column)
     if len(messages) < 2:
         raise RowError(f"{column!r} must hold a question and an answer, got one message")
-    history = messages[:-1]
-    system = optional_text(row, "system")
-    if system and history[0][0] != "system":
-        history = [("system", system), *history]
-    return history, messages[-1][1]
+    return with_system(messages, row, READER)
 
 
 def _columns(
     questions: tuple[str, ...], chosen: tuple[str, ...] = ("chosen",), rejected: tuple[str, ...] = ("rejected",)
 ) -> PairShape:
-    def pair(row: Row) -> tuple[list[Message], str, str]:
-        return _opening(row, text_field(row, *questions)), text_field(row, *chosen), text_field(row, *rejected)
+    def pair(row: Row) -> Conversation:
+        prompt = _opening(row, text_field(row, *questions))
+        return conversation(prompt, {names[0]: _said(text_field(row, *names), names[0]) for names in (chosen, rejected)})
 
     return pair
 
 
-def _argilla_chat(row: Row) -> tuple[list[Message], str, str]:
-    prompt, chosen = _conversation(row, "chosen")
-    other, rejected = _conversation(row, "rejected")
-    if prompt != other:
+def _argilla_chat(row: Row) -> Conversation:
+    chosen, rejected = _conversation(row, "chosen"), _conversation(row, "rejected")
+    if chosen[:-1] != rejected[:-1]:
         raise RowError("chosen and rejected answer different prompts")
-    return prompt, chosen, rejected
+    return conversation(chosen[:-1], {"chosen": chosen[-1:], "rejected": rejected[-1:]})
 
 
-def _ultra(row: Row) -> tuple[list[Message], str, str]:
+def _ultra(row: Row) -> Conversation:
     if len(list_field(row, "chosen")) > 2:
         return _argilla_chat(row)
-    question = text_field(row, "prompt")
-    return _opening(row, question), _conversation(row, "chosen")[1], _conversation(row, "rejected")[1]
+    prompt = _opening(row, text_field(row, "prompt"))
+    return conversation(prompt, {name: _conversation(row, name)[-1:] for name in ("chosen", "rejected")})
 
 
 def _asked(*questions: str) -> PromptShape:
     return lambda row: _opening(row, text_field(row, *questions))
 
 
-def _ultra_asked(row: Row) -> list[Message]:
+def _ultra_asked(row: Row) -> Messages:
     if row.get("chosen") is not None and len(list_field(row, "chosen")) > 2:
-        return _argilla_chat(row)[0]
+        return _argilla_chat(row).prompt
     return _opening(row, text_field(row, "prompt"))
 
 
@@ -132,29 +141,27 @@ COMPLETIONS: dict[str, tuple[str, ...]] = {
 }
 PROMPTS: dict[str, PromptShape] = {
     **{shape: _asked(*questions) for shape, questions in COMPLETIONS.items()},
-    "argilla_chat": lambda row: _argilla_chat(row)[0],
+    "argilla_chat": lambda row: _argilla_chat(row).prompt,
     "icr": _asked("input"),
     "ultra": _ultra_asked,
 }
 
 
 def _paired(turns: TurnFormat, shape: PairShape) -> Factory:
-    def render(row: Row) -> Rendered:
-        messages, chosen, rejected = shape(row)
-        return pair_text(turns.prompt(messages), chosen + turns.end, rejected + turns.end)
-
-    return lambda context: render
+    return lambda context: lambda row: turns.render(shape(row), context)
 
 
 def _labelled(turns: TurnFormat, questions: tuple[str, ...] | None) -> Factory:
-    def render(row: Row) -> Rendered:
+    def read(row: Row) -> Conversation:
         if questions is None:
-            messages, completion = _conversation(row, "completion")
+            messages = _conversation(row, "completion")
+            prompt, completion = messages[:-1], messages[-1:]
         else:
-            messages, completion = _opening(row, text_field(row, *questions)), text_field(row, "completion")
-        return completion_text(turns.prompt(messages), completion + turns.end, label_field(row))
+            prompt = _opening(row, text_field(row, *questions))
+            completion = _said(text_field(row, "completion"), "completion")
+        return conversation(prompt, {"completion": completion}, label_field(row))
 
-    return lambda context: render
+    return lambda context: lambda row: turns.render(read(row), context)
 
 
 def _prompted(turns: TurnFormat, shape: PromptShape) -> Factory:
@@ -179,7 +186,7 @@ def _nectar(context: Context) -> Callable[[Row], Rendered]:
         if ranked[0]["rank"] == ranked[-1]["rank"]:
             raise RowError("all answers have the same rank")
         chosen, rejected = (require_text(answer.get("answer"), "answer") for answer in (ranked[0], ranked[-1]))
-        return pair_text(_nectar_prompt(row), chosen, rejected)
+        return paired_text(_nectar_prompt(row), chosen, rejected)
 
     return render
 

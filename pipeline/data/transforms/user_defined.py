@@ -7,16 +7,8 @@ import string
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.data.transforms.base import (
-    Context,
-    Rendered,
-    Row,
-    completion_text,
-    label_field,
-    optional_text,
-    pair_text,
-    text_field,
-)
+from pipeline.data.transforms.base import Context, Rendered, Row, label_field, optional_text, text_field
+from pipeline.data.transforms.plain import labelled_text, paired_text
 from pipeline.data.transforms.prompts import prompt_rendering
 from pipeline.errors import UserError
 
@@ -66,7 +58,7 @@ def _pair(context: Context) -> Callable[[Row], Rendered]:
     def render(row: Row) -> Rendered:
         system = optional_text(row, column["system"])
         texts = [formats[part](text_field(row, column[part]), system) for part in ("prompt", "chosen", "rejected")]
-        return pair_text(*texts)
+        return paired_text(*texts)
 
     return render
 
@@ -79,7 +71,7 @@ def _completion(context: Context) -> Callable[[Row], Rendered]:
     def render(row: Row) -> Rendered:
         system = optional_text(row, column["system"])
         prompt, completion = (formats[part](text_field(row, column[part]), system) for part in ("prompt", "completion"))
-        return completion_text(prompt, completion, label_field(row, column["label"]))
+        return labelled_text(prompt, completion, label_field(row, column["label"]))
 
     return render
 

@@ -35,9 +35,7 @@ def transform(tokenizer):
     return make
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda t: t, said, lambda t: [said(t)], lambda t: [USER, said(t)], lambda t: [said("x", "user"), said(t)]]
-)
+@pytest.mark.parametrize("wrap", [lambda t: t, said, lambda t: [said(t)], lambda t: [USER, said(t)]])
 def test_shapes_of_answers(transform, wrap):
     """Text, a message, messages, messages that repeat the prompt. What follows the last `<|im_end|>` is stripped."""
     row = {"messages": [USER], "chosen": wrap("C"), "rejected": wrap("R")}
