@@ -16,20 +16,16 @@ from strategies.base import BatchKind
 
 __all__ = ["STAGED_ONLY", "StagedRow", "staged_table"]
 
-STAGED_ONLY = ["hash", "follows", "place"]
+STAGED_ONLY = ["hash", "prompt_hash", "place"]
 """Columns that decide where a row goes and what its `row_id` is."""
 
 
 @dataclass(frozen=True)
 class StagedRow:
-    """A row that is kept. `place` counts the rows of its file from 0, those that are not kept included.
-
-    `follows` marks the second half of a pair whose first half is kept too.
-    """
+    """A row that is kept. `place` counts the rows of its file from 0, those that are not kept included."""
 
     row_number: int
     place: int
-    follows: bool
     text: Rendered
     ids: Tokenised
 
@@ -51,9 +47,14 @@ def staged_table(kind: BatchKind, rows: list[StagedRow]) -> pa.Table:
         columns["row"] = pa.array(handed, pa.large_string())
     hashes = [_hash(row, beside) for row, beside in zip(rows, handed, strict=True)]
     columns["hash"] = pa.array(hashes, pa.binary(16))
-    columns["follows"] = pa.array([row.follows for row in rows], pa.bool_())
+    columns["prompt_hash"] = pa.array([_prompt_hash(row) for row in rows], pa.binary(16))
     columns["place"] = pa.array([row.place for row in rows], pa.int64())
     return pa.table(columns)
+
+
+def _prompt_hash(row: StagedRow) -> bytes:
+    """What makes the prompts of two rows the same: their text."""
+    return hashlib.blake2b(row.text.prompt.encode(), digest_size=16).digest()
 
 
 def _hash(row: StagedRow, handed: str) -> bytes:

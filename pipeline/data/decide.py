@@ -16,7 +16,7 @@ DUPLICATE, TO_TRAIN, TO_EVAL = 0, 1, 2
 
 def decide(
     hashes: NDArray[np.void],
-    follows: NDArray[np.bool_],
+    prompts: NDArray[np.void],
     is_test: NDArray[np.bool_],
     dedup: bool,
     val_set_size: float,
@@ -24,12 +24,10 @@ def decide(
 ) -> NDArray[np.uint8]:
     """Where each row goes: `DUPLICATE`, `TO_TRAIN` or `TO_EVAL`. All arrays have shape (rows,), in source order.
 
-    `follows` marks the second half of a pair whose first half stands just before it.
-
-    Of equal rows the first stays; test sets come after training sets, so they lose what was trained on. `val_set_size`
-    (a fraction below 1, else a number of rows) takes the rows with the smallest hash of seed and content, so a row's side
-    does not depend on how many come before it. The halves of a pair share the hash of the first, and their side, for which
-    there may be one evaluation row more.
+    Of equal rows (`hashes`) the first stays; test sets come after training sets, so they lose what was trained on.
+    `val_set_size` (a fraction below 1, else a number of rows) takes the rows whose prompts have the smallest hash of seed and
+    prompt, so a row's side does not depend on how many come before it. Rows of one prompt (`prompts`) are on one side, so there
+    may be more evaluation rows than that, by the last prompt's.
 
     Raises:
         UserError: when the evaluation set would leave nothing to train on.
@@ -41,21 +39,22 @@ def decide(
         destination[duplicate] = DUPLICATE
     if val_set_size:
         candidates = np.flatnonzero(destination == TO_TRAIN)
-        order = _by_content(hashes, follows, candidates, seed)
+        digests = _keyed(prompts[candidates], seed)
+        order = np.argsort(digests, kind="stable")
         number = int(val_set_size) if val_set_size >= 1 else max(1, round(val_set_size * len(order)))
-        if number < len(order) and follows[order[number]] and order[number - 1] == order[number] - 1:
-            number += 1
+        if number <= len(order):
+            number = int(np.searchsorted(digests[order], digests[order[number - 1]], side="right"))
         if number >= len(order):
-            raise UserError(f"val_set_size: {val_set_size:g} takes {number} of {len(order)} rows and leaves none to train on")
-        destination[order[:number]] = TO_EVAL
+            one = " (rows of one prompt are on one side)" if number > val_set_size >= 1 else ""
+            raise UserError(
+                f"val_set_size: {val_set_size:g} takes {number} of {len(order)} rows and leaves none to train on{one}"
+            )
+        destination[candidates[order[:number]]] = TO_EVAL
     return destination
 
 
-def _by_content(
-    hashes: NDArray[np.void], follows: NDArray[np.bool_], candidates: NDArray[np.intp], seed: int
-) -> NDArray[np.intp]:
-    """The candidates in the order of a keyed hash of their content, the halves of a pair side by side."""
+def _keyed(prompts: NDArray[np.void], seed: int) -> NDArray[np.uint64]:
+    """A keyed hash of each prompt's hash. Shape: as given."""
     key = str(seed).encode()
-    leaders = candidates - follows[candidates]
-    digests = [hashlib.blake2b(hashes[row].tobytes(), digest_size=8, key=key).digest() for row in leaders]
-    return candidates[sorted(range(len(candidates)), key=lambda place: (digests[place], candidates[place]))]
+    digests = [hashlib.blake2b(prompt.tobytes(), digest_size=8, key=key).digest() for prompt in prompts]
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)

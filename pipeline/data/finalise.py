@@ -40,26 +40,23 @@ PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 @dataclass(frozen=True)
 class StagedRows:
-    """One entry per staged row, in order: shape (rows,). `lengths` has one array per id column.
-
-    `follows` marks the second half of a pair whose first half stands just before it.
-    """
+    """One entry per staged row, in order: shape (rows,). `lengths` has one array per id column."""
 
     hashes: NDArray[np.void]
-    follows: NDArray[np.bool_]
+    prompts: NDArray[np.void]
     part: NDArray[np.int32]
     lengths: dict[str, NDArray[np.int32]]
 
     @classmethod
     def load(cls, staging: Path, parts: list[dict[str, Any]], kind: BatchKind) -> StagedRows:
         names = ("prompt", *COMPLETIONS[kind])
-        columns = ["hash", "follows", *(f"{name}_length" for name in names)]
+        columns = ["hash", "prompt_hash", *(f"{name}_length" for name in names)]
         tables = [pq.read_table(staging / part["part"], columns=columns, partitioning=None) for part in parts]
         whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
-        raw = b"".join(whole["hash"].to_pylist())
+        hashes, prompts = (np.frombuffer(b"".join(whole[name].to_pylist()), dtype="V16") for name in ("hash", "prompt_hash"))
         return cls(
-            np.frombuffer(raw, dtype="V16"),
-            whole["follows"].to_numpy(),
+            hashes,
+            prompts,
             np.repeat(np.arange(len(parts), dtype=np.int32), [part["rows"] for part in parts]),
             {name: whole[f"{name}_length"].to_numpy() for name in names},
         )

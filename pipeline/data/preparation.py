@@ -170,7 +170,7 @@ def _finish(
             f"{sum(part['rejected'] for part in parts)} are bad)"
         )
     dedup, seed = inputs["dataset_exact_deduplication"], inputs["seed"] or 0
-    destination = decide(rows.hashes, rows.follows, is_test, dedup, plan.val_set_size, seed)
+    destination = decide(rows.hashes, rows.prompts, is_test, dedup, plan.val_set_size, seed)
     by_part = np.split(destination, np.cumsum([part["rows"] for part in parts])[:-1])
     final = finalise.Final(staging, folder, parts, by_part, finalise.first_row_ids(parts))
     files = files + list(run_tasks(finalise.write_final, final, len(parts), cfg.dataset_num_proc))

@@ -164,7 +164,6 @@ def _keep(job: Job, part: Part, source: str, row: RawRow, made: list[tuple[Rende
         part.reject(source, row, "an answer has no tokens of its own")
         return
     part.notes.add(source, row.index + 1, made[0][0].notes)
-    first = len(part.kept)
     all_fitted = fit_all([ids for _, ids in made], job.sequence_len, job.excess_length_strategy)
     for half, ((text, ids), fitted) in enumerate(zip(made, all_fitted, strict=True)):
         if fitted is None and job.excess_length_strategy == "raise":
@@ -175,8 +174,7 @@ def _keep(job: Job, part: Part, source: str, row: RawRow, made: list[tuple[Rende
         part.too_long += fitted is None
         if fitted is not None:
             part.truncated += fitted is not ids
-            follows = len(part.kept) > first
-            part.kept.append(StagedRow(row.index + 1, row.index * len(made) + half, follows, text, fitted))
+            part.kept.append(StagedRow(row.index + 1, row.index * len(made) + half, text, fitted))
 
 
 def _write_part(job: Job, shard: Shard, path: Path, part: Part) -> None:

@@ -20,6 +20,7 @@ COSTS = {
     "benchmark": "runs a benchmark, at its smallest",
     "realmodel": "loads SmolLM2",
     "browser": "looks at a page in Chromium",
+    "many": "tries thousands of generated cases",
     "install": "installs a package, or builds the site",
 }
 """Marks, and what they stand for. A test without any is held to a budget (tests/suite/budget.py)."""

@@ -60,7 +60,7 @@ class ReadRow(Mapping[str, Any]):
         unread = [name for name, value in self._row.items() if name not in self._read and value not in (None, "", [], {})]
         if media := [name for name in unread if name in MEDIA]:
             raise RowError(
-                f"the column {media[0]!r} holds what isn't text, which can't be trained on; drop it if the text stands alone"
+                f"the column {media[0]!r} is no text, which alone can be trained on; drop it if the rest stands alone"
             )
         return [Note(UNREAD, name, str(self._row[name])) for name in unread]
 

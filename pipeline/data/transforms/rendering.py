@@ -141,6 +141,8 @@ class ChatRenderer:
         The answer's messages begin with `answer_from`, and its text not before `earliest`.
         """
         skeleton = self._skeleton(messages, kwargs, add_generation_prompt)
+        if skeleton is not None and skeleton.repeated is not None:
+            raise RowError(f"the chat template renders what turn {skeleton.repeated + 1} says twice")
         placed = None if skeleton is None else skeleton.place(messages, text)
         return placed or search(messages, text, len(messages) if answer_from is None else answer_from, earliest)
 

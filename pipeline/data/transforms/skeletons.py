@@ -64,6 +64,11 @@ class Skeleton:
         slots = tuple((int(index), TEXTS[int(which)]) for index, which in zip(parts[1::3], parts[2::3], strict=True))
         return cls(tuple(parts[::3]), slots)
 
+    @property
+    def repeated(self) -> int | None:
+        """The first message of which a string comes more than once."""
+        return next((index for place, (index, name) in enumerate(self.slots) if (index, name) in self.slots[:place]), None)
+
     def place(self, messages: Messages, text: str) -> Placed | None:
         """Where the strings stand in `text`; None when it isn't this skeleton with every string of the messages once."""
         if sorted(self.slots) != sorted((index, name) for index, name, _ in _strings(messages)):

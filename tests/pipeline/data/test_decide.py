@@ -11,9 +11,10 @@ def hashes(*values):
     return np.frombuffer(b"".join(int(value).to_bytes(16, "big") for value in values), dtype="V16")
 
 
-def run(values, test=0, dedup=False, val=0.0, seed=1, seconds=()):
+def run(values, test=0, dedup=False, val=0.0, seed=1, prompts=None):
     is_test = np.arange(len(values)) >= len(values) - test
-    return decide(hashes(*values), np.isin(np.arange(len(values)), seconds), is_test, dedup, val, seed).tolist()
+    prompts = values if prompts is None else prompts
+    return decide(hashes(*values), hashes(*prompts), is_test, dedup, val, seed).tolist()
 
 
 def test_the_first_of_equal_rows_stays():
@@ -39,20 +40,20 @@ def test_the_split_depends_on_seed_and_content_only():
 
 @pytest.mark.parametrize("dedup", [False, True])
 @pytest.mark.parametrize("val", range(1, 90, 7))
-def test_the_halves_of_a_pair_stay_together(val, dedup):
-    """The first pair stands there twice; of another one only the second half is left."""
-    values, seconds = [*range(100), 0, 1, 200], [*range(1, 100, 2), 101]
-    sides = run(values, val=val, dedup=dedup, seconds=seconds)
-    assert all(sides[second - 1] == sides[second] for second in seconds)
-    assert val <= sides.count(TO_EVAL) <= val + 1
-
-
-def test_rows_that_are_no_halves_are_counted_exactly():
-    assert run([5, 5, 5, 5, 6, 6], val=3).count(TO_EVAL) == 3
+def test_rows_of_one_prompt_stay_together(val, dedup):
+    """Three rows each of most prompts, wherever they stand; one row stands there twice."""
+    values = [*range(100), 0]
+    prompts = [value % 33 for value in values]
+    sides = run(values, val=val, dedup=dedup, prompts=prompts)
+    kept = [(prompt, side) for prompt, side in zip(prompts, sides, strict=True) if side != DUPLICATE]
+    assert len({prompt for prompt, _ in kept}) == len(set(kept))
+    assert val <= sides.count(TO_EVAL) <= val + 4
 
 
 def test_a_split_that_leaves_nothing():
     with pytest.raises(UserError, match="val_set_size: 3 takes 3 of 3 rows and leaves none to train on"):
         run(range(3), val=3)
-    with pytest.raises(UserError, match="val_set_size: 1 takes 2 of 2 rows and leaves none to train on"):
-        run(range(2), val=1, seconds=[1])
+    with pytest.raises(UserError, match=r"val_set_size: 1 takes 2 of 2 rows .* \(rows of one prompt are on one side\)"):
+        run(range(2), val=1, prompts=[7, 7])
+    with pytest.raises(UserError, match="val_set_size: 5 takes 5 of 3 rows"):
+        run(range(3), val=5)

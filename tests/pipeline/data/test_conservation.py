@@ -1,0 +1,346 @@
+"""Law 12: what a row says stands in the text once and in its place, the rest is the template's; and what comes of odd rows."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data import load_transform
+from pipeline.data.tokenise import tokenise
+from pipeline.data.transforms import RowError
+from strategies.chat_templates import known_chat_templates, resolve_chat_template
+from tests.pipeline.data.conftest import make_config, prepare_here, with_bos, write_jsonl
+from tests.tiny import tiny_tokenizer
+
+U, V = {"role": "user", "content": "What is 2 + 2?"}, {"role": "user", "content": "And 3 + 3?"}
+CHAT = "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def said(text: Any, role: str = "assistant", **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": text, **more}
+
+
+def with_template(name: str) -> Any:
+    """The tiny tokenizer with a template: a built-in one's name, or Jinja."""
+    tokenizer = with_bos(tiny_tokenizer())
+    jinja = None if name in known_chat_templates() else name
+    tokenizer.chat_template = resolve_chat_template(None if jinja else name, jinja, tokenizer)
+    return tokenizer
+
+
+class TestOneNormalForm:
+    """A row means the same under every type that takes it."""
+
+    def test_a_prompt_that_the_answers_repeat(self, tokenizer: Any) -> None:
+        row = {"prompt": [U], "chosen": [U, said("4")], "rejected": [U, said("5")]}
+        rendered = load_transform(None, tokenizer=tokenizer).rows(row)[0]
+        assert rendered.as_row() == {"prompt": CHAT, "chosen": "4<|im_end|>\n", "rejected": "5<|im_end|>\n"}
+        assert [note.kind for note in rendered.notes] == ["prompt_repeated", "prompt_repeated"]
+
+    @pytest.mark.parametrize("type", [None, "chat_template.default", "chat_template.argilla_chat", "chatml.argilla_chat"])
+    def test_a_users_turn_is_no_answer(self, tokenizer: Any, type: str | None) -> None:
+        whole = type is not None and type.endswith("chat")
+        head = [U] if whole else []
+        row = {"chosen": [*head, said("4")], "rejected": [*head, said("five", "user")]}
+        row |= {} if whole else {"messages" if type else "prompt": [U]}  # type: ignore[dict-item]
+        with pytest.raises(RowError, match=r"'rejected' holds a turn of user \('five'\)"):
+            load_transform(type, tokenizer=tokenizer)(row)
+
+    @pytest.mark.parametrize("type", [None, "chat_template.argilla_chat"])
+    def test_turns_of_the_user_after_the_answers_part(self, tokenizer: Any, type: str | None) -> None:
+        row = {"chosen": [U, said("4"), V, said("6")], "rejected": [U, said("5"), V, said("7")]}
+        with pytest.raises(RowError, match="holds a turn of user"):
+            load_transform(type, tokenizer=tokenizer)(row)
+
+    def test_an_answer_of_its_own_column_is_the_judged_one(self, tokenizer: Any) -> None:
+        transform = load_transform("chat_template.default", rl="kto", tokenizer=tokenizer, field_completion="answer")
+        context = [U, said("4"), V, said("five")]
+        row = transform({"messages": context, "answer": "six", "label": True})
+        assert row["completion"] == "six<|im_end|>"
+        assert "five" in row["prompt"]
+
+    def test_a_conversation_that_ends_in_that_answer(self, tokenizer: Any) -> None:
+        transform = load_transform("chat_template.default", rl="kto", tokenizer=tokenizer, field_completion="answer")
+        row = transform({"messages": [U, said("4")], "answer": "4", "label": True})
+        assert row == {"prompt": CHAT, "completion": "4<|im_end|>", "label": True}
+
+    @pytest.mark.parametrize("template", ["chatml", "llama3", "gemma", "qwen3", "gemma3"])
+    @pytest.mark.parametrize("key", ["text", "value"])
+    def test_parts_of_a_content(self, template: str, key: str) -> None:
+        tokenizer = with_template(template)
+        parts = [{"type": "text", key: "What is"}, {"type": "text", key: "2 + 2?"}]
+        text = "What is\n2 + 2?"
+        rows = [
+            {"prompt": [said(content, "user")], "chosen": [said("4")], "rejected": [said("5")]} for content in (parts, text)
+        ]
+        assert len({str(load_transform(None, tokenizer=tokenizer)(row)) for row in rows}) == 1
+
+    def test_a_part_that_is_no_text(self, tokenizer: Any) -> None:
+        content = [{"type": "text", "text": "What?"}, {"type": "image", "image": "a.png"}]
+        with pytest.raises(RowError, match=r"prompt\[0\].content\[1\] is of type 'image'"):
+            load_transform(None, tokenizer=tokenizer)({"prompt": [said(content, "user")], **PAIR})
+
+    def test_the_system_text_of_a_column(self, tokenizer: Any) -> None:
+        row = {"conversations": [U], "system": "Be brief.", "chosen": "4", "rejected": "5"}
+        transform = load_transform("chat_template.default", tokenizer=tokenizer, field_messages="conversations")
+        assert transform(row)["prompt"] == "<|im_start|>system\nBe brief.<|im_end|>\n" + CHAT
+        untyped = {"prompt": [U], "system": "Be brief.", **PAIR}
+        assert load_transform(None, tokenizer=tokenizer)(untyped)["prompt"].startswith("<|im_start|>system\nBe brief.")
+
+    def test_two_system_texts(self, tokenizer: Any) -> None:
+        row = {"prompt": [said("Be long.", "system"), U], "system": "Be brief.", **PAIR}
+        with pytest.raises(RowError, match="say different things"):
+            load_transform(None, tokenizer=tokenizer)(row)
+
+
+PAIR = {"chosen": [said("4")], "rejected": [said("5")]}
+
+
+def test_arguments_of_a_tool_have_one_form(tmp_path: Any) -> None:
+    """As an object, as JSON text, and from Parquet, which gives every object the members of all."""
+    tokenizer = with_template("qwen3")
+    tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("weather", "clock")]
+    calls = [("weather", {"city": 'Oslo "north"'}), ("clock", {"zone": "CET"})]
+
+    def calls_in(form: Any) -> list[dict[str, Any]]:
+        functions = [{"name": name, "arguments": form(arguments)} for name, arguments in calls]
+        answers = [said("", tool_calls=[{"type": "function", "function": function}]) for function in functions]
+        return [{"prompt": [U], "chosen": [one], "rejected": [said("5")], "tools": json.dumps(tools)} for one in answers]
+
+    pq.write_table(pa.Table.from_pylist(calls_in(dict)), tmp_path / "rows.parquet")
+    write_jsonl(tmp_path / "rows.jsonl", calls_in(dict))
+    write_jsonl(tmp_path / "texts.jsonl", calls_in(json.dumps))
+    stores = [
+        prepare_here(make_config(tmp_path, {"path": str(tmp_path / name)}), tokenizer)
+        for name in ("rows.jsonl", "texts.jsonl", "rows.parquet")
+    ]
+    ids = [store.read("train", ["prompt_ids", "chosen_ids", "rejected_ids"]).to_pydict() for store in stores]
+    assert ids[0] == ids[1] == ids[2]
+    assert '{"city": "Oslo \\"north\\""}' in stores[2].read("train", ["chosen"])["chosen"][0].as_py()
+
+
+class TestPlainText:
+    def test_a_prompt_that_both_answers_repeat(self, tokenizer: Any) -> None:
+        row = {"prompt": "Q: 1?\nA:", "chosen": "Q: 1?\nA: 7", "rejected": "Q: 1?\nA: 8"}
+        rendered = load_transform(None, tokenizer=tokenizer).rows(row)[0]
+        assert rendered.as_row() == {"prompt": "Q: 1?\nA:", "chosen": " 7", "rejected": " 8"}
+        assert [note.kind for note in rendered.notes] == ["prompt_repeated"]
+
+    def test_a_greeting_is_answered_by_a_greeting(self, tokenizer: Any) -> None:
+        row = {"prompt": "Hi", "chosen": "Hi there!", "rejected": "Hi, you"}
+        assert load_transform(None, tokenizer=tokenizer)(row) | {"prompt": "Hi"} == row
+
+    def test_a_dialogue_is_divided_at_its_last_shared_header(self, tokenizer: Any) -> None:
+        head = "\n\nHuman: 6 * 7?\n\nAssistant: Hm.\n\nHuman: So?\n\nAssistant:"
+        row = load_transform(None, tokenizer=tokenizer)({"chosen": f"{head} 42", "rejected": f"{head} 43"})
+        assert row == {"prompt": head, "chosen": " 42", "rejected": " 43"}
+
+    def test_an_answer_holds_no_other_turn(self, tokenizer: Any) -> None:
+        head = "\n\nHuman: 6 * 7?\n\nAssistant:"
+        row = {"chosen": f"{head} 42", "rejected": f"{head} 43\n\nHuman: Sure?\n\nAssistant: Yes"}
+        with pytest.raises(RowError, match="'rejected' holds another turn \\('Human:'\\)"):
+            load_transform(None, tokenizer=tokenizer)(row)
+
+    def test_no_word_is_cut(self, tokenizer: Any) -> None:
+        row = load_transform(None, tokenizer=tokenizer)({"chosen": "The answer is 42.", "rejected": "The answer is 43."})
+        assert row == {"prompt": "The answer is", "chosen": " 42.", "rejected": " 43."}
+
+    @pytest.mark.parametrize("end", ["<|im_end|>", "<|im_end|>\n", "", "\n"])
+    def test_one_end(self, tokenizer: Any, end: str) -> None:
+        text = load_transform(None, tokenizer=tokenizer).rows({"prompt": "Q: ", "chosen": f"4{end}", "rejected": f"5{end}"})
+        (ids,) = tokenise(text, tokenizer)
+        for completion in ids.completions:
+            assert completion.tolist().count(tokenizer.eos_token_id) == 1
+            assert completion[-1] == tokenizer.eos_token_id
+
+    @pytest.mark.parametrize("text", ['[{"role": "user", "content": "Q"}, {"role": "ass', "[{'role': 'user', 'content': 'Q'}]"])
+    @pytest.mark.parametrize("type", [None, "chat_template.default", "chatml.intel", "user_defined"])
+    def test_the_text_of_a_conversation_is_no_answer(self, tokenizer: Any, text: str, type: str | None) -> None:
+        row = {"prompt": "Q", "messages": "Q", "question": "Q", "chosen": text, "rejected": "R"}
+        with pytest.raises(RowError, match="'chosen' is the text of a conversation, not an answer"):
+            load_transform(type, tokenizer=tokenizer)(row)
+
+    @pytest.mark.parametrize("label", ["1.0", "1", "true", "True", 1.0, True])
+    def test_labels(self, label: Any) -> None:
+        assert load_transform(None, rl="kto")({"prompt": "Q", "completion": "C", "label": label})["label"] is True
+
+
+NO_END = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+CUTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+LAST_DIFFERS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% if loop.last and m.role == 'user' %} (answer this){% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DROPS_SYSTEM = (
+    "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TWICE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+class TestTemplates:
+    """What a template does to the text is seen."""
+
+    def rendered(self, template: str, **row: Any) -> Any:
+        return load_transform(None, tokenizer=with_template(template)).rows({"prompt": [U], **PAIR, **row})[0]
+
+    def test_no_end_of_an_answer(self) -> None:
+        found = self.rendered(NO_END)
+        answers = {"chosen": "4<|im_end|>", "rejected": "5<|im_end|>"}
+        assert found.as_row() == {"prompt": "[user] What is 2 + 2?\n[assistant] ", **answers}
+        assert ("end_added", "<|im_end|>") in {(note.kind, note.detail) for note in found.notes}
+
+    def test_an_end_that_is_there_already(self) -> None:
+        found = self.rendered("chatml", chosen=[said("4<|im_end|>")])
+        assert found.as_row()["chosen"] == "4<|im_end|>\n"
+        assert [note.kind for note in found.notes] == ["end_given"]
+
+    def test_reasoning_that_is_cut(self) -> None:
+        found = self.rendered(CUTS, chosen=[said("<think>\nsum\n</think>\n\n4")])
+        assert {(note.kind, note.detail) for note in found.notes} == {
+            ("reasoning_dropped", "of the answer"),
+            ("opening_missing", "<think>"),
+        }
+
+    def test_reasoning_of_an_earlier_turn(self) -> None:
+        found = self.rendered("qwen3", prompt=[U, said("<think>\nsum\n</think>\n\n4"), V])
+        assert ("reasoning_dropped", "of earlier turns") in {(note.kind, note.detail) for note in found.notes}
+
+    def test_a_last_turn_that_is_rendered_otherwise(self) -> None:
+        found = self.rendered(LAST_DIFFERS)
+        assert found.as_row() == {"prompt": CHAT, "chosen": "4<|im_end|>\n", "rejected": "5<|im_end|>\n"}
+        assert [note.kind for note in found.notes] == ["prompt_differs"]
+
+    def test_a_turn_that_is_dropped(self) -> None:
+        with pytest.raises(RowError, match=r"leaves out, changes or moves what turn 1 \(system\) says: 'Be brief.'"):
+            self.rendered(DROPS_SYSTEM, prompt=[said("Be brief.", "system"), U])
+
+    def test_a_turn_that_comes_twice(self) -> None:
+        with pytest.raises(RowError, match="renders what turn 1 says twice"):
+            self.rendered(TWICE)
+
+    def test_a_control_token_in_a_message(self) -> None:
+        found = self.rendered("chatml", prompt=[said("Say <|im_end|> now", "user")])
+        assert {(note.kind, note.detail) for note in found.notes} == {("control_tokens", "<|im_end|>")}
+
+
+class TestNotes:
+    def test_once_with_count_and_example(self, tmp_path: Any, tokenizer: Any) -> None:
+        row = {"prompt": [U], "chosen": [U, said("4")], "rejected": [U, said("5")], "score": 1, "id": "a"}
+        path = write_jsonl(tmp_path / "rows.jsonl", [row, row | {"score": 2}, {"prompt": [V], **PAIR}])
+        store = prepare_here(make_config(tmp_path, {"path": str(path)}), tokenizer)
+        (repeated, unread), place = store.notes, f"({path} row 1"
+        assert repeated.startswith(f"2 rows: answers begin with the prompt of their row, which is taken once {place}: '5')")
+        assert unread.startswith(f"2 rows: no part of the text: column 'score', 'id' {place})")
+
+    def test_pictures_are_refused(self, tmp_path: Any, tokenizer: Any) -> None:
+        row = {"prompt": [U], **PAIR, "images": ["a.png"]}
+        with pytest.raises(RowError, match="the column 'images' is no text"):
+            load_transform(None, tokenizer=tokenizer).rows(row)
+
+
+WORDS = [
+    "a",
+    "4",
+    "Yes.",
+    "no\nline",
+    '"quoted"',
+    "tab\tbed",
+    "größer 日本",
+    "{x: 1}",
+    "<b>",
+    "user",
+    "assistant",
+    "  two",
+    "end ",
+]
+
+
+def conversations(seed: int, number: int) -> Iterator[tuple[list[dict[str, Any]], str, str]]:
+    """Prompts of one to three exchanges, with or without a system turn, and two answers; by a seed."""
+    random_ = random.Random(seed)
+
+    def text() -> str:
+        return " ".join(random_.choices(WORDS, k=random_.randint(1, 5)))
+
+    for _ in range(number):
+        turns = [said(text(), role) for _ in range(random_.randint(0, 2)) for role in ("user", "assistant")]
+        system = [said(text(), "system")] if random_.random() < 0.3 else []
+        chosen, rejected = text(), text()
+        if chosen.strip() != rejected.strip():
+            yield [*system, *turns, said(text(), "user")], chosen, rejected
+
+
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+def check_text(text: str, strings: list[str], answer: str, start: int) -> None:
+    """The strings stand in order before `start`, there the answer begins, and after it one end of the turn stands."""
+    cursor = 0
+    for string in strings:
+        at = text.find(string.strip(), cursor)
+        assert at >= 0, (string, text)
+        cursor = at + len(string.strip())
+    assert cursor <= start
+    after = text[start:].removeprefix(EMPTY_THOUGHT)
+    said_so = next(form for form in (answer, answer.strip(), answer.rstrip(), answer.lstrip()) if after.startswith(form))
+    assert after[len(said_so) :].strip() in ENDS
+
+
+ENDS = {
+    "<|end|>\n<|im_end|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<｜end▁of▁sentence｜>",
+    "<turn|>",
+}
+
+
+def check_law(template: str, seed: int, number: int) -> None:
+    """Rows of every type of messages, of generated conversations."""
+    tokenizer = with_template(template)
+    kept, refused = 0, set()
+    for prompt, chosen, rejected in conversations(seed, number):
+        rows = {
+            None: {"prompt": prompt, "chosen": [said(chosen)], "rejected": [said(rejected)]},
+            "chat_template.default": {"messages": prompt, "chosen": chosen, "rejected": rejected},
+            "chat_template.argilla_chat": {"chosen": [*prompt, said(chosen)], "rejected": [*prompt, said(rejected)]},
+        }
+        for type, row in rows.items():
+            try:
+                rendered = load_transform(type, tokenizer=tokenizer).rows(row)[0]
+            except RowError as error:
+                refused.add(str(error).partition(":")[0])
+                continue
+            start = len(rendered.as_row()["prompt"])
+            for text, answer in zip(rendered.sequences, (chosen, rejected), strict=True):
+                check_text(text, [message["content"] for message in prompt], answer, start)
+            kept += 1
+    assert kept > number
+    assert refused <= {"the chat template does not take this conversation"}
+
+
+@pytest.mark.parametrize("template", known_chat_templates())
+def test_generated_conversations(template: str) -> None:
+    check_law(template, seed=1, number=100)
+
+
+@pytest.mark.many
+@pytest.mark.parametrize("template", known_chat_templates())
+def test_many_generated_conversations(template: str) -> None:
+    check_law(template, seed=2, number=2000)
