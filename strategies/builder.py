@@ -16,7 +16,13 @@ from strategies.base import Strategy
 from strategies.cadence import RunLength, steps_per_epoch, total_steps
 from strategies.callbacks import registered_callbacks
 from strategies.config import as_config
-from strategies.models import build_peft_config, continue_adapter, match_adapter_dtype, restore_adapter_dropout
+from strategies.models import (
+    build_peft_config,
+    continue_adapter,
+    disable_own_dropout,
+    match_adapter_dtype,
+    restore_adapter_dropout,
+)
 from strategies.precision import settle_bf16
 from strategies.reference import load_reference
 from strategies.registry import get_strategy
@@ -109,6 +115,8 @@ class HFRLTrainerBuilder:
             **strategy.set_trainer_kwargs(cfg),
         )
         _check_head(trainer.model)
+        if getattr(cfg, "disable_dropout", False):
+            disable_own_dropout(trainer.model)
         restore_adapter_dropout(trainer.model)
         if cfg.peft_autocast_adapter_dtype is False:
             match_adapter_dtype(trainer.model)

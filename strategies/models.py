@@ -18,6 +18,7 @@ __all__ = [
     "load_config",
     "load_model",
     "match_adapter_dtype",
+    "disable_own_dropout",
     "restore_adapter_dropout",
 ]
 
@@ -103,6 +104,17 @@ def continue_adapter(cfg: Any, model: PreTrainedModel) -> PeftModel:
         return PeftModel.from_pretrained(model, cfg.lora_model_dir, is_trainable=True, **kwargs)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"lora_model_dir: no adapter could be loaded from {cfg.lora_model_dir!r}: {error}") from error
+
+
+def disable_own_dropout(model: Any) -> None:
+    """Turn off the dropout that modules apply themselves, by a rate that they keep (`attention_dropout`, OPT's `dropout`).
+
+    TRL's `disable_dropout` sees modules of type `Dropout` only.
+    """
+    for module in model.modules():
+        for name, rate in list(vars(module).items()):
+            if "drop" in name and isinstance(rate, float):
+                setattr(module, name, 0.0)
 
 
 def restore_adapter_dropout(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,16 @@ def test_lora_dropout_survives_disable_dropout(build: Build) -> None:
     trainer = build(1, adapter="lora", lora_dropout=0.2)
     rates = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
     assert rates == {0.2}
+
+
+@pytest.mark.parametrize("adapter", [None, "lora"])
+@pytest.mark.parametrize("sample_packing", [True, False])
+def test_attention_has_no_dropout_either(build: Build, adapter: str | None, sample_packing: bool) -> None:
+    """Policy and reference are the same model at first, so the first loss is ln 2."""
+    model = tiny_model(tiny_tokenizer(), attention_dropout=0.5)
+    trainer = build(1, model=model, adapter=adapter, sample_packing=sample_packing)
+    trainer.train()
+    assert history(trainer) == pytest.approx([math.log(2)], abs=1e-6)
 
 
 def test_a_continued_adapter_is_compared_with_itself_before(build: Build, tmp_path: Path) -> None:
