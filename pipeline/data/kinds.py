@@ -6,10 +6,12 @@ from pipeline.errors import UserError
 from strategies.base import BatchKind
 from strategies.registry import STRATEGIES
 
-__all__ = ["COMPLETIONS", "kind_of", "methods", "raw_kind"]
+__all__ = ["COMPLETIONS", "ROW_COLUMNS", "kind_of", "methods", "raw_kind"]
 
 COMPLETIONS: dict[BatchKind, tuple[str, ...]] = {"pair": ("chosen", "rejected"), "unpaired": ("completion",), "prompt": ()}
 """Kind of row -> names of the texts that follow its prompt."""
+ROW_COLUMNS = {"prompt", "chosen", "completion", "messages", "conversations", "instruction", "question", "input"}
+"""One of these tells a row from a message, and from an object that holds rows."""
 
 
 def kind_of(rl: str) -> BatchKind:

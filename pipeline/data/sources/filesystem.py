@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import lzma
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from pipeline.storage import inside, is_uri, resolve
 __all__ = ["File", "content_identity", "is_uri", "list_files", "local_path", "open_bytes", "open_seekable", "resolve"]
 
 CHUNK = 8 << 20
-NETWORK_ERRORS = (OSError, pa.ArrowException, ValueError)
+NETWORK_ERRORS = (OSError, EOFError, lzma.LZMAError, pa.ArrowException, ValueError)
 
 
 class File:
@@ -48,18 +50,36 @@ def list_files(where: str) -> dict[str, str]:
 
 
 @contextmanager
-def open_bytes(where: str, gzip: bool) -> Iterator[IO[bytes]]:
-    """The bytes of a file from its start, decompressed."""
+def open_bytes(where: str, compression: str | None = None, encoding: str | None = None) -> Iterator[IO[bytes]]:
+    """The bytes of a file from its start, decompressed (gzip, bz2, zstd, xz); text of another encoding as UTF-8."""
     file = File(where)
-    with file.filesystem.open_input_stream(file.path, compression="gzip" if gzip else None, buffer_size=1 << 20) as stream:
-        yield stream
+    by_arrow = None if compression == "xz" else compression
+    with file.filesystem.open_input_stream(file.path, compression=by_arrow, buffer_size=1 << 20) as stream:
+        unpacked: Any = lzma.LZMAFile(stream) if compression == "xz" else stream  # noqa: SIM115 - the stream is closed
+        yield io.BufferedReader(_AsUtf8(unpacked, encoding)) if encoding else unpacked
+
+
+class _AsUtf8(io.RawIOBase):
+    """Text of another encoding, read as UTF-8."""
+
+    def __init__(self, stream: Any, encoding: str) -> None:
+        self._text = io.TextIOWrapper(io.BufferedReader(stream), encoding=encoding, newline="")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As many characters as surely fit, each of four bytes at most."""
+        read = self._text.read(max(len(buffer) // 4, 1)).encode()
+        buffer[: len(read)] = read
+        return len(read)
 
 
 @contextmanager
-def open_seekable(where: str, gzip: bool) -> Iterator[Any]:
+def open_seekable(where: str, compression: str | None = None) -> Iterator[Any]:
     """A file that can be read from any place; a compressed one is unpacked to a temporary file first."""
     file = File(where)
-    if not gzip:
+    if compression is None:
         if isinstance(file.filesystem, pafs.LocalFileSystem):
             with pa.memory_map(file.path) as source:
                 yield source
@@ -68,7 +88,7 @@ def open_seekable(where: str, gzip: bool) -> Iterator[Any]:
             yield source
         return
     with tempfile.NamedTemporaryFile(prefix="prefray-") as spool:
-        with open_bytes(where, gzip=True) as stream:
+        with open_bytes(where, compression) as stream:
             while chunk := stream.read(CHUNK):
                 spool.write(chunk)
         spool.flush()
@@ -87,7 +107,7 @@ def content_identity(where: str) -> str:
         if etag := details.get("ETag") or details.get("etag"):
             return f"{info.size}:{etag}"
     digest = hashlib.sha256()
-    with open_bytes(where, gzip=False) as stream:
+    with open_bytes(where) as stream:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

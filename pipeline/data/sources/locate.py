@@ -15,6 +15,7 @@ import pyarrow.fs as pafs
 
 from pipeline.config.secrets import redact_text
 from pipeline.data.sources.filesystem import NETWORK_ERRORS, File, is_uri, list_files, local_path
+from pipeline.data.sources.splits import files_of_split
 from pipeline.errors import UserError
 
 __all__ = ["FORMATS", "Located", "locate"]
@@ -30,18 +31,31 @@ EXTENSIONS = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
+COMPRESSED = (".gz", ".bz2", ".zst", ".zstd", ".xz")
+ABOUT = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 @dataclass(frozen=True)
 class Located:
-    """One file: where it is, what it is called in messages and in `source`, its format."""
+    """One file: where it is, what it is called in messages and in `source`, its format.
+
+    `rows_at` is where the rows of JSON that isn't one per line stand: `item` in an array, `NAME.item` in a list of an object,
+    "" where each is an object of its own. `sniff` finds it, as it finds compression and encoding (None: UTF-8).
+    """
 
     where: str
     name: str
     format: str
-    gzip: bool = False
     split: str = "train"
+    compression: str | None = None
+    encoding: str | None = None
+    rows_at: str = "item"
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its bytes can't be read from any place."""
+        return self.compression is not None or self.encoding is not None
 
 
 def locate(dataset: Mapping[str, Any]) -> list[Located] | None:
@@ -107,11 +121,20 @@ def _in_folder(where: str, path: str, dataset: Mapping[str, Any], data_files: li
                 raise UserError(f"data_files: {pattern!r} matches no file in {path!r}")
             names += matching
     else:
-        names = [name for name in inside if _format(name) in ([wanted] if wanted else FORMATS)]
+        names = [name for name in inside if _is_data(name) and _format(name) in ([wanted] if wanted else FORMATS)]
     if not names:
         raise UserError(f"path: the folder {path!r} holds no {wanted or 'data'} files (known formats: {', '.join(FORMATS)})")
     folder = path.split("?")[0].rstrip("/") if is_uri(path) else path.rstrip("/")
-    return [_located(inside[name], f"{folder}/{name}", wanted) for name in names]
+    split = "train"
+    if not data_files:
+        card = _read_text(inside["README.md"]) if "README.md" in inside else ""
+        split, names = files_of_split(path, names, card, dataset.get("name"), dataset.get("split"))
+    return [_located(inside[name], f"{folder}/{name}", wanted, split) for name in names]
+
+
+def _is_data(name: str) -> bool:
+    """Whether a file of a folder may be data: not hidden, nor what `datasets` writes about data."""
+    return not any(part.startswith((".", "__")) for part in name.split("/")) and os.path.basename(name) not in ABOUT
 
 
 def _saved_files(inside: dict[str, str], path: str, split: str) -> list[Located] | None:
@@ -133,20 +156,24 @@ def _saved_files(inside: dict[str, str], path: str, split: str) -> list[Located]
 
 
 def _read_json(where: str) -> Any:
+    return json.loads(_read_text(where))
+
+
+def _read_text(where: str) -> str:
     file = File(where)
     with file.filesystem.open_input_stream(file.path) as stream:
-        return json.loads(stream.read())
+        return stream.read().decode(errors="replace")
 
 
 def _format(name: str) -> str | None:
-    name = name.split("?")[0].lower().removesuffix(".gz")
-    return EXTENSIONS.get(os.path.splitext(name)[1])
+    stem, extension = os.path.splitext(name.split("?")[0].lower())
+    return EXTENSIONS.get(os.path.splitext(stem)[1] if extension in COMPRESSED else extension)
 
 
-def _located(where: str, name: str, wanted: str | None) -> Located:
+def _located(where: str, name: str, wanted: str | None, split: str = "train") -> Located:
     if wanted is not None and wanted not in FORMATS:
         raise UserError(f"ds_type: must be one of {', '.join(FORMATS)}, got {wanted!r}")
     format = wanted or _format(name)
     if format is None:
         raise UserError(f"path: cannot tell the format of {name!r}; set ds_type to one of {', '.join(FORMATS)}")
-    return Located(where, redact_text(name), format, gzip=name.split("?")[0].lower().endswith(".gz"))
+    return Located(where, redact_text(name), format, split)

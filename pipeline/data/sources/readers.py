@@ -7,8 +7,9 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,6 +69,10 @@ def _from_value(index: int, value: Any) -> RawRow:
     return RawRow(index, None, json.dumps(value), f"must be an object, got {type(value).__name__}")
 
 
+def _opened(shard: Shard) -> AbstractContextManager[IO[bytes]]:
+    return open_bytes(shard.located.where, shard.located.compression, shard.located.encoding)
+
+
 def _json_lines(shard: Shard) -> Iterator[RawRow]:
     """Blank lines count, so that an index is a line number, but are no rows."""
     if shard.offset:
@@ -76,7 +81,7 @@ def _json_lines(shard: Shard) -> Iterator[RawRow]:
             source.seek(shard.offset)
             yield from _lines(shard, source)
         return
-    with open_bytes(shard.located.where, shard.located.gzip) as source:
+    with _opened(shard) as source:
         yield from _lines(shard, source)
 
 
@@ -89,13 +94,15 @@ def _lines(shard: Shard, source: Any) -> Iterator[RawRow]:
             yield _from_text(index, text)
 
 
-def _json_array(shard: Shard) -> Iterator[RawRow]:
+def _json_values(shard: Shard) -> Iterator[RawRow]:
+    """The rows of an array, of a list of an object, or of objects over several lines."""
     import ijson
 
     index = 0
-    with open_bytes(shard.located.where, shard.located.gzip) as source:
+    with _opened(shard) as source:
         try:
-            for index, value in enumerate(ijson.items(source, "item", use_float=True)):
+            values = ijson.items(source, shard.located.rows_at, use_float=True, multiple_values=True)
+            for index, value in enumerate(values):
                 yield _from_value(index, value)
         except ijson.JSONError as error:
             reason = str(error).splitlines()[0]
@@ -104,7 +111,7 @@ def _json_array(shard: Shard) -> Iterator[RawRow]:
 
 def _csv(shard: Shard) -> Iterator[RawRow]:
     csv.field_size_limit(1 << 30)
-    with open_bytes(shard.located.where, shard.located.gzip) as source:
+    with _opened(shard) as source:
         lines = csv.reader(io.TextIOWrapper(source, encoding="utf-8-sig", newline=""))
         header = next(lines, [])
         for index, cells in enumerate(line for line in lines if line):
@@ -115,14 +122,14 @@ def _csv(shard: Shard) -> Iterator[RawRow]:
 
 
 def _parquet(shard: Shard) -> Iterator[RawRow]:
-    with open_seekable(shard.located.where, shard.located.gzip) as source:
+    with open_seekable(shard.located.where, shard.located.compression) as source:
         file = pq.ParquetFile(source, pre_buffer=False)
         groups = range(shard.offset, file.metadata.num_row_groups)
         yield from _window(shard, file.iter_batches(BATCH_ROWS, row_groups=groups), shard.begins_at)
 
 
 def _arrow(shard: Shard) -> Iterator[RawRow]:
-    with open_seekable(shard.located.where, shard.located.gzip) as source:
+    with open_seekable(shard.located.where, shard.located.compression) as source:
         yield from _window(shard, arrow_batches(source), 0)
 
 
@@ -147,7 +154,7 @@ def _hub(shard: Shard) -> Iterator[RawRow]:
 
 READERS: dict[str, Callable[[Shard], Iterator[RawRow]]] = {
     "jsonl": _json_lines,
-    "json": _json_array,
+    "json": _json_values,
     "csv": _csv,
     "parquet": _parquet,
     "arrow": _arrow,

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from pipeline.data.sources import hub
 from pipeline.data.sources.arrow import arrow_batches
-from pipeline.data.sources.filesystem import CHUNK, NETWORK_ERRORS, content_identity, is_uri, open_bytes, open_seekable
+from pipeline.data.sources.filesystem import CHUNK, NETWORK_ERRORS, content_identity, is_uri, open_seekable
 from pipeline.data.sources.locate import Located, locate
+from pipeline.data.sources.sniff import sniff
 from pipeline.errors import UserError
 
 __all__ = ["Shard", "Source", "survey"]
@@ -62,7 +63,7 @@ def survey(dataset: Mapping[str, Any], index: int, rows_per_part: int) -> Source
     identities, shards = [], []
     for number, file in enumerate(located):
         try:
-            identity, found = _survey_file(Shard(index, number, file, 0, None), rows_per_part)
+            identity, found = _survey_file(Shard(index, number, sniff(file), 0, None), rows_per_part)
         except UserError:
             raise
         except NETWORK_ERRORS as error:
@@ -95,32 +96,24 @@ def _clip(shard: Shard, start: int, stop: int | None) -> Shard | None:
 
 def _survey_file(whole: Shard, rows_per_part: int) -> tuple[str, list[Shard]]:
     file = whole.located
-    if file.format == "json" and _holds_lines(file):
-        whole = replace(whole, located=(file := replace(file, format="jsonl")))
     if is_uri(file.where):
         identity = content_identity(file.where)
     else:
         identity, marks, lines = _read_through(file, rows_per_part)
-        if file.format == "jsonl" and not file.gzip:
+        if file.format == "jsonl" and not file.is_packed:
             return identity, _runs(whole, lines, rows_per_part, marks)
-    if file.format == "parquet" and not file.gzip:
+    if file.format == "parquet" and not file.is_packed:
         return identity, _row_groups(whole, rows_per_part)
-    if file.format == "arrow" and not file.gzip and not is_uri(file.where):
+    if file.format == "arrow" and not file.is_packed and not is_uri(file.where):
         return identity, _runs(whole, _arrow_rows(file), rows_per_part)
     return identity, [whole]
-
-
-def _holds_lines(file: Located) -> bool:
-    """Whether a `.json` file holds an object per line instead of one array."""
-    with open_bytes(file.where, file.gzip) as stream:
-        return stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
 def _read_through(file: Located, rows_per_part: int) -> tuple[str, list[int], int]:
     """SHA-256 of a local file and, of the same pass, the byte where every `rows_per_part`-th line begins."""
     digest, marks, position, lines = hashlib.sha256(), [], 0, 0
     with open(file.where, "rb") as stream:
-        if file.format != "jsonl" or file.gzip:
+        if file.format != "jsonl" or file.is_packed:
             while chunk := stream.read(CHUNK):
                 digest.update(chunk)
             return digest.hexdigest(), [0], 0
@@ -148,7 +141,7 @@ def _runs(whole: Shard, rows: int, rows_per_part: int, marks: list[int] | None =
 
 def _row_groups(whole: Shard, rows_per_part: int) -> list[Shard]:
     """Runs of whole row groups with `rows_per_part` rows at least, since a group can only be read from its start."""
-    with open_seekable(whole.located.where, gzip=False) as source:
+    with open_seekable(whole.located.where) as source:
         metadata = pq.ParquetFile(source).metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     shards, begin, group_of_begin, row = [], 0, 0, 0

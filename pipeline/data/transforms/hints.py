@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.data.kinds import methods
+from pipeline.data.kinds import ROW_COLUMNS, methods
 from pipeline.data.transforms.base import Row
 from strategies.base import BatchKind
 
 __all__ = ["hint"]
-
-COLUMNS = {"prompt", "chosen", "completion", "messages", "conversations", "instruction", "question", "input"}
-"""One of these tells a row from a message."""
 
 
 def hint(kind: BatchKind, row: Row) -> str:
@@ -36,4 +33,4 @@ def _only_list(row: Row) -> str | None:
         return None
     ((column, value),) = row.items()
     first = value[0] if isinstance(value, list) and value else None
-    return column if isinstance(first, dict) and COLUMNS & first.keys() else None
+    return column if isinstance(first, dict) and ROW_COLUMNS & first.keys() else None

@@ -100,10 +100,9 @@ def test_pairs_for_kto_show_the_way_out(tmp_path, tokenizer):
         prepare_here(cfg, tokenizer)
 
 
-def test_a_wrapped_json_file(tmp_path, tokenizer):
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps({"data": pairs(3)}))
-    with pytest.raises(UserError, match=r"1 of 1 rows are bad(?s:.*)one object with a list under 'data'"):
+def test_lines_that_are_whole_data_sets(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"data": pairs(3)}, {"data": pairs(3)}])
+    with pytest.raises(UserError, match=r"2 of 2 rows are bad(?s:.*)one object with a list under 'data'"):
         prepare_here(make_config(tmp_path, {"path": str(path)}), tokenizer)
 
 
@@ -167,7 +166,7 @@ def test_too_many_bad_rows(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("rows", "changes", "message"),
     [
-        ([], {}, "datasets: no rows in .*a.jsonl"),
+        ([], {}, r"datasets\[0\].path: .*a.jsonl. is empty"),
         (
             pairs(3),
             {"sequence_len": 5},
