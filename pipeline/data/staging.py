@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,16 @@ class Job:
     @property
     def kind(self) -> BatchKind:
         return kind_of(self.rl)
+
+    @cached_property
+    def _most_characters(self) -> int:
+        """Of a row that may fit: no token stands for more than its own text has, or a few more that were normalised away."""
+        return 4 * self.sequence_len * max(map(len, self.tokenizer.get_vocab()), default=1)
+
+    def drops(self, texts: list[Rendered]) -> bool:
+        """Whether a row is dropped for its length, without a look at its tokens: for megabytes that takes a minute."""
+        lengths = [max(map(len, (text.prompt, *text.sequences))) for text in texts]
+        return self.excess_length_strategy == "drop" and min(lengths) > self._most_characters
 
     def transform(self, dataset: int) -> Transform:
         return build_transform(self.rl, Context(self.tokenizer, self.templates[dataset], self.datasets[dataset]))
@@ -129,7 +140,11 @@ def _fill(job: Job, shard: Shard, transform: Transform, rows: Iterable[RawRow]) 
     for row in rows:
         part.read, part.end = part.read + 1, (row.index + 1) * places
         try:
-            rendered.append((row, [_encodable(text) for text in transform.rows(_value(row))]))
+            texts = [_encodable(text) for text in transform.rows(_value(row))]
+            if job.drops(texts):
+                part.too_long += len(texts)
+            else:
+                rendered.append((row, texts))
         except RowError as error:
             part.reject(source, row, str(error))
         except TypeFailed as error:

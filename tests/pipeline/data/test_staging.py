@@ -7,9 +7,10 @@ import errno
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import files
+from pipeline.data import files, staging
 from pipeline.data.sources.shards import survey
 from pipeline.data.staging import Job, stage_shard
+from pipeline.data.tokenise import tokenise
 from pipeline.errors import UserError
 from strategies.plugins import Plugins
 from tests.pipeline.data.conftest import write_jsonl
@@ -82,6 +83,14 @@ def test_long_rows(make_job):
     rows = [{"prompt": "12345", "chosen": "abc", "rejected": "d"}, {"prompt": "12345", "chosen": "ab", "rejected": "d"}]
     (part,) = stage(make_job(rows, sequence_len=8))
     assert (part["too_long"], part["rows"], part["truncated"]) == (1, 1, 0)
+
+
+def test_megabytes_are_dropped_unseen(make_job, monkeypatch):
+    seen = []
+    monkeypatch.setattr(staging, "tokenise", lambda texts, tokenizer: seen.extend(texts) or tokenise(texts, tokenizer))
+    row = {"prompt": "a " * 3_000_000, "chosen": "b", "rejected": "c"}
+    (part,) = stage(make_job([*pairs(2), row], sequence_len=64))
+    assert (part["rows"], part["too_long"], len(seen)) == (2, 1, 2)
 
 
 def test_long_rows_truncated(make_job):
