@@ -75,6 +75,8 @@ def prepare(recipe: Recipe, overrides: Overrides = None, quiet: Quiet = False, d
         from strategies.tokenizer import load_tokenizer
 
         cfg = absolute_paths(load(recipe, overrides))
+        for note in cfg.notes:
+            display.note(note)
         display.stage("preparing data")
         prepared = run(cfg, progress=display.progress)
         tokenizer = load_tokenizer(cfg)
@@ -109,6 +111,8 @@ def score(
 
         cfg = absolute_paths(load(recipe, overrides))
         check_mode(cfg)
+        for note in cfg.notes:
+            display.note(note)
         display.stage("starting Ray")
         connect(cfg, debug)
         display.stage("preparing data")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from cluster.config import ClusterKeys, ScoreConfig
 from cluster.config import find_problems as find_cluster_problems
 from pipeline.config import data as data_keys
 from pipeline.config import sharding, tuning
-from pipeline.config.axolotl import without_disabled
+from pipeline.config.axolotl import translated
 from pipeline.config.data import DataKeys, DatasetConfig
 from pipeline.config.loading import apply_overrides, parse_yaml, read_yaml
 from pipeline.config.messages import explain
@@ -42,6 +43,16 @@ class RunConfig(DataKeys, StrategyConfig, ClusterKeys):
     """A validated recipe: Axolotl's keys, `ray:` and `tune:`."""
 
     tune: TuneConfig | None = Field(None, description="What `prefray tune` searches; `prefray train` leaves it aside.")
+    _notes: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Keys that were read as others, or left out, each as a sentence."""
+        return self._notes
+
+
+class PluginFailed(ConfigError):
+    """A plugin can't be loaded; what else is wrong with a recipe can be said all the same."""
 
 
 def load_config(recipe: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -66,9 +77,11 @@ def parse_config(values: Mapping[str, Any], origin: str = "config") -> RunConfig
     Raises:
         ConfigError: with every problem found; `origin` names the mapping.
     """
-    cfg = _validated(values, origin)
-    problems = list(_find_problems(cfg))
-    if problems:
+    cfg, problems = _read(values, origin)
+    if cfg is not None:
+        wrong = {path.split(".")[0] for path, _ in problems}
+        problems += [found for found in _find_problems(cfg) if not any(_speaks_of(found, key) for key in wrong)]
+    if cfg is None or problems:
         raise ConfigError(origin, problems)
     return cfg
 
@@ -79,15 +92,38 @@ def parse_saved(text: str, origin: str) -> RunConfig:
     Raises:
         UserError: when it is no YAML; ConfigError, a kind of it, for keys or values that aren't known.
     """
-    return _validated(parse_yaml(text, origin), origin)
+    cfg, problems = _read(parse_yaml(text, origin), origin)
+    if cfg is None or problems:
+        raise ConfigError(origin, problems)
+    return cfg
 
 
-def _validated(values: Mapping[str, Any], origin: str) -> RunConfig:
-    model = config_class(values.get("plugins"), origin)
+def _read(values: Mapping[str, Any], origin: str) -> tuple[RunConfig | None, list[tuple[str, str]]]:
+    """What of a recipe validates, None where that is no recipe, and the problems of the rest."""
+    problems: list[tuple[str, str]] = []
+    given, changes = translated(values, RunConfig)
     try:
-        return model.model_validate(without_disabled(values, model))
+        model = config_class(given.get("plugins"), origin)
+    except PluginFailed as error:
+        problems = error.problems
+        given = {key: value for key, value in given.items() if key != "plugins"}
+        model = with_strategy_keys(RunConfig)
+    try:
+        cfg = model.model_validate(given)
     except ValidationError as error:
-        raise ConfigError(origin, explain(error.errors(), model)) from None
+        problems = sorted([*problems, *explain(error.errors(), model)])
+        wrong = {place["loc"][0] for place in error.errors()}
+        try:
+            cfg = model.model_validate({key: value for key, value in given.items() if key not in wrong})
+        except ValidationError:  # a key that every recipe has
+            return None, problems
+    cfg._notes = tuple(map(str, changes))
+    return cfg, problems
+
+
+def _speaks_of(problem: tuple[str, str], key: str) -> bool:
+    """Whether a problem may only be there because another key wasn't taken."""
+    return re.search(rf"\b{re.escape(key)}\b", " ".join(problem)) is not None
 
 
 def config_class(plugins: Any = None, origin: str = "config") -> type[RunConfig]:
@@ -105,7 +141,7 @@ def config_class(plugins: Any = None, origin: str = "config") -> type[RunConfig]
         load_plugins(plugins if is_list else ())
         return with_strategy_keys(RunConfig)
     except PluginError as error:
-        raise ConfigError(origin, [(error.path, error.problem)]) from error
+        raise PluginFailed(origin, [(error.path, error.problem)]) from error
     except RegistrationError as error:
         raise ConfigError(origin, [("plugins", str(error))]) from error
 

@@ -1,56 +1,103 @@
-"""Axolotl's keys that mean nothing here, and why: a recipe that sets one is refused with the reason."""
+"""Axolotl's keys that this package doesn't have: those with an equivalent, those that change no result, and the others.
+
+The first two are translated with a note, whoever gives the recipe; a recipe with one of the others is refused with the reason.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.config.changes import Change
 from pipeline.config.datasets import DatasetConfig
 from strategies.trl_keys import TRLKeys, VLLMKeys
 
-__all__ = ["REASONS", "without_disabled"]
+__all__ = ["NEUTRAL_KEYS", "REASONS", "RENAMED", "translated"]
 
-UNSUPPORTED: dict[str, str] = {
-    "write `rl_beta`": "dpo_beta",
-    "the last part of `output_dir` names the run": "ray_run_name",
-    "write `eval_strategy`": "evaluation_strategy",
-    "write `rl_beta` (Axolotl doesn't read it either)": "beta",
-    "write `wandb_name`": "wandb_run_name",
-    "write `hub_model_id`": "push_to_hub",
-    "write `fsdp_config`": "fsdp",
-    "write `fsdp_config.fsdp_version`": "fsdp_version",
-    "write `fsdp_config.final_state_dict_type`": "fsdp_final_state_dict_type",
-    "run with `--debug`": "debug",
-    "write `attn_implementation`": (
-        "eager_attention flash_attention flash_optimum flex_attention s2_attention sage_attention "
-        "sdp_attention xformers_attention"
+Values = dict[str, Any]
+
+RENAMED: dict[str, str] = {
+    "beta": "rl_beta",
+    "dpo_beta": "rl_beta",
+    "evaluation_strategy": "eval_strategy",
+    "wandb_run_name": "wandb_name",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "dataset_processes": "dataset_num_proc",
+}
+"""Axolotl's name, an older one or one that it doesn't read -> ours."""
+
+NEUTRAL: dict[str, str] = {
+    "each answer's tokens are trained on, and nothing else": (
+        "train_on_inputs train_on_eos train_on_eot roles_to_train message_field_training message_field_training_detail"
     ),
-    "write `bf16` or `fp16`": "bfloat16 float16 float32",
-    "write `micro_batch_size` and `gradient_accumulation_steps`": "auto_find_batch_size batch_size",
-    "write `dataset_num_proc`": "dataset_processes",
-    "write `sequence_len`, which covers prompt and completion": (
-        "eval_sequence_len max_packed_sequence_len max_prompt_len min_sample_len"
-    ),
-    "`prefray train --resume` continues a run": "auto_resume_from_checkpoints resume_from_checkpoint",
-    "the trainer shuffles every epoch from `seed`": (
-        "curriculum_sampling shuffle_before_merging_datasets shuffle_merged_datasets"
-    ),
-    "write `reference: cached` (the default)": "precompute_ref_log_probs",
-    "write `sample_packing` (the default) and `tokens_per_forward`": (
+    "batches are packed (`sample_packing`, `tokens_per_forward`), which changes no number": (
         "batch_flattening dpo_padding_free eval_sample_packing fa_varlen_kwargs_in_collator group_by_length "
         "multipack_real_batches pad_to_sequence_len pretrain_multipack_attn pretrain_multipack_buffer_size "
         "sample_packing_bin_size sample_packing_eff_est sample_packing_group_size "
         "sample_packing_mp_start_method sample_packing_sequentially sdpa_varlen "
         "streaming_multipack_buffer_size"
     ),
+    "the trainer shuffles every epoch from `seed`": "shuffle_before_merging_datasets shuffle_merged_datasets",
+    "Axolotl has no use for it with `rl` either": (
+        "dpo_use_logits_to_keep eval_max_new_tokens eval_table_size flash_attn_rms_norm gc_collect_steps "
+        "loss_watchdog_patience loss_watchdog_threshold"
+    ),
+    "kernels of its own compute the same numbers; attention is chosen by the hardware, or by `attn_implementation`": (
+        "flash_attention flash_optimum s2_attention sage_attention xformers_attention "
+        "flash_attn_cross_entropy flash_attn_fuse_mlp lora_mlp_kernel lora_qkv_kernel lora_o_kernel "
+        "lora_embedding_kernel"
+    ),
+    "the loss never builds the full logits anyway": (
+        "dpo_use_liger_kernel trl.use_liger_loss tiled_mlp tiled_mlp_num_shards tiled_mlp_use_original_mlp "
+        "liger_rope liger_rms_norm liger_rms_norm_gated liger_layer_norm liger_glu_activation liger_swiglu "
+        "liger_cross_entropy liger_fused_linear_cross_entropy liger_use_token_scaling cut_cross_entropy"
+    ),
+    "the right class is found from the model's config": (
+        "model_type cls_model_config is_falcon_derived_model is_llama_derived_model is_mistral_derived_model "
+        "is_qwen_derived_model tokenizer_legacy tokenizer_type type_of_model"
+    ),
+    "weights are always saved as safetensors, templates beside the tokenizer": ("save_safetensors tokenizer_save_jinja_files"),
+    "only the columns that are needed are read": "remove_unused_columns",
+    "log in with `hf auth login` or HF_TOKEN": "hf_use_auth_token",
+    "the last part of `output_dir` names the run": "ray_run_name",
+    "Ray places the workers, and each loads the model where it trains it": (
+        "lora_on_cpu low_cpu_mem_usage local_rank world_size device device_map ddp gpu_memory_limit max_memory"
+    ),
+    "the data is prepared by `prefray prepare`, split and sharded by itself": (
+        "dataset_keep_in_memory dataset_shard_idx dataset_shard_num is_preprocess num_dataset_shards_to_save "
+        "preprocess_iterable skip_prepare_dataset"
+    ),
+    "it only measures or checks": (
+        "strict include_tkps gc_steps sync_profiler_start_step sync_profiler_steps profiler_steps profiler_steps_start debug"
+    ),
+    "give `prefray train --resume`": "auto_resume_from_checkpoints",
+}
+"""Reason -> keys that change no result, and are left out."""
+
+NEUTRAL_KEYS: dict[str, str] = {name: reason for reason, names in NEUTRAL.items() for name in names.split()}
+"""Key -> reason."""
+
+UNSUPPORTED: dict[str, str] = {
+    "write `hub_model_id`": "push_to_hub",
+    "write `bf16` or `fp16`": "float32",
+    "write `micro_batch_size` and `gradient_accumulation_steps`": "auto_find_batch_size batch_size",
+    "write `sequence_len`, which covers prompt and completion": (
+        "eval_sequence_len max_packed_sequence_len max_prompt_len min_sample_len"
+    ),
+    "`prefray train --resume` continues a run": "resume_from_checkpoint",
+    "the trainer shuffles every epoch from `seed`": "curriculum_sampling",
     "it belongs to a strategy that is not available in this version": "ebft",
     "write `trl.multi_objective_aggregation`": "multi_objective_aggregation",
     "generation and training take turns in this version": (
-        "trl.async_prefetch trl.prefetch_depth trl.reroll_max_groups trl.reroll_start_fraction trl.replay_buffer_size "
-        "trl.replay_recompute_logps trl.reward_num_workers trl.skip_zero_advantage_batches trl.streaming_min_groups "
-        "trl.streaming_partial_batch trl.use_data_producer trl.vllm_lora_sync trl.vllm_sync_interval"
+        "trl.async_prefetch trl.prefetch_depth trl.reroll_max_groups trl.reroll_start_fraction "
+        "trl.replay_buffer_size trl.replay_recompute_logps trl.reward_num_workers "
+        "trl.skip_zero_advantage_batches trl.streaming_min_groups trl.streaming_partial_batch "
+        "trl.use_data_producer trl.vllm_lora_sync trl.vllm_sync_interval"
     ),
     "completions come from the policy itself": "trl.rollout_func",
     "write `trl.vllm_importance_sampling_clip_max`": "trl.vllm_importance_sampling_cap",
@@ -58,34 +105,27 @@ UNSUPPORTED: dict[str, str] = {
         "vllm.data_parallel_size vllm.device vllm.dtype vllm.enable_prefix_caching vllm.enable_reasoning "
         "vllm.enforce_eager vllm.reasoning_parser vllm.serve_module vllm.worker_extension_cls"
     ),
-    "Axolotl has removed it too": (
-        "dpo_use_logits_to_keep eval_max_new_tokens eval_table_size flash_attn_rms_norm gc_collect_steps noisy_embedding_alpha"
-    ),
+    "Axolotl has removed it too": "noisy_embedding_alpha",
     "it is for supervised training, not for preferences": (
         "balance_labels bench_dataset bench_split center_rewards_coefficient chunked_cross_entropy "
         "chunked_cross_entropy_num_chunks diffusion_lm do_bench_eval do_causal_lm_eval eaft_alpha eaft_k "
-        "eval_causal_lm_metrics label_balance_window_optim_steps loss_watchdog_patience "
-        "loss_watchdog_threshold neftune_noise_alpha num_labels pose_max_context_len pose_num_chunks "
-        "pose_split_on_token_ids pretraining_dataset pretraining_sample_concatenation process_reward_model "
-        "relora relora_cpu_offload relora_prune_method relora_prune_ratio reward_model role_boundaries "
-        "streaming total_num_tokens total_supervised_tokens train_on_inputs use_dft use_eaft use_pose"
+        "eval_causal_lm_metrics label_balance_window_optim_steps neftune_noise_alpha num_labels "
+        "pose_max_context_len pose_num_chunks pose_split_on_token_ids pretraining_dataset "
+        "pretraining_sample_concatenation process_reward_model relora relora_cpu_offload relora_prune_method "
+        "relora_prune_ratio reward_model role_boundaries streaming total_num_tokens total_supervised_tokens "
+        "use_dft use_eaft use_pose"
     ),
     "text models only": (
         "freeze_mm_modules image_resize_algorithm image_size processor_kwargs processor_type trl.log_multimodal"
     ),
     "it belongs to distributed training that is not available in this version": (
-        "activation_offloading context_parallel_size ddp ddp_broadcast_buffers ddp_bucket_cap_mb deepcompile "
-        "device device_map dp_replicate_size dp_shard_size experimental_skip_move_to_device fp8 fp8_config "
-        "fp8_enable_fsdp_float8_all_gather gpu_memory_limit "
-        "heads_k_stride layer_offloading local_rank lora_on_cpu low_cpu_mem_usage max_memory "
-        "qlora_sharded_model_loading ring_attn_func selective_checkpointing sequence_parallel_degree "
-        "tensor_parallel_size world_size"
+        "activation_offloading context_parallel_size ddp_broadcast_buffers ddp_bucket_cap_mb deepcompile "
+        "dp_replicate_size dp_shard_size experimental_skip_move_to_device fp8 fp8_config "
+        "fp8_enable_fsdp_float8_all_gather heads_k_stride layer_offloading qlora_sharded_model_loading "
+        "ring_attn_func selective_checkpointing sequence_parallel_degree tensor_parallel_size"
     ),
-    "the data is prepared by `prefray prepare`, split and sharded by itself": (
-        "dataset_keep_in_memory dataset_shard_idx dataset_shard_num is_preprocess num_dataset_shards_to_save "
-        "preprocess_iterable push_dataset_to_hub skip_prepare_dataset"
-    ),
-    "jagged restarts are not available": ("jagged_restart_anneal_steps jagged_restart_steps jagged_restart_warmup_steps"),
+    "the data is prepared by `prefray prepare`, split and sharded by itself": "push_dataset_to_hub",
+    "jagged restarts are not available": "jagged_restart_anneal_steps jagged_restart_steps jagged_restart_warmup_steps",
     "this optimizer is not available": (
         "adam_beta3 adam_epsilon2 dion_lr dion_momentum dion_rank_fraction dion_rank_multiple_of "
         "lisa_layers_attribute lisa_n_layers lisa_step_interval lr_div_factor lr_quadratic_warmup "
@@ -102,40 +142,26 @@ UNSUPPORTED: dict[str, str] = {
     "a command of its own does this": (
         "axolotl_config_path export generate_samples generation_do_sample generation_max_new_tokens "
         "generation_prompt_ratio generation_temperature generation_top_k generation_top_p merge_lora "
-        "merge_method num_generation_samples nvfp4_merge_aware profiler_steps profiler_steps_start qat "
-        "quantization sync_profiler_start_step sync_profiler_steps"
+        "merge_method num_generation_samples nvfp4_merge_aware qat quantization"
     ),
-    "the right class is found from the model's config": (
-        "model_type cls_model_config is_falcon_derived_model is_llama_derived_model is_mistral_derived_model "
-        "is_qwen_derived_model tokenizer_legacy tokenizer_type tokenizer_use_mistral_common type_of_model"
-    ),
-    "weights are always saved as safetensors, templates beside the tokenizer": ("save_safetensors tokenizer_save_jinja_files"),
-    "only the columns that are needed are read": "remove_unused_columns",
+    "the right class is found from the model's config": "tokenizer_use_mistral_common",
     "put the arguments into the template itself (chat_template_jinja)": (
         "chat_template_kwargs default_system_message eot_tokens"
     ),
-    "the loss never builds the full logits anyway": (
-        "dpo_use_liger_kernel trl.use_liger_loss tiled_mlp tiled_mlp_num_shards tiled_mlp_use_original_mlp"
-    ),
-    "log in with `hf auth login` or HF_TOKEN": "hf_use_auth_token",
     "this version has nothing like it": (
         "added_tokens_overrides dynamic_checkpoint embeddings_skip_upcast experts_implementation "
-        "fix_untrained_tokens flash_attn_cross_entropy flash_attn_d512 flash_attn_fuse_mlp "
-        "flex_attn_compile_kwargs fp32_norm_classes fp32_norms fused_attn_kernel gc_steps "
-        "gemma4_hybrid_attn_impl gptq include_tkps large_head_attention llama4_linearized_experts "
-        "lora_embedding_kernel lora_fp32_gradients lora_mlp_kernel lora_o_kernel lora_qkv_kernel "
-        "mean_resizing_embeddings mixlora_expert_lora_alpha mixlora_expert_lora_dropout mixlora_expert_lora_r "
-        "mixlora_jitter_noise mixlora_num_experts mixlora_router_aux_loss_coef mixlora_router_init_range "
-        "mixlora_top_k model_quantization_config model_quantization_config_kwargs nf4_backend peft "
-        "ple_cpu_offload quantize_moe_experts reinit_weights rope_scaling save_first_step "
-        "scaling_softmax scaling_softmax_bias scaling_softmax_factor shrink_embeddings strict "
-        "torch_compile_options torch_compile_regional trainer_cls unfrozen_parameters use_kernels "
-        "use_onebitllms"
+        "fix_untrained_tokens flash_attn_d512 flex_attn_compile_kwargs fp32_norm_classes fp32_norms "
+        "fused_attn_kernel gemma4_hybrid_attn_impl gptq large_head_attention llama4_linearized_experts "
+        "lora_fp32_gradients mean_resizing_embeddings mixlora_expert_lora_alpha mixlora_expert_lora_dropout "
+        "mixlora_expert_lora_r mixlora_jitter_noise mixlora_num_experts mixlora_router_aux_loss_coef "
+        "mixlora_router_init_range mixlora_top_k model_quantization_config model_quantization_config_kwargs "
+        "nf4_backend peft ple_cpu_offload quantize_moe_experts reinit_weights rope_scaling save_first_step "
+        "scaling_softmax scaling_softmax_bias scaling_softmax_factor shrink_embeddings torch_compile_options "
+        "torch_compile_regional trainer_cls unfrozen_parameters use_kernels use_onebitllms"
     ),
     "it has no meaning for the rows of a preference dataset here": (
         "conversation field field_human field_model field_thinking input_format input_transform "
-        "logprobs_field message_field_training message_field_training_detail preprocess_shards roles_to_train "
-        "shards shards_idx split_thinking temperature template_thinking_key train_on_eos train_on_eot "
+        "logprobs_field preprocess_shards shards shards_idx split_thinking temperature template_thinking_key "
         "trust_remote_code weight"
     ),
 }
@@ -145,22 +171,173 @@ REASONS: dict[str, str] = {name: reason for reason, names in UNSUPPORTED.items()
 """Key -> reason."""
 
 
-def without_disabled(values: Mapping[str, Any], model: type[BaseModel], section: str = "") -> dict[str, Any]:
-    """Leave out keys that are empty, and unsupported ones that are false: a recipe may say that it doesn't use a thing."""
-    kept = {
-        name: value
-        for name, value in values.items()
-        if value is not None and not (value is False and section + name in REASONS and name not in model.model_fields)
-    }
+OFF_NUMBERS: dict[str, tuple[int, ...]] = {
+    "max_steps": (-1, 0),
+    "evals_per_epoch": (0,),
+    "saves_per_epoch": (0,),
+    "early_stopping_patience": (0,),
+    "neftune_noise_alpha": (0,),
+    "dp_shard_size": (1,),
+    "dp_replicate_size": (1,),
+    "context_parallel_size": (1,),
+    "sequence_parallel_degree": (1,),
+    "tensor_parallel_size": (1,),
+}
+"""Numbers that turn a thing off."""
+OWN_PLUGINS = ("axolotl.integrations.liger.", "axolotl.integrations.cut_cross_entropy.")
+"""Plugins of Axolotl's that only bring kernels."""
+DEEPSPEED_FILE = re.compile(r"zero([123])(?:_bf16)?(_cpuoffload_\w+)?(?:_torch_compile)?\.json")
+"""Axolotl's own files, which lie in its repository."""
+FSDP1_KEYS = {
+    "backward_prefetch": "FSDP2 has its own order",
+    "backward_prefetch_policy": "FSDP2 has its own order",
+    "forward_prefetch": "FSDP2 has its own order",
+    "limit_all_gathers": "FSDP2 always does",
+    "sync_module_states": "FSDP2 always does",
+    "use_orig_params": "FSDP2 always does",
+}
+"""Keys of FSDP 1 that change no result."""
+SHARDING_STRATEGIES = {"FULL_SHARD": True, "SHARD_GRAD_OP": False, "1": True, "2": False}
+"""FSDP 1's strategy -> whether FSDP 2 frees weights after the forward (`reshard_after_forward`)."""
+
+
+def translated(values: Mapping[str, Any], model: type[BaseModel]) -> tuple[Values, list[Change]]:
+    """A recipe of Axolotl's in our keys, and what was changed.
+
+    What is empty, or off and unsupported, is left out: a recipe may say that it doesn't use a thing.
+    """
+    kept, changes = _cleaned(values, model, "")
+    if values.get("fsdp", True) in (None, False, "", []) and not values.get("fsdp_config"):
+        kept.pop("fsdp_config", None)  # by itself, an empty section asks for FSDP2's defaults
+    for translate in TRANSLATIONS:
+        changes += translate(kept)
+    return kept, changes
+
+
+def _cleaned(values: Mapping[str, Any], model: type[BaseModel], section: str) -> tuple[Values, list[Change]]:
+    """Without what is empty, off or neutral, and with our names; the entries of `datasets` and the sections as well."""
+    kept: Values = {}
+    changes: list[Change] = []
+    for name, value in values.items():
+        path = f"{section}{name}"
+        known = name in model.model_fields
+        if value is None or _is_off(path, value, known):
+            continue
+        if not known and path in NEUTRAL_KEYS:
+            changes.append(Change(path, value, {}, NEUTRAL_KEYS[path]))
+        elif not known and not section and name in RENAMED:
+            ours = RENAMED[name]
+            kept.setdefault(ours, value) if values.get(ours) is None else None
+            same = values.get(ours) in (None, value)
+            changes.append(
+                Change(name, value, {ours: kept.get(ours, values.get(ours))}, "its name here" if same else "that wins")
+            )
+        else:
+            kept[name] = value
     for name in ("datasets", "test_datasets"):
-        if isinstance(kept.get(name), list):
-            kept[name] = [_entry(entry) for entry in kept[name]]
+        if not section and isinstance(kept.get(name), list):
+            kept[name] = [_entry(entry, f"{name}.{place}.", changes) for place, entry in enumerate(kept[name])]
     for name, keys in (("trl", TRLKeys), ("vllm", VLLMKeys)):
-        if isinstance(kept.get(name), Mapping):
-            kept[name] = without_disabled(kept[name], keys, section=f"{name}.")
+        if not section and isinstance(kept.get(name), Mapping):
+            kept[name], more = _cleaned(kept[name], keys, f"{name}.")
+            changes += more
+    return kept, changes
+
+
+def _entry(entry: Any, path: str, changes: list[Change]) -> Any:
+    """An entry of `datasets`, cleaned."""
+    if not isinstance(entry, Mapping):
+        return entry
+    kept, more = _cleaned(entry, DatasetConfig, "")
+    changes += [Change(f"{path}{change.key}", change.value, change.becomes, change.why) for change in more]
     return kept
 
 
-def _entry(entry: Any) -> Any:
-    """A dataset entry without the keys that are empty or unsupported and false."""
-    return without_disabled(entry, DatasetConfig) if isinstance(entry, Mapping) else entry
+def _is_off(path: str, value: Any, known: bool) -> bool:
+    """Whether a value says that the recipe doesn't use the thing."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value in OFF_NUMBERS.get(path, ()):
+        return True
+    unsupported = not known and (path in REASONS or path in NEUTRAL_KEYS or path in ("fsdp", "fsdp_version"))
+    return unsupported and (value is False or value in ("", [], {}))
+
+
+def _attention(values: Values) -> list[Change]:
+    changes = []
+    for key, ours in (("sdp_attention", "sdpa"), ("eager_attention", "eager"), ("flex_attention", "flex_attention")):
+        if (value := values.pop(key, None)) is not None:
+            values.setdefault("attn_implementation", ours)
+            changes.append(Change(key, value, {"attn_implementation": values["attn_implementation"]}, "its name here"))
+    return changes
+
+
+def _reference(values: Values) -> list[Change]:
+    value = values.pop("precompute_ref_log_probs", None)
+    if not value:
+        return []
+    values.setdefault("reference", "cached")
+    return [Change("precompute_ref_log_probs", value, {"reference": values["reference"]}, "its name here")]
+
+
+def _own_plugins(values: Values) -> list[Change]:
+    plugins = values.get("plugins")
+    if not isinstance(plugins, list):
+        return []
+    own = [name for name in plugins if isinstance(name, str) and name.startswith(OWN_PLUGINS)]
+    if own:
+        values["plugins"] = [name for name in plugins if name not in own]
+        if not values["plugins"]:
+            del values["plugins"]
+    return [Change("plugins", name, {}, "it brings kernels of Axolotl's, which change no result") for name in own]
+
+
+def _deepspeed(values: Values) -> list[Change]:
+    given = values.get("deepspeed")
+    if not isinstance(given, str) or Path(given).exists() or not (match := DEEPSPEED_FILE.fullmatch(Path(given).name)):
+        return []
+    values["deepspeed"] = f"zero{match[1]}" + ("_offload" if match[2] else "")
+    return [Change("deepspeed", given, {"deepspeed": values["deepspeed"]}, "Axolotl's file of that stage isn't here")]
+
+
+def _fsdp(values: Values) -> list[Change]:
+    """`fsdp:` and the keys of FSDP 1 as the section of FSDP 2."""
+    given, changes = values.pop("fsdp", None), []
+    section = values.get("fsdp_config")
+    for key in ("fsdp_version", "fsdp_final_state_dict_type"):
+        if (value := values.pop(key, None)) is not None:
+            section = {**(section if isinstance(section, Mapping) else {}), key: value}
+            changes.append(Change(key, value, {f"fsdp_config.{key}": value}, "it belongs to the section"))
+    if given:
+        section = section if isinstance(section, Mapping) else {}
+        changes.append(Change("fsdp", given, {"fsdp_config": {}}, "FSDP2 divides whole layers, by this section"))
+    if not isinstance(section, Mapping):
+        return changes
+    if not section and not given:
+        return changes
+    values["fsdp_config"], more = _fsdp_section(section)
+    return changes + more
+
+
+def _fsdp_section(section: Mapping[str, Any]) -> tuple[Values, list[Change]]:
+    kept: Values = {}
+    changes = []
+    for key, value in section.items():
+        name = key if key == "fsdp_version" else key.removeprefix("fsdp_")
+        path = f"fsdp_config.{key}"
+        if value is None:
+            continue
+        if name in FSDP1_KEYS:
+            changes.append(Change(path, value, {}, FSDP1_KEYS[name]))
+        elif name == "sharding_strategy" and str(value).upper() in SHARDING_STRATEGIES:
+            kept["reshard_after_forward"] = SHARDING_STRATEGIES[str(value).upper()]
+            changes.append(Change(path, value, {"reshard_after_forward": kept["reshard_after_forward"]}, "FSDP2's name"))
+        elif name == "fsdp_version" and value == 1:
+            changes.append(Change(path, value, {}, "FSDP2 takes its place"))
+        else:
+            kept[name] = value
+            if name != key:
+                changes.append(Change(path, value, {f"fsdp_config.{name}": value}, "its name here"))
+    return kept, changes
+
+
+TRANSLATIONS: tuple[Callable[[Values], Iterable[Change]], ...] = (_attention, _reference, _own_plugins, _deepspeed, _fsdp)
+"""Each changes a recipe in place, and says what it changed."""

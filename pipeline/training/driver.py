@@ -106,6 +106,8 @@ def train(
         cfg = cfg.model_copy(update={"tune": None})
         display.note("tune: is for `prefray tune`; this run has the recipe's own values")
     folder = RunFolder(locate(cfg.output_dir))
+    for note in cfg.notes:
+        display.note(note)
     display.stage("starting Ray")
     connect(cfg, debug)
     workers = plan_run(cfg, node_resources())

@@ -68,6 +68,8 @@ def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None
     if state["status"] == "finished":
         display.note(f"the sweep has already finished: {folder.path}")
         return judged(SweepResult(folder.path, given, measure, folder.records()))
+    for note in cfg.notes:
+        display.note(note)
     display.stage("starting Ray")
     connect(cfg, debug)
     for note in check_before_run(cfg):

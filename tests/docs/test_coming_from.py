@@ -12,12 +12,14 @@ from trl.experimental.cpo import CPOConfig
 from trl.experimental.orpo import ORPOConfig
 
 from pipeline.config import RunConfig
-from pipeline.config.axolotl import REASONS
+from pipeline.config.axolotl import NEUTRAL_KEYS, REASONS, RENAMED
 from pipeline.config.datasets import DatasetConfig
 from strategies.trl_keys import TRLKeys
 from tests.docs.blocks import ROOT
 
 TRL = (DPOConfig, KTOConfig, GRPOConfig, CPOConfig, ORPOConfig, ModelConfig, ScriptArguments)
+TRANSLATED = ("precompute_ref_log_probs", "fsdp", "fsdp_version", "sdp_attention", "eager_attention")
+"""Keys of Axolotl's that become ours by more than a name."""
 OURS = {*RunConfig.model_fields, *DatasetConfig.model_fields, *TRLKeys.model_fields, "split_pairs"}
 
 
@@ -56,7 +58,8 @@ def test_what_is_trls_exists() -> None:
 def test_what_is_written_otherwise_is_refused_with_the_same_advice() -> None:
     for theirs, ours in tables("axolotl"):
         for word in words(theirs):
-            assert word in RunConfig.model_fields or word in REASONS, word
+            assert word in {*RunConfig.model_fields, *REASONS, *NEUTRAL_KEYS, *RENAMED, *TRANSLATED}, word
+            assert RENAMED.get(word, ours.strip("`")) in ours
             if (advice := set(words(REASONS.get(word, "")))) and (written := set(words(ours))):
                 assert written & advice, (word, ours, REASONS[word])
 

@@ -85,7 +85,7 @@ def test_one_that_has_changed_is_imported_anew(write: Write) -> None:
         (LOSS.replace("mine", "sigmoid").format(factor=1), "my_nothing", "my_nothing: loss 'sigmoid' is built in; give yours"),
         ("", "my_nothing.py", "expected the name of a module, got the file 'my_nothing.py'; write my_nothing"),
         ("", "my nothing", "expected the dotted name of a module, such as my_plugins, got 'my nothing'"),
-        ("", "axolotl.integrations.liger.LigerPlugin", "is a plugin of Axolotl's and means nothing here; remove it"),
+        ("", "axolotl.integrations.kd.KDPlugin", "is a plugin of Axolotl's and means nothing here; remove it"),
     ],
 )
 def test_what_is_wrong_with_a_plugin_comes_with_its_key(write: Write, code: str, name: str, message: str) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from cluster.config import ClusterKeys
 from pipeline.config import RunConfig, dump_config, load_config, parse_config
-from pipeline.config.axolotl import REASONS
+from pipeline.config.axolotl import NEUTRAL_KEYS, REASONS, RENAMED
 from pipeline.config.data import DatasetConfig
 from pipeline.config.loading import apply_overrides, parse_yaml
 from pipeline.errors import UserError
@@ -94,7 +94,9 @@ def test_the_resolved_config_loads_again(recipe: Path) -> None:
 
 def test_a_refused_key_is_not_a_known_key() -> None:
     assert REASONS.keys() & RunConfig.model_fields.keys() == {"trust_remote_code"}  # of a dataset
-    assert len(REASONS) > 250
+    assert not NEUTRAL_KEYS.keys() & (RunConfig.model_fields.keys() | REASONS.keys())
+    assert set(RENAMED.values()) <= RunConfig.model_fields.keys()
+    assert len(REASONS) > 200
 
 
 def test_every_key_is_described() -> None:

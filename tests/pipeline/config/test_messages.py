@@ -49,13 +49,11 @@ def test_a_wrong_value(keys: dict[str, Any], path: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "path", "reason"),
     [
-        ({"dpo_beta": 0.1}, "dpo_beta", "write `rl_beta`"),
-        ({"batch_flattening": True}, "batch_flattening", "write `sample_packing`"),
-        ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs", "write `reference: cached`"),
-        ({"ebft": {}}, "ebft", "a strategy that is not available"),
-        ({"flash_attention": True}, "flash_attention", "write `attn_implementation`"),
+        ({"max_prompt_len": 64}, "max_prompt_len", "write `sequence_len`"),
+        ({"push_to_hub": True}, "push_to_hub", "write `hub_model_id`"),
+        ({"ebft": {"mode": "strided"}}, "ebft", "a strategy that is not available"),
         ({"datasets": [{"path": "a", "shards": 4}]}, "datasets.0.shards", "no meaning for the rows of a preference dataset"),
-        ({"deepspeed": "zero2.json"}, "deepspeed", "there is no file 'zero2.json'; write `deepspeed: zero2`"),
+        ({"deepspeed": "my_zero2.json"}, "deepspeed", "there is no file 'my_zero2.json'; write `deepspeed: zero2`"),
         ({"use_ray": False}, "use_ray", "runs are always on Ray here"),
     ],
 )
@@ -127,8 +125,14 @@ def test_a_key_that_would_do_nothing(keys: dict[str, Any], path: str, reason: st
 
 
 def test_all_problems_come_at_once() -> None:
-    found = problems(rl_bta=1, rl_beta=0, dpo_beta=1, datasets=[{"path": "a", "typ": "b"}])
-    assert set(found) == {"rl_bta", "rl_beta", "dpo_beta", "datasets.0.typ"}
+    """Unknown keys, wrong values, a plugin that isn't there, and what doesn't go together of the rest."""
+    plugin = {"plugins": ["no_such_module"]}
+    found = problems(rl_bta=1, rl_beta=0, lora_r=8, datasets=[{"path": "a", "typ": "b"}], **plugin)
+    assert set(found) == {"rl_bta", "rl_beta", "lora_r", "datasets.0.typ", "plugins.0"}
+
+
+def test_what_only_seems_wrong_beside_a_wrong_value_is_not_said() -> None:
+    assert set(problems(adapter="lorra", lora_r=8)) == {"adapter"}
 
 
 def test_the_message_of_a_config_lists_each_problem_on_a_line() -> None:

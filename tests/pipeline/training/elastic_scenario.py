@@ -51,19 +51,28 @@ def main(quiet: str, elastic: str) -> None:
     cfg = load_config(elastic, overrides=[f"ray.address={cluster.address}"])
     folder, restarted = RunFolder(Path(cfg.output_dir)), threading.Semaphore(0)
 
-    def nodes() -> None:
-        wait_for(lambda: folder.checkpoints() and (gates / f"{LOST}.awaited").exists())
-        cluster.remove_node(second, allow_graceful=False)
-        (gates / LOST).touch()
-        restarted.acquire()
-        cluster.add_node(num_cpus=1)
-        restarted.acquire()
-        (gates / RESIZED).touch()
+    failed: list[BaseException] = []
 
-    threading.Thread(target=nodes, daemon=True).start()
-    train(cfg, display=Recorder(restarted))
+    def run() -> None:
+        try:
+            train(cfg, display=Recorder(restarted))
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failed.append(error)
+
+    trained = threading.Thread(target=run)
+    trained.start()
+    wait_for(lambda: folder.checkpoints() and (gates / f"{LOST}.awaited").exists())
+    cluster.remove_node(second, allow_graceful=False)
+    (gates / LOST).touch()
+    restarted.acquire()
+    cluster.add_node(num_cpus=1)
+    restarted.acquire()
+    (gates / RESIZED).touch()
+    trained.join()
     ray.shutdown()
     cluster.shutdown()
+    if failed:
+        raise failed[0]
 
 
 if __name__ == "__main__":
