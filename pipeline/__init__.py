@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig, load_config
+    from pipeline.convert import Converted, convert
     from pipeline.data import Prepared, prepare, register_dataset_type
     from pipeline.data.preview import preview
     from pipeline.doctor.examination import examine
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answers",
+    "Converted",
     "Evaluation",
     "Job",
     "MergeResult",
@@ -31,6 +33,7 @@ __all__ = [
     "Scores",
     "SweepResult",
     "TrainResult",
+    "convert",
     "evaluate",
     "examine",
     "generate",
@@ -49,6 +52,7 @@ __all__ = [
 
 _EXPORTS = {
     "Answers": "pipeline.evaluation.generate",
+    "Converted": "pipeline.convert",
     "Evaluation": "pipeline.evaluation.result",
     "Job": "pipeline.jobs.handle",
     "MergeResult": "pipeline.merging.merge",
@@ -58,6 +62,7 @@ _EXPORTS = {
     "Scores": "pipeline.reference",
     "SweepResult": "pipeline.tuning.sweep",
     "TrainResult": "pipeline.training.driver",
+    "convert": "pipeline.convert",
     "evaluate": "pipeline.evaluation.evaluate",
     "examine": "pipeline.doctor.examination",
     "generate": "pipeline.evaluation.generate",

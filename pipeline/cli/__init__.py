@@ -27,6 +27,7 @@ for command in (
     models.report,
     clusters.doctor,
     clusters.submit,
+    recipes.convert,
     runs.schema,
 ):
     app.command()(command)

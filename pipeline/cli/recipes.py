@@ -8,7 +8,7 @@ import typer
 
 from pipeline.cli.running import Debug, execute
 
-__all__ = ["recipes"]
+__all__ = ["convert", "recipes"]
 
 recipes = typer.Typer()
 
@@ -41,5 +41,22 @@ def show(
         if name not in recipe_names():
             raise UserError(f"{name}: no packaged recipe; there are: {', '.join(recipe_names())}")
         print(packaged_recipe(name).text, end="")
+
+    execute(command, quiet=True, debug=debug)
+
+
+def convert(
+    recipe: Annotated[
+        str, typer.Argument(metavar="FILE", help="YAML of Axolotl, TRL, the alignment-handbook or LLaMA-Factory.")
+    ],
+    rl: Annotated[str | None, typer.Option("--rl", help="The method, where the file doesn't say it.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Print a recipe of another tool in our keys, each change with its reason: `prefray convert dpo.yaml > recipe.yaml`."""
+
+    def command(display: Any) -> None:
+        from pipeline.convert import convert as run
+
+        print(run(recipe, rl).text, end="")
 
     execute(command, quiet=True, debug=debug)

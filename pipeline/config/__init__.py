@@ -55,6 +55,10 @@ class PluginFailed(ConfigError):
     """A plugin can't be loaded; what else is wrong with a recipe can be said all the same."""
 
 
+PLACEHOLDERS = {"base_model": "-", "datasets": [{"path": "-"}]}
+"""What stands for keys that every recipe has, where they are wrong or missing, while the others are checked."""
+
+
 def load_config(recipe: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a recipe, apply `a.b=v` overrides, and validate.
 
@@ -78,10 +82,9 @@ def parse_config(values: Mapping[str, Any], origin: str = "config") -> RunConfig
         ConfigError: with every problem found; `origin` names the mapping.
     """
     cfg, problems = _read(values, origin)
-    if cfg is not None:
-        wrong = {path.split(".")[0] for path, _ in problems}
-        problems += [found for found in _find_problems(cfg) if not any(_speaks_of(found, key) for key in wrong)]
-    if cfg is None or problems:
+    wrong = {path.split(".")[0] for path, _ in problems}
+    problems += [found for found in _find_problems(cfg) if not any(_speaks_of(found, key) for key in wrong)]
+    if problems:
         raise ConfigError(origin, problems)
     return cfg
 
@@ -93,13 +96,13 @@ def parse_saved(text: str, origin: str) -> RunConfig:
         UserError: when it is no YAML; ConfigError, a kind of it, for keys or values that aren't known.
     """
     cfg, problems = _read(parse_yaml(text, origin), origin)
-    if cfg is None or problems:
+    if problems:
         raise ConfigError(origin, problems)
     return cfg
 
 
-def _read(values: Mapping[str, Any], origin: str) -> tuple[RunConfig | None, list[tuple[str, str]]]:
-    """What of a recipe validates, None where that is no recipe, and the problems of the rest."""
+def _read(values: Mapping[str, Any], origin: str) -> tuple[RunConfig, list[tuple[str, str]]]:
+    """What of a recipe validates, and the problems of the rest."""
     problems: list[tuple[str, str]] = []
     given, changes = translated(values, RunConfig)
     try:
@@ -113,10 +116,8 @@ def _read(values: Mapping[str, Any], origin: str) -> tuple[RunConfig | None, lis
     except ValidationError as error:
         problems = sorted([*problems, *explain(error.errors(), model)])
         wrong = {place["loc"][0] for place in error.errors()}
-        try:
-            cfg = model.model_validate({key: value for key, value in given.items() if key not in wrong})
-        except ValidationError:  # a key that every recipe has
-            return None, problems
+        right = {key: value for key, value in given.items() if key not in wrong}
+        cfg = model.model_validate({**PLACEHOLDERS, **right})  # what is left can be right or wrong together all the same
     cfg._notes = tuple(map(str, changes))
     return cfg, problems
 

@@ -330,6 +330,8 @@ def _fsdp_section(section: Mapping[str, Any]) -> tuple[Values, list[Change]]:
         elif name == "sharding_strategy" and str(value).upper() in SHARDING_STRATEGIES:
             kept["reshard_after_forward"] = SHARDING_STRATEGIES[str(value).upper()]
             changes.append(Change(path, value, {"reshard_after_forward": kept["reshard_after_forward"]}, "FSDP2's name"))
+        elif name == "state_dict_type" and value == "FULL_STATE_DICT":
+            changes.append(Change(path, value, {}, "checkpoints hold each worker's part; the trained model is written whole"))
         elif name == "fsdp_version" and value == 1:
             changes.append(Change(path, value, {}, "FSDP2 takes its place"))
         else:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from pipeline.config.axolotl import REASONS
+from pipeline.config.peers import DROPPED, equivalent
 
 __all__ = ["explain"]
 
@@ -86,6 +87,10 @@ def _unknown(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     reason = REASONS.get(_path(loc)) or REASONS.get(str(name))
     if reason:
         return f"a key of Axolotl's that is not supported here: {reason}"
+    if (known := equivalent(str(name))) is not None:
+        return f"unknown key; it is {known[0]}'s: write `{known[1]}` (`prefray convert` translates a whole recipe)"
+    if str(name) in DROPPED:
+        return f"unknown key; leave it out: {DROPPED[str(name)]}"
     near = difflib.get_close_matches(str(name), _fields_at(model, tuple(place)), n=1, cutoff=0.6)
     return f"unknown key; did you mean {near[0]!r}?" if near else "unknown key; `prefray schema` lists every key"
 

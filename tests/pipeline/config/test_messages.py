@@ -53,7 +53,7 @@ def test_a_wrong_value(keys: dict[str, Any], path: str, message: str) -> None:
         ({"push_to_hub": True}, "push_to_hub", "write `hub_model_id`"),
         ({"ebft": {"mode": "strided"}}, "ebft", "a strategy that is not available"),
         ({"datasets": [{"path": "a", "shards": 4}]}, "datasets.0.shards", "no meaning for the rows of a preference dataset"),
-        ({"deepspeed": "my_zero2.json"}, "deepspeed", "there is no file 'my_zero2.json'; write `deepspeed: zero2`"),
+        ({"deepspeed": "ds_zero2.json"}, "deepspeed", "there is no file 'ds_zero2.json'"),
         ({"use_ray": False}, "use_ray", "runs are always on Ray here"),
     ],
 )
