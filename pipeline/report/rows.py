@@ -58,6 +58,10 @@ def _sections(store: Prepared) -> list[Section]:
     rows = [Row([source["path"], *(f"{source[name]:,}" for name in COUNTS)]) for source in store.manifest["sources"]]
     words = f"{store.train_rows:,} rows to train on and {store.eval_rows:,} to evaluate on, prepared in {store.path}."
     found = [Section("data", "Data", words, charts=[_lengths(store)], table=Table(columns, rows))]
+    if notes := store.notes:
+        words = "What preparing the rows brought up, each with an example and what would change it."
+        table = Table([Column("note", is_text=True)], [Row([note]) for note in notes])
+        found.append(Section("data-notes", "Notes on the data", words, table=table))
     if store.rejected_rows:
         found.append(_rejected(store))
     return found

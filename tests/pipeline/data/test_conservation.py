@@ -14,6 +14,7 @@ import pytest
 from pipeline.data import load_transform
 from pipeline.data.tokenise import tokenise
 from pipeline.data.transforms import RowError
+from pipeline.report.rows import Rows
 from strategies.chat_templates import known_chat_templates, resolve_chat_template
 from tests.pipeline.data.conftest import make_config, prepare_here, with_bos, write_jsonl
 from tests.tiny import tiny_tokenizer
@@ -244,6 +245,15 @@ class TestNotes:
         (repeated, unread), place = store.notes, f"({path} row 1"
         assert repeated.startswith(f"2 rows: answers begin with the prompt of their row, which is taken once {place}: '5')")
         assert unread.startswith(f"2 rows: no part of the text: column 'score', 'id' {place})")
+
+    def test_on_the_page_of_a_run(self, tmp_path: Any, tokenizer: Any) -> None:
+        path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": [U], **PAIR, "score": 1}])
+        cfg = make_config(tmp_path, {"path": str(path)}, micro_batch_size=1)
+        store = prepare_here(cfg, tokenizer)
+        (section,) = (section for section in Rows.of(cfg, store.fingerprint).sections if section.name == "data-notes")
+        assert section.table is not None
+        assert [row.cells for row in section.table.rows] == [[note] for note in store.notes]
+        assert len(store.notes) == 1
 
     def test_pictures_are_refused(self, tmp_path: Any, tokenizer: Any) -> None:
         row = {"prompt": [U], **PAIR, "images": ["a.png"]}
