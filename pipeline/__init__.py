@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig, load_config
-    from pipeline.convert import Converted, convert
+    from pipeline.conversion import Converted, convert
     from pipeline.data import Prepared, prepare, register_dataset_type
     from pipeline.data.preview import preview
     from pipeline.doctor.examination import examine
@@ -52,7 +52,7 @@ __all__ = [
 
 _EXPORTS = {
     "Answers": "pipeline.evaluation.generate",
-    "Converted": "pipeline.convert",
+    "Converted": "pipeline.conversion",
     "Evaluation": "pipeline.evaluation.result",
     "Job": "pipeline.jobs.handle",
     "MergeResult": "pipeline.merging.merge",
@@ -62,7 +62,7 @@ _EXPORTS = {
     "Scores": "pipeline.reference",
     "SweepResult": "pipeline.tuning.sweep",
     "TrainResult": "pipeline.training.driver",
-    "convert": "pipeline.convert",
+    "convert": "pipeline.conversion",
     "evaluate": "pipeline.evaluation.evaluate",
     "examine": "pipeline.doctor.examination",
     "generate": "pipeline.evaluation.generate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -55,8 +56,11 @@ def convert(
     """Print a recipe of another tool in our keys, each change with its reason: `prefray convert dpo.yaml > recipe.yaml`."""
 
     def command(display: Any) -> None:
-        from pipeline.convert import convert as run
+        from pipeline.conversion import convert as run
 
-        print(run(recipe, rl).text, end="")
+        made = run(recipe, rl)
+        print(made.text, end="")
+        if made.problems:
+            print(f"prefray: {len(made.problems)} to be settled, as the comments at its head say", file=sys.stderr)
 
     execute(command, quiet=True, debug=debug)

@@ -16,7 +16,7 @@ from pipeline.config import data as data_keys
 from pipeline.config import sharding, tuning
 from pipeline.config.axolotl import translated
 from pipeline.config.data import DataKeys, DatasetConfig
-from pipeline.config.loading import apply_overrides, parse_yaml, read_yaml
+from pipeline.config.loading import apply_overrides, check_keys, parse_yaml, read_yaml
 from pipeline.config.messages import explain
 from pipeline.config.secrets import find_redacted, redact
 from pipeline.config.tuning import TuneConfig
@@ -103,6 +103,7 @@ def parse_saved(text: str, origin: str) -> RunConfig:
 
 def _read(values: Mapping[str, Any], origin: str) -> tuple[RunConfig, list[tuple[str, str]]]:
     """What of a recipe validates, and the problems of the rest."""
+    check_keys(values, origin)
     problems: list[tuple[str, str]] = []
     given, changes = translated(values, RunConfig)
     try:

@@ -5,9 +5,9 @@ The first two are translated with a note, whoever gives the recipe; a recipe wit
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -32,6 +32,9 @@ RENAMED: dict[str, str] = {
 """Axolotl's name, an older one or one that it doesn't read -> ours."""
 
 NEUTRAL: dict[str, str] = {
+    "`sequence_len` covers prompt and answer; Axolotl 0.21 doesn't read it either": "max_prompt_len",
+    "each answer is trained up to the end of its turn": "eot_tokens",
+    "it only makes other kernels": "unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o unsloth_rms_norm unsloth_rope",
     "each answer's tokens are trained on, and nothing else": (
         "train_on_inputs train_on_eos train_on_eot roles_to_train message_field_training message_field_training_detail"
     ),
@@ -83,12 +86,13 @@ NEUTRAL_KEYS: dict[str, str] = {name: reason for reason, names in NEUTRAL.items(
 """Key -> reason."""
 
 UNSUPPORTED: dict[str, str] = {
+    "write `attn_implementation`": "eager_attention flex_attention sdp_attention",
+    "write `reference: cached` (the default)": "precompute_ref_log_probs",
+    "write `fsdp_config`": "fsdp fsdp_version fsdp_final_state_dict_type",
     "write `hub_model_id`": "push_to_hub",
     "write `bf16` or `fp16`": "float32",
     "write `micro_batch_size` and `gradient_accumulation_steps`": "auto_find_batch_size batch_size",
-    "write `sequence_len`, which covers prompt and completion": (
-        "eval_sequence_len max_packed_sequence_len max_prompt_len min_sample_len"
-    ),
+    "write `sequence_len`, which covers prompt and completion": ("eval_sequence_len max_packed_sequence_len min_sample_len"),
     "`prefray train --resume` continues a run": "resume_from_checkpoint",
     "the trainer shuffles every epoch from `seed`": "curriculum_sampling",
     "it belongs to a strategy that is not available in this version": "ebft",
@@ -145,9 +149,7 @@ UNSUPPORTED: dict[str, str] = {
         "merge_method num_generation_samples nvfp4_merge_aware qat quantization"
     ),
     "the right class is found from the model's config": "tokenizer_use_mistral_common",
-    "put the arguments into the template itself (chat_template_jinja)": (
-        "chat_template_kwargs default_system_message eot_tokens"
-    ),
+    "put the arguments into the template itself (chat_template_jinja)": ("chat_template_kwargs default_system_message"),
     "this version has nothing like it": (
         "added_tokens_overrides dynamic_checkpoint embeddings_skip_upcast experts_implementation "
         "fix_untrained_tokens flash_attn_d512 flex_attn_compile_kwargs fp32_norm_classes fp32_norms "
@@ -173,6 +175,7 @@ REASONS: dict[str, str] = {name: reason for reason, names in UNSUPPORTED.items()
 
 OFF_NUMBERS: dict[str, tuple[int, ...]] = {
     "max_steps": (-1, 0),
+    "eval_steps": (0,),
     "evals_per_epoch": (0,),
     "saves_per_epoch": (0,),
     "early_stopping_patience": (0,),
@@ -184,11 +187,15 @@ OFF_NUMBERS: dict[str, tuple[int, ...]] = {
     "tensor_parallel_size": (1,),
 }
 """Numbers that turn a thing off."""
+SECTIONS = ("deepspeed", "fsdp_config", "trl", "vllm")
+"""Keys whose values are sections, which may be off."""
 OWN_PLUGINS = ("axolotl.integrations.liger.", "axolotl.integrations.cut_cross_entropy.")
 """Plugins of Axolotl's that only bring kernels."""
 DEEPSPEED_FILE = re.compile(r"zero([123])(?:_bf16)?(_cpuoffload_\w+)?(?:_torch_compile)?\.json")
 """Axolotl's own files, which lie in its repository."""
 FSDP1_KEYS = {
+    "activation_cpu_offload": "activations aren't offloaded",
+    "cpu_ram_efficient_loading": "each worker loads its own part",
     "backward_prefetch": "FSDP2 has its own order",
     "backward_prefetch_policy": "FSDP2 has its own order",
     "forward_prefetch": "FSDP2 has its own order",
@@ -199,6 +206,15 @@ FSDP1_KEYS = {
 """Keys of FSDP 1 that change no result."""
 SHARDING_STRATEGIES = {"FULL_SHARD": True, "SHARD_GRAD_OP": False, "1": True, "2": False}
 """FSDP 1's strategy -> whether FSDP 2 frees weights after the forward (`reshard_after_forward`)."""
+
+
+FSDP_WORDS: dict[str, Values] = {
+    "full_shard": {},
+    "auto_wrap": {},
+    "shard_grad_op": {"reshard_after_forward": False},
+    "offload": {"offload_params": True},
+}
+"""Words of `fsdp:` -> what of FSDP2's section says so."""
 
 
 def translated(values: Mapping[str, Any], model: type[BaseModel]) -> tuple[Values, list[Change]]:
@@ -227,11 +243,8 @@ def _cleaned(values: Mapping[str, Any], model: type[BaseModel], section: str) ->
             changes.append(Change(path, value, {}, NEUTRAL_KEYS[path]))
         elif not known and not section and name in RENAMED:
             ours = RENAMED[name]
-            kept.setdefault(ours, value) if values.get(ours) is None else None
-            same = values.get(ours) in (None, value)
-            changes.append(
-                Change(name, value, {ours: kept.get(ours, values.get(ours))}, "its name here" if same else "that wins")
-            )
+            wins = values[ours] if values.get(ours) is not None else kept.setdefault(ours, value)
+            changes.append(Change(name, value, {ours: wins}, "its name here" if wins == value else "that wins"))
         else:
             kept[name] = value
     for name in ("datasets", "test_datasets"):
@@ -257,25 +270,49 @@ def _is_off(path: str, value: Any, known: bool) -> bool:
     """Whether a value says that the recipe doesn't use the thing."""
     if isinstance(value, int | float) and not isinstance(value, bool) and value in OFF_NUMBERS.get(path, ()):
         return True
-    unsupported = not known and (path in REASONS or path in NEUTRAL_KEYS or path in ("fsdp", "fsdp_version"))
-    return unsupported and (value is False or value in ("", [], {}))
+    if value == "" or (path in SECTIONS and value in (False, [])):
+        return True
+    unsupported = not known and (path in REASONS or path in NEUTRAL_KEYS)
+    return unsupported and (value is False or value in ([], {}))
 
 
 def _attention(values: Values) -> list[Change]:
+    """What contradicts is left, to be refused."""
     changes = []
     for key, ours in (("sdp_attention", "sdpa"), ("eager_attention", "eager"), ("flex_attention", "flex_attention")):
-        if (value := values.pop(key, None)) is not None:
-            values.setdefault("attn_implementation", ours)
-            changes.append(Change(key, value, {"attn_implementation": values["attn_implementation"]}, "its name here"))
+        if values.get(key) is True and values.get("attn_implementation") in (None, ours):
+            values["attn_implementation"] = ours
+            changes.append(Change(key, values.pop(key), {"attn_implementation": ours}, "its name here"))
     return changes
 
 
 def _reference(values: Values) -> list[Change]:
-    value = values.pop("precompute_ref_log_probs", None)
-    if not value:
+    key = "precompute_ref_log_probs"
+    if values.get(key) is not True or values.get("reference") not in (None, "cached"):
         return []
-    values.setdefault("reference", "cached")
-    return [Change("precompute_ref_log_probs", value, {"reference": values["reference"]}, "its name here")]
+    values["reference"] = "cached"
+    return [Change(key, values.pop(key), {"reference": "cached"}, "its name here")]
+
+
+def _checkpointing(values: Values) -> list[Change]:
+    given = values.get("gradient_checkpointing")
+    if given not in ("unsloth", "offload", "offload_disk"):
+        return []
+    values["gradient_checkpointing"] = True
+    return [Change("gradient_checkpointing", given, {"gradient_checkpointing": True}, "activations aren't offloaded")]
+
+
+def _modules(values: Values) -> list[Change]:
+    """With all linear layers, named ones are named twice."""
+    if values.get("lora_target_linear") is not True or not values.get("lora_target_modules"):
+        return []
+    return [Change("lora_target_modules", values.pop("lora_target_modules"), {}, "`lora_target_linear` has all linear layers")]
+
+
+def _evaluations(values: Values) -> list[Change]:
+    if values.get("val_set_size") != 0 or values.get("test_datasets") or "evals_per_epoch" not in values:
+        return []
+    return [Change("evals_per_epoch", values.pop("evals_per_epoch"), {}, "there are no rows to evaluate (val_set_size: 0)")]
 
 
 def _own_plugins(values: Values) -> list[Change]:
@@ -292,54 +329,71 @@ def _own_plugins(values: Values) -> list[Change]:
 
 def _deepspeed(values: Values) -> list[Change]:
     given = values.get("deepspeed")
-    if not isinstance(given, str) or Path(given).exists() or not (match := DEEPSPEED_FILE.fullmatch(Path(given).name)):
+    if not isinstance(given, str) or os.path.exists(given):
+        return []
+    if (match := DEEPSPEED_FILE.fullmatch(os.path.basename(given))) is None:
         return []
     values["deepspeed"] = f"zero{match[1]}" + ("_offload" if match[2] else "")
     return [Change("deepspeed", given, {"deepspeed": values["deepspeed"]}, "Axolotl's file of that stage isn't here")]
 
 
 def _fsdp(values: Values) -> list[Change]:
-    """`fsdp:` and the keys of FSDP 1 as the section of FSDP 2."""
-    given, changes = values.pop("fsdp", None), []
-    section = values.get("fsdp_config")
+    """`fsdp:` and the keys of FSDP 1 as the section of FSDP 2; what is no such thing is left, to be refused."""
+    section, words = values.get("fsdp_config", {}), values.get("fsdp", [])
+    words = words.split() if isinstance(words, str) else words
+    if not isinstance(section, Mapping) or not isinstance(words, list) or not set(map(str, words)) <= FSDP_WORDS.keys():
+        return []
+    kept, changes = _fsdp_section(section)
     for key in ("fsdp_version", "fsdp_final_state_dict_type"):
         if (value := values.pop(key, None)) is not None:
-            section = {**(section if isinstance(section, Mapping) else {}), key: value}
-            changes.append(Change(key, value, {f"fsdp_config.{key}": value}, "it belongs to the section"))
-    if given:
-        section = section if isinstance(section, Mapping) else {}
-        changes.append(Change("fsdp", given, {"fsdp_config": {}}, "FSDP2 divides whole layers, by this section"))
-    if not isinstance(section, Mapping):
-        return changes
-    if not section and not given:
-        return changes
-    values["fsdp_config"], more = _fsdp_section(section)
-    return changes + more
+            name = key if key == "fsdp_version" else key.removeprefix("fsdp_")
+            kept.setdefault(name, 2 if (key, value) == ("fsdp_version", 1) else value)
+            changes.append(Change(key, value, {f"fsdp_config.{name}": kept[name]}, "it belongs to the section"))
+    if words:
+        asked = {name: value for word in words for name, value in FSDP_WORDS[word].items()}
+        kept = {**asked, **kept}
+        becomes = {f"fsdp_config.{name}": value for name, value in asked.items()} or {"fsdp_config": "FSDP2"}
+        changes.append(Change("fsdp", values.pop("fsdp"), becomes, "FSDP2 divides whole layers"))
+    if kept or words or changes:
+        values["fsdp_config"] = kept
+    return changes
 
 
-def _fsdp_section(section: Mapping[str, Any]) -> tuple[Values, list[Change]]:
+def _fsdp_section(section: Mapping[Any, Any]) -> tuple[Values, list[Change]]:
+    """A section in FSDP2's names. Of two names of one thing the one that isn't ours stays, to be refused."""
     kept: Values = {}
     changes = []
     for key, value in section.items():
-        name = key if key == "fsdp_version" else key.removeprefix("fsdp_")
+        name = key if key == "fsdp_version" else str(key).removeprefix("fsdp_")
         path = f"fsdp_config.{key}"
+        strategy = SHARDING_STRATEGIES.get(str(value).upper()) if name == "sharding_strategy" else None
         if value is None:
             continue
         if name in FSDP1_KEYS:
             changes.append(Change(path, value, {}, FSDP1_KEYS[name]))
-        elif name == "sharding_strategy" and str(value).upper() in SHARDING_STRATEGIES:
-            kept["reshard_after_forward"] = SHARDING_STRATEGIES[str(value).upper()]
-            changes.append(Change(path, value, {"reshard_after_forward": kept["reshard_after_forward"]}, "FSDP2's name"))
+        elif strategy is not None and "reshard_after_forward" not in section:
+            kept["reshard_after_forward"] = strategy
+            changes.append(Change(path, value, {"fsdp_config.reshard_after_forward": strategy}, "FSDP2's name"))
         elif name == "state_dict_type" and value == "FULL_STATE_DICT":
             changes.append(Change(path, value, {}, "checkpoints hold each worker's part; the trained model is written whole"))
         elif name == "fsdp_version" and value == 1:
             changes.append(Change(path, value, {}, "FSDP2 takes its place"))
-        else:
+        elif name != key and name not in section:
             kept[name] = value
-            if name != key:
-                changes.append(Change(path, value, {f"fsdp_config.{name}": value}, "its name here"))
+            changes.append(Change(path, value, {f"fsdp_config.{name}": value}, "its name here"))
+        else:
+            kept[key] = value
     return kept, changes
 
 
-TRANSLATIONS: tuple[Callable[[Values], Iterable[Change]], ...] = (_attention, _reference, _own_plugins, _deepspeed, _fsdp)
+TRANSLATIONS: tuple[Callable[[Values], Iterable[Change]], ...] = (
+    _attention,
+    _reference,
+    _checkpointing,
+    _modules,
+    _evaluations,
+    _own_plugins,
+    _deepspeed,
+    _fsdp,
+)
 """Each changes a recipe in place, and says what it changed."""

@@ -12,7 +12,7 @@ import yaml
 from pipeline.config.packaged import is_packaged, packaged_recipe, recipe_names
 from pipeline.errors import UserError
 
-__all__ = ["apply_overrides", "apply_values", "missing", "parse_yaml", "read_yaml"]
+__all__ = ["apply_overrides", "apply_values", "check_keys", "missing", "parse_yaml", "read_yaml"]
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -69,7 +69,20 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
         raise UserError(f"{origin}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{origin}: a recipe is a mapping of keys to values, got {type(values).__name__}")
+    check_keys(values, origin)
     return values
+
+
+def check_keys(value: Any, origin: str) -> None:
+    """Raises UserError for a key that isn't text, however deep it lies."""
+    if isinstance(value, Mapping):
+        for key, member in value.items():
+            if not isinstance(key, str):
+                raise UserError(f"{origin}: a key must be text, got {key!r}; put it in quotes if it is meant")
+            check_keys(member, origin)
+    elif isinstance(value, list):
+        for member in value:
+            check_keys(member, origin)
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

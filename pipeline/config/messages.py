@@ -15,6 +15,9 @@ from pipeline.config.peers import DROPPED, equivalent
 
 __all__ = ["explain"]
 
+NEAR = 0.84
+"""How like another a key must be to be taken for a slip of the pen: one or two letters of it, not a word."""
+
 KINDS = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -82,8 +85,6 @@ def _message(error: ErrorDetails, model: type[BaseModel]) -> str:
 
 def _unknown(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     *place, name = loc
-    if not place and (section := _section_with(str(name), model)):
-        return f"unknown key; it belongs to a section: write `{section}.{name}`"
     reason = REASONS.get(_path(loc)) or REASONS.get(str(name))
     if reason:
         return f"a key of Axolotl's that is not supported here: {reason}"
@@ -91,7 +92,9 @@ def _unknown(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
         return f"unknown key; it is {known[0]}'s: write `{known[1]}` (`prefray convert` translates a whole recipe)"
     if str(name) in DROPPED:
         return f"unknown key; leave it out: {DROPPED[str(name)]}"
-    near = difflib.get_close_matches(str(name), _fields_at(model, tuple(place)), n=1, cutoff=0.6)
+    if not place and (section := _section_with(str(name), model)):
+        return f"unknown key; it belongs to a section: write `{section}.{name}`"
+    near = difflib.get_close_matches(str(name), _fields_at(model, tuple(place)), n=1, cutoff=NEAR)
     return f"unknown key; did you mean {near[0]!r}?" if near else "unknown key; `prefray schema` lists every key"
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipeline import convert
+from pipeline import Converted, convert
 from pipeline.cli import app
 from pipeline.config import parse_config
 from pipeline.config.peers import equivalent
@@ -36,6 +36,13 @@ def notes(**keys: Any) -> dict[str, str]:
         ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs", "true is read as reference: cached"),
         ({"plugins": ["axolotl.integrations.liger.LigerPlugin"]}, "plugins", "is left out: it brings kernels"),
         ({"liger_rms_norm": True}, "liger_rms_norm", "true is left out"),
+        ({"gradient_checkpointing": "unsloth"}, "gradient_checkpointing", "is read as gradient_checkpointing: true"),
+        (
+            {"adapter": "lora", "lora_target_linear": True, "lora_target_modules": ["q_proj"]},
+            "lora_target_modules",
+            "is left out: `lora_target_linear` has all",
+        ),
+        ({"evals_per_epoch": 4, "val_set_size": 0.0}, "evals_per_epoch", "is left out: there are no rows to evaluate"),
         ({"strict": True}, "strict", "true is left out: it only measures or checks"),
     ],
 )
@@ -50,6 +57,7 @@ def test_a_key_of_axolotls_with_an_equivalent(keys: dict[str, Any], key: str, no
         {"max_steps": -1},
         {"fsdp": [], "fsdp_config": {}},
         {"dp_shard_size": 1, "tensor_parallel_size": 1, "context_parallel_size": 1},
+        {"sdp_attention": False, "eager_attention": False, "adapter": "", "deepspeed": False},
         {"flash_attention": False, "xformers_attention": None, "debug": "", "relora": False},
         {"early_stopping_patience": 0},
         {"neftune_noise_alpha": 0},
@@ -190,8 +198,11 @@ deepspeed: examples/deepspeed/ds_z3_config.json
                 "sequence_len": 512,
                 "learning_rate": 5e-7,
                 "lora_r": 16,
+                "lora_alpha": 32,
+                "lora_dropout": 0.05,
                 "output_dir": "my-run",
                 "lr_scheduler": "linear",
+                "excess_length_strategy": "truncate",
                 "warmup_steps": 0,
                 "gradient_checkpointing": True,
             },
@@ -219,6 +230,7 @@ deepspeed: examples/deepspeed/ds_z3_config.json
                 "learning_rate": 5e-7,
                 "output_dir": "data/zephyr-7b-dpo-full",
                 "warmup_ratio": 0.1,
+                "excess_length_strategy": "truncate",
                 "gradient_checkpointing": True,
             },
             {"do_eval", "hub_model_id"},
@@ -245,6 +257,8 @@ deepspeed: examples/deepspeed/ds_z3_config.json
                 "excess_length_strategy": "truncate",
                 "deepspeed": "zero3",
                 "lora_r": 8,
+                "lora_dropout": 0.0,
+                "cpo_alpha": 0.0,
                 "rl_beta": 0.1,
                 "micro_batch_size": 1,
                 "num_epochs": 3.0,
@@ -266,18 +280,123 @@ def test_a_recipe_of_another_tool(tmp_path: Path, text: str, tool: str, expected
     assert (converted.tool, converted.values) == (tool, expected)
     assert {change.key for change in converted.changes if not change.becomes} == left_out
     assert yaml.safe_load(converted.text) == expected
-    assert all(path in ("deepspeed",) for path, _ in converted.problems)  # on one worker
+    assert {path for path, _ in converted.problems} <= {"datasets", "deepspeed"}  # columns that are guessed, and one worker
 
 
 def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "dpo.yaml").write_text(TRL + "num_generations: 4\n")
     shown = CliRunner().invoke(app, ["convert", str(tmp_path / "dpo.yaml"), "--rl", "ipo"])
     assert shown.exit_code == 0, shown.output
-    assert "rl: ipo  # trl ipo: the command says it" in shown.stdout
+    assert "rl: ipo  # --rl says it" in shown.stdout
     assert "rl_beta: 0.2  # beta: its name here" in shown.stdout
     assert "lr_scheduler: linear  # TRL's default" in shown.stdout
     assert "# to be settled: num_generations: unknown key" in shown.stdout
+    assert "2 to be settled" in shown.stderr
     assert "# left out: max_prompt_length: '256' (`sequence_len` covers prompt and answer)" in shown.stdout
+
+
+HEAD = {"model_name_or_path": "m", "dataset_name": "a/b", "output_dir": "o"}
+LLAMA = {"model_name_or_path": "m", "stage": "dpo", "finetuning_type": "lora", "dataset": "d", "output_dir": "o"}
+
+
+def converted(folder: Path, values: Any, rl: str | None = None) -> Converted:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    made = convert(folder / "recipe.yaml", rl)
+    assert yaml.safe_load(made.text) == made.values
+    return made
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({**HEAD, "max_steps": -1}, {"num_epochs": 3}),
+        ({**HEAD, "max_steps": 5}, {"max_steps": 5}),
+        ({**HEAD, "use_peft": True}, {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05}),
+        ({**HEAD, "loss_type": "simpo"}, {"rl": "simpo", "rl_beta": 0.1, "cpo_alpha": 1.0, "simpo_gamma": 0.5}),
+        ({**HEAD, "loss_type": "simpo", "beta": 10.0, "gamma_beta_ratio": 0.3}, {"simpo_gamma": 3.0}),
+        ({**HEAD, "undesirable_weight": 2}, {"rl": "kto", "kto_undesirable_weight": 2}),
+        ({**HEAD, "dtype": "bfloat16", "bf16": True}, {"bf16": "full"}),
+        ({**HEAD, "chat_template": "{% for m in messages %}\n{{ m }}\t{% endfor %}"}, {"chat_template": "jinja"}),
+        ({**LLAMA, "lora_rank": "8"}, {"lora_r": 8, "lora_alpha": 16}),
+        ({**LLAMA, "quantization_bit": 4}, {"adapter": "qlora", "load_in_4bit": True}),
+        ({**LLAMA, "disable_gradient_checkpointing": True}, {"gradient_checkpointing": False}),
+        ({**LLAMA, "pref_loss": "simpo"}, {"rl": "simpo", "rl_beta": 0.1}),
+        ({**LLAMA, "additional_target": "embed_tokens,lm_head"}, {"lora_modules_to_save": ["embed_tokens", "lm_head"]}),
+        (
+            {"model_name_or_path": "m", "dataset_mixture": {"datasets": [{"id": "a/b", "config": "c", "split": "s"}]}},
+            {"datasets": [{"path": "a/b", "name": "c", "split": "s"}]},
+        ),
+    ],
+)
+def test_what_the_tool_would_train(tmp_path: Path, values: Any, expected: dict[str, Any]) -> None:
+    made = converted(tmp_path, values)
+    assert {name: made.values.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "message"),
+    [
+        ({"model_name_or_path": "m", "dataset_mixer": {"a/b": 0.5}}, "datasets", "0.5 of a/b is asked for; write a slice"),
+        ({**HEAD, "max_length": None}, "sequence_len", "the recipe sets no limit"),
+        ({**HEAD, "torch_dtype": "auto"}, "torch_dtype", "auto is the checkpoint's type"),
+        ({**HEAD, "push_to_hub": True}, "hub_model_id", "name the repository"),
+        ({**HEAD, "evaluation_strategy": "no", "eval_strategy": "steps"}, "eval_strategy", "keep one"),
+        (LLAMA, "datasets", "compare paths and columns with dataset_info.json"),
+    ],
+)
+def test_what_a_person_has_to_settle(tmp_path: Path, values: Any, path: str, message: str) -> None:
+    assert message in "; ".join(text for name, text in converted(tmp_path, values).problems if name == path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({**HEAD, "dataset_name": ["a"]}, "dataset_name: must be a name"),
+        ({"model_name_or_path": "m", "dataset_mixer": ["a", "b"]}, "dataset_mixer: must be data sets and their parts"),
+        ({"model_name_or_path": "m", "dataset_mixer": {"a/b": None}}, "dataset_mixer: a part must be a number, got None"),
+        ({**HEAD, "dataset_splits": "train_prefs"}, "dataset_splits: must be a list of names"),
+        ({**HEAD, 1: 2}, "a key must be text, got 1"),
+        ({**HEAD, "precompute_ref_log_probs": "no"}, "precompute_ref_log_probs: must be true or false"),
+        ({**LLAMA, "stage": None}, "stage: not given is not training on preferences"),
+        ({**LLAMA, "max_samples": "x"}, "max_samples: must be a number"),
+        ({**LLAMA, "lora_target": 7}, "lora_target: must be names, got 7"),
+        ({**LLAMA, "dataset": [None]}, "dataset: must be names"),
+        ({**LLAMA, "quantization_bit": 3}, "quantization_bit: must be 4 or 8, got 3"),
+    ],
+)
+def test_what_no_tool_would_take(tmp_path: Path, values: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        converted(tmp_path, values)
+
+
+@pytest.mark.parametrize(("values", "rl"), [(HEAD, "ppo"), (LLAMA, "kto"), (AXOLOTL, "kto")])
+def test_a_method_that_cannot_be(tmp_path: Path, values: Any, rl: str) -> None:
+    with pytest.raises(UserError, match="--rl: "):
+        converted(tmp_path, values, rl)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"fsdp": 3},
+        {"fsdp": ["full_shard", "hybrid"]},
+        {"fsdp": ["full_shard"], "fsdp_config": "x"},
+        {"fsdp_config": {"fsdp_offload_params": False, "offload_params": True}},
+        {"precompute_ref_log_probs": True, "reference": "live"},
+        {"precompute_ref_log_probs": "no"},
+        {"sdp_attention": True, "eager_attention": True},
+        {"sdp_attention": "x"},
+    ],
+)
+def test_what_cannot_be_translated_is_refused(keys: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        parse_config({**AXOLOTL, "ray": {"num_workers": 2}, **keys})
+
+
+def test_words_of_fsdp() -> None:
+    cfg = parse_config({**AXOLOTL, "ray": {"num_workers": 2}, "fsdp": "shard_grad_op auto_wrap offload"})
+    assert cfg.fsdp_config is not None
+    assert (cfg.fsdp_config.offload_params, cfg.fsdp_config.reshard_after_forward) == (True, False)
 
 
 def test_what_trains_on_something_else(tmp_path: Path) -> None:
@@ -295,10 +414,23 @@ def test_what_trains_on_something_else(tmp_path: Path) -> None:
         ("cutoff_len", "sequence_len"),
         ("num_train_epochs", "num_epochs"),
         ("pref_beta", "rl_beta"),
+        ("loss_type", "dpo_loss_type"),
+        ("dataset_name", "datasets"),
+        ("torch_dtype", "bf16"),
+        ("use_peft", "adapter"),
+        ("max_samples", "datasets.0.split"),
     ],
 )
 def test_a_key_of_another_tool_in_a_recipe_of_ours(name: str, ours: str) -> None:
     found = equivalent(name)
     assert found is not None and found[1] == ours
     with pytest.raises(ConfigError, match=f"{name}: unknown key; it is {found[0]}'s: write `{ours}`"):
+        parse_config({**AXOLOTL, name: 1})
+
+
+@pytest.mark.parametrize(
+    "name", ["disable_tqdm", "use_galore", "use_badam", "num_beams", "logging_dir", "mix_strategy", "precision"]
+)
+def test_another_word_is_no_slip_of_the_pen(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: unknown key; `prefray schema` lists every key"):
         parse_config({**AXOLOTL, name: 1})

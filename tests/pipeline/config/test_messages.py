@@ -49,7 +49,7 @@ def test_a_wrong_value(keys: dict[str, Any], path: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "path", "reason"),
     [
-        ({"max_prompt_len": 64}, "max_prompt_len", "write `sequence_len`"),
+        ({"min_sample_len": 64}, "min_sample_len", "write `sequence_len`"),
         ({"push_to_hub": True}, "push_to_hub", "write `hub_model_id`"),
         ({"ebft": {"mode": "strided"}}, "ebft", "a strategy that is not available"),
         ({"datasets": [{"path": "a", "shards": 4}]}, "datasets.0.shards", "no meaning for the rows of a preference dataset"),

@@ -13,8 +13,8 @@ from pipeline.config import RunConfig, parse_config
 from pipeline.config.axolotl import translated
 from pipeline.config.changes import Change
 from pipeline.config.loading import read_yaml
-from pipeline.config.peers import tool_of, translate
-from pipeline.errors import ConfigError
+from pipeline.config.peers import Translation, tool_of, translate
+from pipeline.errors import ConfigError, UserError
 
 __all__ = ["Converted", "convert"]
 
@@ -40,12 +40,21 @@ class Converted:
                 origin = change.why if change.key == key else f"{change.key}: {change.why}"
                 origins.setdefault(key.split(".")[0], []).append(origin)
         lines = [f"# from a recipe of {self.tool}'s"]
-        lines += [f"# to be settled: {path}: {message}" for path, message in self.problems]
+        lines += [_comment(f"to be settled: {path}: {message}") for path, message in self.problems]
         for key, value in self.values.items():
-            first, *rest = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=1000).rstrip().split("\n")
-            lines += [f"{first}  # {'; '.join(origins[key])}" if key in origins else first, *rest]
-        lines += [f"# left out: {_one_line(change)}" for change in self.changes if not change.becomes]
+            dumped = yaml.dump({key: value}, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+            first, *rest = dumped.rstrip("\n").split("\n")
+            comment = _comment("; ".join(origins.get(key, [])))
+            if comment and isinstance(value, str) and rest:  # a text of several lines, within which a comment would be text
+                lines += [comment, first, *rest]
+            else:
+                lines += [f"{first}  {comment}" if comment else first, *rest]
+        lines += [_comment(f"left out: {change.key}: {str(change.value)[:60]!r} ({change.why})") for change in self._left_out]
         return "\n".join(lines) + "\n"
+
+    @property
+    def _left_out(self) -> list[Change]:
+        return [change for change in self.changes if not change.becomes]
 
     def __str__(self) -> str:
         return self.text
@@ -63,18 +72,32 @@ def convert(recipe: str | Path, rl: str | None = None) -> Converted:
     """
     given = read_yaml(Path(recipe))
     tool = tool_of(given)
-    values, changes = (dict(given), []) if tool == "Axolotl" else translate(given, tool, rl)
-    values, more = translated(values, RunConfig)
-    return Converted(tool, values, tuple(changes + more), _problems(values, str(recipe)))
+    if tool == "Axolotl":
+        if rl is not None and given.get("rl") != rl:
+            raise UserError(f"--rl: got {rl}, and the recipe says {given.get('rl')}; leave it out")
+        made = Translation(dict(given), [], [])
+    else:
+        made = translate(given, tool, rl)
+    values, more = translated(made.values, RunConfig)
+    problems = (*made.problems, *_problems(values, str(recipe)))
+    return Converted(tool, values, (*made.changes, *more), problems)
 
 
-def _problems(values: Mapping[str, Any], origin: str) -> tuple[tuple[str, str], ...]:
+def _problems(values: Mapping[str, Any], origin: str) -> list[tuple[str, str]]:
     try:
         parse_config(values, origin)
     except ConfigError as error:
-        return tuple(error.problems)
-    return ()
+        return error.problems
+    return []
 
 
-def _one_line(change: Change) -> str:
-    return f"{change.key}: {str(change.value)[:60]!r} ({change.why})".replace("\n", " ")
+class _PlainDumper(yaml.SafeDumper):
+    """Writes what stands in two places twice, without anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _comment(text: str) -> str:
+    """A comment of one line; "" for none."""
+    return f"# {' '.join(text.split())}" if text else ""
