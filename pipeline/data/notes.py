@@ -27,6 +27,17 @@ KINDS = {
         "one answer begins with the prompt of its row, and the other doesn't; both were taken as they are",
         "take the prompt out of that answer if it doesn't belong there",
     ),
+    "answers_echo_prompt": NoteKind(
+        "answers begin with the whole text of the question; they were taken as they are",
+        "take it out if it doesn't belong there",
+    ),
+    "answer_after_answer": NoteKind(
+        "the prompt ends in an answer of the assistant, which another one follows",
+        "end the prompt where the model is to answer",
+    ),
+    "think_tags": NoteKind(
+        "the chat template took what stands before `</think>` in an answer for reasoning", "take the tag out if it isn't meant"
+    ),
     "reasoning_dropped": NoteKind(
         "the chat template leaves out reasoning of the assistant ({detail})",
         "set chat_template or chat_template_jinja to one that keeps it, if it is to be learned or seen",

@@ -13,19 +13,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.data.columns import StagedRow, staged_table
 from pipeline.data.files import write_table
 from pipeline.data.kinds import kind_of
 from pipeline.data.length import fit_all
-from pipeline.data.notes import Tally
+from pipeline.data.notes import Note, Tally
 from pipeline.data.sources.readers import RawRow, read_rows
 from pipeline.data.sources.shards import Shard
 from pipeline.data.tokenise import Tokenised, tokenise
 from pipeline.data.transforms import Rendered, RowError, Transform, TypeFailed, build_transform
 from pipeline.data.transforms.base import Context
+from pipeline.data.transforms.control import control_tokens
 from pipeline.errors import UserError
 from strategies.base import BatchKind
 from strategies.plugins import PluginError, Plugins
@@ -65,6 +68,13 @@ class Job:
     def _most_characters(self) -> int:
         """Of a row that may fit: no token stands for more than its own text has, or a few more that were normalised away."""
         return 4 * self.sequence_len * max(map(len, self.tokenizer.get_vocab()), default=1)
+
+    @cached_property
+    def is_control(self) -> NDArray[np.bool_]:
+        """Whether an id is a control token's. Shape: (vocabulary,)."""
+        control = np.zeros(max([len(self.tokenizer), *self.tokenizer.get_vocab().values()]) + 1, dtype=bool)
+        control[self.tokenizer.convert_tokens_to_ids(sorted(control_tokens(self.tokenizer)))] = True
+        return control
 
     def drops(self, texts: list[Rendered]) -> bool:
         """Whether a row is dropped for its length, without a look at its tokens: for megabytes that takes a minute."""
@@ -178,7 +188,10 @@ def _keep(job: Job, part: Part, source: str, row: RawRow, made: list[tuple[Rende
     if not all(len(completion) for _, ids in made for completion in ids.completions):
         part.reject(source, row, "an answer has no tokens of its own")
         return
-    part.notes.add(source, row.index + 1, made[0][0].notes)
+    if any(job.is_control[completion].all() for _, ids in made for completion in ids.completions):
+        part.reject(source, row, "an answer is nothing but control tokens")
+        return
+    part.notes.add(source, row.index + 1, [*made[0][0].notes, *_control_notes(job, made)])
     all_fitted = fit_all([ids for _, ids in made], job.sequence_len, job.excess_length_strategy)
     for half, ((text, ids), fitted) in enumerate(zip(made, all_fitted, strict=True)):
         if fitted is None and job.excess_length_strategy == "raise":
@@ -190,6 +203,14 @@ def _keep(job: Job, part: Part, source: str, row: RawRow, made: list[tuple[Rende
         if fitted is not None:
             part.truncated += fitted is not ids
             part.kept.append(StagedRow(row.index + 1, row.index * len(made) + half, text, fitted))
+
+
+def _control_notes(job: Job, made: list[tuple[Rendered, Tokenised]]) -> Iterator[Note]:
+    """Control tokens within answers of plain text, before their end."""
+    for text, ids in made:
+        for completion in () if text.templated else ids.completions:
+            for token in dict.fromkeys(completion[:-1][job.is_control[completion[:-1]]].tolist()):
+                yield Note("control_tokens", job.tokenizer.convert_ids_to_tokens(token), text.sequences[0][len(text.prompt) :])
 
 
 def _write_part(job: Job, shard: Shard, path: Path, part: Part) -> None:

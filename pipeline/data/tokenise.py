@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.transforms.base import Rendered
-from pipeline.data.transforms.control import control_tokens
+from pipeline.data.transforms.control import end_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,11 +38,11 @@ class Tokenised:
 def tokenise(rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenised]:
     """Tokenise rows in order.
 
-    Plain text gets the tokenizer's BOS (unless it starts with one) and an EOS after each completion, unless that ends in a
-    special token, after which white space is cut off; templated text gets neither. Prompt and prompt+completion are tokenised
+    Plain text gets the tokenizer's BOS (unless it starts with one) and an EOS after each completion, unless that ends in an
+    end token, after which what follows is cut off; templated text gets neither. Prompt and prompt+completion are tokenised
     apart; the completion starts where they diverge.
     """
-    opening, ends = opening_ids(tokenizer), tuple(control_tokens(tokenizer))
+    opening, ends = opening_ids(tokenizer), end_tokens(tokenizer)
     for batch in _batches(rows):
         texts = [text for row in batch for text in (row.prompt, *_closed(row, tokenizer.eos_token, ends))]
         encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
@@ -74,7 +74,15 @@ def _batches(rows: Sequence[Rendered]) -> Iterator[list[Rendered]]:
 def _closed(row: Rendered, eos: str | None, ends: tuple[str, ...]) -> list[str]:
     if row.templated or not eos:
         return list(row.sequences)
-    return [ended if (ended := text.rstrip()).endswith(ends) else text + eos for text in row.sequences]
+    return [_ended(text, eos, ends) for text in row.sequences]
+
+
+def _ended(text: str, eos: str, ends: tuple[str, ...]) -> str:
+    """The text with one end: the first of those that it ends in, without what follows; else EOS."""
+    rest, end = text, None
+    while (found := next((one for one in ends if rest.rstrip().endswith(one)), None)) is not None:
+        rest, end = rest.rstrip().removesuffix(found), found
+    return text + eos if end is None else rest + end
 
 
 def _wants_opening(row: Rendered, bos: str | None) -> bool:

@@ -58,7 +58,7 @@ def read_rows(shard: Shard) -> Iterator[RawRow]:
 def _from_text(index: int, text: bytes) -> RawRow:
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         return RawRow(index, None, text.decode(errors="replace"), f"does not parse as JSON: {error}")
     return _from_value(index, value)
 

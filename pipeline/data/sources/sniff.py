@@ -19,6 +19,8 @@ COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd",
 POINTER = b"version https://git-lfs.github.com/spec/"
 ARCHIVES = {b"PK\x03\x04": "zip", b"7z\xbc\xaf\x27\x1c": "7z"}
 BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+WRAPPERS = {"data", "rows", "examples", "instances", "items", "records", "samples"}
+"""What people call the list of rows in an object that holds them."""
 SPACE = b" \t\r\n"
 TEXTS = ("json", "jsonl", "csv")
 
@@ -79,11 +81,13 @@ def _with_rows(file: Located) -> Located:
     if (any(parses) and not (len(parses) == 1 and whole)) or (not whole and len(lines) == 1):
         return replace(file, format="jsonl")
     names, lists, others = _members(values)
-    if others or names & ROW_COLUMNS:  # more objects follow, or this one is a row
+    wrapped = len(names) == 1 or names & WRAPPERS or names <= set(lists)
+    if others or names & ROW_COLUMNS or not wrapped:  # more objects follow, or this one is a row
         return replace(file, format="jsonl") if all(parses) else replace(values, rows_at="")
-    if len(lists) == 1:
-        return replace(values, rows_at=f"{lists[0]}.item")
-    if len(lists) > 1:
+    named = [name for name in lists if name in WRAPPERS] or lists
+    if len(named) == 1:
+        return replace(values, rows_at=f"{named[0]}.item")
+    if len(named) > 1:
         raise UserError(
             f"path: {file.name!r} is one object with several lists of rows ({', '.join(lists)}); write the one that is meant "
             "to a file of its own, a row per line"
@@ -94,7 +98,7 @@ def _with_rows(file: Located) -> Located:
 def _parses(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         return False
 
 

@@ -61,50 +61,63 @@ def _by_card(path: str, names: list[str], card: str, name: str | None) -> dict[s
     chosen = chosen or ("default" if "default" in known else next(iter(known)) if len(known) == 1 else None)
     if chosen not in known:
         raise UserError(f"name: {path!r} has the configurations {', '.join(known)}; got {name!r}")
-    found = {split: _matching(names, patterns) for split, patterns in _patterns(known[chosen].get("data_files")).items()}
-    return {split: files for split, files in found.items() if files}
+    config = known[chosen]
+    folder = str(config.get("data_dir") or "").strip("./")
+    inside = [one for one in names if not folder or one.startswith(f"{folder}/")]
+    if not config.get("data_files"):
+        return _by_name(inside) if folder and inside else {}
+    found: dict[str, list[str]] = {}
+    for split, pattern in _patterns(path, config["data_files"]):
+        whole = f"{folder}/{pattern}" if folder else pattern.removeprefix("./")
+        matching = [
+            one for one in inside if fnmatch.fnmatchcase(one, whole) and (one.count("/") == whole.count("/") or "**" in whole)
+        ]
+        if not matching:
+            raise UserError(f"path: the card of {path!r} names {pattern!r}, and there is no such file")
+        found[split] = [*found.get(split, []), *(one for one in matching if one not in found.get(split, []))]
+    return found
 
 
-def _patterns(data_files: Any) -> dict[str, list[str]]:
-    """Patterns by split: text or a list are those of `train`; a list of `{split, path}` says which."""
-    if isinstance(data_files, str):
-        return {"train": [data_files]}
-    if not isinstance(data_files, list):
-        return {}
-    if all(isinstance(one, str) for one in data_files):
-        return {"train": data_files}
-    paths = {str(one.get("split", "train")): one.get("path") for one in data_files if isinstance(one, Mapping)}
-    return {split: [path] if isinstance(path, str) else list(path or []) for split, path in paths.items()}
-
-
-def _matching(names: list[str], patterns: list[str]) -> list[str]:
-    return [name for name in names if any(fnmatch.fnmatch(name, pattern.removeprefix("./")) for pattern in patterns)]
+def _patterns(path: str, data_files: Any) -> list[tuple[str, str]]:
+    """Split and pattern: text or a list are those of `train`; `{split, path}` entries, or a mapping, say which."""
+    if isinstance(data_files, Mapping):
+        data_files = [{"split": split, "path": pattern} for split, pattern in data_files.items()]
+    entries = data_files if isinstance(data_files, list) else [data_files]
+    found = []
+    for entry in entries:
+        split, given = (entry.get("split", "train"), entry.get("path")) if isinstance(entry, Mapping) else ("train", entry)
+        given = given if isinstance(given, list) else [given]
+        if not all(isinstance(pattern, str) for pattern in given):
+            raise UserError(f"path: the card of {path!r} has data_files that are no patterns: {entry!r}")
+        found += [(str(split), pattern) for pattern in given]
+    return found
 
 
 def _by_name(names: list[str]) -> dict[str, list[str]]:
-    """The splits that names of shards, then of files, then of folders speak of; else all files are `train`."""
-    for split_of in (_of_shard, lambda name: _keyword(os.path.splitext(os.path.basename(name))[0]), _of_folder):
+    """The splits that names of shards, then of folders, then of files speak of; else all files are `train`."""
+    for splits_of in (_of_shard, _of_folder, lambda name: _keywords(os.path.splitext(os.path.basename(name))[0])):
         splits: dict[str, list[str]] = {}
         for name in names:
-            if (split := split_of(name)) is not None:
+            for split in splits_of(name):
                 splits.setdefault(split, []).append(name)
         if splits:
             return splits
     return {"train": names}
 
 
-def _of_shard(name: str) -> str | None:
+def _of_shard(name: str) -> list[str]:
     match = SHARD.fullmatch(os.path.basename(name))
-    return match["split"] if match else None
+    return [match["split"]] if match else []
 
 
-def _of_folder(name: str) -> str | None:
-    return next(filter(None, map(_keyword, os.path.dirname(name).split("/"))), None)
+def _of_folder(name: str) -> list[str]:
+    return next(filter(None, map(_keywords, os.path.dirname(name).split("/"))), [])
 
 
-def _keyword(word: str) -> str | None:
-    """The split that a word speaks of."""
+def _keywords(word: str) -> list[str]:
+    """The splits that a word speaks of."""
+    found = []
     for split, keywords in KEYWORDS.items():
         if re.search(rf"(?:^|{APART})(?:{'|'.join(keywords)})(?:{APART}|$)", word):
-            return split
-    return None
+            found.append(split)
+    return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.notes import Note
 from pipeline.data.transforms.messages import Messages
@@ -11,8 +12,12 @@ from pipeline.data.transforms.messages import Messages
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["control_notes", "control_pattern", "control_tokens"]
+__all__ = ["control_notes", "control_pattern", "control_tokens", "end_tokens", "strings_of"]
 
+ENDS = {
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>"),
+    *("</s>", "<eos>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<｜end▁of▁sentence｜>"),
+}
 AROUND = 60
 """Characters of an example on either side of the token."""
 
@@ -21,6 +26,11 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
     """The tokenizer's special tokens: beginnings, ends, and headers of turns."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     return frozenset({*tokenizer.all_special_tokens, *(token.content for token in added if token.special)})
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Those of them that end an answer: the tokenizer's EOS, and the ends of turns of the usual templates."""
+    return tuple(token for token in control_tokens(tokenizer) if token in ENDS or token == tokenizer.eos_token)
 
 
 def control_pattern(tokenizer: PreTrainedTokenizerBase | None) -> re.Pattern[str] | None:
@@ -35,6 +45,18 @@ def control_notes(messages: Messages, pattern: re.Pattern[str] | None) -> list[N
         return []
     return [
         Note("control_tokens", found.group(), text[max(found.start() - AROUND, 0) : found.end() + AROUND])
-        for text in (message["content"] for message in messages)
+        for text in strings_of(messages)
         for found in pattern.finditer(text)
     ]
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    """Every string that a value holds, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for member in value.values():
+            yield from strings_of(member)
+    elif isinstance(value, list):
+        for member in value:
+            yield from strings_of(member)

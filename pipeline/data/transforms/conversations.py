@@ -14,7 +14,10 @@ from pipeline.data.notes import Note
 from pipeline.data.transforms.base import Row, RowError, optional_text
 from pipeline.data.transforms.messages import ASSISTANT, MessageReader, Messages
 
-__all__ = ["Conversation", "after_prompt", "answer_start", "conversation", "with_system"]
+__all__ = ["Conversation", "after_prompt", "answer_start", "check_prompt", "conversation", "with_system"]
+
+FEW_WORDS = 3
+"""A question of fewer words may well begin an answer."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,10 @@ def conversation(
     Raises:
         RowError: for no prompt, an answer without text or with turns of another role, equal answers.
     """
-    if not prompt:
-        raise RowError("the prompt is empty")
+    check_prompt(prompt)
     notes: list[Note] = []
+    if prompt[-1]["role"] == "assistant":
+        notes.append(Note("answer_after_answer", example=_said(prompt)))
     after = {}
     for name, messages in answers.items():
         after[name] = after_prompt(messages, prompt)
@@ -63,12 +67,28 @@ def conversation(
             notes.append(Note("tool_results", example=_said(after[name])))
     if len(after) == 2 and len({str(messages) for messages in after.values()}) == 1:
         raise RowError("chosen and rejected are the same")
+    question = _said(prompt)
+    if len(question.split()) >= FEW_WORDS and all(messages[0]["content"].startswith(question) for messages in after.values()):
+        notes.append(Note("answers_echo_prompt", example=question))
     return Conversation(prompt, after, label, tools, template_kwargs or {}, tuple(notes))
 
 
+def check_prompt(prompt: Messages) -> None:
+    """Raises RowError for a prompt that asks nothing: no turn, or an empty one of the user."""
+    if not prompt:
+        raise RowError("the prompt is empty")
+    for place, message in enumerate(prompt):
+        if message["role"] == "user" and not message["content"].strip():
+            raise RowError(f"turn {place + 1} of the prompt, of the user, is empty")
+
+
 def after_prompt(messages: Messages, prompt: Messages) -> Messages:
-    """The turns that follow `prompt` where the messages repeat it; else all of them."""
-    return messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
+    """The turns that follow `prompt` where the messages repeat it, with its system turn or without; else all of them."""
+    asked = prompt[1:] if prompt and prompt[0]["role"] in ("system", "developer") else prompt
+    for one in (prompt, asked):
+        if one and messages[: len(one)] == one:
+            return messages[len(one) :]
+    return messages
 
 
 def answer_start(messages: Messages) -> int:

@@ -25,7 +25,9 @@ ASSISTANT = ("assistant", "tool")
 """The roles of turns that belong to an answer."""
 PART_TEXTS = ("text", "value", "content")
 """Where a part of a message's content may hold its text."""
-CONVERSATION = re.compile(r"\s*[\[{].{0,200}?[\"'](role|from)[\"']\s*:", re.DOTALL)
+CONVERSATION = re.compile(
+    r"\s*[\[{].{0,200}?[\"'](role|from)[\"']\s*:\s*[\"'](user|assistant|system|human|gpt|tool|developer)[\"']", re.DOTALL
+)
 """Text that begins as a conversation does, as JSON or as Python prints it."""
 
 
@@ -72,9 +74,12 @@ class MessageReader:
 
     def _parsed(self, value: Any) -> Any:
         """Messages that a cell holds as JSON text; an answer that merely is JSON stays text."""
+        if not isinstance(value, str):
+            return value
         found = parsed(value)
         first = found[0] if isinstance(found, list) and found else found
-        return found if isinstance(first, dict) and self.properties["role"] in first else value
+        role = first.get(self.properties["role"]) if isinstance(first, dict) else None
+        return found if isinstance(role, str) and role in self.roles else value
 
     def message(self, given: Any, name: str) -> dict[str, Any]:
         """One message in our names. Properties that nobody mapped (`tool_calls`, `name`, ...) come along."""
@@ -82,7 +87,7 @@ class MessageReader:
         if not isinstance(given, dict):
             raise RowError(f"{name} must be a message, got {type(given).__name__}")
         renamed = {target: given[source] for target, source in self.properties.items() if source in given}
-        rest = {key: value for key, value in given.items() if key not in self.properties.values() and value is not None}
+        rest = {key: value for key, value in given.items() if key not in self.properties.values()}
         message = {**rest, **renamed}
         if "role" not in renamed or ("content" not in renamed and not message.get("tool_calls")):
             missing = self.properties["content" if "role" in renamed else "role"]
@@ -140,20 +145,13 @@ def _with_tool_calls(message: dict[str, Any], name: str) -> dict[str, Any]:
         return {key: value for key, value in message.items() if key != "tool_calls"}
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise RowError(f"{name}.tool_calls must be a list of calls")
-    return {**message, "tool_calls": [_with_arguments(without_null(call)) for call in calls]}
+    return {**message, "tool_calls": [_with_arguments(call) for call in calls]}
 
 
 def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(call.get("function"), dict):
         return {**call, "function": _with_arguments(call["function"])}
-    return {**call, "arguments": without_null(parsed(call["arguments"]))} if "arguments" in call else call
-
-
-def without_null(value: Any) -> Any:
-    """Objects without their null members: Parquet gives every object of a column the members of all."""
-    if isinstance(value, Mapping):
-        return {key: without_null(member) for key, member in value.items() if member is not None}
-    return [without_null(member) for member in value] if isinstance(value, list) else value
+    return {**call, "arguments": parsed(call["arguments"])} if "arguments" in call else call
 
 
 def common_messages(chosen: Messages, rejected: Messages) -> int:
@@ -168,7 +166,7 @@ def tools_of(row: Row, column: str) -> list[dict[str, Any]] | None:
     """The tools of a row: a list, or JSON text of one."""
     if not row.get(column):
         return None
-    tools = [without_null(parsed(tool)) for tool in list_field(row, column)]
+    tools = [parsed(tool) for tool in list_field(row, column)]
     if not all(isinstance(tool, dict) for tool in tools):
         raise RowError(f"{column!r} must be a list of tools, got {json.dumps(tools)[:80]}")
     return tools

@@ -12,10 +12,15 @@ from pipeline.data.transforms.messages import refuse_conversation
 
 __all__ = ["labelled_text", "paired_text", "split_prompt"]
 
-TURN = re.compile(r"(?:^|\n\n)(Human|User|Assistant|H|A):")
-"""A header of a turn in a dialogue that is written as text, as in Anthropic's HH-RLHF."""
-ANSWERER = re.compile(r"(?:^|\n\n)(?:Assistant|A):")
-WORD_SIGN, WORD, SPACE = re.compile(r"\w"), re.compile(r"[ \t]*\w*$"), re.compile(r"[ \t]+$")
+TURNS = {
+    "Assistant": re.compile(r"(?:^|\n\n)(?:Human|User|Assistant):"),
+    "A": re.compile(r"(?:^|\n\n)(?:H|A):"),
+}
+"""Who answers in a dialogue that is written as text, as in Anthropic's HH-RLHF -> headers of its turns."""
+ANSWERER = re.compile(r"(?:^|\n\n)(Assistant|A):")
+LETTER = r"[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]"
+"""Of a script that puts spaces between words."""
+WORD_SIGN, WORD, SPACE = re.compile(LETTER), re.compile(rf"[ \t]*{LETTER}*$"), re.compile(r"[ \t]+$")
 FEW_WORDS = 3
 """A prompt of fewer words on one line is no sign that an answer repeats it: an answer to "Hi" may well begin so."""
 
@@ -61,7 +66,8 @@ def split_prompt(chosen: str, rejected: str) -> tuple[str, str, str]:
     if headers:
         end = headers[-1].end()
     else:
-        cut = WORD if any(WORD_SIGN.match(text, len(shared)) for text in (chosen, rejected)) else SPACE
+        inside = any(WORD_SIGN.match(text, len(shared)) for text in (chosen, rejected))
+        cut = WORD if inside else SPACE
         found = cut.search(shared)
         end = found.start() if found else len(shared)
     if not shared[:end].strip():
@@ -76,6 +82,8 @@ def _is_telling(prompt: str) -> bool:
 def _check(prompt: str, answer: str, name: str) -> None:
     if not answer.strip():
         raise RowError(f"{name!r} is empty")
+    refuse_conversation(prompt, "prompt")
     refuse_conversation(answer, name)
-    if ANSWERER.search(prompt) and (found := TURN.search(answer)) is not None:
+    headers = ANSWERER.findall(prompt)
+    if headers and (found := TURNS[headers[-1]].search(answer)) is not None:
         raise RowError(f"{name!r} holds another turn ({found.group().strip()!r}), and an answer is one turn of the assistant")

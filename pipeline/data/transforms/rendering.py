@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.notes import Note
 from pipeline.data.transforms.base import Context, Rendered, RowError
-from pipeline.data.transforms.control import control_notes
-from pipeline.data.transforms.conversations import Conversation, conversation
+from pipeline.data.transforms.control import control_notes, end_tokens, strings_of
+from pipeline.data.transforms.conversations import Conversation, check_prompt, conversation
 from pipeline.data.transforms.messages import MessageReader, Messages
 from pipeline.data.transforms.skeletons import Placed, Skeleton, form_of, search, signed
 from pipeline.errors import UserError
@@ -79,8 +79,7 @@ class ChatRenderer:
     def prompt(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> str:
         """A prompt that the model is to answer, with what opens the answer."""
         messages = _read(messages, "prompt")
-        if not messages:
-            raise RowError("the prompt is empty")
+        check_prompt(messages)
         if messages[-1]["role"] == "assistant":
             raise RowError("the prompt ends in a turn of the assistant; it must end where the model is to answer")
         text = self._apply(messages, {"tools": tools}, add_generation_prompt=True)
@@ -107,14 +106,23 @@ class ChatRenderer:
         """One answer with its prompt, as text that ends in what ends the turn, once."""
         first = len(given.prompt)
         text = self._apply(messages, kwargs)
-        shared = os.path.commonprefix([asked, text])  # noqa: RUF071 - by character
+        shared = _shared(asked, text)
         placed = self._place(messages, text, kwargs, first, len(shared))
+        self._require_calls(text, messages, kwargs)
         _require_tools(text, messages, given.tools)
         end, said = text[placed.end :].strip(), messages[-1]["content"].rstrip()
-        if end and said.endswith(end) and said != end:
+        ends = end_tokens(self.tokenizer)
+        if messages[-1].get("tool_calls"):
+            end = next((one for one in ends if end.endswith(one)), "")
+        if end and said.endswith(end):
+            if not said.removesuffix(end).strip() and not messages[-1].get("tool_calls"):
+                raise RowError(f"an answer is empty but for its end token {end!r}")
             trimmed = [*messages[:-1], {**messages[-1], "content": said.removesuffix(end).rstrip()}]
             answer = self._answer(given, trimmed, kwargs, asked)
             return replace(answer, notes=(*answer.notes, Note("end_given", end, said[-80:])))
+        silent = not messages[-1]["content"].strip() and not messages[-1].get("tool_calls")
+        if silent and any(note.kind == "reasoning_dropped" for note in placed.notes):
+            raise RowError("an answer is nothing but reasoning, which the chat template leaves out")
         notes = [*placed.notes, *control_notes(messages, self._control)]
         if not end and self.tokenizer.eos_token:
             text = text.rstrip() + self.tokenizer.eos_token
@@ -141,10 +149,27 @@ class ChatRenderer:
         The answer's messages begin with `answer_from`, and its text not before `earliest`.
         """
         skeleton = self._skeleton(messages, kwargs, add_generation_prompt)
+        if skeleton is not None and (missing := skeleton.missing(messages)) is not None:
+            said = messages[missing]["content"].strip()[:80]
+            raise RowError(f"the chat template leaves out what turn {missing + 1} ({messages[missing]['role']}) says: {said!r}")
         if skeleton is not None and skeleton.repeated is not None:
             raise RowError(f"the chat template renders what turn {skeleton.repeated + 1} says twice")
         placed = None if skeleton is None else skeleton.place(messages, text)
         return placed or search(messages, text, len(messages) if answer_from is None else answer_from, earliest)
+
+    def _require_calls(self, text: str, messages: Messages, kwargs: Mapping[str, Any]) -> None:
+        """Raises RowError where a turn's calls of tools change nothing of the text."""
+        for index, message in enumerate(messages):
+            if not message.get("tool_calls"):
+                continue
+            without = {name: value for name, value in message.items() if name != "tool_calls"}
+            try:
+                lost = self._apply([*messages[:index], without, *messages[index + 1 :]], kwargs) == text
+            except RowError:  # it takes the turn with its calls only
+                continue
+            if lost:
+                name = _function_name(message["tool_calls"][0])
+                raise RowError(f"the chat template does not render tool_calls ({name!r} is missing); use one that does")
 
     def _skeleton(self, messages: Messages, kwargs: Mapping[str, Any], add_generation_prompt: bool) -> Skeleton | None:
         """That of the conversation's form; None where the template doesn't take signs for text."""
@@ -171,7 +196,7 @@ class ChatRenderer:
                 **kwargs,
             )
         # the template is a program that runs on the row: whatever it cannot digest is the row's fault
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise RowError(f"the chat template does not take this conversation: {error}") from error
 
 
@@ -199,14 +224,20 @@ def _before_answers(answers: list[_Answer], asked: str) -> tuple[str, list[Note]
     Raises:
         RowError: when that isn't the same text before both, or can't be found.
     """
-    head = os.path.commonprefix([answer.text[: answer.start] for answer in answers])  # noqa: RUF071 - by character
+    begun = [answer.text[: answer.start] if answer.start is not None else _shared(asked, answer.text) for answer in answers]
+    head = _shared(*begun)
     if len(head) < max(answer.prompt_end for answer in answers):
         raise RowError("the chat template renders the prompt otherwise before each answer, so that they share none")
     if asked.startswith(head):
         opening = asked[len(head) :].strip()
         return asked, [Note("opening_missing", opening, asked[-80:])] if opening else []  # answers begin where texts diverge
-    shared = os.path.commonprefix([asked, head])  # noqa: RUF071 - by character
+    shared = _shared(asked, head)
     return head, [Note("prompt_differs", example=asked[len(shared) :][:80])]
+
+
+def _shared(*texts: str) -> str:
+    """What all begin with."""
+    return os.path.commonprefix(texts)  # noqa: RUF071 - by character is what we want
 
 
 def _require_tools(text: str, messages: Messages, tools: list[dict[str, Any]] | None) -> None:
@@ -215,21 +246,9 @@ def _require_tools(text: str, messages: Messages, tools: list[dict[str, Any]] | 
     for what, items in (("tool_calls", calls), ("tools", tools or [])):
         if missing := [name for name in map(_function_name, items) if name not in text]:
             raise RowError(f"the chat template does not render {what} ({missing[0]!r} is missing); use one that does")
-    for string in (string for call in calls for string in _strings(_function(call).get("arguments"))):
+    for string in (string for call in calls for string in strings_of(_function(call).get("arguments"))):
         if not any(form in text for form in (string, json.dumps(string, ensure_ascii=False)[1:-1], json.dumps(string)[1:-1])):
             raise RowError(f"the chat template does not render an argument of a tool call ({string[:80]!r}); use one that does")
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Every string that a value holds."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for member in value.values():
-            yield from _strings(member)
-    elif isinstance(value, list):
-        for member in value:
-            yield from _strings(member)
 
 
 def _function(item: Any) -> Mapping[str, Any]:

@@ -69,6 +69,12 @@ class Skeleton:
         """The first message of which a string comes more than once."""
         return next((index for place, (index, name) in enumerate(self.slots) if (index, name) in self.slots[:place]), None)
 
+    def missing(self, messages: Messages) -> int | None:
+        """The first message whose content the template leaves out, whatever it is."""
+        return next(
+            (index for index, name, _ in _strings(messages) if name == "content" and (index, name) not in self.slots), None
+        )
+
     def place(self, messages: Messages, text: str) -> Placed | None:
         """Where the strings stand in `text`; None when it isn't this skeleton with every string of the messages once."""
         if sorted(self.slots) != sorted((index, name) for index, name, _ in _strings(messages)):
@@ -126,14 +132,26 @@ def search(messages: Messages, text: str, answer_from: int, earliest: int) -> Pl
                 first = spans.get((index, name), found)
                 spans[index, name] = (first[0], found[1])
                 cursor = max(cursor, found[1])
-            elif is_reasoning:
+            if (
+                found is not None
+                and is_reasoning
+                and index >= answer_from
+                and name == "content"
+                and not _opens_thinking(string)
+            ):
+                notes.append(Note("think_tags", example=string))
+            if found is None and is_reasoning:
                 notes.append(Note("reasoning_dropped", "of the answer" if index >= answer_from else "of earlier turns", part))
-            else:
+            elif found is None:
                 raise RowError(
                     f"the chat template leaves out, changes or moves what turn {index + 1} ({messages[index]['role']}) says: "
                     f"{part[:80]!r}"
                 )
     return Placed(spans, tuple(notes))
+
+
+def _opens_thinking(string: str) -> bool:
+    return string.lstrip().startswith("<think>")
 
 
 def _strings(messages: Messages) -> Iterator[tuple[int, str, str]]:

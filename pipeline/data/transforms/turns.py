@@ -6,6 +6,7 @@ keep it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,9 +23,10 @@ from pipeline.data.transforms.base import (
 )
 from pipeline.data.transforms.control import control_notes, control_pattern
 from pipeline.data.transforms.conversations import Conversation, conversation, with_system
-from pipeline.data.transforms.messages import MessageReader, Messages
+from pipeline.data.transforms.messages import MessageReader, Messages, refuse_conversation
 from pipeline.data.transforms.plain import paired_text
 from pipeline.data.transforms.prompts import prompt_rendering
+from pipeline.data.transforms.skeletons import REASONING
 
 __all__ = ["PAIR_TYPES", "PROMPT_TYPES", "UNPAIRED_TYPES"]
 
@@ -43,6 +45,10 @@ class TurnFormat:
     end: str
 
     def prompt(self, messages: Messages) -> str:
+        """Raises RowError for what turns of this kind can't say."""
+        for message in messages:
+            if more := [name for name in ("tool_calls", *REASONING) if message.get(name)]:
+                raise RowError(f"a turn has {more[0]!r}, which this type can't write; chat_template.default can")
         return "".join(self.turn.format(role=message["role"], content=message["content"]) for message in messages) + self.answer
 
     def render(self, given: Conversation, context: Context) -> Rendered:
@@ -52,10 +58,14 @@ class TurnFormat:
         for name, messages in given.answers.items():
             if len(messages) > 1:
                 raise RowError(f"{name!r} has {len(messages)} turns, and this type takes one; chat_template.default takes more")
+            self.prompt(messages)
             content = messages[0]["content"]
             if content.rstrip().endswith(self.end):
                 notes.append(Note("end_given", self.end, content[-80:]))
+            while content.rstrip().endswith(self.end):
                 content = content.rstrip().removesuffix(self.end)
+            if not content.strip():
+                raise RowError(f"{name!r} is empty but for its end")
             notes += control_notes([*given.prompt, {"content": content}], control)
             sequences.append(prompt + content + self.end)
         return Rendered(prompt, tuple(sequences), templated=False, label=given.label, notes=tuple(notes))
@@ -74,6 +84,7 @@ READER = MessageReader.from_keys({})
 
 
 def _opening(row: Row, question: str) -> Messages:
+    refuse_conversation(question, "prompt")
     return with_system([{"role": "user", "content": question}], row, READER)
 
 
@@ -107,10 +118,18 @@ def _argilla_chat(row: Row) -> Conversation:
 
 
 def _ultra(row: Row) -> Conversation:
-    if len(list_field(row, "chosen")) > 2:
-        return _argilla_chat(row)
-    prompt = _opening(row, text_field(row, "prompt"))
-    return conversation(prompt, {name: _conversation(row, name)[-1:] for name in ("chosen", "rejected")})
+    """Whole conversations beside their prompt as text, or answers alone."""
+    chosen, rejected = (READER.messages(list_field(row, name), name) for name in ("chosen", "rejected"))
+    question = text_field(row, "prompt")
+    if any(message["role"] == "user" for message in chosen + rejected):
+        made = _argilla_chat(row)
+        if not any(question.strip() in message["content"] for message in made.prompt):
+            raise RowError("the column 'prompt' is not in the turns that chosen and rejected share")
+        return made
+    if chosen[:-1] != rejected[:-1]:
+        raise RowError("chosen and rejected answer different prompts")
+    prompt = with_system([*chosen[:-1], {"role": "user", "content": question}], row, READER)
+    return conversation(prompt, {"chosen": chosen[-1:], "rejected": rejected[-1:]})
 
 
 def _asked(*questions: str) -> PromptShape:
@@ -178,7 +197,8 @@ def _nectar(context: Context) -> Callable[[Row], Rendered]:
     def render(row: Row) -> Rendered:
         answers = list_field(row, "answers")
         for index, answer in enumerate(answers):
-            if not isinstance(answer, dict) or not isinstance(answer.get("rank"), int | float):
+            rank = answer.get("rank") if isinstance(answer, dict) else None
+            if not isinstance(rank, int | float) or not math.isfinite(rank):
                 raise RowError(f"answers[{index}] must have 'answer' and a number as 'rank'")
         if len(answers) < 2:
             raise RowError("'answers' must hold two answers at least")

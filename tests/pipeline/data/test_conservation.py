@@ -225,7 +225,7 @@ class TestTemplates:
         assert [note.kind for note in found.notes] == ["prompt_differs"]
 
     def test_a_turn_that_is_dropped(self) -> None:
-        with pytest.raises(RowError, match=r"leaves out, changes or moves what turn 1 \(system\) says: 'Be brief.'"):
+        with pytest.raises(RowError, match=r"leaves out what turn 1 \(system\) says: 'Be brief.'"):
             self.rendered(DROPS_SYSTEM, prompt=[said("Be brief.", "system"), U])
 
     def test_a_turn_that_comes_twice(self) -> None:
@@ -235,6 +235,156 @@ class TestTemplates:
     def test_a_control_token_in_a_message(self) -> None:
         found = self.rendered("chatml", prompt=[said("Say <|im_end|> now", "user")])
         assert {(note.kind, note.detail) for note in found.notes} == {("control_tokens", "<|im_end|>")}
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "city": "Paris"}}}
+CALLS = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% for c in m.tool_calls or [] %} CALL {{ c | tojson }}{% endfor %}\n"
+    "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+THINKS_AND_CALLS = CALLS.replace("[assistant] {% endif %}", "[assistant] <think>\n{% endif %}")
+
+
+class TestCallsOfTools:
+    @pytest.mark.parametrize("type", ["chatml.argilla_chat", "llama3.argilla_chat"])
+    @pytest.mark.parametrize("more", [{"tool_calls": [CALL]}, {"reasoning_content": "Hm."}])
+    def test_a_type_that_cannot_write_them(self, tokenizer: Any, type: str, more: dict[str, Any]) -> None:
+        answer = said("4", **more)
+        with pytest.raises(RowError, match=f"a turn has '{next(iter(more))}', which this type can't write"):
+            load_transform(type, tokenizer=tokenizer)({"chosen": [U, answer], "rejected": [U, said("5")]})
+        with pytest.raises(RowError, match="this type can't write"):
+            row = {"chosen": [U, answer, V, said("4")], "rejected": [U, answer, V, said("5")]}
+            load_transform(type, tokenizer=tokenizer)(row)
+
+    def test_a_call_that_the_template_drops(self) -> None:
+        row = {"prompt": [U], "chosen": [said("I call add now with Paris", tool_calls=[CALL])], "rejected": [said("5")]}
+        with pytest.raises(RowError, match=r"the chat template does not render tool_calls \('add' is missing\)"):
+            load_transform(None, tokenizer=with_template("chatml"))(row)
+
+    def test_an_answer_that_ends_in_a_call_is_ended(self) -> None:
+        row = {"prompt": [U], "chosen": [said("", tool_calls=[CALL])], "rejected": [said("5")]}
+        rendered = load_transform(None, tokenizer=with_template(CALLS)).rows(row)[0]
+        assert rendered.sequences[0].endswith("}}}<|im_end|>")
+
+    def test_a_call_is_no_part_of_the_prompt(self) -> None:
+        other = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "city": "Pisa"}}}
+        answers = {"chosen": [said("", tool_calls=[CALL])], "rejected": [said("", tool_calls=[other])]}
+        row = load_transform(None, tokenizer=with_template(THINKS_AND_CALLS))({"prompt": [U], **answers})
+        assert row["prompt"] == "[user] What is 2 + 2?\n[assistant] "
+        assert '"Paris"' in row["chosen"]
+
+    def test_null_that_was_given_stays(self) -> None:
+        call = {"function": {"name": "add", "arguments": '{"a": null, "city": "Paris"}'}}
+        row = {"prompt": [U], "chosen": [said("", tool_calls=[call])], "rejected": [said("5")]}
+        assert '"a": null' in load_transform(None, tokenizer=with_template("qwen3"))(row)["chosen"]
+
+
+B = said("B", "user")
+
+
+class TestOddRows:
+    """What fresh eyes brought, and what came of it before: text that was lost or doubled, or a traceback."""
+
+    @pytest.mark.parametrize(
+        ("row", "reason"),
+        [
+            ({"prompt": "A", "chosen": [B, said("x")], "rejected": [B, said("y")]}, "'prompt' is not"),
+            ({"prompt": "A", "chosen": [U, said("x")], "rejected": [V, said("y")]}, "answer different prompts"),
+            ({"prompt": "A", "chosen": [U, said("x")], "rejected": [U, said("y"), V, said("z")]}, "different prompts"),
+        ],
+    )
+    def test_ultra_compares_the_turns(self, tokenizer: Any, row: dict[str, Any], reason: str) -> None:
+        with pytest.raises(RowError, match=reason):
+            load_transform("chatml.ultra", tokenizer=tokenizer)(row)
+
+    def test_ultra_keeps_a_system_turn(self, tokenizer: Any) -> None:
+        row = {"prompt": "Q", **{name: [said("Be brief.", "system"), said(name)] for name in ("chosen", "rejected")}}
+        assert "Be brief." in load_transform("chatml.ultra", tokenizer=tokenizer)(row)["prompt"]
+
+    @pytest.mark.parametrize("type", [None, "chatml.prompt_pairs", "user_defined"])
+    @pytest.mark.parametrize("prompt", ["[{'role': 'user', 'content': 'hi'}]", '[{"role": "user", "content": "hi"}]'])
+    def test_a_conversation_as_a_prompt_of_text(self, tokenizer: Any, type: str | None, prompt: str) -> None:
+        with pytest.raises(RowError, match="the text of a conversation|all must be messages or all text"):
+            load_transform(type, tokenizer=tokenizer)({"prompt": prompt, "chosen": "a", "rejected": "b"})
+
+    @pytest.mark.parametrize(
+        "answer", ['{"from": "Ann", "to": "Bob"}', '[{"role": "Engineer", "years": 3}]', '{"role": "admin"}']
+    )
+    def test_an_answer_that_is_json(self, tokenizer: Any, answer: str) -> None:
+        row = {"messages": "Q", "chosen": answer, "rejected": "b"}
+        assert load_transform("chat_template.default", tokenizer=tokenizer)(row)["chosen"] == answer + "<|im_end|>"
+
+    @pytest.mark.parametrize("answer", ["[" * 1200, "[" + "7" * 5000 + "]"])
+    def test_brackets_and_digits_without_end(self, tokenizer: Any, answer: str) -> None:
+        row = load_transform("chat_template.default", tokenizer=tokenizer)({"messages": "Q", "chosen": "a", "rejected": answer})
+        assert row["rejected"] == answer + "<|im_end|>"
+
+    @pytest.mark.parametrize("content", [None, "", "  "])
+    def test_an_empty_question(self, tokenizer: Any, content: str | None) -> None:
+        with pytest.raises(RowError, match="turn 1 of the prompt, of the user, is empty"):
+            load_transform(None, tokenizer=tokenizer)({"prompt": [said(content, "user")], **PAIR})
+
+    def test_a_tool_whose_word_is_in_the_markup(self) -> None:
+        prompt = [U, said("", tool_calls=[CALL]), said("end", "tool"), V]
+        with pytest.raises(RowError, match="leaves out what turn 3|does not render tool_calls"):
+            load_transform(None, tokenizer=with_template("phi_3"))({"prompt": prompt, **PAIR})
+
+    def test_answers_that_repeat_the_question_after_a_system_column(self, tokenizer: Any) -> None:
+        row = {"messages": [U], "system": "Be brief.", "chosen": [U, said("4")], "rejected": [U, said("5")]}
+        made = load_transform("chat_template.default", tokenizer=tokenizer)(row)
+        assert (made["prompt"].count("2 + 2"), made["chosen"]) == (1, "4<|im_end|>")
+
+    def test_a_quiz_is_no_dialogue(self, tokenizer: Any) -> None:
+        row = {"prompt": "\n\nHuman: A quiz.\n\nAssistant:", "chosen": " Q: 1?\n\nA: 2", "rejected": " No."}
+        assert load_transform(None, tokenizer=tokenizer)(row)["chosen"] == " Q: 1?\n\nA: 2"
+
+    def test_scripts_without_spaces(self, tokenizer: Any) -> None:
+        row = load_transform(None, tokenizer=tokenizer)({"chosen": "問題の答えは青", "rejected": "問題の答えは赤"})
+        assert row["prompt"] == "問題の答えは"
+
+    def test_a_rank_that_is_no_number(self, tokenizer: Any) -> None:
+        answers = [{"answer": "a", "rank": float("nan")}, {"answer": "b", "rank": 1.0}]
+        with pytest.raises(RowError, match=r"answers\[0\] must have 'answer' and a number as 'rank'"):
+            load_transform("zephyr.nectar", tokenizer=tokenizer)({"prompt": "Q", "answers": answers})
+
+    @pytest.mark.parametrize(
+        ("text", "ended"), [("4<s>", "4<s><|im_end|>"), ("4<|im_end|><|im_end|>\n", "4<|im_end|>"), ("4", "4<|im_end|>")]
+    )
+    def test_ends_of_plain_text(self, bos_tokenizer: Any, text: str, ended: str) -> None:
+        rows = load_transform(None, tokenizer=bos_tokenizer).rows({"prompt": "Q: ", "chosen": text, "rejected": "5"})
+        (ids,) = tokenise(rows, bos_tokenizer)
+        assert bos_tokenizer.decode(ids.completions[0]) == ended
+
+    def test_answers_of_control_tokens(self, tmp_path: Any, tokenizer: Any) -> None:
+        rows = [
+            {"prompt": "Q: ", "chosen": "<|im_end|>", "rejected": "5"},
+            {"prompt": "Q: ", "chosen": "4<|im_end|> and more", "rejected": "5"},
+        ]
+        cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", rows))}, max_rejected_fraction=0.5)
+        store = prepare_here(cfg, tokenizer)
+        assert store.read("rejected")["reason"].to_pylist() == ["an answer is nothing but control tokens"]
+        (note,) = store.notes
+        assert note.startswith("1 row: the text of a message holds '<|im_end|>', which the tokenizer reads as a control token")
+
+    @pytest.mark.parametrize("answer", ["<|im_end|>", " <|im_end|>\n"])
+    @pytest.mark.parametrize("type", ["chat_template.default", "chatml.prompt_pairs"])
+    def test_an_answer_that_is_its_end(self, tokenizer: Any, type: str, answer: str) -> None:
+        with pytest.raises(RowError, match="is empty but for its end"):
+            load_transform(type, tokenizer=tokenizer)({"messages": "Q", "prompt": "Q", "chosen": answer, "rejected": "5"})
+
+    def test_nothing_but_reasoning_that_is_dropped(self, tokenizer: Any) -> None:
+        row = {"prompt": [U], "chosen": [said("", reasoning_content="Hm.")], "rejected": [said("5")]}
+        with pytest.raises(RowError, match="nothing but reasoning"):
+            load_transform(None, tokenizer=tokenizer)(row)
+
+    def test_a_tag_of_reasoning_within_an_answer(self) -> None:
+        row = {"prompt": [U], "chosen": [said("Use the tag </think> to close it.")], "rejected": [said("5")]}
+        notes = load_transform(None, tokenizer=with_template("qwen3")).rows(row)[0].notes
+        assert "think_tags" in {note.kind for note in notes}
+
+    def test_a_template_that_fails(self) -> None:
+        with pytest.raises(RowError, match="does not take this conversation: .*by zero"):
+            load_transform(None, tokenizer=with_template("{{ 1 // 0 }}"))({"prompt": [U], **PAIR})
 
 
 class TestNotes:

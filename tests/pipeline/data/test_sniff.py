@@ -70,6 +70,18 @@ def test_one_row_with_a_list(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "one.jsonl") == [row]
 
 
+def test_one_row_with_lists_of_objects(tmp_path: Path) -> None:
+    row = {"context": [{"role": "user", "content": "Q"}], "response1": "a", "individual_preference": [{"score": 1}]}
+    (tmp_path / "one.jsonl").write_text(json.dumps(row) + "\n")
+    assert rows_of(tmp_path / "one.jsonl") == [row]
+
+
+@pytest.mark.parametrize("line", ["[" * 60_000 + "]" * 60_000, '{"prompt": ' + "9" * 5000 + "}"], ids=["brackets", "digits"])
+def test_a_line_that_no_reader_takes_is_one_bad_row(tmp_path: Path, line: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(LINES + line + "\n" + LINES)
+    assert rows_of(tmp_path / "rows.jsonl") == [*ROWS, None, *ROWS]
+
+
 def test_a_bad_first_line_is_one_bad_row(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "cut\n' + LINES)
     assert rows_of(tmp_path / "rows.jsonl") == [None, *ROWS]
@@ -137,6 +149,37 @@ class TestSplits:
         assert self.names(folder, name="en", split="b") == ["en/b.parquet"]
         with pytest.raises(UserError, match="name: .* has the configurations en, de"):
             self.names(folder)
+
+    def test_a_card_with_folders(self, tmp_path: Path) -> None:
+        folder = self.write(tmp_path, "p/a.parquet", "q/a.parquet")
+        configs = [{"config_name": name, "data_dir": name} for name in ("p", "q")]
+        (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+        assert self.names(folder, name="q") == ["q/a.parquet"]
+
+    @pytest.mark.parametrize(
+        ("data_files", "expected"),
+        [
+            ("*.parquet", ["a.parquet"]),
+            ("**.parquet", ["a.parquet", "sub/b.parquet"]),
+            ({"train": "sub/*"}, ["sub/b.parquet"]),
+            ([{"split": "train", "path": "a*"}, {"split": "train", "path": "sub/*"}], ["a.parquet", "sub/b.parquet"]),
+        ],
+    )
+    def test_patterns_of_a_card(self, tmp_path: Path, data_files: Any, expected: list[str]) -> None:
+        folder = self.write(tmp_path, "a.parquet", "sub/b.parquet")
+        configs = [{"config_name": "default", "data_files": data_files}]
+        (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+        assert self.names(folder) == expected
+
+    def test_a_card_whose_file_is_missing(self, tmp_path: Path) -> None:
+        folder = self.write(tmp_path, "a.parquet")
+        (folder / "README.md").write_text("---\nconfigs: [{config_name: default, data_files: b.parquet}]\n---\n")
+        with pytest.raises(UserError, match="names 'b.parquet', and there is no such file"):
+            self.names(folder)
+
+    def test_folders_come_before_files(self, tmp_path: Path) -> None:
+        folder = self.write(tmp_path, "train/test.parquet", "train/x.parquet")
+        assert self.names(folder) == ["train/test.parquet", "train/x.parquet"]
 
     def test_what_is_no_data(self, tmp_path: Path) -> None:
         folder = self.write(tmp_path, "a.parquet", ".cache/b.parquet", "__pycache__/c.parquet")
