@@ -252,8 +252,8 @@ class TestCallsOfTools:
         answer = said("4", **more)
         with pytest.raises(RowError, match=f"a turn has '{next(iter(more))}', which this type can't write"):
             load_transform(type, tokenizer=tokenizer)({"chosen": [U, answer], "rejected": [U, said("5")]})
+        row = {"chosen": [U, answer, V, said("4")], "rejected": [U, answer, V, said("5")]}
         with pytest.raises(RowError, match="this type can't write"):
-            row = {"chosen": [U, answer, V, said("4")], "rejected": [U, answer, V, said("5")]}
             load_transform(type, tokenizer=tokenizer)(row)
 
     def test_a_call_that_the_template_drops(self) -> None:
@@ -270,7 +270,7 @@ class TestCallsOfTools:
         other = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "city": "Pisa"}}}
         answers = {"chosen": [said("", tool_calls=[CALL])], "rejected": [said("", tool_calls=[other])]}
         row = load_transform(None, tokenizer=with_template(THINKS_AND_CALLS))({"prompt": [U], **answers})
-        assert row["prompt"] == "[user] What is 2 + 2?\n[assistant] "
+        assert row["prompt"] == "[user] What is 2 + 2?[assistant] "
         assert '"Paris"' in row["chosen"]
 
     def test_null_that_was_given_stays(self) -> None:
