@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.transforms.base import Context, Rendered, Row, require_text
@@ -26,13 +27,14 @@ def prompt_rendering(context: Context, read: PromptReader) -> Callable[[Row], Re
     trainer is handed too, so that it comes once.
     """
     bos = _added_bos(context.tokenizer)
+    renderer = cache(lambda: ChatRenderer.of(context, strip_end=False))
 
     def render(row: Row) -> Rendered:
         prompt = read(row)
         if isinstance(prompt, str):
             text = require_text(prompt.removeprefix(bos), "prompt")
             return Rendered(text, (), templated=False, handed=_handed(row, text))
-        text = ChatRenderer.of(context, strip_end=False).prompt(prompt)
+        text = renderer().prompt(prompt)
         return Rendered(text, (), templated=True, handed=_handed(row, prompt))
 
     return render

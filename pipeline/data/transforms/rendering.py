@@ -111,9 +111,8 @@ class ChatRenderer:
         self._require_calls(text, messages, kwargs)
         _require_tools(text, messages, given.tools)
         end, said = text[placed.end :].strip(), messages[-1]["content"].rstrip()
-        ends = end_tokens(self.tokenizer)
         if messages[-1].get("tool_calls"):
-            end = next((one for one in ends if end.endswith(one)), "")
+            end = next((one for one in self._ends if end.endswith(one)), "")
         if end and said.endswith(end):
             if not said.removesuffix(end).strip() and not messages[-1].get("tool_calls"):
                 raise RowError(f"an answer is empty but for its end token {end!r}")
@@ -128,6 +127,10 @@ class ChatRenderer:
             text = text.rstrip() + self.tokenizer.eos_token
             notes.append(Note("end_added", self.tokenizer.eos_token, text[-80:]))
         return _Answer(text.rstrip() if self.strip_end else text, placed.start(first), placed.end_before(first), tuple(notes))
+
+    @cached_property
+    def _ends(self) -> tuple[str, ...]:
+        return end_tokens(self.tokenizer)
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:

@@ -7,6 +7,7 @@ The ids that come of them are those of TRL 1.16 (`DPOTrainer._prepare_dataset`, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from pipeline.data.transforms.base import Context, Rendered, Row, RowError, label_field, parsed, require_text
@@ -63,15 +64,20 @@ def _divided(row: Row, reader: MessageReader) -> tuple[Messages, dict[str, Messa
     return [*prompt, {"role": "user", "content": given}], answers
 
 
+def _renderer(context: Context) -> Callable[[], ChatRenderer]:
+    """Makes a renderer once, when the first row of messages needs one: rows of text need no chat template."""
+    return cache(lambda: ChatRenderer.of(context, strip_end=False))
+
+
 def _pair(context: Context) -> Callable[[Row], Rendered]:
-    reader = _reader(context)
+    reader, renderer = _reader(context), _renderer(context)
 
     def render(row: Row) -> Rendered:
         chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
         if _same_kind(reader, chosen=chosen, rejected=rejected):
             prompt, answers = _divided(row, reader)
             made = conversation(with_system(prompt, row, reader), answers, **_rendering(row))
-            return ChatRenderer.of(context, strip_end=False).render(made)
+            return renderer().render(made)
         chosen, rejected = require_text(chosen, "chosen"), require_text(rejected, "rejected")
         if row.get("prompt") is None or reader.is_conversation(row["prompt"]):
             if row.get("prompt") is not None:
@@ -83,14 +89,14 @@ def _pair(context: Context) -> Callable[[Row], Rendered]:
 
 
 def _labelled(context: Context) -> Callable[[Row], Rendered]:
-    reader = _reader(context)
+    reader, renderer = _reader(context), _renderer(context)
 
     def render(row: Row) -> Rendered:
         prompt, completion, label = _column(row, "prompt"), _column(row, "completion"), label_field(row)
         if _same_kind(reader, prompt=prompt, completion=completion):
             asked = with_system(reader.messages(prompt, "prompt"), row, reader)
             made = conversation(asked, {"completion": reader.answer(completion, "completion")}, label, **_rendering(row))
-            return ChatRenderer.of(context, strip_end=False).render(made)
+            return renderer().render(made)
         return labelled_text(require_text(prompt, "prompt"), require_text(completion, "completion"), label)
 
     return render

@@ -7,6 +7,7 @@ keep it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,10 +52,9 @@ class TurnFormat:
                 raise RowError(f"a turn has {more[0]!r}, which this type can't write; chat_template.default can")
         return "".join(self.turn.format(role=message["role"], content=message["content"]) for message in messages) + self.answer
 
-    def render(self, given: Conversation, context: Context) -> Rendered:
+    def render(self, given: Conversation, control: re.Pattern[str] | None) -> Rendered:
         """The conversation as text; an answer is one turn, and has its end once. Raises RowError for more turns."""
         prompt, notes, sequences = self.prompt(given.prompt), list(given.notes), []
-        control = control_pattern(context.tokenizer)
         for name, messages in given.answers.items():
             if len(messages) > 1:
                 raise RowError(f"{name!r} has {len(messages)} turns, and this type takes one; chat_template.default takes more")
@@ -166,8 +166,12 @@ PROMPTS: dict[str, PromptShape] = {
 }
 
 
-def _paired(turns: TurnFormat, shape: PairShape) -> Factory:
-    return lambda context: lambda row: turns.render(shape(row), context)
+def _rendering(turns: TurnFormat, read: PairShape) -> Factory:
+    def made(context: Context) -> Callable[[Row], Rendered]:
+        control = control_pattern(context.tokenizer)
+        return lambda row: turns.render(read(row), control)
+
+    return made
 
 
 def _labelled(turns: TurnFormat, questions: tuple[str, ...] | None) -> Factory:
@@ -180,7 +184,7 @@ def _labelled(turns: TurnFormat, questions: tuple[str, ...] | None) -> Factory:
             completion = _said(text_field(row, "completion"), "completion")
         return conversation(prompt, {"completion": completion}, label_field(row))
 
-    return lambda context: lambda row: turns.render(read(row), context)
+    return _rendering(turns, read)
 
 
 def _prompted(turns: TurnFormat, shape: PromptShape) -> Factory:
@@ -212,7 +216,7 @@ def _nectar(context: Context) -> Callable[[Row], Rendered]:
 
 
 FORMATS = {"chatml": CHATML, "llama3": LLAMA3}
-PAIR_TYPES = {f"{name}.{shape}": _paired(turns, PAIRS[shape]) for name, turns in FORMATS.items() for shape in PAIRS}
+PAIR_TYPES = {f"{name}.{shape}": _rendering(turns, PAIRS[shape]) for name, turns in FORMATS.items() for shape in PAIRS}
 PAIR_TYPES["zephyr.nectar"] = _nectar
 PROMPT_TYPES = {f"{name}.{shape}": _prompted(turns, PROMPTS[shape]) for name, turns in FORMATS.items() for shape in PROMPTS}
 PROMPT_TYPES["zephyr.nectar"] = lambda context: prompt_rendering(context, _nectar_prompt)
