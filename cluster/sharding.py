@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -157,7 +158,7 @@ def _read(value: str | Mapping[str, Any]) -> dict[str, Any]:
         return copy.deepcopy(dict(value))
     if value in STAGES:
         return _preset(value)
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     if not path.is_file():
         raise ValueError(_unknown(value))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -69,16 +70,16 @@ def lasting_outputs(cfg: RunConfig) -> dict[str, str]:
 
 
 def _lasting(where: str) -> str:
-    is_relative = not is_uri(where) and not Path(where).expanduser().is_absolute()
+    is_relative = not is_uri(where) and not Path(os.path.expanduser(where)).is_absolute()
     return f"{LASTING}/{PurePosixPath(where)}" if is_relative else where
 
 
 def _absolute(value: str) -> str:
-    return str(Path(value).expanduser().absolute())
+    return str(Path(os.path.expanduser(value)).absolute())
 
 
 def _exists(value: str) -> bool:
     try:
-        return Path(value).expanduser().exists()
+        return Path(os.path.expanduser(value)).exists()
     except OSError:  # an inline template is longer than a name may be
         return False

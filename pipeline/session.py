@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from contextlib import nullcontext
 from functools import cache
@@ -21,10 +22,12 @@ from pipeline.storage import is_uri
 __all__ = [
     "LOCAL",
     "alive_nodes",
+    "check_environment",
     "connect",
     "dashboard_url",
     "has_dashboard",
     "local_options",
+    "malformed",
     "node_resources",
     "our_packages",
     "potential_nodes",
@@ -59,6 +62,8 @@ NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "none://"}
 """For workers of a Ray that is started here: they would find the dashboard of any other Ray on this machine."""
 OURS = ("cluster", "pipeline", "strategies")
 """Our packages, which a cluster's nodes needn't have."""
+JOINED = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:/\s]+):\d{1,5}")
+"""Host and port."""
 MANY = 1000
 """Nodes that a group without a limit is counted as."""
 DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
@@ -81,15 +86,20 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
 
     if ray.is_initialized():
         return
-    address = (cfg.ray.address if cfg is not None else None) or os.environ.get("RAY_ADDRESS")
+    check_environment()
+    address = (cfg.ray.address if cfg is not None else None) or os.environ.get("RAY_ADDRESS", "").strip()
+    address = None if address in ("", "local") else address
+    key = "ray.address" if cfg is not None and cfg.ray.address else "RAY_ADDRESS"
+    if address is not None and (problem := malformed(address)) is not None:
+        raise UserError(f"{key}: {address!r} {problem}")
     options: dict[str, Any] = {"address": address, "runtime_env": _for_nodes(debug, address)}
     if is_http(address):
         raise UserError(
-            f"ray.address: {address!r} is a job server's; submit to it with `prefray submit ... --address {address}`, or give "
+            f"{key}: {address!r} is a job server's; submit to it with `prefray submit ... --address {address}`, or give "
             "the address by which nodes join, such as HEAD:6379"
         )
     if address is not None and (problem := why_unreachable(address)) is not None:  # Ray itself tries for minutes
-        raise UserError(f"ray.address: no Ray cluster answers at {address!r}: {problem}")
+        raise UserError(f"{key}: no Ray cluster answers at {address!r}: {problem}")
     if address is None:
         os.environ.update({**LOCAL, **os.environ})
         options = local_options(debug)
@@ -98,16 +108,31 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
     try:
         _start(options, attempts=3)
     except ConnectionError as error:
-        raise UserError(f"ray.address: no Ray cluster answers at {address!r}: {error}") from error
+        raise UserError(f"{key}: no Ray cluster answers at {address!r}: {error}") from error
     except RuntimeError as error:
         if "Version mismatch" not in str(error):
             raise
         versions = " ".join(str(error).split()).removeprefix("Version mismatch: ")
-        raise UserError(f"ray.address: {address!r} has other versions than this process: {versions}") from error
+        raise UserError(f"{key}: {address!r} has other versions than this process: {versions}") from error
     if not debug:
         import ray.data  # sets its own logger up when it is imported
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def check_environment() -> None:
+    """Raises UserError for a variable with which no run is possible."""
+    if os.environ.get("RAY_TRAIN_V2_ENABLED", "1").strip().lower() in ("0", "false"):
+        raise UserError("RAY_TRAIN_V2_ENABLED: is off, and runs need Ray Train's version 2; unset the variable")
+
+
+def malformed(address: str) -> str | None:
+    """What is wrong with an address to join, in words that follow it; None for one that may be right."""
+    if address.startswith("ray://"):
+        return "is Ray Client's, over which no run can be driven; give the address by which nodes join, such as HEAD:6379"
+    if address == "auto" or is_http(address) or JOINED.fullmatch(address):
+        return None
+    return "is no address by which nodes join; give HOST:PORT, such as HEAD:6379, or auto"
 
 
 def _for_nodes(debug: bool, address: str | None = None) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def locate(where: str) -> Location:
     """A local path, `file://` or not, made absolute; another URI as it is."""
     if where.startswith("file://"):
         where = fs.FileSystem.from_uri(where)[1]
-    return where if is_uri(where) else Path(where).expanduser().absolute()
+    return where if is_uri(where) else Path(os.path.expanduser(where)).absolute()
 
 
 def resolve(where: str) -> tuple[fs.FileSystem, str]:

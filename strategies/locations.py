@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def resolve_model_location(given: str, key: str = "base_model") -> ModelLocation
     path = given
     if given.startswith(PACKAGE_SCHEME):
         path = str(_package_file(given, key))
-    local = Path(path).expanduser()
+    local = Path(os.path.expanduser(path))
     if local.suffix == ".gguf":
         if not local.is_file():
             raise ValueError(f"{key}: no such file: {given!r}")

@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -62,7 +63,7 @@ def _load(path: str, key: str) -> Reward:
 
 
 def _reward_model(path: str, key: str) -> str:
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"{key}: the folder {path} holds no model (no config.json)")

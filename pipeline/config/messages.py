@@ -15,7 +15,7 @@ from pipeline.config.peers import DROPPED, equivalent
 
 __all__ = ["explain"]
 
-NEAR = 0.84
+NEAR = 0.8
 """How like another a key must be to be taken for a slip of the pen: one or two letters of it, not a word."""
 
 KINDS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ def prepare(
 
     tokenizer = tokenizer or _load_tokenizer(cfg)
     plan = make_plan(cfg, tokenizer, rows_per_part)
-    root = Path(cfg.dataset_prepared_path).expanduser().absolute()
+    root = Path(os.path.expanduser(cfg.dataset_prepared_path)).absolute()
     folder = root / plan.fingerprint
     if (store := open_store(folder)) is not None:
         return store

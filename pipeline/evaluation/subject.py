@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ def _scored(cfg: RunConfig, **keys: Any) -> RunConfig:
 
 def _model(cfg: RunConfig, given: str, what: str) -> RunConfig:
     """A model or an adapter as a config whose reference it is."""
-    where = Path(given).expanduser().absolute()
+    where = Path(os.path.expanduser(given)).absolute()
     if (where / ADAPTER_CONFIG).is_file():
         keys = {"base_model": _base_of(where), "lora_model_dir": str(where), "adapter": "lora"}
         return _scored(absolute_paths(cfg.model_copy(update={**keys, "reference_model": None})))

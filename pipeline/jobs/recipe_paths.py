@@ -41,7 +41,7 @@ def check_path(value: str, package: Package, shared: Sequence[Path]) -> str | No
         package: what the job brings.
         shared: folders that the cluster's nodes have at the same paths.
     """
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     absolute = Path(os.path.normpath(package.root / path))
     if path.is_absolute() and any(absolute.is_relative_to(folder) for folder in shared):
         return None

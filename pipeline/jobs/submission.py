@@ -73,7 +73,7 @@ def plan_job(given: Submission) -> Planned:
     Raises:
         UserError: for a recipe that is wrong, or that names what the job won't find on the cluster.
     """
-    root = given.working_dir.expanduser().resolve()
+    root = Path(os.path.expanduser(given.working_dir)).resolve()
     if not root.is_dir():
         raise UserError(f"--working-dir: no such folder: {str(given.working_dir)!r}")
     if (key := find_secret_override(given.overrides)) is not None:
@@ -139,14 +139,14 @@ def _refuse_what_stays_behind(recipe: str, cfg: RunConfig, package: Package, sha
     absolute_paths(cfg)
     if not is_packaged(recipe, package.root) and (problem := check_path(recipe, package, ())) is not None:
         raise UserError(f"recipe: {problem}")
-    folders = [Path(os.path.abspath(folder.expanduser())) for folder in shared]
+    folders = [Path(os.path.abspath(os.path.expanduser(folder))) for folder in shared]
     if problems := [f"{key}: {message}" for key, message in find_path_problems(cfg, package, folders)]:
         raise UserError("\n".join(problems))
 
 
 def _recipe_in(root: Path, given: str) -> str:
     """The recipe's path within the working directory, or the name of a packaged one, which comes with prefray's modules."""
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     absolute = Path(os.path.abspath(path))
     if not absolute.is_file():
         absolute = root / path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def score(
     rows = sum(prepared.rows(split) for split in splits)
     actors = actor_plan(cfg, most=-(-rows // rows_per_task))
     plan = make_plan(cfg, prepared, resolve_precision(cfg, actors.use_gpu), splits)
-    root = Path(cfg.dataset_prepared_path).expanduser().absolute() / "reference"
+    root = Path(os.path.expanduser(cfg.dataset_prepared_path)).absolute() / "reference"
     folder = root / plan.fingerprint
     if not recompute and (scores := open_scores(folder, plan)) is not None:
         return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def write_report(where: str | Path, output: str | Path | None = None) -> Locatio
     folder = locate(str(where))
     if output is not None and is_uri(str(output)):
         raise UserError(f"--output: must be a file on this machine, got the URI {str(output)!r}")
-    target = inside(folder, REPORT) if output is None else Path(output).expanduser().absolute()
+    target = inside(folder, REPORT) if output is None else Path(os.path.expanduser(output)).absolute()
     if isinstance(target, Path) and target.is_dir():
         if output is None:
             raise UserError(f"{str(target)!r} is a folder; remove it, or give a file with --output")

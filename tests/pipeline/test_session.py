@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -89,6 +90,36 @@ def test_an_address_where_no_cluster_is(address: str, message: str, tmp_path: Pa
     assert done.returncode == 2 and time.monotonic() - start < 10
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("prefray: ")]
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RAY_ADDRESS": "ray://head:10001"}, "RAY_ADDRESS: 'ray://head:10001' is Ray Client's"),
+        ({"RAY_ADDRESS": "head"}, "RAY_ADDRESS: 'head' is no address by which nodes join; give HOST:PORT"),
+        ({"RAY_ADDRESS": "http://head:8265"}, "RAY_ADDRESS: 'http://head:8265' is a job server's"),
+        ({"RAY_ADDRESS": "127.0.0.1:1"}, "RAY_ADDRESS: no Ray cluster answers at '127.0.0.1:1'"),
+        ({"RAY_TRAIN_V2_ENABLED": "0"}, "RAY_TRAIN_V2_ENABLED: is off"),
+    ],
+)
+def test_a_variable_with_which_no_run_is_possible(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(UserError, match=re.escape(message)):
+        session.connect()
+
+
+@pytest.mark.parametrize("value", ["", "  ", "local"])
+def test_a_blank_address_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, object]] = []
+    monkeypatch.setenv("RAY_ADDRESS", value)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(session, "_start", lambda options, attempts: started.append(options))
+    session.connect()
+    assert started[0]["address"] == "local"
 
 
 def test_a_cluster_of_other_versions(monkeypatch: pytest.MonkeyPatch) -> None:

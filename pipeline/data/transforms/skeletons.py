@@ -122,36 +122,23 @@ def search(messages: Messages, text: str, answer_from: int, earliest: int) -> Pl
     spans: dict[Slot, tuple[int, int]] = {}
     notes, cursor = [], 0
     for index, name, string in _strings(messages):
-        if index >= answer_from:
-            cursor = max(cursor, earliest)
+        role, in_answer = messages[index]["role"], index >= answer_from
+        cursor = max(cursor, earliest) if in_answer else cursor
         for part, is_reasoning in _parts(name, string):
             found = _find(text, part, cursor)
-            if found is None and messages[index]["role"] in ("system", "developer"):
+            if found is None and role in ("system", "developer"):
                 found = _find(text, part, 0)
-            if found is not None:
-                first = spans.get((index, name), found)
-                spans[index, name] = (first[0], found[1])
-                cursor = max(cursor, found[1])
-            if (
-                found is not None
-                and is_reasoning
-                and index >= answer_from
-                and name == "content"
-                and not _opens_thinking(string)
-            ):
+            if found is None and not is_reasoning:
+                turn = f"turn {index + 1} ({role})"
+                raise RowError(f"the chat template leaves out, changes or moves what {turn} says: {part[:80]!r}")
+            if found is None:
+                notes.append(Note("reasoning_dropped", "of the answer" if in_answer else "of earlier turns", part))
+                continue
+            spans[index, name] = (spans.get((index, name), found)[0], found[1])
+            cursor = max(cursor, found[1])
+            if is_reasoning and in_answer and name == "content" and not string.lstrip().startswith("<think>"):
                 notes.append(Note("think_tags", example=string))
-            if found is None and is_reasoning:
-                notes.append(Note("reasoning_dropped", "of the answer" if index >= answer_from else "of earlier turns", part))
-            elif found is None:
-                raise RowError(
-                    f"the chat template leaves out, changes or moves what turn {index + 1} ({messages[index]['role']}) says: "
-                    f"{part[:80]!r}"
-                )
     return Placed(spans, tuple(notes))
-
-
-def _opens_thinking(string: str) -> bool:
-    return string.lstrip().startswith("<think>")
 
 
 def _strings(messages: Messages) -> Iterator[tuple[int, str, str]]:
