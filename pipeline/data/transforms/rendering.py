@@ -233,7 +233,10 @@ def _before_answers(answers: list[_Answer], asked: str) -> tuple[str, list[Note]
         raise RowError("the chat template renders the prompt otherwise before each answer, so that they share none")
     if asked.startswith(head):
         opening = asked[len(head) :].strip()
-        return asked, [Note("opening_missing", opening, asked[-80:])] if opening else []  # answers begin where texts diverge
+        notes = [Note("opening_missing", opening, asked[-80:])] if opening else []
+        # Where an answer begins as asked, each has its own prompt, up to where the texts diverge. Elsewhere that would cost an
+        # answer that begins with `<b>` its bracket, which the opening `<think>` has too.
+        return asked if any(answer.text.startswith(asked) for answer in answers) else head, notes
     shared = _shared(asked, head)
     return head, [Note("prompt_differs", example=asked[len(shared) :][:80])]
 

@@ -215,6 +215,11 @@ class TestTemplates:
             ("opening_missing", "<think>"),
         }
 
+    def test_an_answer_that_begins_as_the_opening_does(self) -> None:
+        """The template opens `<think>`, which shares its bracket with the answers."""
+        found = self.rendered("deepseek_v3", chosen=[said("<b>4</b>")], rejected=[said("<b>5</b>")])
+        assert found.as_row()["chosen"].startswith("<b>4</b>")
+
     def test_reasoning_of_an_earlier_turn(self) -> None:
         found = self.rendered("qwen3", prompt=[U, said("<think>\nsum\n</think>\n\n4"), V])
         assert ("reasoning_dropped", "of earlier turns") in {(note.kind, note.detail) for note in found.notes}
