@@ -16,7 +16,7 @@ from pipeline.config.changes import Change
 from pipeline.config.datasets import DatasetConfig
 from strategies.trl_keys import TRLKeys, VLLMKeys
 
-__all__ = ["NEUTRAL_KEYS", "REASONS", "RENAMED", "translated"]
+__all__ = ["NEUTRAL_KEYS", "REASONS", "RENAMED", "is_off_number", "translated"]
 
 Values = dict[str, Any]
 
@@ -268,12 +268,15 @@ def _entry(entry: Any, path: str, changes: list[Change]) -> Any:
 
 def _is_off(path: str, value: Any, known: bool) -> bool:
     """Whether a value says that the recipe doesn't use the thing."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and value in OFF_NUMBERS.get(path, ()):
-        return True
-    if value == "" or (path in SECTIONS and value in (False, [])):
+    if is_off_number(path, value) or value == "" or (path in SECTIONS and value in (False, [])):
         return True
     unsupported = not known and (path in REASONS or path in NEUTRAL_KEYS)
     return unsupported and (value is False or value in ([], {}))
+
+
+def is_off_number(name: str, value: Any) -> bool:
+    """Whether a number turns the thing off that a key is about."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value in OFF_NUMBERS.get(name, ())
 
 
 def _attention(values: Values) -> list[Change]:

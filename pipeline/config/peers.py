@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config.axolotl import is_off_number
 from pipeline.config.changes import Change
 from pipeline.errors import UserError
 from strategies.registry import STRATEGIES
@@ -174,8 +175,6 @@ METHOD_DEFAULTS: dict[tuple[str, str], Values] = {
     ("TRL", "simpo"): {"rl_beta": 0.1, "cpo_alpha": 1.0, "simpo_gamma": 0.5},
     ("LLaMA-Factory", "simpo"): {"rl_beta": 0.1, "cpo_alpha": 0.0, "simpo_gamma": 0.5},
 }
-OFF: dict[str, tuple[int, ...]] = {"max_steps": (-1, 0), "eval_steps": (0,)}
-"""Numbers that say that a thing isn't used."""
 INSTEAD = {"warmup_steps": "warmup_ratio", "num_epochs": "max_steps"}
 """A key -> another that says the same thing."""
 TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
@@ -209,7 +208,7 @@ def translate(values: Mapping[str, Any], tool: str, rl: str | None = None) -> Tr
     Raises:
         UserError: for a recipe of something else than preferences, and for a value that can't be what its key takes.
     """
-    left = {name: value for name, value in values.items() if value is not None and not _is_off(name, value)}
+    left = {name: value for name, value in values.items() if value is not None and not is_off_number(name, value)}
     made = Translation({}, [], [])
     if "max_length" in values and values["max_length"] is None:
         made.problems.append(("sequence_len", "the recipe sets no limit (max_length: null); give the most tokens of a row"))
@@ -226,10 +225,6 @@ def translate(values: Mapping[str, Any], tool: str, rl: str | None = None) -> Tr
             made.changes.append(Change(name, "not set", {name: value}, f"{tool}'s default"))
     ordered = {**{name: whole[name] for name in FIRST if name in whole}, **whole}
     return Translation(ordered, made.changes, made.problems)
-
-
-def _is_off(name: str, value: Any) -> bool:
-    return not isinstance(value, bool) and value in OFF.get(name, ())
 
 
 def _defaults(tool: str, values: Values) -> Values:

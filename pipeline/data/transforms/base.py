@@ -25,6 +25,7 @@ __all__ = [
     "optional_text",
     "pair_text",
     "require_text",
+    "required",
     "text_field",
 ]
 
@@ -146,6 +147,13 @@ def completion_text(prompt: str, completion: str, label: bool) -> Rendered:
     return Rendered(prompt, (prompt + completion,), templated=False, label=label)
 
 
+def required(row: Row, name: str) -> Any:
+    """The value of a column that has to be there. Raises RowError where it isn't, or is null."""
+    if row.get(name) is None:
+        raise RowError(f"no column {name!r} (the row has {', '.join(row) or 'none'})")
+    return row[name]
+
+
 def text_field(row: Row, *names: str) -> str:
     """The first of `names` that the row has, as text that is not empty."""
     name = next((name for name in names if row.get(name) is not None), None)
@@ -175,10 +183,7 @@ def optional_text(row: Row, name: str) -> str:
 
 def list_field(row: Row, name: str) -> list[Any]:
     """A list that is not empty; JSON text (as a CSV cell holds it) is parsed."""
-    value = row.get(name)
-    if value is None:
-        raise RowError(f"no column {name!r} (the row has {', '.join(row) or 'none'})")
-    value = parsed(value)
+    value = parsed(required(row, name))
     if not isinstance(value, list):
         raise RowError(f"{name!r} must be a list, got {type(value).__name__}")
     if not value:

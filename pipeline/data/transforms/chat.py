@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from pipeline.data.transforms.base import Context, Rendered, Row, RowError, label_field, text_field
+from pipeline.data.transforms.base import Context, Rendered, Row, RowError, label_field, required, text_field
 from pipeline.data.transforms.conversations import after_prompt, answer_start, conversation, with_system
 from pipeline.data.transforms.messages import MessageReader, Messages, common_messages, tools_of
 from pipeline.data.transforms.prompts import prompt_rendering
 from pipeline.data.transforms.rendering import ChatRenderer
 
 __all__ = ["PAIR_TYPES", "PROMPT_TYPES", "UNPAIRED_TYPES"]
-
-
-def _column(row: Row, name: str) -> Any:
-    if row.get(name) is None:
-        raise RowError(f"no column {name!r} (the row has {', '.join(row) or 'none'})")
-    return row[name]
 
 
 def _default(context: Context) -> Callable[[Row], Rendered]:
@@ -27,8 +20,8 @@ def _default(context: Context) -> Callable[[Row], Rendered]:
     columns = {name: keys.get(f"field_{name}") or name for name in ("chosen", "rejected")}
 
     def render(row: Row) -> Rendered:
-        prompt = with_system(reader.messages(_column(row, field), field), row, reader)
-        answers = {column: reader.answer(_column(row, column), column) for column in columns.values()}
+        prompt = with_system(reader.messages(required(row, field), field), row, reader)
+        answers = {column: reader.answer(required(row, column), column) for column in columns.values()}
         return renderer.render(conversation(prompt, answers, tools=tools_of(row, tools)))
 
     return render
@@ -40,7 +33,7 @@ def _default_prompt(context: Context) -> Callable[[Row], Rendered]:
     field, tools = keys.get("field_messages") or "messages", keys.get("field_tools") or "tools"
 
     def read(row: Row) -> str:
-        return renderer.prompt(with_system(reader.messages(_column(row, field), field), row, reader), tools_of(row, tools))
+        return renderer.prompt(with_system(reader.messages(required(row, field), field), row, reader), tools_of(row, tools))
 
     return prompt_rendering(context, read)
 
@@ -51,7 +44,7 @@ def _conversations(context: Context) -> Callable[[Row], tuple[Messages, dict[str
     names = [keys.get(f"field_{name}") or name for name in ("chosen", "rejected")]
 
     def divide(row: Row) -> tuple[Messages, dict[str, Messages]]:
-        chosen, rejected = (_opened(reader.messages(_column(row, name), name), row, reader) for name in names)
+        chosen, rejected = (_opened(reader.messages(required(row, name), name), row, reader) for name in names)
         shared = common_messages(chosen, rejected)
         if not any(message["role"] == "user" for message in chosen[:shared]):
             raise RowError("chosen and rejected answer different prompts")
@@ -85,7 +78,7 @@ def _labelled(context: Context) -> Callable[[Row], Rendered]:
     field, answer = keys.get("field_messages") or "messages", keys.get("field_completion") or "completion"
 
     def render(row: Row) -> Rendered:
-        messages = with_system(reader.messages(_column(row, field), field), row, reader)
+        messages = with_system(reader.messages(required(row, field), field), row, reader)
         start = answer_start(messages)
         prompt, answers = messages[:start], {field: messages[start:]}
         if answer != field and row.get(answer) is not None:

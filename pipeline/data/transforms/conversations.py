@@ -14,10 +14,10 @@ from pipeline.data.notes import Note
 from pipeline.data.transforms.base import Row, RowError, optional_text
 from pipeline.data.transforms.messages import ASSISTANT, MessageReader, Messages
 
-__all__ = ["Conversation", "after_prompt", "answer_start", "check_prompt", "conversation", "with_system"]
+__all__ = ["FEW_WORDS", "Conversation", "after_prompt", "answer_start", "check_prompt", "conversation", "with_system"]
 
 FEW_WORDS = 3
-"""A question of fewer words may well begin an answer."""
+"""A prompt of fewer words on one line is no sign that an answer repeats it: an answer to "Hi" may well begin so."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pipeline.data.notes import Note
 from pipeline.data.transforms.base import Rendered, RowError, completion_text, pair_text
+from pipeline.data.transforms.conversations import FEW_WORDS
 from pipeline.data.transforms.messages import refuse_conversation
 
 __all__ = ["labelled_text", "paired_text", "split_prompt"]
@@ -21,8 +22,6 @@ ANSWERER = re.compile(r"(?:^|\n\n)(Assistant|A):")
 LETTER = r"[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]"
 """Of a script that puts spaces between words."""
 WORD_SIGN, WORD, SPACE = re.compile(LETTER), re.compile(rf"[ \t]*{LETTER}*$"), re.compile(r"[ \t]+$")
-FEW_WORDS = 3
-"""A prompt of fewer words on one line is no sign that an answer repeats it: an answer to "Hi" may well begin so."""
 
 
 def paired_text(prompt: str, chosen: str, rejected: str) -> Rendered:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.notes import Note
 from pipeline.data.transforms.base import Context, Rendered, RowError
-from pipeline.data.transforms.control import control_notes, end_tokens, strings_of
+from pipeline.data.transforms.control import control_notes, control_pattern, end_tokens, strings_of
 from pipeline.data.transforms.conversations import Conversation, check_prompt, conversation
 from pipeline.data.transforms.messages import MessageReader, Messages
 from pipeline.data.transforms.skeletons import Placed, Skeleton, form_of, search, signed
@@ -134,8 +134,6 @@ class ChatRenderer:
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
-        from pipeline.data.transforms.control import control_pattern
-
         return control_pattern(self.tokenizer)
 
     def _place(

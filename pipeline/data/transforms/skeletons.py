@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pipeline.data.notes import Note
@@ -64,7 +65,7 @@ class Skeleton:
         slots = tuple((int(index), TEXTS[int(which)]) for index, which in zip(parts[1::3], parts[2::3], strict=True))
         return cls(tuple(parts[::3]), slots)
 
-    @property
+    @cached_property
     def repeated(self) -> int | None:
         """The first message of which a string comes more than once."""
         return next((index for place, (index, name) in enumerate(self.slots) if (index, name) in self.slots[:place]), None)

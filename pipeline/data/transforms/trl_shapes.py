@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from pipeline.data.transforms.base import Context, Rendered, Row, RowError, label_field, parsed, require_text
+from pipeline.data.transforms.base import Context, Rendered, Row, RowError, label_field, parsed, require_text, required
 from pipeline.data.transforms.conversations import conversation, with_system
 from pipeline.data.transforms.messages import MessageReader, Messages, common_messages, tools_of
 from pipeline.data.transforms.plain import labelled_text, paired_text, split_prompt
@@ -22,12 +22,6 @@ __all__ = ["PAIR_TYPES", "PROMPT_TYPES", "UNPAIRED_TYPES"]
 
 def _reader(context: Context) -> MessageReader:
     return MessageReader.from_keys(context.keys)
-
-
-def _column(row: Row, name: str) -> Any:
-    if row.get(name) is None:
-        raise RowError(f"no column {name!r} (the row has {', '.join(row) or 'none'})")
-    return row[name]
 
 
 def _rendering(row: Row) -> dict[str, Any]:
@@ -73,7 +67,7 @@ def _pair(context: Context) -> Callable[[Row], Rendered]:
     reader, renderer = _reader(context), _renderer(context)
 
     def render(row: Row) -> Rendered:
-        chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
+        chosen, rejected = required(row, "chosen"), required(row, "rejected")
         if _same_kind(reader, chosen=chosen, rejected=rejected):
             prompt, answers = _divided(row, reader)
             made = conversation(with_system(prompt, row, reader), answers, **_rendering(row))
@@ -92,7 +86,7 @@ def _labelled(context: Context) -> Callable[[Row], Rendered]:
     reader, renderer = _reader(context), _renderer(context)
 
     def render(row: Row) -> Rendered:
-        prompt, completion, label = _column(row, "prompt"), _column(row, "completion"), label_field(row)
+        prompt, completion, label = required(row, "prompt"), required(row, "completion"), label_field(row)
         if _same_kind(reader, prompt=prompt, completion=completion):
             asked = with_system(reader.messages(prompt, "prompt"), row, reader)
             made = conversation(asked, {"completion": reader.answer(completion, "completion")}, label, **_rendering(row))
@@ -113,7 +107,7 @@ def _asked(context: Context) -> Callable[[Row], str | Messages]:
             return _unaided(row, with_system(_divided(row, reader)[0], row, reader))
         if given is None and paired:
             return split_prompt(require_text(row["chosen"], "chosen"), require_text(row["rejected"], "rejected"))[0]
-        if reader.is_conversation(_column(row, "prompt")):
+        if reader.is_conversation(required(row, "prompt")):
             return _unaided(row, with_system(reader.messages(given, "prompt"), row, reader))
         return require_text(given, "prompt")
 
