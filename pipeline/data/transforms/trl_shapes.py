@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from pipeline.data.transforms.base import Context, Rendered, Row, RowError, label_field, parsed, require_text, required
-from pipeline.data.transforms.conversations import conversation, with_system
+from pipeline.data.transforms.conversations import conversation, is_told_in, with_system
 from pipeline.data.transforms.messages import MessageReader, Messages, common_messages, tools_of
 from pipeline.data.transforms.plain import labelled_text, paired_text, split_prompt
 from pipeline.data.transforms.prompts import prompt_rendering
@@ -49,7 +49,7 @@ def _divided(row: Row, reader: MessageReader) -> tuple[Messages, dict[str, Messa
         return reader.messages(given, "prompt"), {"chosen": chosen, "rejected": rejected}
     shared = common_messages(chosen, rejected)
     prompt, answers = chosen[:shared], {"chosen": chosen[shared:], "rejected": rejected[shared:]}
-    if given is None or any(require_text(given, "prompt").strip() in message["content"] for message in prompt):
+    if given is None or is_told_in(require_text(given, "prompt"), prompt):
         if not any(message["role"] == "user" for message in prompt):
             raise RowError("chosen and rejected share no beginning that could be the prompt")
         return prompt, answers

@@ -23,7 +23,7 @@ from pipeline.data.transforms.base import (
     text_field,
 )
 from pipeline.data.transforms.control import control_notes, control_pattern
-from pipeline.data.transforms.conversations import Conversation, conversation, with_system
+from pipeline.data.transforms.conversations import Conversation, conversation, is_told_in, with_system
 from pipeline.data.transforms.messages import MessageReader, Messages, refuse_conversation
 from pipeline.data.transforms.plain import paired_text
 from pipeline.data.transforms.prompts import prompt_rendering
@@ -123,7 +123,7 @@ def _ultra(row: Row) -> Conversation:
     question = text_field(row, "prompt")
     if any(message["role"] == "user" for message in chosen + rejected):
         made = _argilla_chat(row)
-        if not any(question.strip() in message["content"] for message in made.prompt):
+        if not is_told_in(question, made.prompt):
             raise RowError("the column 'prompt' is not in the turns that chosen and rejected share")
         return made
     if chosen[:-1] != rejected[:-1]:

@@ -25,6 +25,16 @@ def test_a_prompt_that_only_repeats_the_conversation_as_text(tokenizer):
     }
 
 
+def test_a_prompt_that_repeats_all_turns_as_one_text(tokenizer):
+    """As Capybara has it."""
+    turns = [said("Hello!", "user"), said("Hi."), said("Add 1 to 2.", "user")]
+    answers = {"chosen": [*turns, said("3")], "rejected": [*turns, said("4")]}
+    render = load_transform(None, tokenizer=tokenizer)
+    assert render({"prompt": "Hello!\nHi.\nAdd 1 to 2.", **answers}) == render(answers)
+    with pytest.raises(RowError, match="'prompt' is not in the turns that chosen and rejected share"):
+        render({"prompt": "Hello!\nAdd 1 to 2.", **answers})
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

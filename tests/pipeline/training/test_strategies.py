@@ -36,7 +36,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "ipo": {},
     "simpo": {"cpo_alpha": 0.1},
     "orpo": {"orpo_alpha": 0.3},
-    "kto": {"kto_undesirable_weight": 1.2},
+    "kto": {"kto_undesirable_weight": 1.2, "val_set_size": 20},
     "grpo": {"trl": {**GENERATION, "reward_funcs": ["tests.reward_functions.low_tokens"], "log_completions": True}},
 }
 
