@@ -59,7 +59,7 @@ def plan_actors(
         most: actors that there is work for.
 
     Raises:
-        ValueError: when they don't fit, or not even one does, with what is there and what was asked.
+        ValueError: when they don't fit, or not even one does, with what is there and what was asked; and for no resources.
     """
     total = _sum(nodes)
     each = dict(resources or {})
@@ -68,6 +68,7 @@ def plan_actors(
         largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
         each = {"GPU": 1.0, "CPU": 1.0} if gpu else {"CPU": max(1.0, min(largest, CPUS_PER_ACTOR))}
     each.setdefault("CPU", 1.0)
+    _check_amounts(each, "ray.score.resources_per_actor")
     wanted = min(num_actors or most, most)
     placed = _count(each, nodes, num_actors or wanted)
     if placed < (num_actors or 1):
@@ -97,7 +98,7 @@ def plan_workers(
         nodes: total resources of each node.
 
     Raises:
-        ValueError: when they don't fit, with what is there and what was asked.
+        ValueError: when they don't fit, with what is there and what was asked; and for no resources.
     """
     total = _sum(nodes)
     gpu = (resources or {}).get("GPU", 0) > 0 or (total.get("GPU", 0) > 0 if use_gpu == "auto" else bool(use_gpu))
@@ -105,6 +106,7 @@ def plan_workers(
     if gpu:
         each.setdefault("GPU", 1.0)
     each.setdefault("CPU", 1.0)
+    _check_amounts(each, "ray.resources_per_worker")
     placed = _count(each, nodes, num_workers)
     needed = num_workers if min_workers is None else min_workers
     if placed < needed:
@@ -114,6 +116,15 @@ def plan_workers(
             "(ray.resources_per_worker), or add nodes"
         )
     return WorkerPlan(num_workers, gpu, each, min_workers)
+
+
+def _check_amounts(each: dict[str, float], key: str) -> None:
+    """Raises ValueError where Ray would have nothing to place, or can't place it."""
+    wrong = next((name for name, amount in each.items() if amount < 0), None)
+    if wrong is not None:
+        raise ValueError(f"{key}.{wrong}: must be 0 or more, got {each[wrong]:g}")
+    if not any(each.values()):
+        raise ValueError(f"{key}: {_shown(each)} is nothing that Ray could place; give a part of a CPU at least, such as CPU: 0.5")
 
 
 def _sum(nodes: list[dict[str, float]]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.secrets import redact_text
 from pipeline.display import WAITING, Display, SilentDisplay, metrics_line
+from pipeline.waiting import WatchedDisplay
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +42,7 @@ def html_of(print_it: Callable[[Console], None]) -> str:
 
 def default_display() -> Display:
     """In a notebook one that shows progress there, elsewhere one that shows nothing."""
-    return NotebookDisplay() if _in_notebook() else SilentDisplay()
+    return WatchedDisplay(NotebookDisplay()) if _in_notebook() else SilentDisplay()
 
 
 def _in_notebook() -> bool:

@@ -1,16 +1,17 @@
-"""Waiting for storage that fails for a while."""
+"""Waiting: for storage that fails for a while, and for whatever else blocks a command."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import pyarrow as pa
 
-__all__ = ["STORAGE_ERRORS", "patiently"]
+__all__ = ["STORAGE_ERRORS", "patiently", "waiting_for", "waits"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,23 @@ HOPELESS = (errno.ENOSPC, errno.EDQUOT)
 """Errors that waiting doesn't mend."""
 
 T = TypeVar("T")
+
+waits: list[str] = []
+"""What is waited for in this process, the innermost last."""
+
+
+@contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """Around a call that may block.
+
+    Args:
+        what: the thing, in words that follow "waiting for".
+    """
+    waits.append(what)
+    try:
+        yield
+    finally:
+        waits.remove(what)
 
 
 def patiently(work: Callable[[], T], what: str, meanwhile: Callable[[], None] = lambda: None) -> T:

@@ -17,6 +17,7 @@ from cluster.addresses import is_http, why_unreachable
 from cluster.fork_server import start as start_fork_server
 from cluster.ray_patches import lean_node
 from pipeline.errors import UserError
+from pipeline.patience import waiting_for
 from pipeline.storage import is_uri
 
 __all__ = [
@@ -106,7 +107,8 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
     set_intervals(cfg)
     options |= {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     try:
-        _start(options, attempts=3)
+        with nullcontext() if address is None else waiting_for(f"the cluster at {address}"):
+            _start(options, attempts=3)
     except ConnectionError as error:
         raise UserError(f"{key}: no Ray cluster answers at {address!r}: {error}") from error
     except RuntimeError as error:

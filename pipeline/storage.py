@@ -9,20 +9,24 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from datetime import timedelta
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
+from pipeline.config.secrets import redact_text
 from pipeline.errors import UserError
-from pipeline.patience import STORAGE_ERRORS
+from pipeline.patience import STORAGE_ERRORS, waiting_for
 
 __all__ = ["S3_VARIABLES", "Folder", "Location", "fetch", "inside", "is_uri", "locate", "reason", "resolve"]
 
 Location = Path | str
 """A local path, or the text of a URI."""
+T = TypeVar("T")
 AnyLocation = TypeVar("AnyLocation", Path, str, Location)
 HASTE = timedelta(seconds=20)
 """How long Google's client may try while a person waits for a command to start; its own limit is 15 minutes."""
@@ -84,6 +88,17 @@ def inside(where: AnyLocation, name: str) -> AnyLocation:
     return f"{base.rstrip('/')}/{name}{mark}{query}"
 
 
+def _told(operation: Callable[..., T]) -> Callable[..., T]:
+    """Of a `Folder`: while it lasts, the command can say what it waits for."""
+
+    @wraps(operation)
+    def run(folder: Folder, *arguments: Any) -> T:
+        with waiting_for(f"storage, at {redact_text(str(folder.where))}"):
+            return operation(folder, *arguments)
+
+    return run
+
+
 class Folder:
     """A folder by its location, whether it exists or not; the operations are a run's."""
 
@@ -92,14 +107,17 @@ class Folder:
         self.resolved, path = resolve(str(where))
         self.filesystem, self.path = _hasty(self.resolved), path.rstrip("/")
 
+    @_told
     def names(self) -> list[str]:
         """Names of what is in it."""
         return [info.base_name for info in self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))]
 
+    @_told
     def has_folder(self, name: str) -> bool:
         """Whether it has a folder of that name."""
         return self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.Directory
 
+    @_told
     def read(self, name: str) -> str | None:
         """A file's text; None where there is none."""
         path = f"{self.path}/{name}"
@@ -122,6 +140,7 @@ class Folder:
                 f"{inside(self.where, name)} is broken: {error}; put a whole one there, or give another folder"
             ) from error
 
+    @_told
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file, so that nobody finds half of it: object stores show no file before it is whole."""
         path, data = f"{self.path}/{name}", content.encode("utf-8") if isinstance(content, str) else content
@@ -138,10 +157,12 @@ class Folder:
             with contextlib.suppress(OSError):
                 os.remove(partial)  # what is left after a failure, which would take the rest of a full disk
 
+    @_told
     def create(self) -> None:
         """Make it, and the folders that it is in."""
         self.filesystem.create_dir(self.path, recursive=True)
 
+    @_told
     def delete(self, name: str) -> None:
         """Delete a file or a folder, if it is there."""
         path = f"{self.path}/{name}"

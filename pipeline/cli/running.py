@@ -48,10 +48,11 @@ def load(recipe: str, overrides: list[str] | None) -> RunConfig:
 def execute(command: Callable[[Any], None], quiet: bool, debug: bool) -> None:
     """Run a command: a wrong input ends in its message and exit status 2, Ctrl-C in 130, SIGTERM in 143, a failed run in 1."""
     from pipeline.display import open_display
+    from pipeline.waiting import WatchedDisplay
 
     if not debug:
         hide_what_nobody_can_act_on()
-    display = open_display(quiet)
+    display = WatchedDisplay(open_display(quiet))
     status = 0
     try:
         command(display)

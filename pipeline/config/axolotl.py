@@ -193,6 +193,9 @@ OWN_PLUGINS = ("axolotl.integrations.liger.", "axolotl.integrations.cut_cross_en
 """Plugins of Axolotl's that only bring kernels."""
 DEEPSPEED_FILE = re.compile(r"zero([123])(?:_bf16)?(_cpuoffload_\w+)?(?:_torch_compile)?\.json")
 """Axolotl's own files, which lie in its repository."""
+NAME = re.compile(r"[\w.]+")
+NAMES = re.compile(r"[\w.]+(?:[\s,]+[\w.]+)*")
+"""Names of modules in one text, with nothing of a regular expression; `all-linear` is PEFT's word."""
 FSDP1_KEYS = {
     "activation_cpu_offload": "activations aren't offloaded",
     "cpu_ram_efficient_loading": "each worker loads its own part",
@@ -305,11 +308,28 @@ def _checkpointing(values: Values) -> list[Change]:
     return [Change("gradient_checkpointing", given, {"gradient_checkpointing": True}, "activations aren't offloaded")]
 
 
+def _reentrant(values: Values) -> list[Change]:
+    given = values.get("gradient_checkpointing_kwargs")
+    if not isinstance(given, Mapping) or given.get("use_reentrant") is not True or values.get("deepspeed"):
+        return []
+    key = "gradient_checkpointing_kwargs"
+    values[key] = {**given, "use_reentrant": False}
+    return [
+        Change(f"{key}.use_reentrant", True, {f"{key}.use_reentrant": False}, "DDP fails with the other, and results are equal")
+    ]
+
+
 def _modules(values: Values) -> list[Change]:
     """With all linear layers, named ones are named twice."""
-    if values.get("lora_target_linear") is not True or not values.get("lora_target_modules"):
-        return []
-    return [Change("lora_target_modules", values.pop("lora_target_modules"), {}, "`lora_target_linear` has all linear layers")]
+    key, changes = "lora_target_modules", []
+    given = values.get(key)
+    if isinstance(given, str) and NAMES.fullmatch(given):  # by itself PEFT takes it for one regular expression
+        values[key] = NAME.findall(given)
+        changes.append(Change(key, given, {key: values[key]}, "names are a list here"))
+    if values.get("lora_target_linear") is True and given:
+        changes = [Change(key, given, {}, "`lora_target_linear` has all linear layers")]
+        del values[key]
+    return changes
 
 
 def _evaluations(values: Values) -> list[Change]:
@@ -393,6 +413,7 @@ TRANSLATIONS: tuple[Callable[[Values], Iterable[Change]], ...] = (
     _attention,
     _reference,
     _checkpointing,
+    _reentrant,
     _modules,
     _evaluations,
     _own_plugins,

@@ -36,6 +36,11 @@ class DataKeys(BaseModel):
         description="What becomes of rows that are longer than sequence_len; truncate cuts answers, and drops rows whose "
         "prompt leaves them no room (of grpo, whose prompt is too long).",
     )
+    encode_special_tokens: bool = Field(
+        True,
+        description="False: control tokens that rows hold as text (`<|im_end|>`) are encoded as text; those of the chat "
+        "template stay what they are.",
+    )
     max_rejected_fraction: float = Field(0.01, ge=0, le=1, description="Share of bad rows above which prepare fails.")
     dataset_num_proc: PositiveInt | None = Field(None, description="Preparing tasks at once; all CPUs when not set.")
 
@@ -53,6 +58,8 @@ def find_problems(cfg: Any) -> Iterator[tuple[str, str]]:
         yield "rl", f"{cfg.rl} is not available in this version; available: {', '.join(STRATEGIES)}"
     elif cfg.rl not in STRATEGIES:
         yield "rl", f"unknown value {cfg.rl!r}; available: {', '.join(STRATEGIES)}"
+    elif not cfg.encode_special_tokens and STRATEGIES[cfg.rl].batch_kind == "prompt":
+        yield "encode_special_tokens", f"has no effect with rl: {cfg.rl}, whose trainer encodes prompts itself; remove it"
     if cfg.test_datasets and cfg.val_set_size:
         yield "val_set_size", "contradicts test_datasets; keep one of them"
     for name in ("datasets", "test_datasets") if cfg.rl in STRATEGIES else ():

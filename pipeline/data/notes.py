@@ -52,7 +52,7 @@ KINDS = {
     ),
     "control_tokens": NoteKind(
         "the text of a message holds {detail}, which the tokenizer reads as a control token",
-        "take it out of the rows if it isn't meant",
+        "take it out of the rows if it isn't meant, or set encode_special_tokens: false, which makes it text",
     ),
     "end_given": NoteKind("answers hold their end token {detail} already; it is taken once", "give the answers without it"),
     "end_added": NoteKind(

@@ -88,6 +88,7 @@ def make_plan(cfg: Any, tokenizer: PreTrainedTokenizerBase, rows_per_part: int) 
         "val_set_size": val_set_size,
         "seed": (cfg.seed or 0) if val_set_size else None,
         "rows_per_part": rows_per_part,
+        **({} if cfg.encode_special_tokens else {"encode_special_tokens": False}),
     }
     return Plan(kind, tuple(datasets), tuple(templates), tuple(sources), len(train), val_set_size, inputs)
 

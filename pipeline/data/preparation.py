@@ -19,6 +19,7 @@ from pipeline.data.plan import Plan, make_plan
 from pipeline.data.staging import Job, stage_shard
 from pipeline.data.store import MANIFEST, Prepared, open_store
 from pipeline.errors import UserError
+from pipeline.patience import waiting_for
 from strategies.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ def prepare(
         return store
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{plan.fingerprint}.lock"):
+        lock = FileLock(root / f"{plan.fingerprint}.lock")
+        with waiting_for("another process, which prepares the same data"):
+            held = lock.acquire()
+        with held:
             return open_store(folder) or _build(cfg, plan, tokenizer, folder, progress, rows_per_part, executor)
     except OSError as error:
         raise UserError(write_error(error)) from error
@@ -104,6 +108,7 @@ def _build(
         rows_per_part=rows_per_part,
         folder=staging,
         plugins=Plugins.of(cfg),
+        encode_special_tokens=cfg.encode_special_tokens,
     )
     parts = _stage(job, plan, run_tasks, cfg.dataset_num_proc, progress)
     files = finalise.write_rejected(staging, folder, parts)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from pipeline.data.sources.shards import Shard
 from pipeline.data.tokenise import Tokenised, tokenise
 from pipeline.data.transforms import Rendered, RowError, Transform, TypeFailed, build_transform
 from pipeline.data.transforms.base import Context
-from pipeline.data.transforms.control import control_tokens
+from pipeline.data.transforms.control import control_pattern, control_tokens, spell, spelled
 from pipeline.errors import UserError
 from strategies.base import BatchKind
 from strategies.plugins import PluginError, Plugins
@@ -59,6 +60,7 @@ class Job:
     rows_per_part: int
     folder: Path
     plugins: Plugins
+    encode_special_tokens: bool = True
 
     @property
     def kind(self) -> BatchKind:
@@ -68,6 +70,11 @@ class Job:
     def _most_characters(self) -> int:
         """Of a row that may fit: no token stands for more than its own text has, or a few more that were normalised away."""
         return 4 * self.sequence_len * max(map(len, self.tokenizer.get_vocab()), default=1)
+
+    @cached_property
+    def text_only(self) -> re.Pattern[str] | None:
+        """The control tokens that are text in rows; None where they are themselves."""
+        return None if self.encode_special_tokens else control_pattern(self.tokenizer)
 
     @cached_property
     def is_control(self) -> NDArray[np.bool_]:
@@ -150,13 +157,13 @@ def _fill(job: Job, shard: Shard, transform: Transform, rows: Iterable[RawRow]) 
     for row in rows:
         part.read, part.end = part.read + 1, (row.index + 1) * places
         try:
-            texts = [_encodable(text) for text in transform.rows(_value(row))]
+            texts = [_encodable(text) for text in transform.rows(spell(_value(row), job.text_only))]
             if job.drops(texts):
                 part.too_long += len(texts)
             else:
                 rendered.append((row, texts))
         except RowError as error:
-            part.reject(source, row, str(error))
+            part.reject(source, row, spelled(str(error)))
         except TypeFailed as error:
             raise UserError(f"row {row.index + 1} of {source}: {error}") from error
     tokenised = tokenise([text for _, texts in rendered for text in texts], job.tokenizer)
@@ -191,7 +198,8 @@ def _keep(job: Job, part: Part, source: str, row: RawRow, made: list[tuple[Rende
     if any(job.is_control[completion].all() for _, ids in made for completion in ids.completions):
         part.reject(source, row, "an answer is nothing but control tokens")
         return
-    part.notes.add(source, row.index + 1, [*made[0][0].notes, *_control_notes(job, made)])
+    notes = [replace(note, example=spelled(note.example)) for note in (*made[0][0].notes, *_control_notes(job, made))]
+    part.notes.add(source, row.index + 1, notes)
     all_fitted = fit_all([ids for _, ids in made], job.sequence_len, job.excess_length_strategy)
     for half, ((text, ids), fitted) in enumerate(zip(made, all_fitted, strict=True)):
         if fitted is None and job.excess_length_strategy == "raise":
@@ -202,7 +210,7 @@ def _keep(job: Job, part: Part, source: str, row: RawRow, made: list[tuple[Rende
         part.too_long += fitted is None
         if fitted is not None:
             part.truncated += fitted is not ids
-            part.kept.append(StagedRow(row.index + 1, row.index * len(made) + half, text, fitted))
+            part.kept.append(StagedRow(row.index + 1, row.index * len(made) + half, text.changed(spelled), fitted))
 
 
 def _control_notes(job: Job, made: list[tuple[Rendered, Tokenised]]) -> Iterator[Note]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_path", "find_path_problems", "named_paths"]
 
+SHOWN = 5
+"""Files that a message names."""
 ADVICE = "or, if the cluster's nodes have it at that path, say so: --shared {}"
 
 
@@ -27,10 +29,9 @@ def find_path_problems(cfg: RunConfig, package: Package, shared: Sequence[Path])
     for key, value in named_paths(cfg):
         if (problem := check_path(value, package, shared)) is not None:
             yield key, problem
-    for index, name in enumerate(cfg.plugins or []):
-        file = Path(sys.modules[name].__file__ or "").resolve()
-        if file.is_relative_to(package.root) and not _is_packed(file, package):
-            yield f"plugins.{index}", f"{_relative(file, package)!r} isn't packed: .gitignore or .rayignore leaves it out"
+    for key, module in _modules(cfg, package):
+        if module.is_relative_to(package.root) and (problem := _left_out(module, package)) is not None:
+            yield key, problem
 
 
 def check_path(value: str, package: Package, shared: Sequence[Path]) -> str | None:
@@ -58,21 +59,44 @@ def check_path(value: str, package: Package, shared: Sequence[Path]) -> str | No
     if path.is_absolute():
         relative = str(absolute.relative_to(package.root))
         return f"{value!r} is another path on the cluster; write {relative!r}, {ADVICE.format(value)}"
-    for name in found:
-        if not _is_packed(name, package):
-            return (
-                f"{value!r} isn't packed: .gitignore, .rayignore or a rule of prefray's leaves {_relative(name, package)!r} out"
-            )
-    return None
+    return next((problem for name in found if (problem := _left_out(name, package)) is not None), None)
+
+
+def _modules(cfg: RunConfig, package: Package) -> Iterator[tuple[str, Path]]:
+    """(key, file or folder) of each module that the recipe names: plugins, which are loaded, and those of reward functions."""
+    for index, name in enumerate(cfg.plugins or []):
+        file = Path(sys.modules[name].__file__ or "").resolve()
+        yield f"plugins.{index}", file.parent if file.name == "__init__.py" else file
+    for index, reward in enumerate(cfg.trl.reward_funcs or [] if cfg.trl is not None else []):
+        module = package.root.joinpath(*reward.split(".")[:-1])
+        file = module.with_name(f"{module.name}.py")
+        if module != package.root and (file.is_file() or module.is_dir()):
+            yield f"trl.reward_funcs.{index}", file if file.is_file() else module
+
+
+def _left_out(path: Path, package: Package) -> str | None:
+    """What of a file or folder isn't packed, hidden files aside; None where all of it is."""
+    files = [path]
+    if path.is_dir():
+        inside = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+        files = [file for file in inside if not any(_is_hidden(part) for part in file.relative_to(path).parts)]
+    names = [_relative(file, package) for file in files]
+    missing = sorted(name for name in names if name not in package.files)
+    if not missing:
+        return None
+    why = ".gitignore, .rayignore or a rule of prefray's leaves"
+    if len(missing) == len(names):
+        return f"{_relative(path, package)!r} isn't packed: {why} it out"
+    shown = ", ".join(map(repr, missing[:SHOWN])) + f" and {len(missing) - SHOWN} more" * (len(missing) > SHOWN)
+    return f"{_relative(path, package)!r} is packed in part: {why} {shown} out ({len(missing)} of {len(names)} files)"
+
+
+def _is_hidden(part: str) -> bool:
+    return part.startswith((".", "_")) and part != "__init__.py"
 
 
 def _relative(path: Path, package: Package) -> str:
     return Path(os.path.normpath(path)).relative_to(package.root).as_posix()
-
-
-def _is_packed(path: Path, package: Package) -> bool:
-    name = _relative(path, package)
-    return name in package.files or (path.is_dir() and any(file.startswith(f"{name}/") for file in package.files))
 
 
 def named_paths(cfg: RunConfig) -> Iterator[tuple[str, str]]:

@@ -98,7 +98,7 @@ def _is_inherited(name: str, keys: type[BaseModel], base: type[BaseModel]) -> bo
 
 FOREIGN_KEYS = frozenset(
     "datasets test_datasets val_set_size dataset_prepared_path dataset_exact_deduplication excess_length_strategy "
-    "max_rejected_fraction dataset_num_proc ray use_ray ray_num_workers resources_per_worker tune".split()
+    "max_rejected_fraction encode_special_tokens dataset_num_proc ray use_ray ray_num_workers resources_per_worker tune".split()
 )
 """Keys of a recipe that other packages read; a recipe's mapping may hold them."""
 

@@ -110,6 +110,10 @@ class Rendered:
             return {"prompt": prompt, "chosen": texts[0], "rejected": texts[1]}
         return {"prompt": prompt, "completion": texts[0], "label": self.label}
 
+    def changed(self, change: Callable[[str], str]) -> Rendered:
+        """The row with its texts changed; what is handed on stays."""
+        return replace(self, prompt=change(self.prompt), sequences=tuple(map(change, self.sequences)))
+
     def halves(self) -> tuple[Rendered, Rendered]:
         """A pair as two labelled answers, chosen first: each with the whole prompt, as TRL unpairs."""
         chosen, rejected = self.sequences

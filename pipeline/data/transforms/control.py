@@ -12,12 +12,14 @@ from pipeline.data.transforms.messages import Messages
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["control_notes", "control_pattern", "control_tokens", "end_tokens", "strings_of"]
+__all__ = ["SIGN", "control_notes", "control_pattern", "control_tokens", "end_tokens", "spell", "spelled", "strings_of"]
 
 ENDS = {
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>"),
     *("</s>", "<eos>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<｜end▁of▁sentence｜>"),
 }
+SIGN = "\ufdd0"
+"""Behind the first character of a control token that is to be text. No character: Unicode keeps it for programs."""
 AROUND = 60
 """Characters of an example on either side of the token."""
 
@@ -60,3 +62,21 @@ def strings_of(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for member in value:
             yield from strings_of(member)
+
+
+def spell(value: Any, pattern: re.Pattern[str] | None) -> Any:
+    """A row's value with a sign in each control token that its strings hold, so that nobody takes it for one."""
+    if pattern is None:
+        return value
+    if isinstance(value, str):
+        return pattern.sub(lambda found: found[0][0] + SIGN + found[0][1:], value)
+    if isinstance(value, Mapping):
+        return {name: spell(member, pattern) for name, member in value.items()}
+    if isinstance(value, list):
+        return [spell(member, pattern) for member in value]
+    return value
+
+
+def spelled(text: str) -> str:
+    """The text as it was given."""
+    return text.replace(SIGN, "")

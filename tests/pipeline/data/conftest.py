@@ -52,6 +52,7 @@ def make_config(folder: Path, *datasets: dict[str, Any], **changes: Any) -> Simp
         "max_rejected_fraction": 0.01,
         "seed": 7,
         "dataset_num_proc": None,
+        "encode_special_tokens": True,
     }
     return SimpleNamespace(**{**defaults, **changes})
 

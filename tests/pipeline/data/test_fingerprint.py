@@ -41,6 +41,7 @@ def test_the_same_twice(file, fingerprint):
         {"excess_length_strategy": "truncate"},
         {"dataset_exact_deduplication": True},
         {"val_set_size": 0.1},
+        {"encode_special_tokens": False},
     ],
 )
 def test_keys_that_change_the_bytes(file, fingerprint, changes):

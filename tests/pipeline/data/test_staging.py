@@ -126,3 +126,51 @@ def test_a_full_disk_leaves_what_was_complete(make_job, monkeypatch):
     assert len(list(job.folder.iterdir())) == 1
     assert len(stage(job)) == 3
     assert len(calls) == 4
+
+
+class TestControlTokensAsText:
+    ROW = {
+        "prompt": [{"role": "user", "content": "What does <|im_end|> mean?"}],
+        "chosen": [{"role": "assistant", "content": "<|im_end|> ends a turn that <|im_start|> has begun."}],
+        "rejected": [{"role": "assistant", "content": "No idea."}],
+    }
+
+    def staged(self, make_job, row, **changes):
+        job = make_job([row], **changes)
+        (part,) = stage(job)
+        return part, pq.read_table(job.folder / part["part"]).to_pylist()
+
+    def test_they_are_text_and_the_templates_stay(self, make_job, tokenizer):
+        part, (row,) = self.staged(make_job, self.ROW, encode_special_tokens=False)
+        start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+        assert part["notes"] == []
+        assert row["prompt"].startswith("<|im_start|>user\nWhat does <|im_end|> mean?<|im_end|>\n")
+        assert [row["prompt_ids"].count(token) for token in (start, end)] == [2, 1]
+        assert [row["chosen_ids"].count(token) for token in (start, end)] == [0, 1]
+        for name in ("prompt", "chosen", "rejected"):
+            assert tokenizer.decode(row[f"{name}_ids"]) == row[name]
+
+    def test_else_they_are_noted(self, make_job):
+        part, _ = self.staged(make_job, self.ROW)
+        assert {(note["kind"], note["detail"]) for note in part["notes"]} == {
+            ("control_tokens", "<|im_end|>"),
+            ("control_tokens", "<|im_start|>"),
+        }
+
+    def test_rows_without_any_stay_as_they_are(self, make_job):
+        (row,) = pairs(1)
+        _, with_it = self.staged(make_job, row, encode_special_tokens=False, name="b.jsonl")
+        _, without = self.staged(make_job, row, name="c.jsonl")
+        assert with_it == without
+
+    def test_plain_text(self, make_job, tokenizer):
+        row = {"prompt": "Write the end: ", "chosen": "it is <|im_end|>", "rejected": "no"}
+        _, (row,) = self.staged(make_job, row, encode_special_tokens=False)
+        assert row["chosen"] == "it is <|im_end|>"
+        assert tokenizer.decode(row["chosen_ids"]) == "it is <|im_end|><|im_end|>"
+        assert row["chosen_ids"].count(tokenizer.eos_token_id) == 1
+
+    def test_a_tokenizer_that_cannot(self, make_job, tokenizer, monkeypatch):
+        monkeypatch.setattr(tokenizer, "decode", lambda ids: "?")
+        with pytest.raises(UserError, match="encode_special_tokens: this tokenizer can't read '<|im_end|>' as text"):
+            self.staged(make_job, self.ROW, encode_special_tokens=False)

@@ -200,7 +200,7 @@ def test_a_working_directory_elsewhere(project: Path, tmp_path: Path, monkeypatc
     [
         ("data/pairs.jsonl", None, None),
         ("data/p*.jsonl", None, None),
-        ("data", None, None),
+        ("data", None, r"'data' is packed in part: .*leaves 'data/ignored\.jsonl' out \(1 of 2 files\)"),
         ("org/dataset", None, None),
         ("/mnt/only/there.jsonl", None, None),
         (
@@ -214,8 +214,8 @@ def test_a_working_directory_elsewhere(project: Path, tmp_path: Path, monkeypatc
         ("../nothing.jsonl", None, "is outside the working directory"),
         ("INSIDE/data/pairs.jsonl", None, "is another path on the cluster; write 'data/pairs.jsonl', or, if .*--shared"),
         ("INSIDE/data/pairs.jsonl", "INSIDE", None),
-        ("data/ignored.jsonl", None, r"isn't packed: .*leaves 'data/ignored\.jsonl' out"),
-        ("data/*", None, r"isn't packed: .*leaves 'data/ignored\.jsonl' out"),
+        ("data/ignored.jsonl", None, r"^'data/ignored\.jsonl' isn't packed: .*leaves it out"),
+        ("data/*", None, r"^'data/ignored\.jsonl' isn't packed: .*leaves it out"),
     ],
 )
 def test_files_that_the_job_would_not_find(
@@ -236,6 +236,24 @@ def test_files_that_the_job_would_not_find(
     else:
         with pytest.raises(AssertionError, match=message):
             raise AssertionError(problem)
+
+
+def test_modules_that_the_job_would_not_find(project: Path) -> None:
+    (project / "rewards").mkdir()
+    for name in ("__init__", "length", "maths", "_notes"):
+        (project / "rewards" / f"{name}.py").touch()
+    (project / "words.py").touch()
+    rewards = ["rewards.length.short", "words.polite", "rewards.best"]
+    write(project, {"rl": "grpo", "trl": {"reward_funcs": rewards}, "datasets": [{"path": "data/pairs.jsonl"}]})
+    (project / ".rayignore").write_text("words.py\nmaths.py\n_notes.py\n")
+    with pytest.raises(UserError) as caught:
+        plan()
+    assert [line.partition(" .gitignore")[0] for line in str(caught.value).splitlines()] == [
+        "trl.reward_funcs.1: 'words.py' isn't packed:",
+        "trl.reward_funcs.2: 'rewards' is packed in part:",
+    ]
+    (project / ".rayignore").unlink()
+    assert {"words.py", "rewards/maths.py"} <= plan().package.files.keys()
 
 
 def test_every_key_that_names_a_file_is_looked_at(project: Path, tmp_path: Path) -> None:
