@@ -124,7 +124,9 @@ def _check_amounts(each: dict[str, float], key: str) -> None:
     if wrong is not None:
         raise ValueError(f"{key}.{wrong}: must be 0 or more, got {each[wrong]:g}")
     if not any(each.values()):
-        raise ValueError(f"{key}: {_shown(each)} is nothing that Ray could place; give a part of a CPU at least, such as CPU: 0.5")
+        raise ValueError(
+            f"{key}: {_shown(each)} is nothing that Ray could place; give a part of a CPU at least, such as CPU: 0.5"
+        )
 
 
 def _sum(nodes: list[dict[str, float]]) -> dict[str, float]:

@@ -42,7 +42,7 @@ class SweepFolder:
         return self.storage.read_json(SWEEP)
 
     def open(self, cfg: RunConfig, resume: bool) -> None:
-        """Make the folder ready for a sweep, or for the continuation of the one that it holds.
+        """Make the folder ready for a sweep, or for the continuation of the one that it holds; one without trials is none.
 
         Raises:
             UserError: when it holds something else, or a sweep that isn't asked to go on, or can't be written.
@@ -56,6 +56,9 @@ class SweepFolder:
                 raise UserError(
                     f"output_dir: {path!r} is not empty ({names}) and holds no sweep; give another folder, or empty it"
                 )
+            if state is not None and not resume and not self.records():
+                self.storage.delete(SWEEP)  # of a sweep that ended before its first trial, so nothing of it can go on
+                state = None
             if state is not None and not resume:
                 raise UserError(
                     f"output_dir: {path!r} holds a sweep ({state['status']}); continue it with `prefray tune --resume {path}`, "

@@ -74,7 +74,7 @@ def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None
     connect(cfg, debug)
     for note in check_before_run(cfg):
         display.note(note)
-    concurrent = _concurrency(cfg, recipes)
+    concurrent = _concurrency(cfg, recipes, display)
     shared = share(cfg, known if points is not None else recipes, display)
     if "shared" in state:  # what it has cost was told when it was made
         shared = Shared(**state["shared"])
@@ -87,22 +87,22 @@ def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None
     return result
 
 
-def _concurrency(cfg: RunConfig, recipes: list[RunConfig]) -> int:
-    """Trials at once: as many as the cluster has room for, or as the config says.
+def _concurrency(cfg: RunConfig, recipes: list[RunConfig], display: Display) -> int:
+    """Trials at once: as many as the cluster has room for, or fewer, as the config says.
 
     Raises:
-        UserError: when not even one fits, or fewer than the config says.
+        UserError: when not even one fits.
     """
     assert cfg.tune is not None
     nodes = node_resources()
     room = min(_room_for(recipe, nodes) for recipe in recipes)
     wanted = cfg.tune.max_concurrent_trials
     if wanted is not None and wanted > room:
-        raise UserError(
-            f"tune.max_concurrent_trials: {wanted} trials don't fit the cluster at once, {room} do; ask for fewer, for smaller "
-            "trials (ray.num_workers, ray.resources_per_worker), or add nodes"
+        display.note(
+            f"tune.max_concurrent_trials: {room} of {wanted} trials fit the cluster at once, and so many run; for more, ask for "
+            "smaller trials (ray.num_workers, ray.resources_per_worker), or add nodes"
         )
-    return wanted or room
+    return min(wanted or room, room)
 
 
 def _room_for(recipe: RunConfig, nodes: list[dict[str, float]]) -> int:

@@ -159,5 +159,7 @@ def test_a_job_brings_its_plugins(write: Write, tmp_path: Path, monkeypatch: pyt
     planned = plan_job(Submission("train", "recipe.yaml", working_dir=tmp_path))
     assert "my_loss.py" in planned.package.files and planned.cfg is not None and planned.cfg.dpo_loss_type == ["mine"]
     (tmp_path / ".gitignore").write_text("my_*.py\n")
-    with pytest.raises(UserError, match=r"plugins.0: 'my_loss.py' isn't packed: .gitignore, .rayignore or a rule of prefray's leaves it out"):
+    with pytest.raises(
+        UserError, match=r"plugins.0: 'my_loss.py' isn't packed: .gitignore, .rayignore or a rule of prefray's leaves it out"
+    ):
         plan_job(Submission("train", "recipe.yaml", working_dir=tmp_path))

@@ -128,20 +128,21 @@ def test_a_full_disk_leaves_what_was_complete(make_job, monkeypatch):
     assert len(calls) == 4
 
 
-class TestControlTokensAsText:
-    ROW = {
-        "prompt": [{"role": "user", "content": "What does <|im_end|> mean?"}],
-        "chosen": [{"role": "assistant", "content": "<|im_end|> ends a turn that <|im_start|> has begun."}],
-        "rejected": [{"role": "assistant", "content": "No idea."}],
-    }
+TALK = {
+    "prompt": [{"role": "user", "content": "What does <|im_end|> mean?"}],
+    "chosen": [{"role": "assistant", "content": "<|im_end|> ends a turn that <|im_start|> has begun."}],
+    "rejected": [{"role": "assistant", "content": "No idea."}],
+}
 
+
+class TestControlTokensAsText:
     def staged(self, make_job, row, **changes):
         job = make_job([row], **changes)
         (part,) = stage(job)
         return part, pq.read_table(job.folder / part["part"]).to_pylist()
 
     def test_they_are_text_and_the_templates_stay(self, make_job, tokenizer):
-        part, (row,) = self.staged(make_job, self.ROW, encode_special_tokens=False)
+        part, (row,) = self.staged(make_job, TALK, encode_special_tokens=False)
         start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
         assert part["notes"] == []
         assert row["prompt"].startswith("<|im_start|>user\nWhat does <|im_end|> mean?<|im_end|>\n")
@@ -151,7 +152,7 @@ class TestControlTokensAsText:
             assert tokenizer.decode(row[f"{name}_ids"]) == row[name]
 
     def test_else_they_are_noted(self, make_job):
-        part, _ = self.staged(make_job, self.ROW)
+        part, _ = self.staged(make_job, TALK)
         assert {(note["kind"], note["detail"]) for note in part["notes"]} == {
             ("control_tokens", "<|im_end|>"),
             ("control_tokens", "<|im_start|>"),
@@ -173,4 +174,4 @@ class TestControlTokensAsText:
     def test_a_tokenizer_that_cannot(self, make_job, tokenizer, monkeypatch):
         monkeypatch.setattr(tokenizer, "decode", lambda ids: "?")
         with pytest.raises(UserError, match="encode_special_tokens: this tokenizer can't read '<|im_end|>' as text"):
-            self.staged(make_job, self.ROW, encode_special_tokens=False)
+            self.staged(make_job, TALK, encode_special_tokens=False)

@@ -21,9 +21,10 @@ from pipeline.config import RunConfig, parse_config
 from pipeline.display import SilentDisplay
 from pipeline.errors import RunFailed, UserError
 from pipeline.training.metrics import MetricsFile
-from pipeline.tuning.folder import SweepFolder
+from pipeline.tuning.folder import SweepFolder, load_sweep
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.result import SweepResult
+from pipeline.tuning.sweep import _concurrency
 from tests.browser import needs_chromium, open_page, undrawn
 from tests.waiting import wait_for
 
@@ -383,6 +384,20 @@ def test_a_trial_that_can_never_fit_is_refused(recipe: Any, tmp_path: Path) -> N
     section = {"space": {"ray.num_workers": {"choice": [1, 64]}}}
     with pytest.raises(UserError, match="no trial can run: ray.num_workers: 64 workers .* don't fit"):
         tune(recipe(tmp_path / "sweep", section))
+    mended = recipe(tmp_path / "sweep", {"space": {"learning_rate": {"choice": [1e-5, 1e-4]}}})
+    SweepFolder(tmp_path / "sweep").open(mended, resume=False)  # what was refused has left nothing in the way
+    assert load_sweep(str(tmp_path / "sweep")).tune == mended.tune
+
+
+@pytest.mark.main_job
+def test_of_more_trials_than_fit_as_many_run_as_do(ray_session: Any, recipe: Any, tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Notes(SilentDisplay):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
     section = {"space": {"learning_rate": {"choice": [1e-5, 1e-4]}}, "max_concurrent_trials": 3}
-    with pytest.raises(UserError, match="3 trials don't fit the cluster at once, 2 do"):
-        tune(recipe(tmp_path / "sweep2", section))
+    cfg = recipe(tmp_path / "sweep", section)
+    assert _concurrency(cfg, [cfg], Notes()) == 2
+    assert notes[0].startswith("tune.max_concurrent_trials: 2 of 3 trials fit the cluster at once")
