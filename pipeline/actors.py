@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.data.engine import write_error
 from pipeline.errors import RunFailed, UserError
+from pipeline.memory import out_of_memory
 
 if TYPE_CHECKING:
     from cluster.preflight import ActorPlan
@@ -39,6 +40,8 @@ class Work:
 
     def failed(self, why: str) -> RunFailed:
         """The error of a failure that isn't the user's to mend."""
+        memory = out_of_memory(why)
+        why = f"{memory}; {self.remedy}" if memory else why
         return RunFailed(f"{self.name} failed: {why}" + f" ({self.remains})" * bool(self.remains))
 
 
@@ -85,10 +88,11 @@ def run_on_actors(
             return
         except RayError as error:
             if deaths == RESTARTS:
+                if out_of_memory(str(error)):
+                    raise work.failed(str(error)) from error
                 said = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 died = f"an actor died {deaths + 1} times, as a process does that runs out of memory"
-                remains = f" ({work.remains})" * bool(work.remains)
-                raise RunFailed(f"{work.name} failed: {died}; {work.remedy}{remains}. Ray says: {said}") from error
+                raise work.failed(f"{died}; {work.remedy}. Ray says: {said}") from error
 
 
 def _run_once(

@@ -59,6 +59,8 @@ LOCAL = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
 """Settings of a Ray that is started here."""
+OOM_RETRIES = 3
+"""Of a task whose process was killed for want of memory. By Ray's own setting it is tried for ever."""
 NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "none://"}
 """For workers of a Ray that is started here: they would find the dashboard of any other Ray on this machine."""
 OURS = ("cluster", "pipeline", "strategies")
@@ -83,6 +85,7 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
     Raises:
         UserError: when there is no cluster at the given address, or one of other versions of Ray or Python.
     """
+    os.environ.setdefault("RAY_task_oom_retries", str(OOM_RETRIES))  # which Ray reads when it is imported
     import ray
 
     if ray.is_initialized():
@@ -119,7 +122,7 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
     if not debug:
         import ray.data  # sets its own logger up when it is imported
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails comes as an exception
 
 
 def check_environment() -> None:

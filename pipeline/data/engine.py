@@ -6,9 +6,14 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from pipeline.errors import UserError
+from pipeline.errors import RunFailed, UserError
+from pipeline.memory import out_of_memory
 
 __all__ = ["Executor", "run_here", "run_on_ray", "write_error"]
+
+TASK_RETRIES = 3
+"""Deaths of a task's process that are made up for. By Ray Data's own setting one that needs too much memory would never end."""
+MEMORY_ADVICE = "lower dataset_num_proc, the tasks at once, or take nodes with more memory for each CPU"
 
 Work = Callable[[Any, int], Iterator[dict[str, Any]]]
 
@@ -30,9 +35,14 @@ def run_here(work: Work, job: Any, number: int, num_proc: int | None = None) -> 
 
 
 def run_on_ray(work: Work, job: Any, number: int, num_proc: int | None = None) -> Iterator[dict[str, Any]]:
-    """An `Executor` with one Ray Data task per index. Ray must be running; an OSError of a task comes home as a UserError."""
+    """An `Executor` with one Ray Data task per index. Ray must be running; an OSError of a task comes home as a UserError.
+
+    Raises:
+        RunFailed: when a task's process died again and again.
+    """
     import ray
     import ray.data
+    from ray.exceptions import RayError
 
     if not number:
         return
@@ -51,11 +61,17 @@ def run_on_ray(work: Work, job: Any, number: int, num_proc: int | None = None) -
     dataset = ray.data.from_items([{"index": index} for index in range(number)], override_num_blocks=number)
     dataset.context.enable_progress_bars = False
     compute = ray.data.TaskPoolStrategy(size=num_proc) if num_proc else None
-    for row in dataset.flat_map(task, compute=compute).iter_rows():
-        result = json.loads(row["result"])
-        if "error" in result:
-            raise UserError(result["error"])
-        yield result
+    try:
+        for row in dataset.flat_map(task, compute=compute, max_retries=TASK_RETRIES).iter_rows():
+            result = json.loads(row["result"])
+            if "error" in result:
+                raise UserError(result["error"])
+            yield result
+    except RayError as error:
+        memory = out_of_memory(str(error))
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        why = f"{memory}; {MEMORY_ADVICE}" if memory else f"a process died {TASK_RETRIES + 1} times: {said}"
+        raise RunFailed(f"preparing the data failed: {why} (what was complete stays: run again to continue)") from error
 
 
 _JOBS: dict[Any, Any] = {}

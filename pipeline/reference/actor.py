@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
+from pipeline.memory import out_of_memory
 from pipeline.reference.identity import reference_key
 from pipeline.reference.parts import Task, read_rows, write_scores
 
@@ -64,8 +65,8 @@ class ReferenceActor:
             logps = self._scorer.score(rows.to_pylist())
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"{self.job.budget_key}: {self.job.tokens_per_forward} tokens and the reference don't fit in the GPU's memory; "
-                "set a smaller number that every row still fits"
+                f"{self.job.budget_key}: {self.job.tokens_per_forward} tokens and the reference don't fit: "
+                f"{out_of_memory(str(error)) or 'the GPU ran out of memory'}; set a smaller number that every row still fits"
             ) from error
         except ValueError as error:
             raise UserError(str(error)) from error

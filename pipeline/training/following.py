@@ -14,6 +14,7 @@ from cluster.sharding import sharding_arguments
 from pipeline.config import RunConfig
 from pipeline.display import Display
 from pipeline.errors import RunCancelled, RunFailed, RunStopped, UserError
+from pipeline.memory import out_of_memory
 from pipeline.training.folder import RunFolder
 from pipeline.training.history import History
 from pipeline.training.recorder import Recorder
@@ -33,6 +34,10 @@ RESIZE_INTERVAL_S = 15.0
 """How often an elastic run looks whether there is room for more workers; a change of their number costs a restart."""
 
 
+MEMORY_ADVICE = (
+    "lower micro_batch_size (and raise gradient_accumulation_steps), tokens_per_forward or sequence_len, set "
+    "gradient_checkpointing: true, or divide the model: fsdp_config: {}, or deepspeed: zero3"
+)
 ABORT_WITHIN_S = 10.0
 """Time that Ray's controller is given to end its workers."""
 
@@ -216,4 +221,6 @@ def _explain(error: BaseException, folder: RunFolder, hung: dict[int, str]) -> E
     what = "; ".join(hung.values()) or "; ".join(
         f"worker {rank}: {type(failure).__name__}: {failure}".strip() for rank, failure in sorted(failures.items())
     )
+    if (memory := out_of_memory(f"{what} {error}")) is not None:
+        what = f"{memory}; {MEMORY_ADVICE}"
     return RunFailed(f"training failed: {what or error} ({folder.remains(', continue with --resume')})")

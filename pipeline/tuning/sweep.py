@@ -99,8 +99,8 @@ def _concurrency(cfg: RunConfig, recipes: list[RunConfig], display: Display) -> 
     wanted = cfg.tune.max_concurrent_trials
     if wanted is not None and wanted > room:
         display.note(
-            f"tune.max_concurrent_trials: {room} of {wanted} trials fit the cluster at once, and so many run; for more, ask for "
-            "smaller trials (ray.num_workers, ray.resources_per_worker), or add nodes"
+            f"tune.max_concurrent_trials: {room} of {wanted} trials fit the cluster at once, so that many run; for more, "
+            "ask for smaller trials (ray.num_workers, ray.resources_per_worker), or add nodes"
         )
     return min(wanted or room, room)
 
