@@ -71,6 +71,10 @@ def test_no_other_ray_is_asked_whether_a_controller_is_alive(ray_session: Any) -
         assert len(cleaners()) == 1
 
 
+SOON_S = 60
+"""For a busy machine: where nobody looks first, Ray itself tries for minutes."""
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
@@ -85,9 +89,8 @@ def test_an_address_where_no_cluster_is(address: str, message: str, tmp_path: Pa
     words = ["score", "recipe.yaml", "--set", f"ray.address={address}", "--set", f"output_dir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "pipeline", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    start = time.monotonic()
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and time.monotonic() - start < 10
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SOON_S)
+    assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("prefray: ")]
     assert message in line
 

@@ -20,11 +20,12 @@ from tests.waiting import wait_for
 
 HOG = """
 import ray, sys, time
-ray.init(address=sys.argv[1], log_to_driver=False)
+_, address, holds = sys.argv
+ray.init(address=address, log_to_driver=False)
 
 @ray.remote(num_cpus=2)
 def hold():
-    open(sys.argv[2], "w").close()
+    open(holds, "w").close()
     time.sleep(600)
 
 ray.get(hold.remote())

@@ -242,7 +242,7 @@ def test_what_the_cluster_lacks_is_said_before_anything_is_sent(cluster: Cluster
     start = time.monotonic()
     process = prefray("submit", "train", "recipe.yaml", "--shared", str(storage), "--set", "ray.num_workers=3", "--id", "large")
     printed = finish(process)
-    assert process.returncode == 2 and time.monotonic() - start < 10
+    assert process.returncode == 2 and time.monotonic() - start < 60
     assert "3 workers of 1 CPU each don't fit: the cluster has 2 CPU on 3 nodes" in printed
     missing = prefray("jobs", "status", "large")
     assert "has no job 'large'" in finish(missing) and missing.returncode == 2
