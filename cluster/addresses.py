@@ -8,7 +8,16 @@ import socket
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-__all__ = ["DEFAULT", "find_exposure", "is_http", "job_server", "listens_openly", "token_hint", "why_unreachable"]
+__all__ = [
+    "DEFAULT",
+    "find_exposure",
+    "is_http",
+    "job_server",
+    "listens_openly",
+    "token_hint",
+    "why_refused",
+    "why_unreachable",
+]
 
 DEFAULT = "http://127.0.0.1:8265"
 """Where `ray start --head` and `ray dashboard` put it."""
@@ -102,3 +111,32 @@ def token_hint() -> str:
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
         return "the token that was sent is not the cluster's; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the right one"
     return "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (or ~/.ray/auth_token)"
+
+
+def why_refused(address: str) -> str | None:
+    """What keeps this process from joining a cluster that answers, in a phrase; None where nothing is known to. Imports Ray.
+
+    Ray itself asks for half a minute, and then says that it failed to connect.
+
+    Args:
+        address: HOST:PORT of the cluster's GCS.
+    """
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel  # with this process's token; there is no public way
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+    from ray.exceptions import AuthenticationError
+
+    advice = (
+        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token (on its head: "
+        "`ray get-auth-token`)"
+    )
+    try:
+        with init_grpc_channel(address) as channel:
+            stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+            stub.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=CONNECT_WITHIN_S)
+    except AuthenticationError:
+        return f"RAY_AUTH_MODE is token, and there is none: {advice}"
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            return f"it asks for a token, and takes none that this process has: {advice}"
+    return None

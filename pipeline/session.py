@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cluster.addresses import is_http, why_unreachable
+from cluster.addresses import is_http, why_refused, why_unreachable
 from cluster.fork_server import start as start_fork_server
 from cluster.ray_patches import lean_node
 from pipeline.errors import UserError
@@ -61,6 +61,8 @@ LOCAL = {
 """Settings of a Ray that is started here."""
 OOM_RETRIES = 3
 """Of a task whose process was killed for want of memory. By Ray's own setting it is tried for ever."""
+LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""Bytes: the path of a socket has 107 at most."""
 NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "none://"}
 """For workers of a Ray that is started here: they would find the dashboard of any other Ray on this machine."""
 OURS = ("cluster", "pipeline", "strategies")
@@ -87,31 +89,25 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
     """
     os.environ.setdefault("RAY_task_oom_retries", str(OOM_RETRIES))  # which Ray reads when it is imported
     import ray
+    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         return
     check_environment()
-    address = (cfg.ray.address if cfg is not None else None) or os.environ.get("RAY_ADDRESS", "").strip()
-    address = None if address in ("", "local") else address
-    key = "ray.address" if cfg is not None and cfg.ray.address else "RAY_ADDRESS"
-    if address is not None and (problem := malformed(address)) is not None:
-        raise UserError(f"{key}: {address!r} {problem}")
-    options: dict[str, Any] = {"address": address, "runtime_env": _for_nodes(debug, address)}
-    if is_http(address):
-        raise UserError(
-            f"{key}: {address!r} is a job server's; submit to it with `prefray submit ... --address {address}`, or give "
-            "the address by which nodes join, such as HEAD:6379"
-        )
-    if address is not None and (problem := why_unreachable(address)) is not None:  # Ray itself tries for minutes
-        raise UserError(f"{key}: no Ray cluster answers at {address!r}: {problem}")
+    key, address = _given_address(cfg)
     if address is None:
         os.environ.update({**LOCAL, **os.environ})
         options = local_options(debug)
+    else:
+        _check_address(key, address)
+        options = {"address": address, "runtime_env": _for_nodes(debug, address)}
     set_intervals(cfg)
     options |= {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     try:
         with nullcontext() if address is None else waiting_for(f"the cluster at {address}"):
             _start(options, attempts=3)
+    except AuthenticationError as error:
+        raise UserError("RAY_AUTH_MODE: is token, and there is none: give RAY_AUTH_TOKEN, or unset the variable") from error
     except ConnectionError as error:
         raise UserError(f"{key}: no Ray cluster answers at {address!r}: {error}") from error
     except RuntimeError as error:
@@ -123,6 +119,30 @@ def connect(cfg: Any = None, debug: bool = False) -> None:
         import ray.data  # sets its own logger up when it is imported
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails comes as an exception
+
+
+def _given_address(cfg: Any) -> tuple[str, str | None]:
+    """The key or variable that names a cluster, and its address; None for this machine."""
+    if cfg is not None and cfg.ray.address:
+        key, address = "ray.address", cfg.ray.address
+    else:
+        key, address = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS", "").strip()
+    return key, None if address in ("", "local") else address
+
+
+def _check_address(key: str, address: str) -> None:
+    """Raises UserError for an address where no cluster can be joined; Ray itself tries for minutes."""
+    if (problem := malformed(address)) is not None:
+        raise UserError(f"{key}: {address!r} {problem}")
+    if is_http(address):
+        raise UserError(
+            f"{key}: {address!r} is a job server's; submit to it with `prefray submit ... --address {address}`, or give "
+            "the address by which nodes join, such as HEAD:6379"
+        )
+    if (problem := why_unreachable(address)) is not None:
+        raise UserError(f"{key}: no Ray cluster answers at {address!r}: {problem}")
+    if address != "auto" and (problem := why_refused(address)) is not None:
+        raise UserError(f"{key}: the cluster at {address!r} can't be joined: {problem}")
 
 
 def check_environment() -> None:
@@ -174,7 +194,24 @@ def local_options(debug: bool = False) -> dict[str, Any]:
     if sys.platform == "linux" and not any(Path(device).exists() for device in DEVICES):
         runtime_env["py_executable"] = _worker_command(tuple(environment.items()))
     # "local": an address file that a killed cluster left behind would be joined otherwise.
-    return {"address": "local", "include_dashboard": False, "runtime_env": runtime_env}
+    return {"address": "local", "include_dashboard": False, "runtime_env": runtime_env, **_short_folder()}
+
+
+def _short_folder() -> dict[str, str]:
+    """Where Ray puts its sockets, if their paths would be too long in the temporary folder.
+
+    Raises:
+        UserError: for such a folder that was chosen for Ray.
+    """
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(name, "/tmp")  # noqa: S108 - as Ray chooses it
+    if len(os.fsencode(folder)) <= LONGEST_FOLDER:
+        return {}
+    if name == "RAY_TMPDIR":
+        raise UserError(
+            f"{name}: the sockets' paths would be too long in {folder!r}; give one of {LONGEST_FOLDER} bytes at most"
+        )
+    return {"_temp_dir": "/tmp/ray"}  # noqa: S108 - Ray's own default
 
 
 @cache

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.addresses import why_unreachable
 from pipeline import session
 from pipeline.config import parse_config
 from pipeline.errors import UserError
+from pipeline.session import local_options
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,3 +184,59 @@ def test_nodes_that_an_autoscaler_may_still_start(ray_session: Any) -> None:
     finally:
         report()
     assert session.node_resources() == before
+
+
+@pytest.fixture
+def guarded_head(tmp_path: Path) -> Iterator[str]:
+    """The address of a cluster that asks for a token."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32}
+    folder = tempfile.mkdtemp(prefix="ray-")
+    words = [
+        "start",
+        "--head",
+        f"--port={port}",
+        "--num-cpus=1",
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+        "--block",
+    ]
+    command = [sys.executable, "-m", "ray.scripts.scripts", *words, f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"]
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    head = subprocess.Popen(command, env={**os.environ, **given}, **pipes)
+    try:
+        wait_for(lambda: why_unreachable(f"127.0.0.1:{port}") is None)
+        yield f"127.0.0.1:{port}"
+    finally:
+        head.terminate()
+        head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.driver
+def test_a_cluster_that_asks_for_a_token(guarded_head: str, tmp_path: Path) -> None:
+    """Ray itself asks for half a minute, and says that it can't connect."""
+    code = f"from cluster.addresses import why_refused; print(why_refused({guarded_head!r}))"
+
+    def refused(**variables: str) -> str:
+        environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), **variables}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+
+    asks = "it asks for a token, and takes none that this process has: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN "
+    assert refused(RAY_AUTH_MODE="disabled").startswith(asks)
+    assert refused(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="b" * 32).startswith(asks)
+    assert refused(RAY_AUTH_MODE="token").startswith("RAY_AUTH_MODE is token, and there is none: set ")
+    assert refused(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a" * 32) == "None\n"
+
+
+def test_sockets_have_short_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    assert "_temp_dir" not in local_options()
+    monkeypatch.setenv("TMPDIR", "/scratch/" + "x" * 60)
+    assert local_options()["_temp_dir"] == "/tmp/ray"
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch/" + "x" * 60)
+    with pytest.raises(UserError, match="RAY_TMPDIR: the sockets' paths would be too long in '/scratch/x"):
+        local_options()
