@@ -35,6 +35,15 @@ def test_gpus_that_are_not_there() -> None:
         plan_workers(2, True, None, [CPU_NODE])
 
 
+def test_workers_of_nothing() -> None:
+    """Ray places no bundle without resources."""
+    with pytest.raises(ValueError, match=r"ray.resources_per_worker: 0 CPU is nothing that Ray could place; give a part of a"):
+        plan_workers(2, False, {"CPU": 0.0}, [CPU_NODE])
+    with pytest.raises(ValueError, match=r"ray.score.resources_per_actor.CPU: must be 0 or more, got -1"):
+        plan_actors(None, "auto", {"CPU": -1.0}, [CPU_NODE], most=9)
+    assert plan_workers(1, "auto", {"CPU": 0.0}, [GPU_NODE]).resources == {"CPU": 0.0, "GPU": 1.0}
+
+
 def test_a_worker_does_not_spread_over_nodes() -> None:
     with pytest.raises(ValueError, match=r"the cluster has 4 CPU on 2 nodes, enough for 0"):
         plan_workers(1, False, {"CPU": 3.0}, [CPU_NODE, CPU_NODE])

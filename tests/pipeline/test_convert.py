@@ -36,6 +36,16 @@ def notes(**keys: Any) -> dict[str, str]:
         ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs", "true is read as reference: cached"),
         ({"plugins": ["axolotl.integrations.liger.LigerPlugin"]}, "plugins", "is left out: it brings kernels"),
         ({"liger_rms_norm": True}, "liger_rms_norm", "true is left out"),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+            "gradient_checkpointing_kwargs.use_reentrant",
+            "is read as gradient_checkpointing_kwargs.use_reentrant: false: DDP fails with the other",
+        ),
+        (
+            {"adapter": "lora", "lora_target_modules": "q_proj,v_proj"},
+            "lora_target_modules",
+            "is read as lora_target_modules: ['q_proj', 'v_proj']: names are a list here",
+        ),
         ({"gradient_checkpointing": "unsloth"}, "gradient_checkpointing", "is read as gradient_checkpointing: true"),
         (
             {"adapter": "lora", "lora_target_linear": True, "lora_target_modules": ["q_proj"]},

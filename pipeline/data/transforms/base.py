@@ -24,6 +24,7 @@ __all__ = [
     "list_field",
     "optional_text",
     "pair_text",
+    "refuse_media",
     "require_text",
     "required",
     "text_field",
@@ -38,6 +39,15 @@ class RowError(ValueError):
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Columns of what isn't text, and belongs to what the text says."""
+
+
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+
+
+def refuse_media(row: Row) -> None:
+    """Raises RowError for a row with pictures, sound or films."""
+    if media := [name for name in MEDIA if row.get(name) not in EMPTY]:
+        raise RowError(f"the column {media[0]!r} is no text, which alone can be trained on; drop it if the rest stands alone")
 
 
 class ReadRow(Mapping[str, Any]):
@@ -58,11 +68,8 @@ class ReadRow(Mapping[str, Any]):
 
     def notes(self) -> list[Note]:
         """One of each column that holds something and wasn't read. Raises RowError for pictures, sound and films."""
-        unread = [name for name, value in self._row.items() if name not in self._read and value not in (None, "", [], {})]
-        if media := [name for name in unread if name in MEDIA]:
-            raise RowError(
-                f"the column {media[0]!r} is no text, which alone can be trained on; drop it if the rest stands alone"
-            )
+        unread = [name for name, value in self._row.items() if name not in self._read and value not in EMPTY]
+        refuse_media({name: self._row[name] for name in unread})
         return [Note(UNREAD, name, str(self._row[name])) for name in unread]
 
 

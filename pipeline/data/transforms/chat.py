@@ -62,7 +62,7 @@ def _argilla_chat(context: Context) -> Callable[[Row], Rendered]:
 def _argilla_chat_prompt(context: Context) -> Callable[[Row], Rendered]:
     divide, renderer = _conversations(context), ChatRenderer.of(context, strip_end=True)
     tools = context.keys.get("field_tools") or "tools"
-    return prompt_rendering(context, lambda row: renderer.prompt(divide(row)[0], tools_of(row, tools)))
+    return prompt_rendering(context, lambda row: renderer.asked(divide(row)[0], tools_of(row, tools)))
 
 
 def _opened(messages: Messages, row: Row, reader: MessageReader) -> Messages:

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.transforms.base import Context, Rendered, Row, require_text
+from pipeline.data.transforms.base import Context, Rendered, Row, refuse_media, require_text
 from pipeline.data.transforms.messages import Messages
-from pipeline.data.transforms.rendering import ChatRenderer
+from pipeline.data.transforms.rendering import Asked, ChatRenderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["PromptReader", "prompt_rendering"]
 
-PromptReader = Callable[[Row], "str | Messages"]
-"""The prompt of a row as the trainer is to have it: text, or messages that it renders itself."""
+PromptReader = Callable[[Row], "str | Asked | Messages"]
+"""The prompt of a row as the trainer is to have it: text, rendered or not, or messages that it renders itself."""
 
 
 def prompt_rendering(context: Context, read: PromptReader) -> Callable[[Row], Rendered]:
@@ -30,12 +30,15 @@ def prompt_rendering(context: Context, read: PromptReader) -> Callable[[Row], Re
     renderer = cache(lambda: ChatRenderer.of(context, strip_end=False))
 
     def render(row: Row) -> Rendered:
+        refuse_media(row)
         prompt = read(row)
         if isinstance(prompt, str):
-            text = require_text(prompt.removeprefix(bos), "prompt")
-            return Rendered(text, (), templated=False, handed=_handed(row, text))
-        text = renderer().prompt(prompt)
-        return Rendered(text, (), templated=True, handed=_handed(row, prompt))
+            prompt = Asked(prompt, ())
+        if isinstance(prompt, Asked):
+            text = require_text(prompt.text.removeprefix(bos), "prompt")
+            return Rendered(text, (), templated=False, handed=_handed(row, text), notes=prompt.notes)
+        asked = renderer().asked(prompt)
+        return Rendered(asked.text, (), templated=True, handed=_handed(row, prompt), notes=asked.notes)
 
     return render
 

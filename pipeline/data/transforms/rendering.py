@@ -21,10 +21,18 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChatRenderer"]
+__all__ = ["Asked", "ChatRenderer"]
 
 MOST_FORMS = 10_000
 """Skeletons that are kept; with calls of tools nearly every row has a form of its own."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt as text, with what opens the answer."""
+
+    text: str
+    notes: tuple[Note, ...]
 
 
 @dataclass(frozen=True)
@@ -77,15 +85,19 @@ class ChatRenderer:
         return self.render(conversation(_read(prompt, "prompt"), answers, label, tools, template_kwargs))
 
     def prompt(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> str:
-        """A prompt that the model is to answer, with what opens the answer."""
+        """A prompt that the model is to answer, with what opens the answer. Raises RowError as `pair`."""
+        return self.asked(messages, tools).text
+
+    def asked(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> Asked:
+        """As `prompt`, with what is to be known of it."""
         messages = _read(messages, "prompt")
         check_prompt(messages)
         if messages[-1]["role"] == "assistant":
             raise RowError("the prompt ends in a turn of the assistant; it must end where the model is to answer")
         text = self._apply(messages, {"tools": tools}, add_generation_prompt=True)
-        self._place(messages, text, {"tools": tools}, add_generation_prompt=True)
+        placed = self._place(messages, text, {"tools": tools}, add_generation_prompt=True)
         _require_tools(text, messages, tools)
-        return text
+        return Asked(text, (*placed.notes, *control_notes(messages, self._control)))
 
     def render(self, given: Conversation) -> Rendered:
         """Raises RowError where the template doesn't say what the conversation says."""

@@ -36,6 +36,26 @@ def test_the_types_are_those_of_pairs():
     assert dataset_types("prompt") == dataset_types("pair")
 
 
+@pytest.mark.parametrize(
+    ("dataset", "row"),
+    [
+        ({"type": "chat_template.default"}, {"messages": [{**QUESTION, "content": "Is <|im_end|> it?"}]}),
+        ({}, {"prompt": [{**QUESTION, "content": "Is <|im_end|> it?"}]}),
+    ],
+)
+def test_control_tokens_are_noted(tokenizer, dataset, row):
+    from pipeline.data.transforms import build_transform
+    from pipeline.data.transforms.base import Context
+
+    (rendered,) = build_transform("grpo", Context(tokenizer, None, dataset)).rows(row)
+    assert {(note.kind, note.detail) for note in rendered.notes} == {("control_tokens", "<|im_end|>")}
+
+
+def test_pictures_are_refused(transform):
+    with pytest.raises(RowError, match="the column 'images' is no text"):
+        transform()({"prompt": "What is it?", "images": ["a.png"]})
+
+
 @pytest.mark.parametrize("rows", [PAIR_ROWS, COMPLETION_ROWS])
 @pytest.mark.parametrize("turns", ["chatml", "llama3"])
 def test_turns_need_no_answers(turns, rows):
@@ -92,7 +112,7 @@ def test_the_prompt_of_a_pair(transform):
 
 
 def test_columns_that_json_cannot_hold_are_left_out(transform):
-    row = {"prompt": "Q", "when": datetime.date(2024, 1, 1), "image": b"x", "level": 3.5, "tags": ["a", None]}
+    row = {"prompt": "Q", "when": datetime.date(2024, 1, 1), "checksum": b"x", "level": 3.5, "tags": ["a", None]}
     assert transform()(row)["row"] == {"prompt": "Q", "level": 3.5, "tags": ["a", None]}
 
 
