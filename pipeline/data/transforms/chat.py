@@ -8,7 +8,7 @@ from pipeline.data.transforms.base import Context, Rendered, Row, RowError, labe
 from pipeline.data.transforms.conversations import after_prompt, answer_start, conversation, with_system
 from pipeline.data.transforms.messages import MessageReader, Messages, common_messages, tools_of
 from pipeline.data.transforms.prompts import prompt_rendering
-from pipeline.data.transforms.rendering import ChatRenderer
+from pipeline.data.transforms.rendering import Asked, ChatRenderer
 
 __all__ = ["PAIR_TYPES", "PROMPT_TYPES", "UNPAIRED_TYPES"]
 
@@ -32,8 +32,8 @@ def _default_prompt(context: Context) -> Callable[[Row], Rendered]:
     keys, reader, renderer = context.keys, MessageReader.from_keys(context.keys), ChatRenderer.of(context, strip_end=True)
     field, tools = keys.get("field_messages") or "messages", keys.get("field_tools") or "tools"
 
-    def read(row: Row) -> str:
-        return renderer.prompt(with_system(reader.messages(required(row, field), field), row, reader), tools_of(row, tools))
+    def read(row: Row) -> Asked:
+        return renderer.asked(with_system(reader.messages(required(row, field), field), row, reader), tools_of(row, tools))
 
     return prompt_rendering(context, read)
 
