@@ -6,16 +6,18 @@ with the formula; here the rows of ORPO are such that both agree.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, ModelConfig
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+from pipeline.config.peers import TOOLS
 from strategies.batching import BatchPlan
 from strategies.kl_rows import MismatchedSampler
 from strategies.loss_traits import loss_types
@@ -198,3 +200,13 @@ def test_the_rows_of_trls_kto_are_not_shuffled(tmp_path: Path) -> None:
         processing_class=tokenizer,
     )
     assert isinstance(trainer._get_train_sampler(trainer.train_dataset), SequentialSampler)
+
+
+def test_a_converted_recipe_has_trls_defaults() -> None:
+    """Of the version that is installed: what a recipe of TRL's doesn't say."""
+    trl = TOOLS["TRL"]
+    theirs = {field.name: field.default for one in (DPOConfig, ModelConfig) for field in dataclasses.fields(one)}
+    given = {**trl.defaults, **trl.adapter_defaults}
+    names = {ours: name for name, ours in trl.names.items() if name in theirs}
+    ours = {names.get(name, name): value for name, value in given.items() if name != "excess_length_strategy"}
+    assert ours == {name: getattr(theirs[name], "value", theirs[name]) for name in ours}
