@@ -14,7 +14,7 @@ from cluster.config import ClusterKeys, ScoreConfig
 from cluster.config import find_problems as find_cluster_problems
 from pipeline.config import data as data_keys
 from pipeline.config import sharding, tuning
-from pipeline.config.axolotl import translated
+from pipeline.config.axolotl import translated, without_sharding_of_one
 from pipeline.config.data import DataKeys, DatasetConfig
 from pipeline.config.loading import apply_overrides, check_keys, parse_yaml, read_yaml
 from pipeline.config.messages import explain
@@ -106,6 +106,7 @@ def _read(values: Mapping[str, Any], origin: str) -> tuple[RunConfig, list[tuple
     check_keys(values, origin)
     problems: list[tuple[str, str]] = []
     given, changes = translated(values, RunConfig)
+    changes += without_sharding_of_one(given)
     try:
         model = config_class(given.get("plugins"), origin)
     except PluginFailed as error:

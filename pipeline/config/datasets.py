@@ -109,6 +109,9 @@ def dataset_problems(dataset: DatasetConfig, rl: str) -> Iterator[tuple[str, str
     except UserError as error:
         key, _, message = str(error).partition(": ")
         yield key, message
+    if dataset.split is not None and "%" in dataset.split:
+        name = dataset.split.partition("[")[0]
+        yield "split", f"got {dataset.split!r}, and rows aren't counted before; give a number of rows, such as {name}[:1000]"
     read = _keys_read(dataset.type, kind)
     where = f"type: {_type_name(dataset)} and rl: {rl}{' with split_pairs' * split_pairs}"
     for name in sorted(TEXT_KEYS - read):

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from pipeline.config.axolotl import REASONS
+from pipeline.config.axolotl import REASONS, RENAMED
 from pipeline.config.peers import DROPPED, equivalent
 
 __all__ = ["explain"]
@@ -85,6 +85,8 @@ def _message(error: ErrorDetails, model: type[BaseModel]) -> str:
 
 def _unknown(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     *place, name = loc
+    if not place and str(name) in RENAMED:
+        return f"contradicts {RENAMED[str(name)]}, which is its name here; keep one of them"
     reason = REASONS.get(_path(loc)) or REASONS.get(str(name))
     if reason:
         return f"a key of Axolotl's that is not supported here: {reason}"

@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,10 +43,8 @@ def answering(status: int, body: str) -> Iterator[str]:
 
 
 def refusal(address: str) -> str:
-    start = time.monotonic()
     with pytest.raises(ValueError, match=r"^--address: ") as caught:
         JobServer(address)
-    assert time.monotonic() - start < 10
     return str(caught.value)
 
 

@@ -52,7 +52,20 @@ def notes(**keys: Any) -> dict[str, str]:
             "lora_target_modules",
             "is left out: `lora_target_linear` has all",
         ),
-        ({"evals_per_epoch": 4, "val_set_size": 0.0}, "evals_per_epoch", "is left out: there are no rows to evaluate"),
+        ({"evals_per_epoch": 4, "val_set_size": 0.0}, "evals_per_epoch", "is left out: `val_set_size` is off or empty"),
+        ({"rl": True}, "rl", "true is read as rl: dpo"),
+        ({"torch_compile": "auto"}, "torch_compile", "auto is left out: nothing is compiled"),
+        ({"hub_model_id": "me/it", "push_to_hub": True}, "push_to_hub", "true is left out: `hub_model_id` says it"),
+        ({"adapter": None, "lora_r": 16}, "lora_r", "16 is left out: `adapter` is off or empty"),
+        ({"wandb_project": "", "wandb_name": "a"}, "wandb_name", "a is left out: `wandb_project` is off or empty"),
+        ({"hub_model_id": None, "hub_strategy": "every_save"}, "hub_strategy", "is left out: `hub_model_id` is off or empty"),
+        (
+            {"gradient_checkpointing": False, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+            "gradient_checkpointing_kwargs",
+            "is left out: `gradient_checkpointing` is off or empty",
+        ),
+        ({"deepspeed": "deepspeed_configs/zero2.json"}, "deepspeed", "zero2 is left out: there is one worker"),
+        ({"fsdp": ["full_shard"], "fsdp_config": {"fsdp_offload_params": True}}, "fsdp_config", "there is one worker"),
         ({"strict": True}, "strict", "true is left out: it only measures or checks"),
     ],
 )
@@ -120,9 +133,9 @@ def test_a_key_that_changes_the_result_is_refused() -> None:
 
 @pytest.mark.parametrize("key", ["beta", "dpo_beta"])
 def test_two_names_of_one_key(key: str) -> None:
-    cfg = parse_config({**AXOLOTL, key: 0.3, "rl_beta": 0.2})
-    assert cfg.rl_beta == 0.2
-    assert cfg.notes == (f"{key}: 0.3 is read as rl_beta: 0.2: that wins",)
+    assert parse_config({**AXOLOTL, key: 0.2, "rl_beta": 0.2}).rl_beta == 0.2
+    with pytest.raises(ConfigError, match=f"{key}: contradicts rl_beta, which is its name here; keep one of them"):
+        parse_config({**AXOLOTL, key: 0.3, "rl_beta": 0.2})
 
 
 TRL = """
@@ -306,6 +319,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 HEAD = {"model_name_or_path": "m", "dataset_name": "a/b", "output_dir": "o"}
+MIXED = {"model_name_or_path": "m", "output_dir": "o"}
 LLAMA = {"model_name_or_path": "m", "stage": "dpo", "finetuning_type": "lora", "dataset": "d", "output_dir": "o"}
 
 
@@ -336,6 +350,12 @@ def converted(folder: Path, values: Any, rl: str | None = None) -> Converted:
             {"model_name_or_path": "m", "dataset_mixture": {"datasets": [{"id": "a/b", "config": "c", "split": "s"}]}},
             {"datasets": [{"path": "a/b", "name": "c", "split": "s"}]},
         ),
+        ({**HEAD, "eval_strategy": "steps"}, {"test_datasets": [{"path": "a/b", "split": "test"}]}),
+        ({**HEAD, "eval_strategy": "no"}, {"test_datasets": None}),
+        ({**MIXED, "dataset_mixture": {"datasets": [{"id": "a/b"}], "test_split_size": 0.1, "seed": 3}}, {"val_set_size": 0.1}),
+        ({**HEAD, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"bnb_config_kwargs": {"bnb_4bit_quant_type": "nf4"}}),
+        ({**HEAD, "reference_free": False, "callbacks": []}, {"reference_free": None, "callbacks": None}),
+        ({**LLAMA, "quantization_bit": 4, "quantization_method": "bnb"}, {"load_in_4bit": True, "quantization_method": None}),
     ],
 )
 def test_what_the_tool_would_train(tmp_path: Path, values: Any, expected: dict[str, Any]) -> None:
@@ -346,7 +366,11 @@ def test_what_the_tool_would_train(tmp_path: Path, values: Any, expected: dict[s
 @pytest.mark.parametrize(
     ("values", "path", "message"),
     [
-        ({"model_name_or_path": "m", "dataset_mixer": {"a/b": 0.5}}, "datasets", "0.5 of a/b is asked for; write a slice"),
+        (
+            {"model_name_or_path": "m", "dataset_mixer": {"a/b": 0.5}},
+            "datasets",
+            "0.5 of a/b is asked for; write a number of rows",
+        ),
         ({**HEAD, "max_length": None}, "sequence_len", "the recipe sets no limit"),
         ({**HEAD, "torch_dtype": "auto"}, "torch_dtype", "auto is the checkpoint's type"),
         ({**HEAD, "push_to_hub": True}, "hub_model_id", "name the repository"),
@@ -356,6 +380,14 @@ def test_what_the_tool_would_train(tmp_path: Path, values: Any, expected: dict[s
 )
 def test_what_a_person_has_to_settle(tmp_path: Path, values: Any, path: str, message: str) -> None:
     assert message in "; ".join(text for name, text in converted(tmp_path, values).problems if name == path)
+
+
+def test_a_part_of_a_data_set_does_not_become_all_of_it(tmp_path: Path) -> None:
+    """A share isn't known here: what was converted is refused until a number of rows stands there."""
+    made = converted(tmp_path, {**MIXED, "dataset_mixer": {"a/b": 0.5, "c/d": 1.0}})
+    assert [entry["split"] for entry in made.values["datasets"]] == ["train[:50%]", "train"]
+    with pytest.raises(ConfigError, match=r"train\[:50%\]"):
+        parse_config(made.values)
 
 
 @pytest.mark.parametrize(

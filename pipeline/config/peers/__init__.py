@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config.axolotl import is_off_number
 from pipeline.config.changes import Change
 from pipeline.config.peers.llama_factory import LLAMA_FACTORY
-from pipeline.config.peers.shared import DROPPED, Found, Problem, Step, Tool, Values
+from pipeline.config.peers.shared import DROPPED, OFF, Found, Problem, Step, Tool, Values
 from pipeline.config.peers.trl import TRL
 from pipeline.errors import UserError
 from strategies.registry import STRATEGIES
@@ -107,5 +107,7 @@ def _renamed(tool: Tool) -> Step:
             yield Change(name, value := values.pop(name), {tool.names[name]: value}, "its name here")
         for name in [name for name in values if name in DROPPED]:
             yield Change(name, values.pop(name), {}, DROPPED[name])
+        for name in [name for name in OFF if name in values and not values[name]]:
+            yield Change(name, values.pop(name), {}, "it is off")
 
     return renamed

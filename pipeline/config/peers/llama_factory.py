@@ -96,6 +96,11 @@ def _names(key: str, given: Any) -> list[str]:
 
 def _finetuning(values: Values) -> Found:
     kind, bits = values.pop("finetuning_type", "lora"), _number(values, "quantization_bit")
+    for name, value in taken(values, "quantization_method").items():
+        if str(value) not in ("bnb", "bitsandbytes"):
+            yield name, f"{value} is not available; bitsandbytes is (load_in_4bit, load_in_8bit)"
+        else:
+            yield Change(name, value, {}, "bitsandbytes quantizes")
     if bits not in (None, 4, 8):
         raise UserError(f"quantization_bit: must be 4 or 8, got {bits}")
     rank = _number(values, "lora_rank") or 8

@@ -11,6 +11,7 @@ from pipeline.config.changes import Change
 
 __all__ = [
     "DROPPED",
+    "OFF",
     "TRAINING",
     "Found",
     "Problem",
@@ -71,8 +72,9 @@ DROPPED: dict[str, str] = {
         "`prefray train` trains and evaluates by itself": "do_train do_eval do_predict eval_on_start",
         "it changes no result": (
             "log_level logging_first_step logging_strategy overwrite_output_dir overwrite_cache plot_loss use_liger_kernel "
-            "padding_free include_num_input_tokens_seen use_fast_tokenizer low_cpu_mem_usage dataloader_pin_memory "
-            "remove_unused_columns save_safetensors use_unsloth enable_liger_kernel lora_task_type"
+            "overwrite_hub_revision tee_output_file padding_free "
+            "include_num_input_tokens_seen use_fast_tokenizer low_cpu_mem_usage dataloader_pin_memory "
+            "remove_unused_columns no_remove_unused_columns save_safetensors use_unsloth enable_liger_kernel lora_task_type"
         ),
         "`sequence_len` covers prompt and answer": "max_prompt_length max_target_length",
         "`prefray train --resume` continues a run": "resume_from_checkpoint",
@@ -81,6 +83,8 @@ DROPPED: dict[str, str] = {
     for name in names.split()
 }
 """Arguments that are left out -> why."""
+OFF = "reference_free sync_ref_model callbacks benchmarks use_bnb_nested_quant dataset_streaming streaming packing".split()
+"""Arguments that have nothing like them here, and are left out where they are off."""
 TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
 DEEPSPEED_FILE = re.compile(r"(?:ds_z|zero|deepspeed_zero)([123])(?:_(offload)\w*)?\w*\.(?:json|ya?ml)")
 

@@ -29,6 +29,7 @@ __all__ = ["TRL"]
 NAMES: dict[str, str] = {
     **TRAINING,
     "model_revision": "revision_of_model",
+    "hub_model_revision": "hub_revision",
     "max_length": "sequence_len",
     "beta": "rl_beta",
     "label_smoothing": "dpo_label_smoothing",
@@ -106,6 +107,12 @@ def _flash(values: Values) -> Found:
         yield Change(name, value, becomes, "its name here" if value else "it is off")
 
 
+def _quantization(values: Values) -> Found:
+    for name, value in taken(values, "bnb_4bit_quant_type").items():
+        becomes = {"bnb_config_kwargs": {name: value}} if values.get("load_in_4bit") else {}
+        yield Change(name, value, becomes, "an argument of bitsandbytes" if becomes else "nothing is quantized")
+
+
 def _adapter(values: Values) -> Found:
     kind = "qlora" if values.get("load_in_4bit") else "lora"
     given = taken(values, "use_peft")
@@ -133,14 +140,24 @@ def _datasets(values: Values) -> Found:
         raise UserError(f"dataset_splits: must be a list of names, got {splits!r}")
     train = train or next((one for one in splits if "train" in one), "train")
     test = test or next((one for one in splits if "test" in one), None)
+    if test is None and values.get("eval_strategy") not in (None, "no", False):
+        test = "test"  # TRL's default
     for key, value in given.items():
         entries, parts = _entries(key, value, config, train)
         becomes: Values = {"datasets": entries}
         if test:
             becomes["test_datasets"] = [{**entry, "split": test} for entry in entries]
         yield Change(key, value, becomes, "a list here")
-        for path, part in parts.items():
-            yield "datasets", f"{part:g} of {path} is asked for; write a slice, such as split: {train}[:1000]"
+        for entry in entries:
+            if (part := parts.get(entry["path"])) is not None:  # which is refused until it is a number of rows
+                entry["split"] = f"{entry['split']}[:{part:.0%}]"
+                yield "datasets", f"{part:g} of {entry['path']} is asked for; write a number of rows: split: {train}[:1000]"
+        if key == "dataset_mixture" and isinstance(value, Mapping):
+            if value.get("test_split_size"):
+                size = value["test_split_size"]
+                yield Change(f"{key}.test_split_size", size, {"val_set_size": size}, "its name here")
+            if value.get("seed") is not None:
+                yield Change(f"{key}.seed", value["seed"], {}, "`seed` shuffles and splits the rows")
 
 
 def _entries(key: str, value: Any, config: Any, split: str) -> tuple[list[Values], dict[str, float]]:
@@ -188,6 +205,19 @@ TRL = Tool(
     },
     adapter_defaults={"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05},
     method_defaults={"simpo": {"rl_beta": 0.1, "cpo_alpha": 1.0, "simpo_gamma": 0.5}},
-    steps=(_datasets, _template, _simpo, _flash, _adapter, precision, length, _reference, trackers, deepspeed, hub),
+    steps=(
+        _datasets,
+        _template,
+        _simpo,
+        _flash,
+        _quantization,
+        _adapter,
+        precision,
+        length,
+        _reference,
+        trackers,
+        deepspeed,
+        hub,
+    ),
     method=_method,
 )

@@ -1,22 +1,29 @@
-"""Axolotl's keys that this package doesn't have: those with an equivalent, those that change no result, and the others.
-
-The first two are translated with a note, whoever gives the recipe; a recipe with one of the others is refused with the reason.
-"""
+"""Axolotl's keys that this package doesn't have: those with an equivalent, those that change no result, and the others."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
-from pipeline.config.changes import Change
-from pipeline.config.datasets import DatasetConfig
-from strategies.trl_keys import TRLKeys, VLLMKeys
-
-__all__ = ["NEUTRAL_KEYS", "REASONS", "RENAMED", "is_off_number", "translated"]
+__all__ = [
+    "DEEPSPEED_FILE",
+    "FSDP1_KEYS",
+    "FSDP_WORDS",
+    "NAME",
+    "NAMES",
+    "NEUTRAL_KEYS",
+    "OFF_NUMBERS",
+    "OFF_WITH",
+    "OFF_WORDS",
+    "OLD_VALUES",
+    "OWN_PLUGINS",
+    "REASONS",
+    "RENAMED",
+    "SECTIONS",
+    "SHARDING_STRATEGIES",
+    "UNUSUAL_LAYERS",
+    "Values",
+]
 
 Values = dict[str, Any]
 
@@ -34,7 +41,9 @@ RENAMED: dict[str, str] = {
 NEUTRAL: dict[str, str] = {
     "`sequence_len` covers prompt and answer; Axolotl 0.21 doesn't read it either": "max_prompt_len",
     "each answer is trained up to the end of its turn": "eot_tokens",
-    "it only makes other kernels": "unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o unsloth_rms_norm unsloth_rope",
+    "it only makes other kernels": (
+        "unsloth_cross_entropy_loss unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o unsloth_rms_norm unsloth_rope"
+    ),
     "each answer's tokens are trained on, and nothing else": (
         "train_on_inputs train_on_eos train_on_eot roles_to_train message_field_training message_field_training_detail"
     ),
@@ -47,12 +56,14 @@ NEUTRAL: dict[str, str] = {
     ),
     "the trainer shuffles every epoch from `seed`": "shuffle_before_merging_datasets shuffle_merged_datasets",
     "Axolotl has no use for it with `rl` either": (
-        "dpo_use_logits_to_keep eval_max_new_tokens eval_table_size flash_attn_rms_norm gc_collect_steps "
+        "dpo_use_logits_to_keep eval_max_new_tokens eval_table_max_new_tokens eval_table_size flash_attn_rms_norm "
+        "gc_collect_steps "
         "loss_watchdog_patience loss_watchdog_threshold"
     ),
     "kernels of its own compute the same numbers; attention is chosen by the hardware, or by `attn_implementation`": (
         "flash_attention flash_optimum s2_attention sage_attention xformers_attention "
-        "flash_attn_cross_entropy flash_attn_fuse_mlp lora_mlp_kernel lora_qkv_kernel lora_o_kernel "
+        "flash_attn_cross_entropy flash_attn_fuse_mlp flash_attn_fuse_qkv landmark_attention "
+        "lora_mlp_kernel lora_qkv_kernel lora_o_kernel "
         "lora_embedding_kernel"
     ),
     "the loss never builds the full logits anyway": (
@@ -66,10 +77,16 @@ NEUTRAL: dict[str, str] = {
     ),
     "weights are always saved as safetensors, templates beside the tokenizer": ("save_safetensors tokenizer_save_jinja_files"),
     "only the columns that are needed are read": "remove_unused_columns",
-    "log in with `hf auth login` or HF_TOKEN": "hf_use_auth_token",
+    "log in with `hf auth login` or HF_TOKEN": "hf_use_auth_token use_auth_token hub_always_push",
+    "activations aren't offloaded, which changes no number": "activation_offloading",
+    "the first step is logged where `logging_steps` is 1": "logging_first_step",
+    "each tracker has a key: use_wandb, use_mlflow, use_tensorboard": "report_to",
+    "what it named is no longer read by Axolotl either": "lora_out_dir gptq_model_v1 rl_adapter_ref_model",
+    "the type of the dataset says it": "conversation",
+    "`ray.num_workers` says it": "dp_shard_size",
     "the last part of `output_dir` names the run": "ray_run_name",
     "Ray places the workers, and each loads the model where it trains it": (
-        "lora_on_cpu low_cpu_mem_usage local_rank world_size device device_map ddp gpu_memory_limit max_memory"
+        "lora_on_cpu low_cpu_mem_usage local_rank world_size device device_map ddp ddp_backend gpu_memory_limit max_memory"
     ),
     "the data is prepared by `prefray prepare`, split and sharded by itself": (
         "dataset_keep_in_memory dataset_shard_idx dataset_shard_num is_preprocess num_dataset_shards_to_save "
@@ -123,8 +140,8 @@ UNSUPPORTED: dict[str, str] = {
         "freeze_mm_modules image_resize_algorithm image_size processor_kwargs processor_type trl.log_multimodal"
     ),
     "it belongs to distributed training that is not available in this version": (
-        "activation_offloading context_parallel_size ddp_broadcast_buffers ddp_bucket_cap_mb deepcompile "
-        "dp_replicate_size dp_shard_size experimental_skip_move_to_device fp8 fp8_config "
+        "context_parallel_size ddp_broadcast_buffers ddp_bucket_cap_mb deepcompile "
+        "dp_replicate_size experimental_skip_move_to_device fp8 fp8_config "
         "fp8_enable_fsdp_float8_all_gather heads_k_stride layer_offloading qlora_sharded_model_loading "
         "ring_attn_func selective_checkpointing sequence_parallel_degree tensor_parallel_size"
     ),
@@ -162,7 +179,7 @@ UNSUPPORTED: dict[str, str] = {
         "torch_compile_regional trainer_cls unfrozen_parameters use_kernels use_onebitllms"
     ),
     "it has no meaning for the rows of a preference dataset here": (
-        "conversation field field_human field_model field_thinking input_format input_transform "
+        "field field_human field_model field_thinking input_format input_transform "
         "logprobs_field preprocess_shards shards shards_idx split_thinking temperature template_thinking_key "
         "trust_remote_code weight"
     ),
@@ -180,6 +197,10 @@ OFF_NUMBERS: dict[str, tuple[int, ...]] = {
     "saves_per_epoch": (0,),
     "early_stopping_patience": (0,),
     "neftune_noise_alpha": (0,),
+    "noisy_embedding_alpha": (0,),
+    "relora_steps": (0,),
+    "datasets.shards": (1,),
+    "shards": (1,),
     "dp_shard_size": (1,),
     "dp_replicate_size": (1,),
     "context_parallel_size": (1,),
@@ -187,9 +208,27 @@ OFF_NUMBERS: dict[str, tuple[int, ...]] = {
     "tensor_parallel_size": (1,),
 }
 """Numbers that turn a thing off."""
+OLD_VALUES: dict[str, dict[str, str]] = {
+    "optimizer": {"ao_adamw_4bit": "adamw_torch_4bit", "ao_adamw_8bit": "adamw_torch_8bit"},
+    "type": {"argilla_apply_chatml": "chatml.argilla", "intel_apply_chatml": "chatml.intel"},
+}
+"""Key, of the recipe or of a dataset -> Axolotl's value -> ours."""
+OFF_WORDS = {"wandb_watch": ("false",), "wandb_log_model": ("false",)}
+"""Words that say the same."""
+OFF_WITH: dict[str, tuple[str, ...]] = {
+    "adapter": ("lora_", "loraplus_", "peft_"),
+    "gradient_checkpointing": ("gradient_checkpointing_kwargs",),
+    "hub_model_id": ("hub_", "push_to_hub"),
+    "torch_compile": ("torch_compile_",),
+    "val_set_size": ("evals_per_epoch", "eval_steps", "eval_strategy", "evaluation_strategy"),
+    "wandb_project": ("wandb_",),
+}
+"""A key that a recipe has, and leaves empty or turns off -> beginnings of keys that have no effect then."""
+UNUSUAL_LAYERS = re.compile(r"embed|head|wte|wpe|norm|router|\.gate\b")
+"""In the names of modules that `lora_target_linear` doesn't cover."""
 SECTIONS = ("deepspeed", "fsdp_config", "trl", "vllm")
 """Keys whose values are sections, which may be off."""
-OWN_PLUGINS = ("axolotl.integrations.liger.", "axolotl.integrations.cut_cross_entropy.")
+OWN_PLUGINS = ("axolotl.integrations.liger.", "axolotl.integrations.cut_cross_entropy.", "axolotl.integrations.kernels.")
 """Plugins of Axolotl's that only bring kernels."""
 DEEPSPEED_FILE = re.compile(r"zero([123])(?:_bf16)?(_cpuoffload_\w+)?(?:_torch_compile)?\.json")
 """Axolotl's own files, which lie in its repository."""
@@ -218,206 +257,3 @@ FSDP_WORDS: dict[str, Values] = {
     "offload": {"offload_params": True},
 }
 """Words of `fsdp:` -> what of FSDP2's section says so."""
-
-
-def translated(values: Mapping[str, Any], model: type[BaseModel]) -> tuple[Values, list[Change]]:
-    """A recipe of Axolotl's in our keys, and what was changed.
-
-    What is empty, or off and unsupported, is left out: a recipe may say that it doesn't use a thing.
-    """
-    kept, changes = _cleaned(values, model, "")
-    if values.get("fsdp", True) in (None, False, "", []) and not values.get("fsdp_config"):
-        kept.pop("fsdp_config", None)  # by itself, an empty section asks for FSDP2's defaults
-    for translate in TRANSLATIONS:
-        changes += translate(kept)
-    return kept, changes
-
-
-def _cleaned(values: Mapping[str, Any], model: type[BaseModel], section: str) -> tuple[Values, list[Change]]:
-    """Without what is empty, off or neutral, and with our names; the entries of `datasets` and the sections as well."""
-    kept: Values = {}
-    changes: list[Change] = []
-    for name, value in values.items():
-        path = f"{section}{name}"
-        known = name in model.model_fields
-        if value is None or _is_off(path, value, known):
-            continue
-        if not known and path in NEUTRAL_KEYS:
-            changes.append(Change(path, value, {}, NEUTRAL_KEYS[path]))
-        elif not known and not section and name in RENAMED:
-            ours = RENAMED[name]
-            wins = values[ours] if values.get(ours) is not None else kept.setdefault(ours, value)
-            changes.append(Change(name, value, {ours: wins}, "its name here" if wins == value else "that wins"))
-        else:
-            kept[name] = value
-    for name in ("datasets", "test_datasets"):
-        if not section and isinstance(kept.get(name), list):
-            kept[name] = [_entry(entry, f"{name}.{place}.", changes) for place, entry in enumerate(kept[name])]
-    for name, keys in (("trl", TRLKeys), ("vllm", VLLMKeys)):
-        if not section and isinstance(kept.get(name), Mapping):
-            kept[name], more = _cleaned(kept[name], keys, f"{name}.")
-            changes += more
-    return kept, changes
-
-
-def _entry(entry: Any, path: str, changes: list[Change]) -> Any:
-    """An entry of `datasets`, cleaned."""
-    if not isinstance(entry, Mapping):
-        return entry
-    kept, more = _cleaned(entry, DatasetConfig, "")
-    changes += [Change(f"{path}{change.key}", change.value, change.becomes, change.why) for change in more]
-    return kept
-
-
-def _is_off(path: str, value: Any, known: bool) -> bool:
-    """Whether a value says that the recipe doesn't use the thing."""
-    if is_off_number(path, value) or value == "" or (path in SECTIONS and value in (False, [])):
-        return True
-    unsupported = not known and (path in REASONS or path in NEUTRAL_KEYS)
-    return unsupported and (value is False or value in ([], {}))
-
-
-def is_off_number(name: str, value: Any) -> bool:
-    """Whether a number turns the thing off that a key is about."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and value in OFF_NUMBERS.get(name, ())
-
-
-def _attention(values: Values) -> list[Change]:
-    """What contradicts is left, to be refused."""
-    changes = []
-    for key, ours in (("sdp_attention", "sdpa"), ("eager_attention", "eager"), ("flex_attention", "flex_attention")):
-        if values.get(key) is True and values.get("attn_implementation") in (None, ours):
-            values["attn_implementation"] = ours
-            changes.append(Change(key, values.pop(key), {"attn_implementation": ours}, "its name here"))
-    return changes
-
-
-def _reference(values: Values) -> list[Change]:
-    key = "precompute_ref_log_probs"
-    if values.get(key) is not True or values.get("reference") not in (None, "cached"):
-        return []
-    values["reference"] = "cached"
-    return [Change(key, values.pop(key), {"reference": "cached"}, "its name here")]
-
-
-def _checkpointing(values: Values) -> list[Change]:
-    given = values.get("gradient_checkpointing")
-    if given not in ("unsloth", "offload", "offload_disk"):
-        return []
-    values["gradient_checkpointing"] = True
-    return [Change("gradient_checkpointing", given, {"gradient_checkpointing": True}, "activations aren't offloaded")]
-
-
-def _reentrant(values: Values) -> list[Change]:
-    given = values.get("gradient_checkpointing_kwargs")
-    if not isinstance(given, Mapping) or given.get("use_reentrant") is not True or values.get("deepspeed"):
-        return []
-    key = "gradient_checkpointing_kwargs"
-    values[key] = {**given, "use_reentrant": False}
-    return [
-        Change(f"{key}.use_reentrant", True, {f"{key}.use_reentrant": False}, "DDP fails with the other, and results are equal")
-    ]
-
-
-def _modules(values: Values) -> list[Change]:
-    """With all linear layers, named ones are named twice."""
-    key, changes = "lora_target_modules", []
-    given = values.get(key)
-    if isinstance(given, str) and NAMES.fullmatch(given):  # by itself PEFT takes it for one regular expression
-        values[key] = NAME.findall(given)
-        changes.append(Change(key, given, {key: values[key]}, "names are a list here"))
-    if values.get("lora_target_linear") is True and given:
-        changes = [Change(key, given, {}, "`lora_target_linear` has all linear layers")]
-        del values[key]
-    return changes
-
-
-def _evaluations(values: Values) -> list[Change]:
-    if values.get("val_set_size") != 0 or values.get("test_datasets") or "evals_per_epoch" not in values:
-        return []
-    return [Change("evals_per_epoch", values.pop("evals_per_epoch"), {}, "there are no rows to evaluate (val_set_size: 0)")]
-
-
-def _own_plugins(values: Values) -> list[Change]:
-    plugins = values.get("plugins")
-    if not isinstance(plugins, list):
-        return []
-    own = [name for name in plugins if isinstance(name, str) and name.startswith(OWN_PLUGINS)]
-    if own:
-        values["plugins"] = [name for name in plugins if name not in own]
-        if not values["plugins"]:
-            del values["plugins"]
-    return [Change("plugins", name, {}, "it brings kernels of Axolotl's, which change no result") for name in own]
-
-
-def _deepspeed(values: Values) -> list[Change]:
-    given = values.get("deepspeed")
-    if not isinstance(given, str) or os.path.exists(given):
-        return []
-    if (match := DEEPSPEED_FILE.fullmatch(os.path.basename(given))) is None:
-        return []
-    values["deepspeed"] = f"zero{match[1]}" + ("_offload" if match[2] else "")
-    return [Change("deepspeed", given, {"deepspeed": values["deepspeed"]}, "Axolotl's file of that stage isn't here")]
-
-
-def _fsdp(values: Values) -> list[Change]:
-    """`fsdp:` and the keys of FSDP 1 as the section of FSDP 2; what is no such thing is left, to be refused."""
-    section, words = values.get("fsdp_config", {}), values.get("fsdp", [])
-    words = words.split() if isinstance(words, str) else words
-    if not isinstance(section, Mapping) or not isinstance(words, list) or not set(map(str, words)) <= FSDP_WORDS.keys():
-        return []
-    kept, changes = _fsdp_section(section)
-    for key in ("fsdp_version", "fsdp_final_state_dict_type"):
-        if (value := values.pop(key, None)) is not None:
-            name = key if key == "fsdp_version" else key.removeprefix("fsdp_")
-            kept.setdefault(name, 2 if (key, value) == ("fsdp_version", 1) else value)
-            changes.append(Change(key, value, {f"fsdp_config.{name}": kept[name]}, "it belongs to the section"))
-    if words:
-        asked = {name: value for word in words for name, value in FSDP_WORDS[word].items()}
-        kept = {**asked, **kept}
-        becomes = {f"fsdp_config.{name}": value for name, value in asked.items()} or {"fsdp_config": "FSDP2"}
-        changes.append(Change("fsdp", values.pop("fsdp"), becomes, "FSDP2 divides whole layers"))
-    if kept or words or changes:
-        values["fsdp_config"] = kept
-    return changes
-
-
-def _fsdp_section(section: Mapping[Any, Any]) -> tuple[Values, list[Change]]:
-    """A section in FSDP2's names. Of two names of one thing the one that isn't ours stays, to be refused."""
-    kept: Values = {}
-    changes = []
-    for key, value in section.items():
-        name = key if key == "fsdp_version" else str(key).removeprefix("fsdp_")
-        path = f"fsdp_config.{key}"
-        strategy = SHARDING_STRATEGIES.get(str(value).upper()) if name == "sharding_strategy" else None
-        if value is None:
-            continue
-        if name in FSDP1_KEYS:
-            changes.append(Change(path, value, {}, FSDP1_KEYS[name]))
-        elif strategy is not None and "reshard_after_forward" not in section:
-            kept["reshard_after_forward"] = strategy
-            changes.append(Change(path, value, {"fsdp_config.reshard_after_forward": strategy}, "FSDP2's name"))
-        elif name == "state_dict_type" and value == "FULL_STATE_DICT":
-            changes.append(Change(path, value, {}, "checkpoints hold each worker's part; the trained model is written whole"))
-        elif name == "fsdp_version" and value == 1:
-            changes.append(Change(path, value, {}, "FSDP2 takes its place"))
-        elif name != key and name not in section:
-            kept[name] = value
-            changes.append(Change(path, value, {f"fsdp_config.{name}": value}, "its name here"))
-        else:
-            kept[key] = value
-    return kept, changes
-
-
-TRANSLATIONS: tuple[Callable[[Values], Iterable[Change]], ...] = (
-    _attention,
-    _reference,
-    _checkpointing,
-    _reentrant,
-    _modules,
-    _evaluations,
-    _own_plugins,
-    _deepspeed,
-    _fsdp,
-)
-"""Each changes a recipe in place, and says what it changed."""
