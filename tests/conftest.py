@@ -16,6 +16,10 @@ from tests.runs import make_adapter_run, make_full_run
 from tests.suite.hooks import *  # noqa: F403
 from tests.suite.sharing import make_once
 
+OF_THE_USER = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "AWS_", "HF_TOKEN", "MLFLOW_", "WANDB_")
+"""Beginnings of variables that would take tests to somebody's cluster, store or account."""
+for name in [name for name in os.environ if name.startswith(OF_THE_USER)]:
+    del os.environ[name]
 TRACKIO_DIR = Path(tempfile.mkdtemp(prefix="trackio-"))
 """Where trackio keeps its runs: it reads the variable once, and other libraries import it."""
 atexit.register(shutil.rmtree, TRACKIO_DIR, ignore_errors=True)
