@@ -86,11 +86,10 @@ def hit(recipe: Any, folder: RunFolder, number: int, display: Recorder, rank: in
 
 
 MOMENTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "training": (1, {}),
     "evaluating": (0, {"eval_steps": 1, "micro_batch_size": 1, "gradient_accumulation_steps": 4}),
     "saving": (1, {"save_steps": 1, "save_total_limit": 20}),
 }
-"""What a worker mostly does when it is killed, and which of the two it is."""
+"""What a worker mostly does when it is killed, and which of the two it is; while it trains, the main job's is killed."""
 
 
 @pytest.mark.parametrize("moment", list(MOMENTS))

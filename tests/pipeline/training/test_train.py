@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -201,10 +200,3 @@ def test_lora_on_real_pairs_with_the_best_checkpoint(recipe: Any, tiny_base: str
         assert torch.equal(mine, theirs), name
     table = (result.run_dir / "generations" / "step-000004.jsonl").read_text().splitlines()
     assert set(json.loads(table[0])) == {"prompt", "policy", "reference"}
-
-
-def test_a_run_is_continued_with_more_epochs(run: TrainResult, same: Recipe, tmp_path: Path) -> None:
-    copied = Path(shutil.copytree(run.run_dir, tmp_path / "run"))
-    longer = train(same(copied, num_epochs=11), resume=True)
-    assert longer.steps == 44
-    assert longer.history.dropna(subset=["loss"])["step"].tolist() == list(range(1, 45))

@@ -345,21 +345,6 @@ def test_optuna_searches_for_several_metrics_within_constraints(recipe: Any, tmp
         for record in result.records[1:]
     )
     assert result.front and result.best in result.front
-
-
-def test_optuna_searches_for_one_metric(recipe: Any, tmp_path: Path) -> None:
-    section = {
-        "space": {"learning_rate": {"loguniform": [1e-5, 1e-3]}},
-        "search": "optuna",
-        "num_samples": 2,
-        "baseline": False,
-        "metric": "eval_rewards/margins",
-    }
-    result = tune(recipe(tmp_path / "sweep", section, num_epochs=1))
-    assert [record.status for record in result.records] == ["finished", "finished"]
-    rates = [(record.values or {})["learning_rate"] for record in result.records]
-    assert rates[0] != rates[1] and all(1e-5 <= rate <= 1e-3 for rate in rates)
-    assert result.best_config.learning_rate == max(rates)  # margins grow with it
     folder, page = Path(result.run_dir), tmp_path / "again.html"
     assert not list(folder.glob("trials/*/report.html"))
     assert write_report(folder, page) == page
