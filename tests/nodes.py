@@ -73,7 +73,7 @@ class Cluster:
     python: Path
     token: str
     has_namespaces: bool
-    number: int = field(default_factory=lambda: os.getpid() % 250)
+    number: int = field(default_factory=lambda: _free_number())
     nodes: list[Node] = field(default_factory=list)
 
     @property
@@ -201,6 +201,13 @@ class Cluster:
 
     def _last_words(self) -> str:
         return self.nodes[-1].log.read_text()[-2000:]
+
+
+def _free_number() -> int:
+    """One whose network isn't there: a cluster that was killed leaves its own."""
+    start = os.getpid()
+    numbers = ((start + offset) % 250 for offset in range(250))
+    return next(number for number in numbers if not Path(f"/sys/class/net/prefray{number}").exists())
 
 
 @contextmanager
