@@ -95,9 +95,13 @@ def unmet_demand() -> str | None:
     if not ray.is_initialized():
         return None
     from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.exceptions import RayError
 
-    context = ray.get_runtime_context()
-    status = get_cluster_status(context.gcs_address)
+    try:
+        context = ray.get_runtime_context()
+        status = get_cluster_status(context.gcs_address)
+    except (RayError, RuntimeError, ConnectionError):  # Ray has ended meanwhile, or its head is away
+        return None
     demands = status.resource_demands
     groups = [group for group in demands.placement_group_demand if group.pg_id.endswith(context.get_job_id())]
     bundles: Counter[tuple[tuple[str, float], ...]] = Counter()

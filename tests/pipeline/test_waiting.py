@@ -13,7 +13,8 @@ import pytest
 
 from pipeline import prepare, waiting
 from pipeline.display import SilentDisplay
-from pipeline.patience import waiting_for
+from pipeline.patience import waiting_for, waits
+from pipeline.storage import Folder
 from pipeline.waiting import WatchedDisplay
 from tests.recipes import small_recipe
 from tests.waiting import wait_for
@@ -59,6 +60,19 @@ def test_what_blocks_is_told_once(watched: WatchedDisplay, notes: Notes) -> None
         wait_for(lambda: bool(notes.told))
         watched.look()
     assert notes.told == ["waiting for storage, at s3://bucket"]
+
+
+def test_storage_is_waited_for_while_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, seen = Folder(tmp_path), []
+
+    class Asked:
+        def __getattr__(self, name: str) -> Any:
+            seen.append(list(waits))
+            return getattr(folder.resolved, name)
+
+    monkeypatch.setattr(folder, "filesystem", Asked())
+    assert folder.names() == [] and folder.read("none") is None and not folder.has_folder("none")
+    assert seen == [[f"storage, at {tmp_path}"]] * 3 and not waits
 
 
 def test_a_stage_that_shows_something_waits_for_nothing(watched: WatchedDisplay, notes: Notes) -> None:

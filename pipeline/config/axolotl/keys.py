@@ -199,7 +199,6 @@ OFF_NUMBERS: dict[str, tuple[int, ...]] = {
     "neftune_noise_alpha": (0,),
     "noisy_embedding_alpha": (0,),
     "relora_steps": (0,),
-    "datasets.shards": (1,),
     "shards": (1,),
     "dp_shard_size": (1,),
     "dp_replicate_size": (1,),

@@ -52,8 +52,9 @@ def tool_of(values: Mapping[str, Any]) -> str:
 
 def equivalent(name: str) -> tuple[str, str] | None:
     """Tool and our key of an argument of TRL's or LLaMA-Factory's; None for other names."""
-    tables = [(name, tool.names) for name, tool in TOOLS.items()] + [(name, tool.advice) for name, tool in TOOLS.items()]
-    return next(((tool, table[name]) for tool, table in tables if name in table), None)
+    renamed = [(tool, peer.names) for tool, peer in TOOLS.items()]
+    advised = [(tool, peer.advice) for tool, peer in TOOLS.items()]
+    return next(((tool, table[name]) for tool, table in (*renamed, *advised) if name in table), None)
 
 
 def translate(values: Mapping[str, Any], tool: str, rl: str | None = None) -> Translation:
