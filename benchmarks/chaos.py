@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -31,8 +32,8 @@ from safetensors.torch import load_file
 from benchmarks import common
 from pipeline import train
 from pipeline.config import RunConfig, parse_config
-from pipeline.display import SilentDisplay
-from pipeline.training.metrics import MetricsFile
+from pipeline.runs.metrics import MetricsFile
+from pipeline.ui.display import SilentDisplay
 from tests.tiny import pairs, save_tiny
 
 RESUMED = re.compile(r"(?:continuing from the checkpoint of step \d+|starting again)(?:: (\d+) steps? (?:is|are) repeated)?")
@@ -171,8 +172,14 @@ def kill_at_random(options: argparse.Namespace, observer: Observer, ended: threa
 
 
 def training_workers() -> list[psutil.Process]:
-    """The training workers of this process's Ray. Their name is cut to 15 characters, and a zombie has no command line."""
-    return [child for child in psutil.Process().children(recursive=True) if child.name().startswith("ray::RayTrainWo")]
+    """The training workers of this process's Ray that haven't ended. Their name is cut to 15 characters."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            # A zombie has ended; only its parent, Ray's node, hasn't noticed yet.
+            if child.name().startswith("ray::RayTrainWo") and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+    return found
 
 
 def ledger_problem(path: Path, steps: int) -> str:

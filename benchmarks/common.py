@@ -19,12 +19,12 @@ import torch
 import transformers
 from rich.console import Console
 
-from pipeline.data.length import fit
-from pipeline.data.tokenise import tokenise
+from pipeline.data.tokenize import tokenise
 from pipeline.data.transforms import load_transform
+from pipeline.data.truncation import truncate
 from strategies.config import as_config
-from strategies.models import load_model
-from strategies.tokenizer import load_tokenizer
+from strategies.models.loading import load_model
+from strategies.models.tokenizer import load_tokenizer
 
 __all__ = ["Row", "Times", "console", "load", "load_rows", "machine", "parser", "quiet", "ratio_text", "timed"]
 
@@ -87,7 +87,7 @@ def load_rows(options: argparse.Namespace, tokenizer: Any, number: int) -> list[
     """
     transform = load_transform(tokenizer=tokenizer, **SHAPE)
     rendered = [transform.render(row) for row in json.loads(options.data.read_text())]
-    fitted = [fit(row, options.sequence_len, "truncate") for row in tokenise(rendered, tokenizer)]
+    fitted = [truncate(row, options.sequence_len, "truncate") for row in tokenise(rendered, tokenizer)]
     kept = [row for row in fitted if row is not None]
     if len(kept) < number:
         raise SystemExit(f"{options.data} has {len(kept)} pairs that fit; {number} are asked for (--steps x --batch)")

@@ -33,8 +33,8 @@ from trl import DPOConfig, DPOTrainer
 from benchmarks import common
 from pipeline import prepare
 from pipeline.config import parse_config
-from pipeline.session import connect
-from strategies.tokenizer import load_tokenizer
+from pipeline.ray.session import init_ray
+from strategies.models.tokenizer import load_tokenizer
 
 WORDS = "the of and to a in that it is was for on are with as his they at be this from have or by one had not but".split()
 SAMPLE_EVERY_S = 0.3
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         cfg = config_of(options, data, f"{folder}/prepared")
         tokenizer = load_tokenizer(cfg)
         began = time.perf_counter()
-        connect(cfg)
+        init_ray(cfg)
         start = time.perf_counter() - began
         seconds: dict[str, list[float]] = {"ours": [], "datasets.map": []}
         for number in range(options.rounds):

@@ -31,9 +31,9 @@ from cluster.config import ClusterKeys
 from cluster.sharding import sharding_arguments
 from strategies import HFRLTrainerBuilder
 from strategies.config import as_config
-from strategies.models import load_model
-from strategies.sharding import divided_loading
-from strategies.tokenizer import load_tokenizer
+from strategies.models.loading import load_model
+from strategies.models.sharding import zero3_init_context
+from strategies.models.tokenizer import load_tokenizer
 from tests.tiny import tiny_tokenizer
 
 ENGINES: dict[str, dict[str, Any]] = {
@@ -111,7 +111,7 @@ def worker(rank: int, options: argparse.Namespace, name: str, port: int, folder:
     sharding = sharding_arguments(ClusterKeys.model_validate({"ray": {"num_workers": options.workers}, **ENGINES[name]}))
     tokenizer = load_tokenizer(cfg)
     before = psutil.Process().memory_info().rss
-    with divided_loading(cfg, sharding):
+    with zero3_init_context(cfg, sharding):
         model = load_model(cfg, tokenizer)
     builder = HFRLTrainerBuilder(cfg, model, tokenizer)
     del model

@@ -15,9 +15,9 @@ from trl import DPOConfig, DPOTrainer
 
 from benchmarks.common import Row
 from strategies import HFRLTrainerBuilder
-from strategies.batching import BatchPlan
+from strategies.batch.plan import BatchPlan
 from strategies.config import as_config
-from strategies.packing.scoring import PairScorer
+from strategies.inference.scoring import PairScorer
 
 __all__ = ["PEER_SETTINGS", "largest_micro_batch", "our_trainer", "scored", "trl_trainer"]
 

@@ -73,7 +73,7 @@ def group_of(operator: str, shapes: Sequence[Any], vocabulary: int) -> str:
 
 def head_table(trainer: Any, dtype: torch.dtype) -> Table:
     """Both heads on the scored tokens of a step's first forward, forward and backward, in turn."""
-    row = next(iter(trainer.get_train_dataloader())).batches[0].pairs.row
+    row = next(iter(trainer.get_train_dataloader())).batches[0].row
     weight = trainer.model.get_output_embeddings().weight.detach().clone()
     states = torch.randn(len(row.labels), weight.shape[1]) / weight.shape[1] ** 0.5
     title = f"head on {len(row.labels):,} scored tokens of {row.input_ids.numel():,}, {name_of(dtype)}"

@@ -29,7 +29,7 @@ from benchmarks import common
 from benchmarks.common import DATA, MODEL, SHAPE
 from pipeline.config import RunConfig, parse_config
 from pipeline.tuning.folder import SweepFolder, recipe_text
-from pipeline.tuning.searching import drawn_points
+from pipeline.tuning.search import drawn_points
 
 METRIC = "eval_rewards/accuracies"
 SIZE = {

@@ -4,7 +4,8 @@ Trials that differ in learning rate run for real, on a model of one narrow layer
 it: those that train (forward and backward), those that only score (no gradient), those recomputed for a backward pass, and
 those that the head projects. The numbers of operations are those of `--model` on so many tokens: 2 per weight and token
 forward, 4 backward; attention 4 x heads x head size per layer and visible key forward, twice that backward, what the mask
-forbids left out for everybody; the head once forward, three times backward (both heads project again there).
+forbids left out for everybody; the head once forward, three times backward (both heads project again there). Ours
+compares policy and reference on the first batch of each trial: with few steps that shows.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks import common
 from benchmarks.common import Row
 from benchmarks.sides import our_trainer, trl_trainer
-from strategies.packing.scoring import PairScorer
+from strategies.inference.scoring import PairScorer
 
 VOCABULARY = 512
 """Of the model that stands in: token ids are taken modulo this, which changes no count."""

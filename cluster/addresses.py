@@ -6,14 +6,17 @@ import ipaddress
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from urllib.parse import urlsplit
+
+from cluster.ray_compat import authenticated_channel
 
 __all__ = [
     "DEFAULT",
-    "find_exposure",
+    "exposure_warning",
     "is_http",
     "job_server",
-    "listens_openly",
+    "is_public",
     "token_hint",
     "why_refused",
     "why_unreachable",
@@ -27,16 +30,17 @@ GCS_PORT = 6379
 
 
 def is_http(address: str | None) -> bool:
-    """Whether it is a job server's address, and not one that drivers join a cluster by."""
+    """Return whether an address is a job server's, rather than one that drivers join a cluster by."""
     return address is not None and address.startswith(("http://", "https://"))
 
 
 def job_server(given: str | None, environment: Mapping[str, str] = os.environ) -> str:
-    """The address of the job server, as `ray job submit` finds it: given, of the environment, or this machine's.
+    """Return the job server's address, found as `ray job submit` does: `given`, else the environment's, else this machine's.
 
     Raises:
         ValueError: for an address of another kind.
     """
+    # RAY_ADDRESS counts below only as a URL: otherwise it is the address that drivers join by.
     address = given or environment.get("RAY_API_SERVER_ADDRESS")
     if address is None and is_http(environment.get("RAY_ADDRESS")):
         address = environment["RAY_ADDRESS"]
@@ -49,6 +53,7 @@ def job_server(given: str | None, environment: Mapping[str, str] = os.environ) -
         address = f"http://{address}"
     try:
         parts = urlsplit(address)
+        # Read here, since `urlsplit` checks a port only when it is asked for it.
         port = parts.port
     except ValueError as error:
         raise ValueError(f"{shown} is no address: {error}; {advice}") from None
@@ -61,16 +66,17 @@ def job_server(given: str | None, environment: Mapping[str, str] = os.environ) -
     return address.rstrip("/")
 
 
-def find_exposure(address: str) -> str | None:
-    """What is wrong with talking to this job server without a token, or None: whoever reaches it can run programs there."""
+def exposure_warning(address: str) -> str | None:
+    """Return a warning if a job server has a public address and no token is sent, so anyone can run programs; else None."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
         return None
     host = urlsplit(address).hostname or ""
     try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except OSError:  # whoever connects will say so
+        addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError:  # the connection attempt reports it
         return None
-    if not any(ipaddress.ip_address(str(number).partition("%")[0]).is_global for number in found):
+    # An IPv6 address of a link ends with its interface: fe80::1%eth0.
+    if not any(ipaddress.ip_address(str(ip).partition("%")[0]).is_global for ip in addresses):
         return None
     return (
         f"{host} is a public address, and requests carry no token: whoever reaches the job server can run programs on the "
@@ -78,16 +84,19 @@ def find_exposure(address: str) -> str | None:
     )
 
 
-def listens_openly(url: str) -> bool:
-    """Whether a dashboard, as the cluster names it, listens beyond its machine and asks for no token."""
+def is_public(url: str) -> bool:
+    """Return whether a dashboard listens beyond loopback without requiring a token; `url` is the one the cluster reports."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
         return False
     host = urlsplit(url if "://" in url else f"http://{url}").hostname or ""
-    return host != "localhost" and not (_is_number(host) and ipaddress.ip_address(host).is_loopback)
+    with suppress(ValueError):  # a name
+        return not ipaddress.ip_address(host).is_loopback
+    return host != "localhost"
 
 
 def why_unreachable(address: str) -> str | None:
-    """Why nothing can be reached at `HOST:PORT`, or None; other ways of writing where a cluster is aren't looked at."""
+    """Return why a TCP connection to `HOST:PORT` fails, or None; addresses of another form aren't checked."""
+    # From the right: an IPv6 host has colons of its own, in brackets.
     host, colon, port = address.rpartition(":")
     if not colon or "/" in host or not port.isdigit():
         return None
@@ -98,31 +107,22 @@ def why_unreachable(address: str) -> str | None:
     return None
 
 
-def _is_number(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 def token_hint() -> str:
-    """What to do where a job server wants a token."""
+    """Return advice for a job server that requires a token."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
         return "the token that was sent is not the cluster's; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the right one"
     return "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (or ~/.ray/auth_token)"
 
 
 def why_refused(address: str) -> str | None:
-    """What keeps this process from joining a cluster that answers, in a phrase; None where nothing is known to. Imports Ray.
+    """Return why a reachable cluster refuses this process, in a phrase; None where no reason is found. Imports Ray.
 
-    Ray itself asks for half a minute, and then says that it failed to connect.
+    Ray itself retries for half a minute, and then reports only that it failed to connect.
 
     Args:
         address: HOST:PORT of the cluster's GCS.
     """
     import grpc
-    from ray._private.grpc_utils import init_grpc_channel  # with this process's token; there is no public way
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
     from ray.exceptions import AuthenticationError
 
@@ -131,7 +131,7 @@ def why_refused(address: str) -> str | None:
         "`ray get-auth-token`)"
     )
     try:
-        with init_grpc_channel(address) as channel:
+        with authenticated_channel(address) as channel:
             stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
             stub.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=CONNECT_WITHIN_S)
     except AuthenticationError:

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from cluster import sharding
+from cluster.sharding import ClusterSection, FsdpConfig
 
-__all__ = ["ClusterKeys", "FsdpConfig", "RayConfig", "ScoreConfig", "WorkerRange", "find_problems"]
-
-
-class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+__all__ = ["ClusterKeys", "RayConfig", "ScoreConfig", "WorkerRange", "find_problems"]
 
 
-class ScoreConfig(_Keys):
+class ScoreConfig(ClusterSection):
     """The `ray.score:` section: the actors that compute the reference's log-probabilities."""
 
     num_actors: PositiveInt | None = Field(
         None,
-        description="Actors, each with the reference in memory; when not set as many as fit, and no more than there is work.",
+        description="Actors, each with the reference in memory; when not set as many as fit, at most one per task.",
     )
     resources_per_actor: dict[str, float] | None = Field(
         None, description="Resources of each actor, such as {CPU: 4, GPU: 1}; when not set one GPU, or up to 8 CPUs of a node."
@@ -32,24 +29,24 @@ class ScoreConfig(_Keys):
     )
 
     def actor_resources(self) -> dict[str, float] | None:
-        """Resources that the config asks for each actor, or None where it doesn't say."""
+        """Return the resources configured for each actor, or None for the default."""
         return _normalised(self.resources_per_actor)
 
 
-class WorkerRange(_Keys):
-    """`ray.num_workers` of an elastic run: as many workers as there is room for, from `min` to `max`."""
+class WorkerRange(ClusterSection):
+    """`ray.num_workers` of an elastic run: as many workers as fit, from `min` to `max`."""
 
-    min: PositiveInt = Field(1, description="Fewest workers that the run goes on with.")
-    max: PositiveInt = Field(description="Most workers; the global batch is that of so many, however many there are.")
+    min: PositiveInt = Field(1, description="Fewest workers that the run continues with.")
+    max: PositiveInt = Field(description="Most workers; the global batch is always that of `max` workers.")
 
 
-class RayConfig(_Keys):
+class RayConfig(ClusterSection):
     """The `ray:` section."""
 
     num_workers: PositiveInt | WorkerRange | None = Field(
         None,
         description="Training workers; 1 when not set. Global batch = micro batch x accumulation x workers. {min: 1, max: 4}: "
-        "when workers leave or come the run goes on from its last checkpoint at the new number, with the same global batches.",
+        "when workers leave or join, the run resumes from its last checkpoint at the new number, with the same global batches.",
     )
     use_gpu: bool | Literal["auto"] = Field("auto", description="One GPU per worker; `auto`: where the cluster has GPUs.")
     resources_per_worker: dict[str, float] | None = Field(
@@ -60,7 +57,7 @@ class RayConfig(_Keys):
     )
     hang_timeout: PositiveInt = Field(
         1800,
-        description="Seconds without a sign of life (a step, an evaluated batch, a checkpoint written) after which a worker is "
+        description="Seconds without a heartbeat (a step, an evaluated batch, a checkpoint written) after which a worker is "
         "killed, and counts as failed.",
     )
     score: ScoreConfig = Field(default_factory=lambda: ScoreConfig(), description="Actors that score the reference.")
@@ -69,25 +66,8 @@ class RayConfig(_Keys):
     )
 
 
-class FsdpConfig(_Keys):
-    """The `fsdp_config:` section, by Axolotl's keys."""
-
-    fsdp_version: int = Field(2, description="2; version 1 is not supported.")
-    activation_checkpointing: bool | None = Field(None, description="Recompute activations of wrapped layers.")
-    offload_params: bool | None = Field(None, description="Keep parameters and gradients in host memory.")
-    cpu_ram_efficient_loading: bool | None = Field(None, description="Only rank 0 loads the weights.")
-    cpu_offload_pin_memory: bool | None = Field(None, description="Pin host memory for offloading.")
-    state_dict_type: Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT"] | None = Field(None, description="Checkpoints.")
-    final_state_dict_type: Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT"] | None = Field(None, description="Result.")
-    auto_wrap_policy: Literal["TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP"] | None = Field(None, description="Wrapping.")
-    transformer_layer_cls_to_wrap: str | None = Field(None, description="Layer class that is wrapped.")
-    min_num_params: PositiveInt | None = Field(None, description="Smallest module that SIZE_BASED_WRAP wraps.")
-    reshard_after_forward: bool | None = Field(None, description="Free gathered parameters after the forward.")
-    mixed_precision_policy: str | None = Field(None, description="Precision of parameters and reductions.")
-
-
-class ClusterKeys(_Keys):
-    """Top-level keys that this package owns."""
+class ClusterKeys(ClusterSection):
+    """Top-level keys of this package."""
 
     ray: RayConfig = Field(default_factory=lambda: RayConfig(), description="Workers, resources and failures.")
     use_ray: bool | None = Field(None, description="Axolotl's switch; runs are always on Ray here.")
@@ -95,25 +75,25 @@ class ClusterKeys(_Keys):
     resources_per_worker: dict[str, float] | None = Field(None, description="Axolotl's name of ray.resources_per_worker.")
     deepspeed: str | dict[str, Any] | None = Field(
         None,
-        description="Divide the model among the workers by DeepSpeed: zero1 (optimizer state), zero2 (gradients too), zero3 "
+        description="Shard the model across the workers with DeepSpeed: zero1 (optimizer state), zero2 (gradients too), zero3 "
         "(weights too), each also with `_offload` to host memory; or a JSON file, or a mapping of DeepSpeed's keys.",
     )
     fsdp_config: FsdpConfig | None = Field(
         None,
-        description="Divide weights, gradients and optimizer state among the workers by FSDP2; {} for its defaults.",
+        description="Shard weights, gradients and optimizer state across the workers with FSDP2; {} for its defaults.",
     )
 
     @property
     def num_workers(self) -> int:
-        """Training workers of this run, of an elastic one the most: those that the global batch counts."""
-        given = self.ray.num_workers
-        return given.max if isinstance(given, WorkerRange) else given or self.ray_num_workers or 1
+        """Training workers that the global batch is computed from; `max` of an elastic run."""
+        workers = self.ray.num_workers
+        return workers.max if isinstance(workers, WorkerRange) else workers or self.ray_num_workers or 1
 
     @property
     def min_workers(self) -> int:
-        """Workers that the run needs at least."""
-        given = self.ray.num_workers
-        return given.min if isinstance(given, WorkerRange) else self.num_workers
+        """Fewest workers that the run can train with."""
+        workers = self.ray.num_workers
+        return workers.min if isinstance(workers, WorkerRange) else self.num_workers
 
     @property
     def is_elastic(self) -> bool:
@@ -121,12 +101,12 @@ class ClusterKeys(_Keys):
         return self.min_workers < self.num_workers
 
     def worker_resources(self) -> dict[str, float] | None:
-        """Resources that the config asks for each worker, or None where it doesn't say."""
+        """Return the resources configured for each worker, or None for the default."""
         return _normalised(self.ray.resources_per_worker or self.resources_per_worker)
 
 
 def _normalised(resources: dict[str, float] | None) -> dict[str, float] | None:
-    """CPU and GPU as Ray writes them."""
+    """Write CPU and GPU in upper case, as Ray does."""
     if resources is None:
         return None
     return {name.upper() if name.lower() in ("cpu", "gpu") else name: amount for name, amount in resources.items()}
@@ -136,9 +116,9 @@ def find_problems(cfg: ClusterKeys) -> Iterator[tuple[str, str]]:
     """Yield every (path, message) that makes the cluster's keys wrong."""
     if cfg.use_ray is False:
         yield "use_ray", "runs are always on Ray here; remove the key, or call strategies.train for one process"
-    given = cfg.ray.num_workers
-    if isinstance(given, WorkerRange) and given.min > given.max:
-        yield "ray.num_workers", f"min ({given.min}) is more than max ({given.max}); swap them, or write one number"
+    workers = cfg.ray.num_workers
+    if isinstance(workers, WorkerRange) and workers.min > workers.max:
+        yield "ray.num_workers", f"min ({workers.min}) is more than max ({workers.max}); swap them, or write one number"
     if cfg.ray_num_workers and cfg.ray.num_workers:
         yield "ray_num_workers", "contradicts ray.num_workers; keep one of them"
     if cfg.resources_per_worker and cfg.ray.resources_per_worker:

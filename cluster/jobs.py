@@ -1,72 +1,47 @@
-"""A cluster's job server: submit, follow, list, stop. Talks HTTP, so that a laptop needs nothing but an address."""
+"""A cluster's job server: Ray's client of it, with messages that say what to do. It needs nothing but an address."""
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import re
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import aiohttp
+import ray
+import requests
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobType
 
-from cluster.job_client import connect, last_line
-from cluster.job_request import JobRequest
+from cluster.addresses import token_hint
+from cluster.packaging import Package
+from cluster.ray_compat import job_client
 
-__all__ = ["JobRequest", "JobServer", "LostContact"]
+__all__ = ["JobServer", "last_line"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+FIRST_TIMEOUT = (4, 5)
+"""Seconds to connect, and to wait for an answer, before the server has answered once."""
+TIMEOUT = (10, 120)
+"""The same afterwards: the head may be busy, a log long."""
 SOON = (4, 15)
-"""Seconds to connect, and to wait for an answer about a job."""
-SILENCE_S = 10
-"""Without a piece of the log for so long, the job server is asked whether it is there."""
-STARTING_S = 60
-"""How long a cluster may take from answering to taking jobs."""
+"""The same for a question about one job."""
+NOTED_AFTER_S = 10
+"""Seconds of waiting without a note."""
+STARTING_S = 180
+"""Seconds that a cluster may take from its first answer to accepting jobs."""
 NOT_YET = "No available agent"
-LOST_AFTER_S = 60
-"""Without an answer for so long, following a job ends."""
-DISCONNECTED = (OSError, RuntimeError, aiohttp.ClientError)
-"""What Ray's client raises where the connection fails in the middle; those of requests are OSErrors."""
-
-
-class LostContact(RuntimeError):
-    """The job server doesn't answer any more; the job may go on."""
-
-
-@dataclass
-class _Log:
-    """Writes a text once that may come again from its beginning."""
-
-    write: Callable[[str], None]
-    written: int = 0
-    seen: int = 0
-
-    def take(self, piece: str) -> None:
-        self.seen += len(piece)
-        if (fresh := self.seen - self.written) > 0:
-            self.write(piece[-fresh:])
-            self.written = self.seen
-
-
-def _run(tail: Coroutine[Any, Any, None]) -> None:
-    """Run it to its end; in a notebook, whose thread has a loop already, in a thread of its own."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(tail)
-        return
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pool.submit(asyncio.run, tail).result()
+WITHOUT_AGENT = (
+    "the agent of its head node serves none, as happens where another Ray of that machine has its port (52365); "
+    "start the cluster with --dashboard-agent-listen-port=0, or stop the other Ray"
+)
 
 
 class JobServer:
-    """The job server at an address.
+    """The job server at an address; its `client` is Ray's.
 
     Raises:
         ValueError: when none answers, when it wants another token, or when the cluster runs another version of Ray.
@@ -74,135 +49,116 @@ class JobServer:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._client = connect(address)
+        try:
+            self.client = job_client(address, FIRST_TIMEOUT)
+            version = self.client.request("GET", "/api/version").json()["ray_version"]
+        except AuthenticationError:
+            raise ValueError(f"--address: {address} refuses requests without the cluster's token; {token_hint()}") from None
+        except (requests.exceptions.Timeout, ConnectionError, requests.exceptions.ConnectionError) as error:
+            what = f"nothing answers at {address}"
+            if isinstance(error, requests.exceptions.ReadTimeout):
+                what = f"something at {address} takes connections and doesn't answer"
+            raise ValueError(f"--address: {what}; {_where_to_look(address)}") from None
+        except (RuntimeError, requests.exceptions.RequestException, KeyError) as error:
+            raise ValueError(f"--address: what answers at {address} is no job server of Ray's ({last_line(error)})") from None
+        if version != ray.__version__:
+            raise ValueError(
+                f"--address: the cluster at {address} runs Ray {version}, and this is prefray for Ray {ray.__version__}; "
+                "use a cluster of that version"
+            )
+        # Not before: an address where nothing answers is a mistake to report within seconds.
+        self.client.timeout = TIMEOUT
 
     def nodes(self) -> list[dict[str, float]]:
-        """Total resources of each node that is alive."""
-        answer = self._client.request("GET", "/api/v0/nodes", params={"detail": "1", "limit": "10000"}).json()
+        """Return the total resources of each node that is alive."""
+        answer = self.client.request("GET", "/api/v0/nodes", params={"detail": "1", "limit": "10000"}).json()
         return [node["resources_total"] for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
     def has_autoscaler(self) -> bool:
-        """Whether nodes may still come; also where the cluster doesn't say."""
-        status = self._client.request("GET", "/api/cluster_status").json()["data"].get("clusterStatus") or {}
+        """Return whether nodes may still join; True where the cluster doesn't report it."""
+        status = self.client.request("GET", "/api/cluster_status").json()["data"].get("clusterStatus") or {}
         types = status.get("autoscalerReport", {}).get("nodeTypeMapping")
         # Without an autoscaler Ray reports a type of its own for every node.
         return not types or any(kind != f"node_{node}" for node, kind in types.items())
 
-    def submit(self, request: JobRequest) -> str:
+    def submit(self, job: dict[str, Any], package: Package | None, note: Callable[[str], None]) -> str:
         """Upload what the job needs and start it; returns its id.
+
+        Args:
+            job: arguments of Ray's `submit_job`.
+            package: files of its working directory; None for a job that uploads modules only.
+            note: called with a message when the cluster isn't ready to accept jobs.
 
         Raises:
             ValueError: when there is a job of that name, or the job server refuses it.
         """
-        if not NAME.fullmatch(request.name):
-            raise ValueError(f"--id: letters, digits, dashes, dots and underscores; got {request.name!r}")
-        if self._client.request("GET", f"/api/jobs/{request.name}").status_code == 200:
-            raise ValueError(f"--id: {self.address} has a job {request.name!r} already; give another name")
-        try:
-            with tempfile.TemporaryDirectory(prefix="prefray-") as folder:
-                runtime_env = request.runtime_env(Path(folder) / "package.zip")
-                return self._submit(
-                    entrypoint=request.entrypoint,
-                    submission_id=request.name,
-                    runtime_env=runtime_env,
-                    metadata=request.metadata,
-                    entrypoint_num_cpus=request.num_cpus,
-                    entrypoint_num_gpus=request.num_gpus,
-                    entrypoint_memory=request.memory,
-                    entrypoint_resources=request.resources,
-                )
-        except RuntimeError as error:
-            raise ValueError(f"the job server at {self.address} refuses the job: {last_line(error)}") from error
+        name = job["submission_id"]
+        if not NAME.fullmatch(name):
+            raise ValueError(f"--id: letters, digits, dashes, dots and underscores; got {name!r}")
+        # Ray would refuse it too, but only after the upload.
+        if self.client.request("GET", f"/api/jobs/{name}").status_code == 200:
+            raise ValueError(f"--id: {self.address} has a job {name!r} already; give another name")
+        with tempfile.TemporaryDirectory(prefix="prefray-") as folder:
+            if package is not None:
+                archive = Path(folder) / "package.zip"
+                package.write(archive)
+                job = {**job, "runtime_env": {**job["runtime_env"], "working_dir": str(archive)}}
+            return self._submit(job, note)
 
-    def _submit(self, **request: Any) -> str:
-        """Submit; a cluster that was started a moment ago answers before it takes jobs."""
-        deadline = time.monotonic() + STARTING_S
+    def _submit(self, job: dict[str, Any], note: Callable[[str], None]) -> str:
+        """Submit, with retries: a cluster answers before it accepts jobs."""
+        start, has_noted = time.monotonic(), False
         while True:
             try:
-                return self._client.submit_job(**request)
+                return self.client.submit_job(**job)
             except RuntimeError as error:
-                if NOT_YET not in str(error) or time.monotonic() > deadline:
-                    raise
+                waited = time.monotonic() - start
+                # Ray's client has only RuntimeError for all refusals.
+                if NOT_YET not in str(error):
+                    raise ValueError(f"the job server at {self.address} refuses the job: {last_line(error)}") from error
+                if waited > STARTING_S:
+                    message = f"the cluster at {self.address} took no job within {STARTING_S:.0f} s: {WITHOUT_AGENT}"
+                    raise ValueError(message) from None
+            if not has_noted and waited > NOTED_AFTER_S:
+                note("waiting for the cluster's head node to take jobs")
+                has_noted = True
             time.sleep(1)
 
     def list(self) -> list[JobDetails]:
-        """The submitted jobs, the newest first."""
-        jobs = [job for job in self._client.list_jobs() if job.type == JobType.SUBMISSION]
+        """Return the submitted jobs, newest first."""
+        # Ray also lists drivers that weren't submitted: they have no id and no log.
+        jobs = [job for job in self.client.list_jobs() if job.type == JobType.SUBMISSION]
         return sorted(jobs, key=lambda job: -(job.start_time or 0))
 
     def info(self, name: str) -> JobDetails:
-        """How a job stands.
+        """Return the state of a job.
 
         Raises:
             ValueError: when there is no such job.
         """
-        answer = self._client.request("GET", f"/api/jobs/{name}", timeout=SOON) if NAME.fullmatch(name) else None
+        # A name with other characters, such as a slash, would be another endpoint.
+        answer = self.client.request("GET", f"/api/jobs/{name}", timeout=SOON) if NAME.fullmatch(name) else None
         if answer is not None and answer.status_code == 200:
             return JobDetails(**answer.json())
-        known = [job.submission_id for job in self.list() if job.submission_id]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        existing = [job.submission_id for job in self.list() if job.submission_id]
+        near = difflib.get_close_matches(name, existing, n=1, cutoff=0.5)
         advice = f"did you mean {near[0]!r}?" if near else "`prefray jobs list` shows those that it has"
         raise ValueError(f"the cluster at {self.address} has no job {name!r}; {advice}")
 
     def logs(self, name: str) -> str:
-        """What a job's driver has printed so far."""
+        """Return the output of a job's driver so far."""
         self.info(name)
-        return self._client.get_job_logs(name)
+        return self.client.get_job_logs(name)
 
-    def follow(self, name: str, write: Callable[[str], None], note: Callable[[str], None]) -> JobDetails:
-        """Pass on what a job's driver prints until the job has ended; returns how it ended.
 
-        Args:
-            write: takes what was printed, in pieces.
-            note: takes a line about the connection.
+def _where_to_look(address: str) -> str:
+    host = urlsplit(address).hostname
+    if host in ("127.0.0.1", "localhost"):
+        return "give --address, or bring the head's port 8265 here (ray dashboard, kubectl port-forward, ssh -L)"
+    return "see that it is the dashboard's address (port 8265 by default) and that the dashboard listens beyond loopback"
 
-        Raises:
-            ValueError: when there is no such job.
-            LostContact: when the job server hasn't answered for a minute.
-        """
-        self.info(name)
-        log, silent_since = _Log(write), None
-        while True:
-            try:
-                _run(self._tail(name, log))
-                if (job := self.info(name)).status.is_terminal():
-                    return job
-                silent_since = None
-            except DISCONNECTED as error:
-                now = time.monotonic()
-                if silent_since is None:
-                    silent_since = now
-                    note(f"lost contact with {self.address}; trying again")
-                if now - silent_since > LOST_AFTER_S:
-                    raise LostContact(f"{self.address} hasn't answered for {LOST_AFTER_S} s: {last_line(error)}") from None
-            time.sleep(1)
 
-    async def _tail(self, name: str, log: _Log) -> None:
-        """Pass pieces on until the log ends. A head that is lost says nothing: in silence the job is asked after."""
-        log.seen = 0  # the server starts from the beginning each time
-        pieces = self._client.tail_job_logs(name)
-        while True:
-            coming = asyncio.ensure_future(anext(pieces))
-            while not (await asyncio.wait({coming}, timeout=SILENCE_S))[0]:
-                try:
-                    self._client.request("GET", f"/api/jobs/{name}", timeout=SOON)
-                except DISCONNECTED:
-                    coming.cancel()
-                    raise
-            try:
-                log.take(coming.result())
-            except StopAsyncIteration:
-                return
-
-    def stop(self, name: str, wait_s: float) -> JobDetails:
-        """End a job, and wait until it has ended or `wait_s` have passed.
-
-        Raises:
-            ValueError: when there is no such job.
-        """
-        self.info(name)
-        self._client.stop_job(name)
-        deadline = time.monotonic() + wait_s
-        while not (job := self.info(name)).status.is_terminal() and time.monotonic() < deadline:
-            time.sleep(0.5)
-        return job
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error: Ray's messages end with the reason, after the server's traceback."""
+    lines = [line for line in str(error).strip().rstrip(".").splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else type(error).__name__

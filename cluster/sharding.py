@@ -1,7 +1,7 @@
-"""`deepspeed:` and `fsdp_config:` as plain dicts: what the trainer's arguments take, and what is wrong with them.
+"""`deepspeed:` and `fsdp_config:` as plain dicts: the trainer's arguments, and their checks.
 
-A stage is named (`deepspeed: zero2`), or given as DeepSpeed writes it: a JSON file or a mapping. What follows from other keys
-of a recipe (batch sizes, clipping, precision, the optimizer) is left to them as "auto".
+A stage is named (`deepspeed: zero2`), or configured in DeepSpeed's format: a JSON file or a mapping. Values that follow from
+other keys of a recipe (batch sizes, clipping, precision, the optimizer) are "auto".
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
-if TYPE_CHECKING:
-    from cluster.config import ClusterKeys, FsdpConfig
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 __all__ = [
     "STAGES",
+    "ClusterSection",
+    "FsdpConfig",
     "Sharding",
     "find_problems",
     "is_own",
@@ -29,7 +30,7 @@ __all__ = [
 
 Sharding = Literal["zero1", "zero2", "zero3", "fsdp2"]
 STAGES = ("zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload")
-"""Names that `deepspeed:` takes."""
+"""Stages that `deepspeed:` accepts."""
 FOLLOWING: dict[str, Any] = {
     "train_batch_size": "auto",
     "train_micro_batch_size_per_gpu": "auto",
@@ -37,18 +38,18 @@ FOLLOWING: dict[str, Any] = {
     "gradient_clipping": "auto",
     "bf16": {"enabled": "auto"},
     "fp16": {"enabled": "auto"},
-    # The recipe's optimizer is torch's own: DeepSpeed asks to be told that this is meant, also where its state is offloaded.
+    # The recipe's optimizer is torch's: DeepSpeed requires it to be allowed, also where its state is offloaded.
     "zero_allow_untested_optimizer": True,
     "zero_force_ds_cpu_optimizer": False,
 }
-"""What a mapping that doesn't say otherwise gets."""
+"""Defaults of a mapping."""
 DERIVED = {
     "train_batch_size": "micro_batch_size and gradient_accumulation_steps",
     "train_micro_batch_size_per_gpu": "micro_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
     "gradient_clipping": "max_grad_norm",
 }
-"""Keys of DeepSpeed's that keys of the recipe decide."""
+"""DeepSpeed keys -> the recipe's keys that determine them."""
 KNOWN = {
     *FOLLOWING,
     *DERIVED,
@@ -57,10 +58,10 @@ KNOWN = {
     *("dump_state", "flops_profiler", "log_level", "memory_breakdown", "steps_per_print", "wall_clock_breakdown"),
     *("tensorboard", "csv_monitor", "wandb", "timers", "disable_python_gc", "gradient_allreduce_op"),
 }
-"""Keys of DeepSpeed's that mean something here; DeepSpeed itself passes over those that it doesn't know."""
+"""DeepSpeed keys that have an effect here; DeepSpeed itself ignores unknown ones."""
 STEPPED_AT_ONCE = 4_000_000
-"""Weights of a worker that ZeRO-3's optimizer steps at a time. It copies their gradients first: DeepSpeed's own number, 10^9,
-means a copy of all gradients for most models."""
+"""Weights of a worker that ZeRO-3's optimizer updates at a time. It copies their gradients first: with DeepSpeed's default,
+10^9, that is a copy of all gradients for most models."""
 FSDP_ARGUMENTS = {
     "activation_checkpointing": "activation_checkpointing",
     "offload_params": "cpu_offload",
@@ -70,11 +71,50 @@ FSDP_ARGUMENTS = {
     "min_num_params": "min_num_params",
     "reshard_after_forward": "reshard_after_forward",
 }
-"""Axolotl's key -> that of the `fsdp_config` of transformers' arguments."""
+"""Axolotl's key -> key of `fsdp_config` in transformers' arguments."""
 
 
-def sharding_of(cfg: ClusterKeys) -> Sharding | None:
-    """What is divided among the workers, as `find_problems` has found right; None under DDP, where nothing is."""
+class ClusterSection(BaseModel):
+    """A section of this package's keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FsdpConfig(ClusterSection):
+    """The `fsdp_config:` section, by Axolotl's keys."""
+
+    fsdp_version: int = Field(2, description="2; version 1 is not supported.")
+    activation_checkpointing: bool | None = Field(None, description="Recompute activations of wrapped layers.")
+    offload_params: bool | None = Field(None, description="Keep parameters and gradients in host memory.")
+    cpu_ram_efficient_loading: bool | None = Field(None, description="Only rank 0 loads the weights.")
+    cpu_offload_pin_memory: bool | None = Field(None, description="Pin host memory for offloading.")
+    state_dict_type: Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT"] | None = Field(None, description="Checkpoints.")
+    final_state_dict_type: Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT"] | None = Field(None, description="Result.")
+    auto_wrap_policy: Literal["TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP"] | None = Field(None, description="Wrapping.")
+    transformer_layer_cls_to_wrap: str | None = Field(None, description="Layer class that is wrapped.")
+    min_num_params: PositiveInt | None = Field(None, description="Smallest module that SIZE_BASED_WRAP wraps.")
+    reshard_after_forward: bool | None = Field(None, description="Free gathered parameters after the forward.")
+    mixed_precision_policy: str | None = Field(None, description="Precision of parameters and reductions.")
+
+
+class ShardedConfig(Protocol):
+    """The part of a config that determines how its model is sharded."""
+
+    @property
+    def deepspeed(self) -> str | dict[str, Any] | None: ...
+
+    @property
+    def fsdp_config(self) -> FsdpConfig | None: ...
+
+    @property
+    def num_workers(self) -> int: ...
+
+    @property
+    def min_workers(self) -> int: ...
+
+
+def sharding_of(cfg: ShardedConfig) -> Sharding | None:
+    """Return how the model of a valid config is sharded; None under DDP."""
     if cfg.fsdp_config is not None:
         return "fsdp2"
     if cfg.deepspeed is None:
@@ -82,8 +122,8 @@ def sharding_of(cfg: ClusterKeys) -> Sharding | None:
     return f"zero{zero_stage(_read(cfg.deepspeed))}"  # type: ignore[return-value]
 
 
-def sharding_arguments(cfg: ClusterKeys) -> dict[str, Any]:
-    """Further arguments of the trainer's arguments: `deepspeed`, or `fsdp` and `fsdp_config`; none under DDP."""
+def sharding_arguments(cfg: ShardedConfig) -> dict[str, Any]:
+    """Return additional training arguments: `deepspeed`, or `fsdp` and `fsdp_config`; none under DDP."""
     if cfg.fsdp_config is not None:
         return {"fsdp": True, "fsdp_config": _fsdp_arguments(cfg.fsdp_config)}
     if cfg.deepspeed is None:
@@ -91,27 +131,28 @@ def sharding_arguments(cfg: ClusterKeys) -> dict[str, Any]:
     return {"deepspeed": {**copy.deepcopy(FOLLOWING), **_read(cfg.deepspeed)}}
 
 
-def precision_asked(cfg: ClusterKeys) -> dict[str, bool]:
-    """What DeepSpeed's own config says of `bf16` and `fp16`, where it doesn't leave them to the recipe."""
+def precision_asked(cfg: ShardedConfig) -> dict[str, bool]:
+    """Return `bf16` and `fp16` of the DeepSpeed config, without those that are "auto"."""
     config = _read(cfg.deepspeed) if cfg.deepspeed is not None else {}
     sections = {name: config[name] for name in ("bf16", "fp16") if isinstance(config.get(name), Mapping)}
     return {name: section["enabled"] for name, section in sections.items() if section.get("enabled", "auto") != "auto"}
 
 
-def is_own(cfg: ClusterKeys) -> bool:
-    """Whether the recipe brings something that only DeepSpeed, or the model, can tell whether it is right."""
+def is_own(cfg: ShardedConfig) -> bool:
+    """Return whether the recipe has a custom sharding config, which only DeepSpeed or the model can validate."""
     if cfg.fsdp_config is not None:
         return cfg.fsdp_config.transformer_layer_cls_to_wrap is not None
+    # Named stages need no check; that of other configs imports DeepSpeed.
     return cfg.deepspeed is not None and cfg.deepspeed not in STAGES
 
 
 def zero_stage(config: Mapping[str, Any]) -> int:
-    """The stage of a config of DeepSpeed's."""
+    """Return the ZeRO stage of a DeepSpeed config."""
     return config["zero_optimization"]["stage"]
 
 
-def find_problems(cfg: ClusterKeys) -> Iterator[tuple[str, str]]:
-    """Yield (path, message) for what is wrong with the two keys themselves."""
+def find_problems(cfg: ShardedConfig) -> Iterator[tuple[str, str]]:
+    """Yield (path, message) for every problem of the two keys."""
     if cfg.deepspeed is None and cfg.fsdp_config is None:
         return
     if cfg.deepspeed is not None and cfg.fsdp_config is not None:
@@ -128,18 +169,20 @@ def find_problems(cfg: ClusterKeys) -> Iterator[tuple[str, str]]:
 
 
 def _preset(name: str) -> dict[str, Any]:
-    """The config of a named stage: pieces of hidden_size squared are exchanged at a time, computing goes on meanwhile."""
+    """Return the config of a named stage: buckets of hidden_size squared, communication overlapped with computation."""
     stage = int(name.removesuffix("_offload").removeprefix("zero"))
     zero: dict[str, Any] = {
         "stage": stage,
         "overlap_comm": True,
         "contiguous_gradients": True,
+        # transformers fills such values in from the model's hidden_size.
         "reduce_bucket_size": "auto",
     }
     if stage == 3:
         zero["sub_group_size"] = STEPPED_AT_ONCE
         zero["stage3_prefetch_bucket_size"] = "auto"
         zero["stage3_param_persistence_threshold"] = "auto"
+        # Without it accelerate refuses to gather the weights of a partitioned model, which is saved whole.
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     if name.endswith("_offload"):
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
@@ -149,10 +192,10 @@ def _preset(name: str) -> dict[str, Any]:
 
 
 def _read(value: str | Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping that `deepspeed:` stands for.
+    """Return the DeepSpeed config that `deepspeed:` stands for.
 
     Raises:
-        ValueError: for a name that is no stage and no file, or a file that holds no mapping.
+        ValueError: for a name that is neither a stage nor a file, or a file that holds no mapping.
     """
     if isinstance(value, Mapping):
         return copy.deepcopy(dict(value))
@@ -203,8 +246,8 @@ def _deepspeed_problems(value: str | Mapping[str, Any]) -> Iterator[tuple[str, s
 
 
 def _fsdp_arguments(config: FsdpConfig) -> dict[str, Any]:
-    given = {argument: getattr(config, name) for name, argument in FSDP_ARGUMENTS.items()}
-    return {"version": 2, **{name: value for name, value in given.items() if value is not None}}
+    values = {argument: getattr(config, name) for name, argument in FSDP_ARGUMENTS.items()}
+    return {"version": 2, **{name: value for name, value in values.items() if value is not None}}
 
 
 def _fsdp_problems(config: FsdpConfig) -> Iterator[tuple[str, str]]:
@@ -226,10 +269,10 @@ def _fsdp_problems(config: FsdpConfig) -> Iterator[tuple[str, str]]:
         yield "fsdp_config.cpu_ram_efficient_loading", "is not supported: every worker loads the weights; remove it"
     if config.cpu_offload_pin_memory is False:
         yield "fsdp_config.cpu_offload_pin_memory", "is not supported: offloaded weights are pinned; remove it"
-    if config.auto_wrap_policy == "SIZE_BASED_WRAP" and config.min_num_params is None:
-        yield "fsdp_config.auto_wrap_policy", "SIZE_BASED_WRAP needs fsdp_config.min_num_params"
-    if config.auto_wrap_policy != "SIZE_BASED_WRAP" and config.min_num_params is not None:
+    if config.auto_wrap_policy == "SIZE_BASED_WRAP":
         yield (
-            "fsdp_config.min_num_params",
-            "has no effect without auto_wrap_policy: SIZE_BASED_WRAP; remove it",
+            "fsdp_config.auto_wrap_policy",
+            "SIZE_BASED_WRAP isn't supported: models are wrapped by layer; write TRANSFORMER_BASED_WRAP, or remove it",
         )
+    if config.min_num_params is not None:
+        yield "fsdp_config.min_num_params", "belongs to SIZE_BASED_WRAP, which isn't supported; remove it"

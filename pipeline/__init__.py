@@ -1,25 +1,60 @@
-"""How it flows: config, data, training on Ray, commands. The only package that composes the others."""
+"""Config, data, training on Ray, commands. The only package that composes the others."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from strategies.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from pipeline.api import train, tune
     from pipeline.config import RunConfig, load_config
     from pipeline.conversion import Converted, convert
-    from pipeline.data import Prepared, prepare, register_dataset_type
+    from pipeline.data.preparation import prepare
     from pipeline.data.preview import preview
+    from pipeline.data.store import Prepared
+    from pipeline.data.transforms.registry import register_dataset_type
     from pipeline.doctor.examination import examine
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.generate import Answers, generate
+    from pipeline.evaluation.generate_on_ray import SamplingOptions
     from pipeline.evaluation.result import Evaluation
-    from pipeline.jobs.handle import Job, submit
-    from pipeline.merging.merge import MergeResult, merge
-    from pipeline.reference import Scores, score
-    from pipeline.report.writing import write_report
-    from pipeline.training.driver import TrainResult, load_run, train
-    from pipeline.tuning.sweep import SweepResult, tune
+    from pipeline.jobs.job import Job
+    from pipeline.jobs.submission import submit
+    from pipeline.merging.merge import merge
+    from pipeline.merging.result import MergeResult
+    from pipeline.reference.score_store import Scores
+    from pipeline.reference.scoring import score
+    from pipeline.report.write import write_report
+    from pipeline.runs.result import TrainResult, load_run
+    from pipeline.tuning.sweep import SweepResult
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "pipeline.api": "train tune",
+            "pipeline.config": "RunConfig load_config",
+            "pipeline.conversion": "Converted convert",
+            "pipeline.data.preparation": "prepare",
+            "pipeline.data.store": "Prepared",
+            "pipeline.data.transforms.registry": "register_dataset_type",
+            "pipeline.data.preview": "preview",
+            "pipeline.doctor.examination": "examine",
+            "pipeline.evaluation.evaluate": "evaluate",
+            "pipeline.evaluation.generate": "Answers generate",
+            "pipeline.evaluation.generate_on_ray": "SamplingOptions",
+            "pipeline.evaluation.result": "Evaluation",
+            "pipeline.jobs.job": "Job",
+            "pipeline.jobs.submission": "submit",
+            "pipeline.merging.merge": "merge",
+            "pipeline.merging.result": "MergeResult",
+            "pipeline.reference.score_store": "Scores",
+            "pipeline.reference.scoring": "score",
+            "pipeline.report.write": "write_report",
+            "pipeline.runs.result": "TrainResult load_run",
+            "pipeline.tuning.sweep": "SweepResult",
+        },
+    )
 
 __all__ = [
     "Answers",
@@ -49,41 +84,3 @@ __all__ = [
     "tune",
     "write_report",
 ]
-
-_EXPORTS = {
-    "Answers": "pipeline.evaluation.generate",
-    "Converted": "pipeline.conversion",
-    "Evaluation": "pipeline.evaluation.result",
-    "Job": "pipeline.jobs.handle",
-    "MergeResult": "pipeline.merging.merge",
-    "Prepared": "pipeline.data",
-    "RunConfig": "pipeline.config",
-    "SamplingOptions": "pipeline.evaluation.answering",
-    "Scores": "pipeline.reference",
-    "SweepResult": "pipeline.tuning.sweep",
-    "TrainResult": "pipeline.training.driver",
-    "convert": "pipeline.conversion",
-    "evaluate": "pipeline.evaluation.evaluate",
-    "examine": "pipeline.doctor.examination",
-    "generate": "pipeline.evaluation.generate",
-    "load_config": "pipeline.config",
-    "load_run": "pipeline.training.driver",
-    "merge": "pipeline.merging.merge",
-    "prepare": "pipeline.data",
-    "preview": "pipeline.data.preview",
-    "register_dataset_type": "pipeline.data",
-    "score": "pipeline.reference",
-    "submit": "pipeline.jobs.handle",
-    "train": "pipeline.training.driver",
-    "tune": "pipeline.tuning.sweep",
-    "write_report": "pipeline.report.writing",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import the public names on first use, so that the config loads without torch and ray."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
-    globals()[name] = value
-    return value

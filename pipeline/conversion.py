@@ -1,4 +1,4 @@
-"""A recipe of another tool as one of ours, with what was changed beside it."""
+"""Conversion of other tools' recipes into ours, with each change noted beside it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Converted", "convert"]
 class Converted:
     """A recipe in our keys.
 
-    `problems` are (path, message) of what can't be taken over, which is in `values` all the same.
+    `problems` are (path, message) of keys that can't be converted; `values` contains them nevertheless.
     """
 
     tool: str
@@ -33,7 +33,7 @@ class Converted:
 
     @property
     def text(self) -> str:
-        """YAML: a comment beside each key that was written otherwise, and lines of comment for those that were left out."""
+        """YAML with a comment beside each key that was changed, and comment lines for those that were left out."""
         origins: dict[str, list[str]] = {}
         for change in self.changes:
             for key in change.becomes:
@@ -42,10 +42,11 @@ class Converted:
         lines = [f"# from a recipe of {self.tool}'s"]
         lines += [_comment(f"to be settled: {path}: {message}") for path, message in self.problems]
         for key, value in self.values.items():
+            # One key at a time, to put a comment beside it; unlimited width keeps a value on the comment's line.
             dumped = yaml.dump({key: value}, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=float("inf"))
             first, *rest = dumped.rstrip("\n").split("\n")
             comment = _comment("; ".join(origins.get(key, [])))
-            if comment and isinstance(value, str) and rest:  # a text of several lines, within which a comment would be text
+            if comment and isinstance(value, str) and rest:  # in a block of several lines the comment would become text
                 lines += [comment, first, *rest]
             else:
                 lines += [f"{first}  {comment}" if comment else first, *rest]
@@ -61,30 +62,33 @@ class Converted:
 
 
 def convert(recipe: str | Path, rl: str | None = None) -> Converted:
-    """Read a recipe of Axolotl's, TRL's (`trl dpo --config`), the alignment-handbook's or LLaMA-Factory's.
+    """Convert a recipe of Axolotl, TRL (`trl dpo --config`), the alignment-handbook or LLaMA-Factory.
 
     Args:
         recipe: a YAML file.
-        rl: the method, where the file doesn't say it, as TRL's don't; by its arguments, else dpo, when None.
+        rl: the method of a file without one, such as TRL's; when None, inferred from its arguments, else dpo.
 
     Raises:
-        UserError: for a file that can't be read, or that is no training on preferences.
+        UserError: for a file that can't be read, or that doesn't train on preferences.
     """
-    given = read_yaml(Path(recipe))
-    tool = tool_of(given)
+    source = read_yaml(Path(recipe))
+    tool = tool_of(source)
     if tool == "Axolotl":
-        if rl is not None and given.get("rl") != rl:
-            raise UserError(f"--rl: got {rl}, and the recipe says {given.get('rl')}; leave it out")
-        made = Translation(dict(given), [], [])
+        if rl is not None and source.get("rl") != rl:
+            raise UserError(f"--rl: got {rl}, and the recipe says {source.get('rl')}; leave it out")
+        # Axolotl's keys are ours; `translated` below does the rest.
+        translation = Translation(dict(source), [], [])
     else:
-        made = translate(given, tool, rl)
-    values, more = translated(made.values, RunConfig)
-    problems = (*made.problems, *_problems(values, str(recipe)))
-    return Converted(tool, values, (*made.changes, *more), problems)
+        translation = translate(source, tool, rl)
+    # For all tools: a translated recipe may still hold keys of Axolotl's.
+    values, changes = translated(translation.values, RunConfig)
+    problems = (*translation.problems, *_problems(values, str(recipe)))
+    return Converted(tool, values, (*translation.changes, *changes), problems)
 
 
 def _problems(values: Mapping[str, Any], origin: str) -> list[tuple[str, str]]:
     try:
+        # Only for its problems; the recipe is written as it was translated, without defaults.
         parse_config(values, origin)
     except ConfigError as error:
         return error.problems
@@ -92,12 +96,12 @@ def _problems(values: Mapping[str, Any], origin: str) -> list[tuple[str, str]]:
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Writes what stands in two places twice, without anchors."""
+    """YAML dumper that repeats shared values instead of writing anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def _comment(text: str) -> str:
-    """A comment of one line; "" for none."""
+    """Format a text as a comment of one line; "" for an empty text."""
     return f"# {' '.join(text.split())}" if text else ""

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: shown as they are, without a traceback, exit status 2."""
+"""Errors with messages for users: shown without a traceback; a `UserError` ends with exit status 2."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ __all__ = ["ConfigError", "JobEnded", "RunCancelled", "RunFailed", "RunStopped",
 
 
 class UserError(ValueError):
-    """Something given is wrong; the message says what was given, what is allowed, and what to do."""
+    """Invalid input; the message states what was given, what is allowed, and what to do."""
 
 
 class ConfigError(UserError):
-    """The config is wrong; `problems` holds every (path, message)."""
+    """Invalid config; `problems` holds every (path, message)."""
 
     def __init__(self, origin: str, problems: list[tuple[str, str]]) -> None:
         self.problems = problems
@@ -19,7 +19,7 @@ class ConfigError(UserError):
 
 
 class JobEnded(RuntimeError):
-    """A job that was followed didn't end well."""
+    """A followed job has failed or was stopped."""
 
     def __init__(self, message: str, status: int) -> None:
         self.status = status
@@ -28,12 +28,12 @@ class JobEnded(RuntimeError):
 
 
 class RunFailed(RuntimeError):
-    """A run ended although nothing was wrong with what was asked; says what happened and what remains."""
+    """A run with valid input failed; the message states what happened and what remains."""
 
 
 class RunCancelled(RuntimeError):
-    """A run was ended by who started it; its workers are gone, its complete checkpoints stay."""
+    """A run was cancelled by its caller; its workers have ended, its complete checkpoints stay."""
 
 
 class RunStopped(RuntimeError):
-    """A run ended before its last step because it was told to; says what remains."""
+    """A run was stopped before its last step, by a signal; the message states what remains."""

@@ -1,26 +1,52 @@
-"""What is optimised: strategies, builder, trainer, mixins. Imports neither ray nor pipeline nor cluster."""
+"""Preference optimisation: strategies, builder, trainers, losses. Imports neither ray nor pipeline nor cluster."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from strategies.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from strategies.base import PairStrategy, Strategy
     from strategies.builder import HFRLTrainerBuilder
-    from strategies.dpo import DPOStrategy
-    from strategies.grpo import GRPOStrategy
-    from strategies.ipo import IPOStrategy
+    from strategies.callbacks import register_callback
     from strategies.keys import Keys, key
-    from strategies.kto import KTOStrategy
-    from strategies.orpo import ORPOStrategy
+    from strategies.losses.table import register_loss
+    from strategies.methods.base import PairStrategy, Strategy
+    from strategies.methods.dpo import DPOStrategy
+    from strategies.methods.grpo import GRPOStrategy
+    from strategies.methods.ipo import IPOStrategy
+    from strategies.methods.kto import KTOStrategy
+    from strategies.methods.orpo import ORPOStrategy
+    from strategies.methods.registry import register_strategy
+    from strategies.methods.simpo import SimPOStrategy
     from strategies.plugins import load_plugins
-    from strategies.registering import register_callback, register_loss, register_strategy
-    from strategies.simpo import SimPOStrategy
     from strategies.trainers.grpo import AxolotlGRPOTrainer
     from strategies.trainers.kto import AxolotlKTOTrainer
     from strategies.trainers.pair import AxolotlDPOTrainer
     from strategies.training import TrainDatasetMeta, train
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "strategies.builder": "HFRLTrainerBuilder",
+            "strategies.callbacks": "register_callback",
+            "strategies.keys": "Keys key",
+            "strategies.losses.table": "register_loss",
+            "strategies.methods.base": "PairStrategy Strategy",
+            "strategies.methods.dpo": "DPOStrategy",
+            "strategies.methods.grpo": "GRPOStrategy",
+            "strategies.methods.ipo": "IPOStrategy",
+            "strategies.methods.kto": "KTOStrategy",
+            "strategies.methods.orpo": "ORPOStrategy",
+            "strategies.methods.registry": "register_strategy",
+            "strategies.methods.simpo": "SimPOStrategy",
+            "strategies.plugins": "load_plugins",
+            "strategies.trainers.grpo": "AxolotlGRPOTrainer",
+            "strategies.trainers.kto": "AxolotlKTOTrainer",
+            "strategies.trainers.pair": "AxolotlDPOTrainer",
+            "strategies.training": "TrainDatasetMeta train",
+        },
+    )
 
 __all__ = [
     "AxolotlDPOTrainer",
@@ -44,35 +70,3 @@ __all__ = [
     "register_strategy",
     "train",
 ]
-
-_EXPORTS = {
-    "AxolotlDPOTrainer": "strategies.trainers.pair",
-    "AxolotlGRPOTrainer": "strategies.trainers.grpo",
-    "AxolotlKTOTrainer": "strategies.trainers.kto",
-    "DPOStrategy": "strategies.dpo",
-    "GRPOStrategy": "strategies.grpo",
-    "HFRLTrainerBuilder": "strategies.builder",
-    "IPOStrategy": "strategies.ipo",
-    "KTOStrategy": "strategies.kto",
-    "Keys": "strategies.keys",
-    "ORPOStrategy": "strategies.orpo",
-    "PairStrategy": "strategies.base",
-    "SimPOStrategy": "strategies.simpo",
-    "Strategy": "strategies.base",
-    "TrainDatasetMeta": "strategies.training",
-    "key": "strategies.keys",
-    "load_plugins": "strategies.plugins",
-    "register_callback": "strategies.registering",
-    "register_loss": "strategies.registering",
-    "register_strategy": "strategies.registering",
-    "train": "strategies.training",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import the public names on first use, so that the schema loads without torch."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'strategies' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
-    globals()[name] = value
-    return value

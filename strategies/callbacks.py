@@ -1,54 +1,58 @@
-"""Observers of a run."""
+"""Callbacks that plugins add to every run. Loads without torch."""
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from strategies.outside import OutsideError, RegistrationError, described, name_of, record_registration
 
-from strategies.errors import OutsideError
-from strategies.registering import CALLBACKS, described
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
-__all__ = ["StepTimer", "registered_callbacks"]
+__all__ = ["register_callback", "registered_callbacks"]
+
+CALLBACKS: dict[str, Callable[..., Any]] = {}
+"""Module and name -> callback class, or factory that takes the config."""
 
 
-class StepTimer(TrainerCallback):
-    """Adds up the seconds spent in training steps, so that throughput doesn't count evaluation and saving."""
+def register_callback(callback: Callable[..., Any]) -> Any:
+    """Add a callback to every run, in each of its workers; a decorator.
 
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._started: float | None = None
+    Args:
+        callback: a class of `transformers.TrainerCallback`, which is called without arguments; or a function of the config
+            that returns such a callback, or None to add none to a run.
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop the clock."""
-        if self._started is not None:
-            self._seconds += time.perf_counter() - self._started
-            self._started = None
-
-    def take(self) -> float:
-        """Return the seconds since the last call, and start again at 0."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
+    Raises:
+        RegistrationError: for anything else.
+    """
+    # Names distinguish callbacks, and all lambdas of a module have the same one.
+    if not callable(callback) or getattr(callback, "__name__", "<lambda>") == "<lambda>":
+        raise RegistrationError(
+            f"callback {callback!r}: give a class of TrainerCallback, or a function (cfg) -> TrainerCallback that has a name"
+        )
+    record_registration()
+    # A reloaded module replaces its callback, instead of adding a second one.
+    CALLBACKS[name_of(callback)] = callback
+    return callback
 
 
 def registered_callbacks(cfg: Any) -> list[TrainerCallback]:
-    """The callbacks that plugins have registered, as this run wants them.
+    """Create the callbacks that plugins have registered, for one run.
 
     Raises:
-        OutsideError: for a function that fails, or returns something else.
+        OutsideError: for a function that fails, or returns anything else.
     """
-    found = []
+    from transformers import TrainerCallback
+
+    callbacks = []
     for name, make in CALLBACKS.items():
         try:
+            # For each run again, as callbacks have state.
             callback = make() if isinstance(make, type) else make(cfg)
         except Exception as error:
             raise OutsideError(described(f"callback {name!r}", make, error)) from error
         if callback is not None and not isinstance(callback, TrainerCallback):
             raise OutsideError(f"callback {name!r}: must be a TrainerCallback or None, got {type(callback).__name__}")
-        found += [] if callback is None else [callback]
-    return found
+        callbacks += [] if callback is None else [callback]
+    return callbacks

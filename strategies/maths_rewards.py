@@ -1,4 +1,4 @@
-"""Rewards of maths problems with a number for an answer; pure functions, for `trl.reward_funcs`."""
+"""Rewards of maths problems with numeric answers; pure functions, for `trl.reward_funcs`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 
 __all__ = ["final_number"]
 
+# An integer with separators, a decimal part (`.5`), or both, without the full stop of a sentence; it may match nothing.
 MARKED = re.compile(r"####\s*\$?\s*(-?(?:\d[\d,]*)?(?:\.?\d+)?)")
 
 
 def final_number(completions: list[Any], answer: list[str], **columns: Any) -> list[float | None]:
-    """1 where a completion ends with the right number, else 0: the one after its last `####`, as GSM8K writes its answers.
+    """Return 1 for a completion with the right number after its last `####` (the format of GSM8K), else 0.
 
     `1,200`, `$1200` and `1200.00` are the same number. A completion without `####` has no answer.
 
     Args:
-        completions: text, or messages of which the last one counts; one entry per completion.
-        answer: the row's column of that name, with the right number after its last `####` (GSM8K, arXiv 2110.14168).
+        completions: text, or messages of which the last one is used; one entry per completion.
+        answer: the rows' column of that name, with the right number after the last `####` (GSM8K, arXiv 2110.14168).
 
     Returns:
-        One reward per completion; None, which leaves the completion out, where `answer` has no number.
+        One reward per completion; None, which excludes the completion, if `answer` has no number.
     """
     rewards: list[float | None] = []
     for completion, solution in zip(completions, answer, strict=True):
@@ -35,6 +36,8 @@ def _text(completion: Any) -> str:
 
 
 def _marked_number(text: str) -> Decimal | None:
-    """The number after the last mark."""
-    found = [number for number in MARKED.findall(text) if any(character.isdigit() for character in number)]
-    return Decimal(found[-1].replace(",", "")) if found else None
+    """Return the number after the last mark, or None."""
+    # Headings of Markdown have the mark too, without a number.
+    numbers = [number for number in MARKED.findall(text) if any(character.isdigit() for character in number)]
+    # Decimal, for which 1200 and 1200.00 are equal without rounding.
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None

@@ -1,4 +1,4 @@
-"""Metrics as sums and counts, so that they can be added up over forwards and ranks."""
+"""Metrics as sums and counts, which can be added over forwards and ranks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ MetricSums = dict[str, tuple[Tensor, Tensor]]
 
 
 def gather_means(accelerator: Any, sums: MetricSums) -> tuple[dict[str, float], dict[str, float]]:
-    """Add up over ranks in one collective; returns the means and the sums, by name.
+    """Sum over ranks in one collective; return the means and the sums, by name.
 
-    A metric that nothing counted towards has no mean.
+    A metric with count 0 has no mean.
     """
+    # float64, in which counts of tokens are exact.
     flat = torch.stack([value.double() for pair in sums.values() for value in pair])
     added = accelerator.gather(flat.unsqueeze(0)).sum(dim=0).tolist()
     triples = list(zip(sums, added[::2], added[1::2], strict=True))

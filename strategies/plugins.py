@@ -1,7 +1,7 @@
-"""Modules from outside that register losses, strategies, callbacks and dataset types. Loads without torch.
+"""Plugins: external modules that register losses, strategies, callbacks and dataset types. Loads without torch.
 
 They are named by `plugins:` in a config, or by installed packages as entry points of the group `prefray.plugins`. They must be
-loaded in every process that looks one of their names up: where a config is read, and where it is unpickled.
+loaded in every process that looks up their names: where a config is read, and where it is unpickled.
 """
 
 from __future__ import annotations
@@ -9,34 +9,41 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from strategies.errors import OutsideError
-from strategies.keys import Keys, key
-from strategies.registering import RegistrationError, registrations
+from strategies.outside import OutsideError, RegistrationError, registrations
 
-__all__ = ["GROUP", "PluginError", "PluginKeys", "Plugins", "load_plugins"]
+__all__ = ["GROUP", "PluginError", "Plugins", "installed_plugins_only", "load_plugins"]
 
 GROUP = "prefray.plugins"
 """Group of entry points; the value of each is a module."""
 
-_LOADED: dict[str, frozenset[tuple[str, int, int]]] = {}
-"""Module -> its files when it was imported, with their times of change and sizes."""
+_LOADED: dict[str, bytes | None] = {}
+"""Module -> content of its file when it was imported; None for one without a file."""
 _FOLDERS: list[str] = []
-"""Where modules of this run have been looked for, besides among the installed ones."""
+"""Folders searched for this run's modules, besides installed packages."""
 
 
-class PluginKeys(Keys):
-    """Code of the user's own."""
+_NAMED_TOO = ContextVar("_NAMED_TOO", default=True)
+"""Whether modules named by a config are loaded."""
 
-    plugins: list[str] | None = key(
-        "Modules, also of the current directory, that register losses, strategies, dataset types or callbacks."
-    )
+
+@contextmanager
+def installed_plugins_only() -> Iterator[None]:
+    """Context in which no module named by a config is loaded, for inspecting configs that are not trusted."""
+    token = _NAMED_TOO.set(False)
+    try:
+        yield
+    finally:
+        _NAMED_TOO.reset(token)
 
 
 class PluginError(OutsideError):
@@ -44,7 +51,7 @@ class PluginError(OutsideError):
 
     def __init__(self, path: str, problem: str) -> None:
         self.path, self.problem = path, problem
-        super().__init__(path, problem)  # from which it is made again in another process
+        super().__init__(path, problem)  # as unpickling calls it
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}" if self.path else self.problem
@@ -52,33 +59,34 @@ class PluginError(OutsideError):
 
 @dataclass(frozen=True)
 class Plugins:
-    """The plugins of a run, as another process is told of them."""
+    """The plugins of a run, for other processes to load."""
 
     modules: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
-    """Where they may lie, beside the places of installed packages."""
+    """Search folders besides installed packages."""
 
     @classmethod
     def of(cls, cfg: Any) -> Plugins:
-        """Those of a config that was read in this process, or came to it."""
+        """Return the plugins of a config that was read or unpickled in this process."""
         return cls(tuple(getattr(cfg, "plugins", None) or ()), tuple(_FOLDERS))
 
     def load(self) -> None:
-        """As `load_plugins`."""
+        """Load them, as `load_plugins`."""
         load_plugins(self.modules, self.folders)
 
 
 def load_plugins(modules: Sequence[str] = (), folders: Sequence[str] = ()) -> None:
-    """Import installed plugins and these modules. One whose file has changed since it was imported is imported anew.
+    """Import installed plugins and these modules; within `installed_plugins_only`, `modules` are not loaded.
 
     Args:
         modules: dotted names.
-        folders: where modules may lie besides; the current directory when there are none. They are put at the end of
-            `sys.path`, where installed packages come first, and stay there.
+        folders: additional search folders; the current directory if empty. They are appended to `sys.path` permanently, so
+            that installed packages come first.
 
     Raises:
-        PluginError: for a module that can't be imported, or registers nothing.
+        PluginError: for a module that can't be imported, registers nothing, or whose file has changed since it was imported.
     """
+    modules = modules if _NAMED_TOO.get() else ()
     if modules:
         for folder in folders or [str(Path.cwd())]:
             _add_folder(folder)
@@ -97,9 +105,10 @@ def _add_folder(folder: str) -> None:
         sys.path.append(folder)
 
 
+# Cached per path, as it reads the metadata of every installed package.
 @cache
 def _installed(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Entry points that can be found on a `sys.path`, by name."""
+    """Return the entry points found on a `sys.path`, sorted by name."""
     return tuple(sorted(entry_points(group=GROUP), key=lambda point: point.name))
 
 
@@ -113,56 +122,50 @@ def _check_name(name: str, path: str) -> None:
 
 
 def _load(name: str, path: str, whose: str, remedy: str) -> None:
-    """Import a module that registers something, unless it is here as its files say.
+    """Import a plugin, unless it is loaded.
 
     Args:
-        path: key that names it.
-        whose: says where it comes from, where no key does.
-        remedy: what to do when it isn't found.
+        path: config key that names it.
+        whose: its origin, if no key names it.
+        remedy: of a failed import.
     """
-    if name in _LOADED and name in sys.modules and _LOADED[name] <= _files(name):  # others may have been imported since
+    if name in _LOADED and name in sys.modules:
+        # Not reloaded: objects of the former version would stay in use wherever they were imported.
+        if _LOADED[name] != _content(sys.modules[name]):
+            problem = f"{name} has changed since it was imported; restart Python (in a notebook: the kernel) to use the new one"
+            raise PluginError(path, f"{whose}{problem}")
         return
-    if name in _LOADED:
-        _drop(name)
     is_new, before = name not in sys.modules, registrations()
     importlib.invalidate_caches()  # it may have been written a moment ago
     try:
-        importlib.import_module(name)
+        module = importlib.import_module(name)
     except ImportError as error:
         raise PluginError(path, f"{whose}can't import {name}: {error}{remedy}") from error
     except RegistrationError as error:
         raise PluginError(path, f"{whose}{name}: {error}") from error
+    # SystemExit: a script without a main guard must not end the process in silence.
     except (Exception, SystemExit) as error:
         raise PluginError(path, f"{whose}{name} raised {_described(error)} when it was imported") from error
+    # A module that something else has imported already registered then.
     if is_new and registrations() == before:
-        _drop(name)
+        for part in [part for part in sys.modules if part == name or part.startswith(f"{name}.")]:
+            del sys.modules[part]  # so that the next attempt imports them again
         raise PluginError(
             path,
             f"{whose}{name} registers nothing; call strategies.register_loss, register_strategy or register_callback, or "
             "pipeline.register_dataset_type, when it is imported",
         )
-    _LOADED[name] = _files(name)
+    _LOADED[name] = _content(module)
+
+
+def _content(module: ModuleType) -> bytes | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).read_bytes() if file is not None and Path(file).is_file() else None
 
 
 def _described(error: BaseException) -> str:
     what = f"{type(error).__name__}: {error}".removesuffix(": ")
-    if isinstance(error, SyntaxError):  # says where it is
+    if isinstance(error, SyntaxError):  # its text has the line
         return what
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{what} ({frame.filename}:{frame.lineno})"
-
-
-def _parts(name: str) -> list[str]:
-    """The module and, of a package, what is in it, as far as they are imported."""
-    return [other for other in sys.modules if other == name or other.startswith(f"{name}.")]
-
-
-def _files(name: str) -> frozenset[tuple[str, int, int]]:
-    files = [getattr(sys.modules[part], "__file__", None) for part in _parts(name)]
-    found = [(file, Path(file).stat()) for file in files if file is not None and Path(file).is_file()]
-    return frozenset((file, state.st_mtime_ns, state.st_size) for file, state in found)
-
-
-def _drop(name: str) -> None:
-    for part in _parts(name):
-        del sys.modules[part]

@@ -19,35 +19,36 @@ __all__ = ["Reward", "load_reward_functions"]
 Reward = Callable[..., Any] | str
 """A function, or the folder or hub id of a reward model, which TRL loads with its tokenizer."""
 
-# What TRL passes by keyword, beside the columns of the rows.
+# TRL's keyword arguments of a reward function, besides the columns of the rows.
 PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
 def load_reward_functions(paths: Iterable[str], key: str = "trl.reward_funcs") -> list[Reward]:
-    """Return the reward of each path: `module.function`, or a reward model's folder or hub id, which stays text.
+    """Load the reward of each path: `module.function`, or a reward model's folder or hub id, which stays a string.
 
     A function is called as `function(prompts=, completions=, completion_ids=, trainer_state=, log_extra=, log_metric=,
-    **columns)`, each column a list with one entry per completion, and returns a list of floats; None leaves a completion
-    out. It may be a coroutine function.
+    **columns)`, each column a list with one entry per completion, and returns a list of floats; None excludes a
+    completion. It may be a coroutine function.
 
-    The current directory counts as a place of modules: it is put at the end of `sys.path`, where installed packages come
-    first, and stays there, since a function may import its neighbours when it is called.
+    The current directory is appended to `sys.path`, after installed packages, and stays there, since a function may import
+    neighbouring modules when it is called.
 
     Args:
-        key: of the paths, in messages.
+        key: config key of the paths, for messages.
 
     Raises:
-        ValueError: `trl.reward_funcs.0: ...`, for a path that leads to no function that can be called like this.
+        ValueError: `trl.reward_funcs.0: ...`, for a path that doesn't resolve to a function with this signature.
     """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    importlib.invalidate_caches()  # a module may have been written a moment ago
+    cwd = str(Path.cwd())
+    if cwd not in sys.path:
+        sys.path.append(cwd)
+    importlib.invalidate_caches()  # a module may have just been written
     return [_load(path, f"{key}.{index}") for index, path in enumerate(paths)]
 
 
 def _load(path: str, key: str) -> Reward:
     if "/" in path or Path(path).is_dir():
+        # A dotted path has no slash; a folder beside the recipe may have none either.
         return _reward_model(path, key)
     module_name, _, name = path.rpartition(".")
     if not module_name:
@@ -55,11 +56,11 @@ def _load(path: str, key: str) -> Reward:
     module = _import(module_name, key)
     function = getattr(module, name, None)
     if function is None:
-        raise ValueError(f"{key}: {_place(module)} has no function {name!r}; {_nearest(module, name)}")
+        raise ValueError(f"{key}: {_describe_module(module)} has no function {name!r}; {_nearest(module, name)}")
     if not callable(function):
         raise ValueError(f"{key}: {path} is no function but {type(function).__name__}")
     _check_signature(function, path, key)
-    return _guarded(function, f"{key}: {path}")
+    return _checked(function, f"{key}: {path}")
 
 
 def _reward_model(path: str, key: str) -> str:
@@ -84,7 +85,7 @@ def _import(name: str, key: str) -> ModuleType:
         ) from error
 
 
-def _place(module: ModuleType) -> str:
+def _describe_module(module: ModuleType) -> str:
     return f"{module.__name__} ({getattr(module, '__file__', None) or 'a folder without code'})"
 
 
@@ -94,45 +95,47 @@ def _nearest(module: ModuleType, name: str) -> str:
     return f"did you mean {', '.join(nearest)}?" if nearest else "it has no functions at all"
 
 
-def _guarded(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The function; what it raises, or returns in place of a number per completion, is said under its name."""
-    if inspect.iscoroutinefunction(function):
+def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Wrap the function, so that errors and wrong return values are reported under its name."""
+    # A wrapper of either kind: TRL awaits what is a coroutine function, and names metrics by `__name__`.
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 
         @functools.wraps(function)
         async def call(*, completions: list[Any], **columns: Any) -> list[float | None]:
             try:
-                found = await function(completions=completions, **columns)
+                rewards = await function(completions=completions, **columns)
             except Exception as error:
                 raise _raised(name, error) from error
-            return _numbers(found, len(completions), name)
+            return _numbers(rewards, len(completions), name)
 
         return call
 
     @functools.wraps(function)
     def call_now(*, completions: list[Any], **columns: Any) -> list[float | None]:
         try:
-            found = function(completions=completions, **columns)
+            rewards = function(completions=completions, **columns)
         except Exception as error:
             raise _raised(name, error) from error
-        return _numbers(found, len(completions), name)
+        return _numbers(rewards, len(completions), name)
 
     return call_now
 
 
 def _raised(name: str, error: Exception) -> ValueError:
-    """Whatever the user's function raises is the user's to mend, so it must say whose it is."""
+    """Return an error that names the user's function."""
     return ValueError(f"{name} raised {type(error).__name__}: {error}")
 
 
-def _numbers(found: Any, number: int, name: str) -> list[float | None]:
+def _numbers(values: Any, count: int, name: str) -> list[float | None]:
     try:
-        rewards = list(found)
+        rewards = list(values)
     except TypeError:
-        raise ValueError(f"{name} must return a list of {number} numbers, got {type(found).__name__}") from None
-    if len(rewards) != number:
-        raise ValueError(f"{name} must return one number per completion, got {len(rewards)} for {number}")
+        raise ValueError(f"{name} must return a list of {count} numbers, got {type(values).__name__}") from None
+    if len(rewards) != count:
+        raise ValueError(f"{name} must return one number per completion, got {len(rewards)} for {count}")
     for reward in rewards:
         try:
+            # NaN passes: TRL makes it of None. An infinite one spoils the mean of its group.
             infinite = reward is not None and math.isinf(float(reward))
         except (TypeError, ValueError):
             raise ValueError(f"{name} must return numbers (None where it doesn't judge), got {reward!r}") from None
@@ -144,6 +147,7 @@ def _numbers(found: Any, number: int, name: str) -> list[float | None]:
 def _check_signature(function: Callable[..., Any], path: str, key: str) -> None:
     parameters = inspect.signature(function).parameters.values()
     by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    # TRL passes everything by keyword, wanted or not.
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters) or by_name >= set(PASSED)
     needs_order = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
     if not takes_all or needs_order:

@@ -33,7 +33,7 @@ def ray_session() -> Iterator[Any]:
     """One small Ray, two CPUs, for all tests that need it."""
     import ray
 
-    from pipeline.session import LOCAL, _start, local_options
+    from pipeline.ray.session import LOCAL, _start, local_options
 
     os.environ.update({**LOCAL, **os.environ})
     options = {**local_options(), "num_cpus": 2, "log_to_driver": False, "object_store_memory": 200 << 20}

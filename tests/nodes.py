@@ -25,7 +25,11 @@ from typing import Any
 import psutil
 import requests
 
-__all__ = ["Cluster", "Node", "cluster_of"]
+from cluster.addresses import why_unreachable
+from tests.ports import unused_port
+from tests.waiting import wait_for
+
+__all__ = ["Cluster", "Node", "cluster_of", "job_server"]
 
 START_WITHIN_S = 240
 OBJECT_STORE = 100 << 20
@@ -76,6 +80,9 @@ class Cluster:
     number: int = field(default_factory=lambda: _free_number())
     nodes: list[Node] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.port, self.job_server_port = (6379, 8265) if self.has_namespaces else (unused_port(), unused_port())
+
     @property
     def outside(self) -> str:
         """An address by which every node reaches this process."""
@@ -89,7 +96,7 @@ class Cluster:
     @property
     def job_server(self) -> str:
         """Where jobs are submitted."""
-        return f"http://{self.nodes[0].address}:{8265 if self.has_namespaces else 8270 + self.number}"
+        return f"http://{self.nodes[0].address}:{self.job_server_port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -99,15 +106,15 @@ class Cluster:
     def start_head(self) -> None:
         """Start the cluster."""
         address = self._new_address()
-        port = self.job_server_port
-        words = ["--head", "--port=6379", f"--dashboard-host={address}", f"--dashboard-port={port}", "--num-cpus=0"]
-        self._start(address, words)
+        ports = [f"--port={self.port}", f"--dashboard-host={address}", f"--dashboard-port={self.job_server_port}"]
+        beside = [] if self.has_namespaces else ["--dashboard-agent-listen-port=0"]
+        self._start(address, ["--head", *ports, *beside, "--num-cpus=0"])
         self._wait_for(lambda: len(self._alive()) == 1)
 
     def add_node(self) -> Node:
         """Start a node with one CPU, and wait until the cluster knows it."""
         before = self._alive()
-        self._start(self._new_address(), [f"--address={self.nodes[0].address}:6379", "--num-cpus=1"])
+        self._start(self._new_address(), [f"--address={self.nodes[0].address}:{self.port}", "--num-cpus=1"])
         self._wait_for(lambda: len(self._alive() - before) > 0)
         return self.nodes[-1]
 
@@ -119,10 +126,6 @@ class Cluster:
             for node in self.nodes:
                 _ip("netns", "delete", str(node.namespace))
             _ip("link", "delete", self._bridge)
-
-    @property
-    def job_server_port(self) -> int:
-        return 8265 if self.has_namespaces else 8270 + self.number
 
     @property
     def _bridge(self) -> str:
@@ -247,3 +250,24 @@ def _has_namespaces() -> bool:
 
 def _ip(*words: str) -> str:
     return subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout
+
+
+@contextmanager
+def job_server(folder: Path, environment: dict[str, str], agent_port: int = 0) -> Iterator[str]:
+    """The address of the job server of a cluster of one node, on this machine beside others.
+
+    Args:
+        folder: for the files of Ray.
+        environment: of the node.
+        agent_port: where its agent, which starts the jobs, listens; 0 takes a free port.
+    """
+    dashboard = unused_port()
+    words = ["--num-cpus=2", f"--port={unused_port()}", f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1"]
+    words += [f"--dashboard-agent-listen-port={agent_port}", f"--temp-dir={folder}", "--disable-usage-stats", "--block"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *words]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+        try:
+            wait_for(lambda: why_unreachable(f"127.0.0.1:{dashboard}") is None)
+            yield f"http://127.0.0.1:{dashboard}"
+        finally:
+            head.terminate()

@@ -1,32 +1,82 @@
-"""A real S3 server in this process, on a port of its own, that can go away and come back with what it holds."""
+"""Real S3 servers: one that all processes of the tests share, and ones of a process's own, that can go away and come back."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import boto3
+import psutil
 import pytest
 from moto import settings
 from moto.server import ThreadedMotoServer
 
-__all__ = ["S3Server", "reach", "s3_server"]
+from tests.waiting import wait_for
+
+__all__ = ["Bucket", "S3Server", "bucket_of", "reach", "s3_server", "start_shared"]
 
 BUCKET = "bucket"
 REGION = "us-east-1"
 
 
-class S3Server:
-    """`uri("run")` lies in its one bucket; it takes the keys of its one user only."""
+def _client() -> Any:
+    """Of a session of its own: boto3's would keep the keys of another server."""
+    return boto3.Session().client("s3")
+
+
+@dataclass
+class Bucket:
+    """`uri("run")` lies in it. Its server takes the keys of one user only."""
+
+    variables: dict[str, str]
+    """Where it is, and the keys: for the environment of who is to reach it."""
+    name: str = BUCKET
+
+    def uri(self, name: str) -> str:
+        return f"s3://{self.name}/{name}"
+
+    def objects(self) -> list[str]:
+        """Everything in the bucket but the empty objects that stand for folders."""
+        listed = _client().list_objects_v2(Bucket=self.name).get("Contents", [])
+        return [entry["Key"] for entry in listed if not entry["Key"].endswith("/")]
+
+    def content(self, key: str) -> bytes:
+        """Bytes of an object."""
+        return _client().get_object(Bucket=self.name, Key=key)["Body"].read()
+
+    def empty(self) -> None:
+        """Leave nothing in the bucket; called by who has the keys."""
+        store = _client()
+        for entry in store.list_objects_v2(Bucket=self.name).get("Contents", []):
+            store.delete_object(Bucket=self.name, Key=entry["Key"])
+
+    def download(self, folder: str, target: str) -> None:
+        """Copy a folder of the bucket as another tool would."""
+        client = _client()
+        for key in self.objects():
+            if key.startswith(f"{folder}/") and "/" not in key.removeprefix(f"{folder}/"):
+                client.download_file(self.name, key, f"{target}/{key.rpartition('/')[2]}")
+
+
+class S3Server(Bucket):
+    """A server in this process, and its one bucket."""
 
     def __init__(self, address: str) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._address, self._port = address, 0
         self.start()
-        self.endpoint = f"http://{address}:{self._port}"
-        self.variables = {"AWS_ENDPOINT_URL": self.endpoint, "AWS_DEFAULT_REGION": REGION, **_user(self.endpoint)}
+        endpoint = f"http://{address}:{self._port}"
+        super().__init__({"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": REGION, **_user(endpoint)})
 
     def start(self) -> None:
         self.is_running = True
@@ -38,26 +88,41 @@ class S3Server:
         self.is_running = False
         self._server.stop()
 
-    def uri(self, name: str) -> str:
-        return f"s3://{BUCKET}/{name}"
+    def be_away(self, requests: int) -> None:
+        """Stop, and come back when so many requests have found nobody."""
+        self.stop()
+        with socket.create_server((self._address, self._port)) as port:
+            for _ in range(requests):
+                port.accept()[0].close()
+        self.start()
 
-    def objects(self) -> list[str]:
-        """Everything in the bucket but the empty objects that stand for folders."""
-        listed = boto3.client("s3").list_objects_v2(Bucket=BUCKET).get("Contents", [])
-        return [entry["Key"] for entry in listed if not entry["Key"].endswith("/")]
 
-    def empty(self) -> None:
-        """Leave nothing in the bucket; called by who has the keys."""
-        store = boto3.client("s3")
-        for entry in store.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-            store.delete_object(Bucket=BUCKET, Key=entry["Key"])
+def start_shared(folder: Path) -> None:
+    """Start a server for all processes of these tests, which ends with them; `folder` says how it is reached."""
+    owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    words = [sys.executable, "-m", "tests.s3", str(owner), str(folder / "server.json")]
+    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.Popen(words, cwd=Path(__file__).parents[1], start_new_session=True, **silent)
+    wait_for((folder / "server.json").exists)
 
-    def download(self, folder: str, target: str) -> None:
-        """Copy a folder of the bucket as another tool would."""
-        client = boto3.client("s3")
-        for key in self.objects():
-            if key.startswith(f"{folder}/") and "/" not in key.removeprefix(f"{folder}/"):
-                client.download_file(BUCKET, key, f"{target}/{key.rpartition('/')[2]}")
+
+@contextmanager
+def bucket_of(folder: Path) -> Iterator[Bucket]:
+    """A new bucket of the shared server, which this process, and only this one, finds in its environment."""
+    bucket = Bucket(json.loads((folder / "server.json").read_text()), f"b{uuid4().hex}")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in bucket.variables.items():
+            patch.setenv(name, value)
+        _client().create_bucket(Bucket=bucket.name)
+        yield bucket
+
+
+def _serve(owner: int, file: Path) -> None:
+    server = S3Server("127.0.0.1")
+    settings.INITIAL_NO_AUTH_ACTION_COUNT = 0
+    file.with_suffix(".partial").write_text(json.dumps(server.variables))
+    file.with_suffix(".partial").rename(file)
+    psutil.Process(owner).wait()
 
 
 @contextmanager
@@ -101,3 +166,7 @@ def _user(endpoint: str) -> dict[str, str]:
     users.put_user_policy(UserName=name, PolicyName="all", PolicyDocument=json.dumps(everything))
     key = users.create_access_key(UserName=name)["AccessKey"]
     return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), Path(sys.argv[2]))

@@ -7,8 +7,6 @@ import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
-from cluster.manifests.kuberay import IMAGE_GROUP
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -75,7 +73,9 @@ def test_torch_is_installed_first_and_all_by_the_constraints() -> None:
 def test_nodes_run_as_the_user_who_may_write_to_the_claim() -> None:
     words = [f"{word} {rest}" for word, rest in instructions()]
     user = words.index("USER ray")
-    assert f"--uid {IMAGE_GROUP} " in next(word for word in words[:user] if "useradd" in word)
+    groups = set(re.findall(r"fsGroup: (\d+)", (ROOT / "cluster/templates/kuberay.yaml").read_text()))
+    assert len(groups) == 1
+    assert f"--uid {groups.pop()} " in next(word for word in words[:user] if "useradd" in word)
     assert not any(word.startswith("USER") for word in words[user + 1 :])
 
 

@@ -30,9 +30,9 @@ from benchmarks.chaos import training_workers
 from pipeline import TrainResult, load_config
 from pipeline.cli import app
 from pipeline.config import RunConfig, dump_config
-from pipeline.training.folder import RunFolder
-from pipeline.training.metrics import MetricsFile
-from strategies.checkpoints.manifest import find_damage
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.metrics import MetricsFile
+from strategies.checkpoints.manifest import verify
 from tests.runs import adapter_recipe
 from tests.waiting import wait_for
 
@@ -65,8 +65,10 @@ def quiet(finished_adapter: TrainResult) -> Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where everything goes."""
-    return tmp_path_factory.mktemp("main-job")
+    """Where everything goes: a folder of odd letters, for whatever takes a path for something else."""
+    folder = tmp_path_factory.mktemp("main-job") / "a #1 50% \u00e9 [x] %20?"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,7 @@ def longer(prefray: Run, recipe: Path, killed: Killed, root: Path) -> Path:
     """A copy of the run, continued for an epoch; its base is in the recipe, its data are where they were."""
     shutil.copytree(killed.folder, root / "longer")
     said = prefray("train", str(recipe), "--resume", "--set", "num_epochs=11", "--set", f"output_dir={root}/longer").stderr
-    assert "continuing from the checkpoint of step 40" in said
+    assert "continuing from the checkpoint of step 40" in said, said
     return root / "longer"
 
 
@@ -175,7 +177,7 @@ def test_score_says_what_it_has_computed(prefray: Run, recipe: Path, scored: Res
 def test_a_run_learns_and_leaves_its_files(quiet: Path, finished_adapter: TrainResult, tiny_base: str) -> None:
     names = {path.name for path in quiet.iterdir() if not path.name.startswith(".")}
     assert {"config.yaml", "metrics.jsonl", "ledger.jsonl", "run.json", "model", "report.html", "generations"} <= names
-    assert {"checkpoint-000016", "checkpoint-000040"} <= names and find_damage(quiet / "checkpoint-000040") is None
+    assert {"checkpoint-000016", "checkpoint-000040"} <= names and verify(quiet / "checkpoint-000040") is None
     losses = history(quiet, "loss")
     assert list(losses) == STEPS and losses[1] == pytest.approx(math.log(2), abs=1e-5) and losses[40] < 0.6
     assert list(history(quiet, "eval_loss")) == [20, 40]

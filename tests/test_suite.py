@@ -52,6 +52,8 @@ def run(tmp_path: Path):
 
 
 BUSY = """
+    import subprocess
+    import sys
     import time
 
     def work():
@@ -59,16 +61,39 @@ BUSY = """
         while time.process_time() < until:
             pass
 
-    @pytest.fixture(scope="module")
+    @pytest.fixture(scope="session")
     def shared():
         work()
+
+    @pytest.fixture(scope="module")
+    def shared_by_a_file():
+        work()
+
+    def test_of_a_fixture_of_its_file(shared_by_a_file):
+        pass
+
+    def test_that_leaves_a_process():
+        words = [sys.executable, "-c", "sum(range(4 * 10**7)); print(flush=True); input()"]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process.stdout.readline()
 
     def test_of_an_expensive_fixture(shared):
         pass
 
+    @pytest.fixture(scope="session")
+    def of_the_session():  # as Ray's nodes are, whose workers work and end at any time
+        work = "subprocess.run([sys.executable, '-c', 'sum(range(8 * 10**7))'])"
+        code = f"import subprocess, sys; {work}; print(flush=True); input()"
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            yield process
+            process.kill()
+
     @pytest.mark.driver
-    def test_that_is_marked():
+    def test_that_is_marked(of_the_session):
         work()
+
+    def test_beside_others(of_the_session):
+        of_the_session.stdout.readline()
 
     def test_that_waits():
         time.sleep(0.3)
@@ -86,10 +111,12 @@ BUSY = """
 @pytest.mark.parametrize("processes", [(), ("--numprocesses=1",)])
 def test_a_run_fails_in_which_an_unmarked_test_was_expensive(run, processes) -> None:
     status, output = run(BUSY, "--budget=0.25", *processes)
-    assert "4 passed" in output and status == 1, output
+    assert "7 passed" in output and status == 1, output
     assert "unmarked tests that took 0.25 s of processor time" in output
     named = output.split("or more")[1]
-    assert "test_that_works" in named and "skipped_after" in named and named.count("test_it.py::") == 2
+    for name in ("test_that_works", "skipped_after", "leaves_a_process", "fixture_of_its_file of shared_by_a_file"):
+        assert name in named
+    assert named.count("test_it.py::") == 4
 
 
 TIERED = """

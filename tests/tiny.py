@@ -28,7 +28,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from strategies.chat_templates import CHATML
+from strategies.models.chat_templates import CHATML
 
 __all__ = [
     "adapter_folder",

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sqlite3
 import struct
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,17 +18,12 @@ from typing import Any
 
 from wandb.proto import wandb_internal_pb2
 
-__all__ = ["OfflineRun", "mlflow_server", "offline_runs", "scalars", "trackio_runs", "unused_port"]
+from tests.ports import unused_port
+from tests.waiting import wait_for
 
-START_WITHIN_S = 300
+__all__ = ["OfflineRun", "mlflow_server", "offline_runs", "scalars", "trackio_runs"]
+
 BLOCK, WHOLE, LAST = 32768, 1, 4
-
-
-def unused_port() -> int:
-    """A port of this machine that nobody listens at."""
-    with closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextmanager
@@ -44,10 +37,8 @@ def mlflow_server(folder: Path, port: int | None = None) -> Iterator[str]:
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
-        deadline = time.monotonic() + START_WITHIN_S
-        while not _answers(f"{address}/health"):
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()
-            time.sleep(0.2)
+        wait_for(lambda: _answers(f"{address}/health") or process.poll() is not None)
+        assert process.poll() is None, (folder / "server.log").read_text()
         yield address
     finally:
         process.terminate()

@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from pipeline.config import RunConfig
-from strategies.registry import STRATEGIES
+from strategies.methods.registry import STRATEGIES
 
 __all__ = ["GROUPS", "Key", "all_keys", "setup"]
 

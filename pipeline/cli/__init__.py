@@ -7,17 +7,18 @@ import gc
 import typer
 
 from pipeline.cli import clusters, manifests, models, recipes, runs
-from pipeline.cli.running import hide_what_nobody_can_act_on
+from pipeline.cli.execution import quiet_libraries
 
-__all__ = ["app", "hide_what_nobody_can_act_on", "main"]
+__all__ = ["app", "quiet_libraries", "main"]
 
 OBJECTS_PER_COLLECTION = 50_000
-"""Python's own 700 make it look for garbage so often while libraries are imported that it takes a fourth of the time."""
+"""Threshold of garbage collection: with Python's default, 700, collections take a quarter of the time of imports."""
 
 app = typer.Typer(
     help="Preference training on Ray: pairs in, an aligned model out.",
     no_args_is_help=True,
     add_completion=False,
+    # Tracebacks are printed by `execute`, with --debug alone.
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -42,6 +43,7 @@ app.add_typer(recipes.recipes, name="recipes")
 
 
 def main() -> None:
-    """Entry point of `prefray` and of `python -m pipeline`."""
+    """Run `prefray`, or `python -m pipeline`."""
+    # Before a command imports its libraries.
     gc.set_threshold(OBJECTS_PER_COLLECTION)
     app(prog_name="prefray")

@@ -1,17 +1,19 @@
-"""Commands about where runs happen: check it, submit to it, follow what runs there."""
+"""Commands for clusters: check one, submit jobs to it, follow and stop them."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pipeline.cli.running import Debug, Overrides, Quiet, Recipe, execute, load
+from pipeline.cli.execution import Debug, Overrides, Quiet, Recipe, execute, load, print_result
+
+if TYPE_CHECKING:
+    from pipeline.jobs.job import Job
 
 __all__ = ["doctor", "jobs", "submit"]
 
@@ -23,16 +25,15 @@ Address = Annotated[
         help="The cluster's dashboard, http://HEAD:8265; when not set RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's.",
     ),
 ]
-WorkingDir = Annotated[
-    Path, typer.Option("--working-dir", metavar="DIR", help="What the job brings: the folder of recipe and data.")
-]
+WorkingDir = Annotated[Path, typer.Option("--working-dir", metavar="DIR", help="The folder that is uploaded: recipe and data.")]
 Env = Annotated[
-    list[str] | None, typer.Option("--env", metavar="NAME[=VALUE]", help="A variable for the job, from here or with its value.")
+    list[str] | None,
+    typer.Option("--env", metavar="NAME[=VALUE]", help="An environment variable for the job, from here or with its value."),
 ]
 Shared = Annotated[
     list[Path] | None, typer.Option("--shared", metavar="DIR", help="A folder that the cluster's nodes have at the same path.")
 ]
-Job = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, as `prefray jobs list` shows it.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, as `prefray jobs list` shows it.")]
 
 jobs = typer.Typer(help="Jobs on a cluster: list, logs, status, stop.", no_args_is_help=True)
 
@@ -42,15 +43,17 @@ def submit(
     recipe: Recipe,
     address: Address = None,
     overrides: Overrides = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Show the log, and end as the job ends.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run or sweep that output_dir holds.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Show the log, and exit with the job's status.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run or sweep in output_dir.")] = False,
     working_dir: WorkingDir = Path(),
     env: Env = None,
     shared: Shared = None,
-    name: Annotated[str | None, typer.Option("--id", metavar="JOB", help="Id of the job; made from the recipe's name.")] = None,
-    num_cpus: Annotated[float | None, typer.Option("--entrypoint-num-cpus", min=0, help="The driver's.")] = None,
-    num_gpus: Annotated[float | None, typer.Option("--entrypoint-num-gpus", min=0, help="The driver's.")] = None,
-    memory: Annotated[int | None, typer.Option("--entrypoint-memory", min=0, help="The driver's, in bytes.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--id", metavar="JOB", help="Id of the job; derived from the recipe's name when not set.")
+    ] = None,
+    num_cpus: Annotated[float | None, typer.Option("--entrypoint-num-cpus", min=0, help="CPUs of the driver.")] = None,
+    num_gpus: Annotated[float | None, typer.Option("--entrypoint-num-gpus", min=0, help="GPUs of the driver.")] = None,
+    memory: Annotated[int | None, typer.Option("--entrypoint-memory", min=0, help="Memory of the driver, in bytes.")] = None,
     resources: Annotated[
         str | None, typer.Option("--entrypoint-resources", metavar="JSON", help="Other resources that the driver reserves.")
     ] = None,
@@ -58,15 +61,16 @@ def submit(
 ) -> None:
     """Run COMMAND on a cluster as a job: `ray job submit --working-dir . -- python -m pipeline COMMAND RECIPE`, checked first.
 
-    The driver runs on the head unless it reserves something. Variables of the environment aren't sent unless named.
+    The driver runs on the head unless it reserves resources. Environment variables aren't sent unless named by --env.
     """
     flags = (*(["--resume"] if resume else []), *(["--debug"] if debug else []))
-    reserved = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory}
 
     def command(display: Any) -> None:
         from pipeline.jobs.submission import Submission
 
-        given = Submission(
+        # A driver with reserved resources may be placed on any node; without any, Ray starts it on the head.
+        reserved = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory, **_resources(resources)}
+        submission = Submission(
             what,
             recipe,
             tuple(overrides or ()),
@@ -75,20 +79,20 @@ def submit(
             tuple(env or ()),
             tuple(shared or ()),
             name,
-            resources=_resources(resources),
-            **reserved,  # type: ignore[arg-type]
+            # Zero is no reservation.
+            {resource: amount for resource, amount in reserved.items() if amount},
         )
-        _submit(given, address, display, follow)
+        _submit(submission, address, display, follow)
 
     execute(command, quiet=True, debug=debug)
 
 
 def doctor(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe; without one only the cluster is looked at.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A recipe; without one only the cluster is checked.")] = None,
     overrides: Overrides = None,
     address: Address = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Also train two steps of the largest forwards, and show what they took.")
+        bool, typer.Option("--measure", help="Also train two steps of the largest forwards, and show their peak memory.")
     ] = False,
     working_dir: WorkingDir = Path(),
     env: Env = None,
@@ -98,32 +102,33 @@ def doctor(
 ) -> None:
     """Check recipe, machine and cluster: versions, resources, storage, network, and the memory that a worker will take.
 
-    Looks at this machine, at the cluster of `ray.address` or RAY_ADDRESS, or with --address, as a job, at that cluster: at
-    every node. Loads no weights. Ends with status 1 when something fails.
+    Checks this machine, every node of the cluster of `ray.address` or RAY_ADDRESS, or with --address, as a job, those of that
+    cluster. Loads no weights. Exits with status 1 when a check fails.
     """
 
     def command(display: Any) -> None:
         from pipeline.doctor.examination import examine
         from pipeline.errors import RunFailed
-        from pipeline.tables import print_examination
 
-        if (where := address or _job_server_of_environment()) is not None:
+        # A job server can't be joined as a node: the examination runs there, as a job.
+        if (server_address := address or _job_server_of_environment()) is not None:
             from pipeline.jobs.submission import Submission
 
             flags = tuple(["--measure"] if measure else [])
-            given = Submission(
+            submission = Submission(
                 "doctor", recipe, tuple(overrides or ()), flags, working_dir, tuple(env or ()), tuple(shared or ())
             )
-            return _submit(given, where, display, follow=True)
+            return _submit(submission, server_address, display, follow=True)
         cfg = load(recipe, overrides) if recipe is not None else None
         display.stage("measuring memory" if measure else "looking")
-        found = examine(cfg, with_measurement=measure)
+        examination = examine(cfg, with_measurement=measure)
+        # Before anything is printed on stdout: the live line would be drawn into it.
         display.close()
-        print_examination(found)
-        words = found.verdict(cfg)
-        if found.failed:
-            raise RunFailed(words)
-        print(words)
+        print_result(examination, least=200)
+        verdict = examination.verdict(cfg)
+        if examination.failed:
+            raise RunFailed(verdict)
+        print(verdict)
         return None
 
     execute(command, quiet, debug)
@@ -131,118 +136,104 @@ def doctor(
 
 @jobs.command("list")
 def list_jobs(address: Address = None, debug: Debug = False) -> None:
-    """Show the jobs of a cluster, the newest first."""
+    """List the jobs of a cluster, newest first."""
 
-    def command(server: Any) -> None:
-        from pipeline.jobs.tables import print_jobs
+    def command(display: Any) -> None:
+        from cluster.jobs import JobServer
+        from pipeline.jobs.tables import jobs_table
 
-        print_jobs(server.list(), server.address)
+        server = JobServer(_server_address(address, display))
+        print_result(jobs_table(server.list(), server.address), least=160)
 
-    _ask(command, address, debug)
+    execute(command, quiet=True, debug=debug)
 
 
 @jobs.command()
-def status(job: Job, address: Address = None, debug: Debug = False) -> None:
-    """Show how a job stands."""
+def status(job: JobName, address: Address = None, debug: Debug = False) -> None:
+    """Show the status of a job."""
 
-    def command(server: Any) -> None:
-        from pipeline.jobs.tables import print_job
+    def command(found: Job) -> None:
+        print_result(found)
 
-        print_job(server.info(job))
-
-    _ask(command, address, debug)
+    _with_job(command, job, address, debug)
 
 
 @jobs.command()
 def logs(
-    job: Job,
+    job: JobName,
     address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends, and end as it does.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Follow until the job ends, and exit with its status.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a job has printed."""
-
-    def command(server: Any) -> None:
-        from pipeline.jobs.following import follow_job
-
-        if follow:
-            follow_job(server, job)
-        else:
-            sys.stdout.write(server.logs(job))
-
-    _ask(command, address, debug)
+    """Show the output of a job."""
+    _with_job(lambda found: found.follow() if follow else print(found.logs(), end=""), job, address, debug)
 
 
 @jobs.command()
-def stop(job: Job, address: Address = None, debug: Debug = False) -> None:
+def stop(job: JobName, address: Address = None, debug: Debug = False) -> None:
     """Stop a job: a run saves a checkpoint first, `prefray submit ... --resume` continues it."""
-
-    def command(server: Any) -> None:
-        from pipeline.jobs.following import stop_job
-
-        print(stop_job(server, job))
-
-    _ask(command, address, debug)
+    _with_job(lambda found: print(found.stop()), job, address, debug)
 
 
 def _job_server_of_environment() -> str | None:
-    """The job server that the environment names; none within a job, whose cluster it is."""
+    """Return the job server of the environment; None within a job, which is on its cluster already."""
     from cluster.addresses import is_http
 
+    # Ray sets it for a job's driver; submitting once more would never end.
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         return None
     named = (os.environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"))
     return next((address for address in named if is_http(address)), None)
 
 
-def _ask(command: Callable[[Any], None], address: str | None, debug: bool) -> None:
-    def with_server(display: Any) -> None:
-        from cluster.jobs import JobServer
+def _with_job(command: Callable[[Job], None], name: str, address: str | None, debug: bool) -> None:
+    def with_job(display: Any) -> None:
+        from pipeline.jobs.job import Job
 
-        command(JobServer(_server_address(address, display)))
+        command(Job(name, _server_address(address, display)))
 
-    execute(with_server, quiet=True, debug=debug)
+    execute(with_job, quiet=True, debug=debug)
 
 
-def _submit(given: Any, address: str | None, display: Any, follow: bool) -> None:
+def _submit(submission: Any, address: str | None, display: Any, follow: bool) -> None:
     from cluster.jobs import JobServer
-    from pipeline.jobs.following import follow_job, ways_to
-    from pipeline.jobs.submission import plan_job, submit
+    from pipeline.jobs.job import Job
+    from pipeline.jobs.submission import plan_job, send
 
-    where = _server_address(address, display)
-    planned = plan_job(given)
-    server = JobServer(where)
+    url = _server_address(address, display)
+    planned, server = plan_job(submission), JobServer(url)
     for note in planned.notes:
         display.note(note)
     if (package := planned.package).files:
         display.note(f"package: {len(package.files)} files, {package.size / 2**20:.1f} MiB, from {package.root}")
-    name = submit(planned, server)
-    display.note(f"submitted {name} to {where}: {planned.request.entrypoint}")
+    job = Job(send(planned, server, display.note), url)
+    display.note(f"submitted {job.name} to {url}: {planned.job['entrypoint']}")
     if follow:
-        follow_job(server, name)
+        job.follow()
     else:
-        print(name)
-        display.note(ways_to(name, server))
+        print(job.name)
+        display.note(job.ways_to)
 
 
 def _server_address(address: str | None, display: Any) -> str:
-    from cluster.addresses import find_exposure, job_server
+    from cluster.addresses import exposure_warning, job_server
 
-    where = job_server(address)
-    if (exposure := find_exposure(where)) is not None:
+    url = job_server(address)
+    if (exposure := exposure_warning(url)) is not None:
         display.note(f"warning: {exposure}")
-    return where
+    return url
 
 
-def _resources(text: str | None) -> dict[str, float] | None:
+def _resources(text: str | None) -> dict[str, float]:
     from pipeline.errors import UserError
 
     if text is None:
-        return None
+        return {}
     try:
-        found = json.loads(text)
+        amounts = json.loads(text)
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(type(amount) in (int, float) and amount >= 0 for amount in found.values()):
+        amounts = None
+    # `type`, not isinstance: a bool is an int.
+    if not isinstance(amounts, dict) or not all(type(amount) in (int, float) and amount >= 0 for amount in amounts.values()):
         raise UserError(f'--entrypoint-resources: expected JSON such as {{"accelerator": 1}}, got {text!r}')
-    return found
+    return amounts

@@ -1,13 +1,16 @@
-"""Commands about the packaged recipes."""
+"""Commands for recipes: list and show the packaged ones, convert other tools'."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.running import Debug, execute
+from pipeline.cli.execution import Debug, execute, print_result
+
+if TYPE_CHECKING:
+    from pipeline.config.packaged import PackagedRecipe
 
 __all__ = ["convert", "recipes"]
 
@@ -16,21 +19,22 @@ recipes = typer.Typer()
 
 @recipes.callback(invoke_without_command=True)
 def list_recipes(context: typer.Context) -> None:
-    """The packaged recipes: `prefray train NAME` runs one, `prefray recipes show NAME` prints it."""
+    """List the packaged recipes: `prefray train NAME` runs one, `prefray recipes show NAME` prints it."""
 
     def command(display: Any) -> None:
         from pipeline.config.packaged import packaged_recipe, recipe_names
-        from pipeline.tables import print_recipes
+        from pipeline.ui.console import lines_of
 
-        print_recipes([packaged_recipe(name) for name in recipe_names()])
+        print_result(lines_of({name: _described(packaged_recipe(name)) for name in recipe_names()}))
 
+    # typer runs the callback before `show` as well.
     if context.invoked_subcommand is None:
         execute(command, quiet=True, debug=False)
 
 
 @recipes.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As `prefray recipes` lists it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a packaged recipe, as listed by `prefray recipes`.")],
     debug: Debug = False,
 ) -> None:
     """Print a packaged recipe: `prefray recipes show dpo-lora > recipe.yaml`."""
@@ -50,17 +54,24 @@ def convert(
     recipe: Annotated[
         str, typer.Argument(metavar="FILE", help="YAML of Axolotl, TRL, the alignment-handbook or LLaMA-Factory.")
     ],
-    rl: Annotated[str | None, typer.Option("--rl", help="The method, where the file doesn't say it.")] = None,
+    rl: Annotated[str | None, typer.Option("--rl", help="The method, if the file doesn't name it.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Print a recipe of another tool in our keys, each change with its reason: `prefray convert dpo.yaml > recipe.yaml`."""
+    """Convert a recipe of another tool, noting each change with its reason: `prefray convert dpo.yaml > recipe.yaml`."""
 
     def command(display: Any) -> None:
         from pipeline.conversion import convert as run
 
-        made = run(recipe, rl)
-        print(made.text, end="")
-        if made.problems:
-            print(f"prefray: {len(made.problems)} to be settled, as the comments at its head say", file=sys.stderr)
+        converted = run(recipe, rl)
+        print(converted.text, end="")
+        if converted.problems:
+            # On stderr: stdout is the recipe, mostly redirected to a file.
+            print(f"prefray: {len(converted.problems)} to be settled, as the comments at its head say", file=sys.stderr)
 
     execute(command, quiet=True, debug=debug)
+
+
+def _described(recipe: PackagedRecipe) -> str:
+    """Name a packaged recipe's method and model, the hardware its settings were published for, and their sources."""
+    published = f"; published for {recipe.hardware}" if recipe.hardware else ""
+    return "\n".join([f"{recipe.method}: {recipe.model}{published}", *recipe.sources])

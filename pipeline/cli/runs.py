@@ -1,4 +1,4 @@
-"""Commands that run a recipe where they are given."""
+"""Commands that run a recipe: train, tune, and single stages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.running import Debug, Overrides, Quiet, Recipe, execute, load
+from pipeline.cli.execution import Debug, Overrides, Quiet, Recipe, execute, load, print_result
 
 __all__ = ["prepare", "schema", "score", "train", "tune"]
 
@@ -17,7 +17,7 @@ __all__ = ["prepare", "schema", "score", "train", "tune"]
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that output_dir holds.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in output_dir.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -25,7 +25,6 @@ def train(
 
     def command(display: Any) -> None:
         from pipeline import train as run
-        from pipeline.tables import print_result
 
         print_result(run(load(recipe, overrides), resume=resume, display=display, debug=debug))
 
@@ -36,17 +35,17 @@ def tune(
     recipe: Annotated[str | None, typer.Argument(help="A recipe with a `tune:` section.")] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Continue the sweep in this output_dir, with its own recipe.")
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Continue the sweep in this output_dir, with its saved recipe."),
     ] = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Search hyperparameters: many runs on data that are prepared and scored once; results go to output_dir."""
+    """Search hyperparameters with many runs on data that are prepared and scored once; results go to output_dir."""
 
     def command(display: Any) -> None:
         from pipeline import tune as run
         from pipeline.errors import UserError
-        from pipeline.tables import print_sweep
         from pipeline.tuning.folder import load_sweep, started_in
 
         if resume is not None and (recipe is not None or overrides):
@@ -55,10 +54,11 @@ def tune(
             raise UserError("give a recipe, or --resume and the output_dir of a sweep")
         cfg = load_sweep(resume) if resume is not None else load(recipe or "", overrides)
         if resume is not None:
+            # The saved recipe's relative paths are of the folder that the sweep was started in.
             os.chdir(started_in(cfg))
         result = run(cfg, resume=resume is not None, display=display, debug=debug)
         display.close()
-        print_sweep(result)
+        print_result(result, least=140)
 
     execute(command, quiet, debug)
 
@@ -67,12 +67,10 @@ def prepare(recipe: Recipe, overrides: Overrides = None, quiet: Quiet = False, d
     """Prepare the data; print counts, lengths, and three examples with the trained tokens marked."""
 
     def command(display: Any) -> None:
-        from rich.console import Console
-
         from pipeline import prepare as run
-        from pipeline.data import render_preview
-        from pipeline.paths import absolute_paths
-        from strategies.tokenizer import load_tokenizer
+        from pipeline.config.paths import absolute_paths
+        from pipeline.data import Preview
+        from strategies.models.tokenizer import load_tokenizer
 
         cfg = absolute_paths(load(recipe, overrides))
         for note in cfg.notes:
@@ -81,7 +79,7 @@ def prepare(recipe: Recipe, overrides: Overrides = None, quiet: Quiet = False, d
         prepared = run(cfg, progress=display.progress)
         tokenizer = load_tokenizer(cfg)
         display.close()
-        render_preview(prepared, tokenizer, Console())
+        print_result(Preview(prepared, tokenizer))
 
     execute(command, quiet, debug)
 
@@ -90,44 +88,46 @@ def score(
     recipe: Recipe,
     overrides: Overrides = None,
     recompute: Annotated[
-        bool, typer.Option("--recompute", help="Delete the scores that are there, damaged or not, and compute them again.")
+        bool, typer.Option("--recompute", help="Delete the cached scores, damaged or not, and compute them again.")
     ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Prepare the data and compute the reference's log-probabilities of every pair, once for all runs on these data.
 
-    `train` does it by itself where they are not there. What a killed run has computed is kept. Only methods with a cached
+    `train` does the same where they aren't cached yet. Results of a killed process are kept. Only methods with a cached
     reference have anything to score (`reference: cached`, which is dpo's and ipo's default).
     """
 
     def command(display: Any) -> None:
         from pipeline import prepare
         from pipeline import score as run
-        from pipeline.paths import absolute_paths
+        from pipeline.config.paths import absolute_paths
+        from pipeline.ray.session import init_ray
         from pipeline.reference import check_mode
-        from pipeline.session import connect
-        from pipeline.tables import print_scores
+        from pipeline.reference.score_store import describe
 
         cfg = absolute_paths(load(recipe, overrides))
+        # Before the data are prepared, which may take long.
         check_mode(cfg)
         for note in cfg.notes:
             display.note(note)
         display.stage("starting Ray")
-        connect(cfg, debug)
+        # Here, for `debug`: `prepare` would start Ray without it.
+        init_ray(cfg, debug)
         display.stage("preparing data")
         prepared = prepare(cfg, progress=display.progress)
         display.stage("scoring the reference")
         start = time.monotonic()
         scores = run(cfg, prepared, progress=display.progress, recompute=recompute)
         display.close()
-        print_scores(scores, prepared, time.monotonic() - start)
+        print_result(describe(scores, prepared, time.monotonic() - start))
 
     execute(command, quiet, debug)
 
 
 def schema() -> None:
-    """Print the JSON schema of a recipe; installed plugins are part of it."""
+    """Print the JSON schema of a recipe, including the keys of installed plugins."""
     from pipeline.config import config_class
 
     print(json.dumps(config_class().model_json_schema(), indent=2))

@@ -1,4 +1,4 @@
-"""What became of a key of another tool's recipe."""
+"""Record of a key that was translated or left out of another tool's recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Change"]
 
 @dataclass(frozen=True)
 class Change:
-    """A key that was written otherwise, or left out. `becomes` has our keys, none where it was left out."""
+    """A key that was translated or left out. `becomes` has our keys and values, none if it was left out."""
 
     key: str
     value: Any
@@ -19,7 +19,7 @@ class Change:
     why: str
 
     def __str__(self) -> str:
-        """As a note."""
+        """Format as a note."""
         written = " and ".join(f"{name}: {_short(value)}" for name, value in self.becomes.items())
         what = f"is read as {written}" if self.becomes else "is left out"
         return f"{self.key}: {_short(self.value)} {what}: {self.why}"

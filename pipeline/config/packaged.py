@@ -1,4 +1,4 @@
-"""The recipes that come with the package: by name, with what their first comments say of their origin. Loads without torch."""
+"""Packaged recipes by name, with the sources and hardware in their header comments. Loads without torch."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class PackagedRecipe:
 
     @property
     def model(self) -> str:
-        """What is trained."""
+        """The base model."""
         return self._values["base_model"]
 
     @property
     def method(self) -> str:
-        """How it is trained: values of `rl`, of which a sweep may have several."""
+        """The values of `rl`, of which a sweep may have several."""
         tune = self._values.get("tune")
         searched = tune["space"].get("rl", {}).get("choice") if tune else None
         return ", ".join(searched or [self._values["rl"]]) + (" (sweep)" if tune else "")
@@ -40,26 +40,26 @@ class PackagedRecipe:
 
     @property
     def sources(self) -> list[str]:
-        """Addresses or papers that its settings were published in, in the order of their numbers."""
+        """URLs or papers that published its settings, in the order of their numbers."""
         return re.findall(r"^# Source(?: \[\d\])?: (\S.*)$", self.text, flags=re.MULTILINE)
 
     @property
     def hardware(self) -> str:
-        """What its settings were published for; "" where nobody published them."""
-        found = re.search(r"^# Hardware: (.*)$", self.text, flags=re.MULTILINE)
-        return found[1] if found else ""
+        """The hardware that its settings were published for; "" when unpublished."""
+        match = re.search(r"^# Hardware: (.*)$", self.text, flags=re.MULTILINE)
+        return match[1] if match else ""
 
 
 def recipe_names() -> list[str]:
-    """Names of the packaged recipes, sorted; the file of each is its name and `.yaml`."""
+    """Return the sorted names of the packaged recipes; the file of each is its name and `.yaml`."""
     return sorted(path.name.removesuffix(".yaml") for path in FOLDER.iterdir() if path.name.endswith(".yaml"))
 
 
 def packaged_recipe(name: str) -> PackagedRecipe:
-    """The packaged recipe of a name out of `recipe_names`."""
+    """Load the packaged recipe of a name in `recipe_names`."""
     return PackagedRecipe(name, (FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def is_packaged(recipe: str | Path, folder: Path = Path()) -> bool:
-    """Whether a recipe that was asked for in `folder` is a packaged one: a file of that name comes first."""
+    """Return whether a recipe requested in `folder` is a packaged one: a file of that name takes precedence."""
     return str(recipe) in recipe_names() and not (folder / recipe).is_file()

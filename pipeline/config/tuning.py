@@ -1,4 +1,4 @@
-"""The `tune:` section: what a sweep searches, how, and by which measure. Loads without torch and without ray."""
+"""The `tune:` section: search space, algorithm, scheduler and metrics of a sweep. Loads without torch and without ray."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from strategies.base import PairKeys
-from strategies.registry import keys_of_strategies
+from strategies.methods.base import PairKeys
+from strategies.methods.registry import keys_of_strategies
 
 __all__ = ["Bounds", "Dimension", "TuneConfig", "find_problems"]
 
@@ -22,14 +22,14 @@ class _Keys(BaseModel):
 
 
 class Dimension(_Keys):
-    """Values of one key: one distribution, by Ray Tune's names, and when the key is set at all."""
+    """Values of one key: one distribution, by Ray Tune's names, and the condition under which the key is searched."""
 
-    uniform: Range | None = Field(None, description="[low, high]: any number between them.")
-    loguniform: Range | None = Field(None, description="[low, high]: any number between them, each decade as likely.")
-    quniform: tuple[float, float, float] | None = Field(None, description="[low, high, q]: multiples of q.")
-    randint: tuple[int, int] | None = Field(None, description="[low, high]: whole numbers from low to high - 1.")
+    uniform: Range | None = Field(None, description="[low, high]: uniform between them.")
+    loguniform: Range | None = Field(None, description="[low, high]: log-uniform between them.")
+    quniform: tuple[float, float, float] | None = Field(None, description="[low, high, q]: multiples of q, uniformly.")
+    randint: tuple[int, int] | None = Field(None, description="[low, high]: integers from low to high - 1.")
     choice: Annotated[list[Any], Field(min_length=1)] | None = Field(
-        None, description="One of these values; null leaves the key out."
+        None, description="One of these values; null omits the key."
     )
     grid: Annotated[list[Any], Field(min_length=1)] | None = Field(
         None, description="Each of these values, in every combination with other grids."
@@ -37,14 +37,14 @@ class Dimension(_Keys):
     when: dict[str, Any] | None = Field(
         None,
         description="Search the key only in trials where other searched keys have these values (a list: one of them); "
-        "elsewhere the recipe's own value stays, if the trial's strategy knows the key.",
+        "otherwise the recipe's value applies, or the key is dropped if the trial's strategy does not use it.",
     )
 
     @model_validator(mode="after")
     def _check(self) -> Dimension:
-        given = [name for name in DISTRIBUTIONS if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give one of {', '.join(DISTRIBUTIONS)}, got {', '.join(given) or 'none'}")
+        distributions = [name for name in DISTRIBUTIONS if getattr(self, name) is not None]
+        if len(distributions) != 1:
+            raise ValueError(f"give one of {', '.join(DISTRIBUTIONS)}, got {', '.join(distributions) or 'none'}")
         if (problem := _range_problem(self.kind, self.values)) is not None:
             raise ValueError(problem)
         return self
@@ -56,12 +56,12 @@ class Dimension(_Keys):
 
     @property
     def is_list(self) -> bool:
-        """Whether its values are a list, not a range."""
+        """Whether its values are a list (not a range)."""
         return self.kind in LISTS
 
     @property
     def values(self) -> Any:
-        """Its range, or its list of values."""
+        """The range, or the list of values."""
         return getattr(self, self.kind)
 
 
@@ -71,10 +71,10 @@ LISTS = ("choice", "grid")
 
 
 def _range_problem(kind: str, values: Any) -> str | None:
-    """What is wrong with a range of numbers."""
+    """Return the problem of a distribution's values; None without one."""
     if kind in LISTS:
-        twice = [value for index, value in enumerate(values) if value in values[:index]]
-        return f"{kind}: {twice[0]!r} stands twice in {values}" if twice else None
+        duplicates = [value for index, value in enumerate(values) if value in values[:index]]
+        return f"{kind}: {duplicates[0]!r} stands twice in {values}" if duplicates else None
     low, high = values[:2]
     if not all(math.isfinite(value) for value in values):
         return f"{kind}: needs finite numbers, got {values[0]:g} to {values[1]:g}"
@@ -88,10 +88,10 @@ def _range_problem(kind: str, values: Any) -> str | None:
 
 
 class Bounds(_Keys):
-    """Where a metric of a good trial lies."""
+    """Bounds of a metric that a trial must satisfy."""
 
-    min: float | None = Field(None, description="At least this.")
-    max: float | None = Field(None, description="At most this.")
+    min: float | None = Field(None, description="Lower bound.")
+    max: float | None = Field(None, description="Upper bound.")
 
     @model_validator(mode="after")
     def _check(self) -> Bounds:
@@ -106,49 +106,49 @@ class TuneConfig(_Keys):
     """The `tune:` section."""
 
     space: Annotated[dict[str, list[Dimension]], Field(min_length=1)] = Field(
-        description="Key of the recipe -> distribution of its values, nested or with dots: {learning_rate: {loguniform: "
-        "[1e-7, 1e-5]}}. Several distributions of one key, each with its own `when`, are a list.",
+        description="Key of the recipe -> distribution of its values, nested or dotted: {learning_rate: {loguniform: "
+        "[1e-7, 1e-5]}}. A list holds several distributions of one key, each with its own `when`.",
     )
     search: Literal["random", "grid", "optuna"] = Field(
         "random",
-        description="How values are chosen: random; grid (every combination of lists); optuna (tree-structured Parzen "
-        "estimators, for several metrics the multi-objective ones).",
+        description="Search algorithm: random; grid (every combination of lists); optuna (tree-structured Parzen estimators, "
+        "multi-objective for several metrics).",
     )
     scheduler: Literal["none", "asha", "median", "hyperband", "pbt"] = Field(
         "none",
-        description="Which trials end early: asha and hyperband (successive halving), median (below the median of the others); "
-        "pbt instead lets bad trials go on from good ones' checkpoints with changed values.",
+        description="Early stopping of trials: asha and hyperband (successive halving), median (worse than the median of "
+        "the others); pbt instead resumes bad trials from the checkpoints of good ones, with perturbed values.",
     )
     metric: str | Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
-        description="Evaluation metric that is optimised, or a list of them (Pareto front); the strategy's own, such as "
+        description="Evaluation metric to optimise, or a list of them (Pareto front); the strategy's default, such as "
         "eval_rewards/accuracies, when not set.",
     )
-    mode: Mode | list[Mode] | None = Field(None, description="max or min, for each metric; by its name when not set.")
+    mode: Mode | list[Mode] | None = Field(
+        None, description="max or min, for each metric; inferred from its name when not set."
+    )
     constraints: dict[str, Bounds] = Field(
         default_factory=dict,
         description="Metric -> {min, max}: a trial whose last evaluation is outside can't be the best: {eval_kl: {min: -50}}.",
     )
     num_samples: PositiveInt | None = Field(
-        None, description="Trials that are drawn (random: for each combination of grids); 8 when not set. grid: all there are."
+        None,
+        description="Trials to sample (random: for each combination of grids); 8 when not set. grid: all combinations.",
     )
     max_concurrent_trials: PositiveInt | None = Field(
-        None, description="Trials at once; as many as the cluster has room for when not set."
+        None, description="Concurrent trials; as many as the cluster has resources for when not set."
     )
-    time_budget: PositiveFloat | None = Field(None, description="Seconds after which the sweep ends with what it has.")
+    time_budget: PositiveFloat | None = Field(None, description="Seconds after which the sweep stops, with the results so far.")
     max_failures: NonNegativeInt = Field(
-        0, description="Times that a failed trial is tried again, from its last checkpoint (workers: ray.max_failures)."
+        0, description="Retries of a failed trial, from its last checkpoint (workers: ray.max_failures)."
     )
-    baseline: bool = Field(True, description="Trial 0 runs the recipe's own values.")
-    grace_period: float = Field(
-        0.25, gt=0, le=1, description="asha, median: part of a run that every trial gets before it can end early."
-    )
-    reduction_factor: float = Field(4, gt=1, description="asha, hyperband: of so many trials one goes on, at each halving.")
-    perturbation_interval: PositiveInt = Field(
-        1, description="pbt: evaluations between two looks at who is good and who is bad."
-    )
-    seed: NonNegativeInt | None = Field(None, description="Seed of the draws; the recipe's seed when not set.")
+    baseline: bool = Field(True, description="Trial 0 runs the recipe's values.")
+    grace_period: float = Field(0.25, gt=0, le=1, description="asha, median: fraction of a run before a trial can be stopped.")
+    reduction_factor: float = Field(4, gt=1, description="asha, hyperband: one of this many trials continues at each rung.")
+    perturbation_interval: PositiveInt = Field(1, description="pbt: evaluations between perturbations.")
+    seed: NonNegativeInt | None = Field(None, description="Seed of sampling; the recipe's seed when not set.")
 
+    # Before validation: the field's type has the flat form alone.
     @field_validator("space", mode="before")
     @classmethod
     def _flatten(cls, space: Any) -> Any:
@@ -156,14 +156,14 @@ class TuneConfig(_Keys):
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics that the config gives."""
+        """Names of the metrics in the config; empty when not set."""
         return [] if self.metric is None else [self.metric] if isinstance(self.metric, str) else self.metric
 
 
-def _flat(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, list of distributions) of a space, in which sections may be nested."""
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, list of distributions) of a space with nested sections."""
     for name, value in node.items():
-        path = f"{place}{name}"
+        path = f"{prefix}{name}"
         if _is_section(value):
             yield from _flat(value, f"{path}.")
         elif isinstance(value, list) and _are_mappings(value):
@@ -175,24 +175,25 @@ def _flat(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _is_section(value: Any) -> bool:
-    """Whether a mapping holds keys of the recipe, and not the parts of a distribution."""
+    """Return whether a mapping holds keys of the recipe, not the fields of a distribution."""
+    # A mapping with any field of a distribution is one, with a typo perhaps, and validated as such.
     if not isinstance(value, Mapping) or not value or value.keys() & {*Dimension.model_fields}:
         return False
-    return all(isinstance(one, Mapping) or (isinstance(one, list) and _are_mappings(one)) for one in value.values())
+    return all(isinstance(item, Mapping) or (isinstance(item, list) and _are_mappings(item)) for item in value.values())
 
 
 def _are_mappings(values: list[Any]) -> bool:
-    return bool(values) and all(isinstance(one, Mapping) for one in values)
+    return bool(values) and all(isinstance(item, Mapping) for item in values)
 
 
-SWEEPS_OWN = ("tune", "output_dir", "dataset_prepared_path", "ray.address")
-"""Keys that are the sweep's, not a trial's."""
+SWEEP_KEYS = ("tune", "output_dir", "dataset_prepared_path", "ray.address")
+"""Keys of the sweep as a whole, which can't be searched."""
 
 
 def find_problems(tune: TuneConfig) -> Iterator[tuple[str, str]]:
-    """Yield every (path, message) that makes the section wrong, whatever the rest of the recipe says."""
+    """Yield a (path, message) for every problem of the section by itself, without the rest of the recipe."""
     for key, dimensions in tune.space.items():
-        if key in SWEEPS_OWN or key.startswith("tune."):
+        if key in SWEEP_KEYS or key.startswith("tune."):
             yield f"tune.space.{key}", "belongs to the sweep as a whole and can't be searched; remove it"
         if len(dimensions) > 1 and any(dimension.when is None for dimension in dimensions):
             yield f"tune.space.{key}", "of several distributions each needs a `when`"
@@ -204,14 +205,16 @@ def find_problems(tune: TuneConfig) -> Iterator[tuple[str, str]]:
         for key in tune.space:
             if key not in perturbable():
                 yield f"tune.space.{key}", "scheduler: pbt changes values while a run goes on, and this one can't change then"
-    yield from _measure_problems(tune)
+    yield from _metric_problems(tune)
     for name, schedulers in USED_BY.items():
+        # Only if set: every one of these keys has a default.
         if name in tune.model_fields_set and tune.scheduler not in schedulers:
             yield f"tune.{name}", f"has no effect with scheduler: {tune.scheduler} (it belongs to {', '.join(schedulers)})"
 
 
 def perturbable() -> frozenset[str]:
-    """Keys that a run may go on with at other values."""
+    """Return the keys that may change when a run resumes, which pbt can perturb."""
+    # These decide the objects that a run builds, or its data; a resumed run can't exchange them.
     fixed = {*PairKeys.model_fields, "rl", "reference", "disable_dropout", "trl.sync_ref_model", "trl.num_generations"}
     return (keys_of_strategies() | OPTIMIZATION) - fixed
 
@@ -229,42 +232,46 @@ USED_BY = {
 
 
 def _dimension_problems(key: str, dimension: Dimension, tune: TuneConfig) -> Iterator[str]:
-    for other, wanted in (dimension.when or {}).items():
+    for other, required in (dimension.when or {}).items():
         if other not in tune.space:
             yield f"when: {other} is not searched; name a key of tune.space"
-        elif missing := _never(wanted, tune.space[other]):
+        elif missing := _never(required, tune.space[other]):
             yield f"when: {other} is never {missing[0]!r}; its values are {_options(tune.space[other])}"
+        # Each would need the other's value first.
         elif key in _conditions(other, tune):
             yield f"when: {key} and {other} depend on each other"
     if tune.search == "grid" and not dimension.is_list:
         yield f"search: grid needs a list of values, got {dimension.kind}; write grid: [...], or search: random"
     if dimension.kind == "grid" and (tune.search == "optuna" or tune.scheduler == "pbt"):
-        who = "search: optuna" if tune.search == "optuna" else "scheduler: pbt"
-        yield f"{who} chooses values itself; write choice: {dimension.values}"
+        setting = "search: optuna" if tune.search == "optuna" else "scheduler: pbt"
+        yield f"{setting} chooses values itself; write choice: {dimension.values}"
 
 
 def _options(dimensions: list[Dimension]) -> list[Any]:
-    return [value for one in dimensions for value in (one.values if one.is_list else [])]
+    return [value for dimension in dimensions for value in (dimension.values if dimension.is_list else [])]
 
 
-def _never(wanted: Any, dimensions: list[Dimension]) -> list[Any]:
-    """Those of the wanted values that a key of lists doesn't have."""
-    if any(not one.is_list for one in dimensions):
+def _never(required: Any, dimensions: list[Dimension]) -> list[Any]:
+    """Return the values of a condition that a key with lists of values never has."""
+    # A range can't be enumerated.
+    if any(not dimension.is_list for dimension in dimensions):
         return []
     options = _options(dimensions)
-    values = wanted if isinstance(wanted, list) and wanted not in options else [wanted]
+    # A key's values may be lists themselves; then the list is one value, not several.
+    values = required if isinstance(required, list) and required not in options else [required]
     return [value for value in values if value not in options]
 
 
 def _conditions(key: str, tune: TuneConfig, seen: frozenset[str] = frozenset()) -> set[str]:
-    """Keys that a key's presence depends on, itself among them."""
+    """Return the keys that a key's presence depends on, transitively, including itself."""
     if key in seen:
         return set()
     direct = {other for dimension in tune.space.get(key, []) for other in dimension.when or {}}
+    # `seen` ends the recursion where conditions form a cycle.
     return {key}.union(*(_conditions(other, tune, seen | {key}) for other in direct))
 
 
-def _measure_problems(tune: TuneConfig) -> Iterator[tuple[str, str]]:
+def _metric_problems(tune: TuneConfig) -> Iterator[tuple[str, str]]:
     metrics, modes = tune.metrics, [tune.mode] if isinstance(tune.mode, str) else tune.mode
     if modes is not None and len(modes) != max(len(metrics), 1):
         yield "tune.mode", f"there are {max(len(metrics), 1)} metrics and {len(modes)} modes; give one for each"

@@ -1,44 +1,69 @@
-"""The name of a prepared store: a hash of exactly what changes its bytes."""
+"""The fingerprint that names a prepared store: a hash of exactly the inputs that change its bytes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.tokenise import opening_ids
+from pipeline.data.tokenize import opening_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["FORMAT_VERSION", "digest", "tokenizer_identity"]
 
-FORMAT_VERSION = 3
-"""Raised whenever the same input would give other bytes."""
+IRRELEVANT_SETTINGS = ("clean_up_tokenization_spaces", "local_files_only", "trust_remote_code", "use_fast")
+"""Boolean settings of a tokenizer that change no ids: those of decoding and of loading."""
+FORMAT_VERSION = 4
+"""Incremented whenever the same inputs would produce different bytes."""
 
 
 def digest(inputs: dict[str, Any]) -> str:
-    """20 hex digits of the SHA-256 of `inputs` as canonical JSON."""
+    """Return the first 20 hex digits of the SHA-256 of `inputs` as canonical JSON."""
     text = json.dumps(inputs, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a tokenizer does to text: its serialised model, special tokens, BOS habit and chat template."""
+    """Return what decides a tokenizer's ids: class, serialised model, settings, special tokens, BOS and chat template."""
     return {
-        "model": hashlib.sha256(_model(tokenizer).encode()).hexdigest(),
+        "class": type(tokenizer).__name__,
+        "model": hashlib.sha256(_serialized_model(tokenizer)).hexdigest(),
+        "switches": {name: value for name, value in sorted(_settings(tokenizer)) if name not in IRRELEVANT_SETTINGS},
         "special_tokens": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
         "opening_ids": opening_ids(tokenizer).tolist(),
         "chat_template": tokenizer.chat_template,
     }
 
 
-def _model(tokenizer: PreTrainedTokenizerBase) -> str:
+def _settings(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool]]:
+    """Return the boolean settings of `tokenizer_config.json` with their current values."""
+    # `split_special_tokens` is absent from many configs, and changes ids where a caller has set it.
+    names = {*tokenizer.init_kwargs, "split_special_tokens"}
+    # The attribute wins: a setting may have been changed after loading.
+    values = ((name, getattr(tokenizer, name, tokenizer.init_kwargs.get(name))) for name in names)
+    return ((name, value) for name, value in values if isinstance(value, bool))
+
+
+def _serialized_model(tokenizer: PreTrainedTokenizerBase) -> bytes:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
-    model = json.loads(backend.to_str())
-    # set by whoever called the tokenizer last, and reset by our own calls
-    model.pop("truncation", None)
-    model.pop("padding", None)
-    return json.dumps(model, sort_keys=True)
+        with tempfile.TemporaryDirectory() as folder:  # slow tokenizers expose their merges only in files
+            files = sorted(Path(folder, name) for name in tokenizer.save_vocabulary(folder))
+            content = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        added = {token_id: repr(token) for token_id, token in tokenizer.added_tokens_decoder.items()}
+        return json.dumps([content, tokenizer.get_vocab(), added], sort_keys=True).encode()
+    truncation, padding = backend.truncation, backend.padding  # runtime state of the last call, not part of the model
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        return backend.to_str().encode()
+    finally:
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
+        if padding is not None:
+            backend.enable_padding(**padding)

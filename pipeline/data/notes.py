@@ -1,4 +1,4 @@
-"""Notes: what a person should know of the data that was prepared. Each comes once, with a count, an example and what to do."""
+"""Notes on prepared data, for the user: each kind once, with a row count, an example and advice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXCERPT = 160
 
 @dataclass(frozen=True)
 class NoteKind:
-    """What one kind of note says. `{detail}` stands for what rows of the same kind differ in: a column, a token."""
+    """Text of one kind of note. `{detail}` is what rows of the kind differ in: a column, a token."""
 
     says: str
     advice: str
@@ -23,6 +23,14 @@ class NoteKind:
 
 KINDS = {
     "prompt_repeated": NoteKind("answers begin with the prompt of their row, which is taken once", "give the answers alone"),
+    "prompt_guessed": NoteKind(
+        "texts have no prompt beside them and no headers of turns, and the prompt is taken to end where the answers part",
+        "give the prompt in a column of its own",
+    ),
+    "read_as_message": NoteKind(
+        "the column {detail} holds the JSON text of one message, which was read as that",
+        "give it as the content of a message if it is the answer itself",
+    ),
     "answer_echoes_prompt": NoteKind(
         "one answer begins with the prompt of its row, and the other doesn't; both were taken as they are",
         "take the prompt out of that answer if it doesn't belong there",
@@ -37,6 +45,13 @@ KINDS = {
     ),
     "think_tags": NoteKind(
         "the chat template took what stands before `</think>` in an answer for reasoning", "take the tag out if it isn't meant"
+    ),
+    "think_unclosed": NoteKind(
+        "answers open `<think>` and never close it; they were taken as they are, behind what the template puts there",
+        "drop answers that were cut off, if they aren't meant",
+    ),
+    "unknown_kwarg": NoteKind(
+        "chat_template_kwargs has {detail}, which the chat template doesn't read", "compare it with the template's own names"
     ),
     "reasoning_dropped": NoteKind(
         "the chat template leaves out reasoning of the assistant ({detail})",
@@ -58,56 +73,109 @@ KINDS = {
     "end_added": NoteKind(
         "the chat template ends no answer; the end token {detail} is added", "set chat_template to one that ends turns"
     ),
+    "not_handed": NoteKind(
+        "reward functions aren't handed the column {detail}, whose values JSON can't hold", "give it as text or as a number"
+    ),
+    "end_is_text": NoteKind(
+        "what ends an answer, {detail}, is no token of the tokenizer, but text; its own end token is added",
+        "set chat_template, or type, to one that the tokenizer has the tokens of (tokenizer_default takes its own)",
+    ),
+    "dated": NoteKind(
+        "the chat template prints the date, and says {detail} each time that these data are prepared",
+        "set template_date to another day, or chat_template_jinja to a template without one",
+    ),
+    "tools_shortened": NoteKind(
+        "the chat template leaves out a description of the tools", "set chat_template to one that renders tools as they are"
+    ),
+    "trimmed": NoteKind(
+        "the chat template drops white space that a turn begins with",
+        "set chat_template to one that keeps it, if it is meant: an indent of code, say",
+    ),
+    "foreign_end": NoteKind(
+        "answers end in {detail}, which the tokenizer reads as text, before their end", "take it out of the rows"
+    ),
+    "text_in_end": NoteKind(
+        "the chat template writes {detail} before the end of an answer, and the tokenizer reads it as text",
+        "set chat_template to one that the tokenizer has the tokens of (tokenizer_default takes its own)",
+    ),
+    "cut_behind": NoteKind(
+        "the chat template writes {detail} behind the end of an answer; it is cut off",
+        "set chat_template to one that ends there",
+    ),
+    "opens_nothing": NoteKind(
+        "asked for an answer, the chat template doesn't open one; {detail} before the answer is taken for the prompt's",
+        "set chat_template to one that heeds add_generation_prompt: prompts in use lack it",
+    ),
+    "escaped": NoteKind(
+        "the chat template writes what a turn says as JSON, with quotes and line breaks escaped",
+        "set chat_template to one that writes it as it is",
+    ),
+    "may_be_the_label": NoteKind(
+        "the column {detail}, which may say which answer is the better one, isn't read",
+        "see that chosen is the better one in each row",
+    ),
+    "prompt_in_training": NoteKind(
+        "evaluation rows have a prompt that training rows have too", "take them out of one of the two, unless that is meant"
+    ),
+    "repeated": NoteKind(
+        "the rendered text says more than once what a turn says once",
+        "set chat_template to one that says it once, unless tools or the template's own text say the same",
+    ),
+    "system_moved": NoteKind(
+        "the chat template puts a turn of the system before the turns that it follows", "set chat_template to one that keeps it"
+    ),
     "tool_results": NoteKind(
         "answers hold results of tools, which are trained on as the answer is", "end the answer at the call of the tool"
     ),
     UNREAD: NoteKind("no part of the text: column {detail}", "choose a type that reads it if it should be"),
 }
-"""Kind -> its sentence, of which `N rows: ` is the beginning, and which setting or change would alter that."""
+"""Kind -> its sentence, which follows `N rows: `, and the setting or change that avoids it."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """What one row gives rise to."""
+    """A note on one row."""
 
     kind: str
     detail: str = ""
     example: str = ""
-    """The text that it is about."""
+    """The text concerned."""
 
 
 class Tally:
-    """Counts notes of rows, and keeps the first example of each kind and detail."""
+    """Counts of notes, with the first example of each kind and detail."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str], dict[str, Any]] = {}
+        self._entries: dict[tuple[str, str], dict[str, Any]] = {}
 
     def add(self, source: str, row_number: int, notes: Iterable[Note]) -> None:
         """Count the notes of one row, each kind and detail once."""
+        # Once per row: two answers of a row often give the same note.
         for note in {(note.kind, note.detail): note for note in notes}.values():
             example = {"source": source, "row_number": row_number, "text": note.example[:EXCERPT]}
             self._merge({"kind": note.kind, "detail": note.detail, "rows": 1, "example": example})
 
     def merge(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Add what `entries` of another tally holds; the examples of the first to come stay."""
+        """Add the `entries` of another tally; existing examples are kept."""
         for entry in entries:
             self._merge(entry)
 
     def _merge(self, entry: dict[str, Any]) -> None:
-        found = self._found.setdefault((entry["kind"], entry["detail"]), {**entry, "rows": 0})
-        found["rows"] += entry["rows"]
+        total = self._entries.setdefault((entry["kind"], entry["detail"]), {**entry, "rows": 0})
+        total["rows"] += entry["rows"]
 
     def entries(self) -> list[dict[str, Any]]:
-        """`{kind, detail, rows, example: {source, row_number, text}}` each, as JSON takes them."""
-        return list(self._found.values())
+        """Return JSON-compatible entries: `{kind, detail, rows, example: {source, row_number, text}}`."""
+        return list(self._entries.values())
 
 
 def sentences(entries: Iterable[dict[str, Any]]) -> list[str]:
-    """Every note as a sentence: how many rows, what is so, where for instance, and what to do. Unread columns share one."""
+    """Format every note as a sentence: row count, fact, example, advice. Unread columns share one sentence."""
     entries = list(entries)
     unread = [entry for entry in entries if entry["kind"] == UNREAD]
     if len(unread) > 1:
         entries = [entry for entry in entries if entry["kind"] != UNREAD]
+        # The column that most rows have gives count and example for all of them.
         entries.append({**max(unread, key=lambda entry: entry["rows"]), "detail": [entry["detail"] for entry in unread]})
     return [_sentence(entry) for entry in entries]
 

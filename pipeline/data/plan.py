@@ -1,30 +1,41 @@
-"""What a config asks for: the sources, surveyed, and the fingerprint that follows."""
+"""Plan of a config's data: its sources, surveyed, and the resulting fingerprint."""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.secrets import redact
+from pipeline.data.dates import prints_date
 from pipeline.data.fingerprint import FORMAT_VERSION, digest, tokenizer_identity
-from pipeline.data.kinds import kind_of
-from pipeline.data.length import STRATEGIES
+from pipeline.data.keys import DataConfig
+from pipeline.data.row_kinds import kind_of
 from pipeline.data.sources.shards import Shard, Source, survey
 from pipeline.data.transforms import build_transform, code_of, dataset_template
 from pipeline.data.transforms.base import Context
+from pipeline.data.truncation import STRATEGIES
 from pipeline.errors import UserError
+from pipeline.io.atomic import write_text
+from pipeline.secrets import redact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from strategies.base import BatchKind
+    from strategies.types import BatchKind
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "remember_day"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`datasets` are the training sets and then the test sets; `test_from` is where the latter begin."""
+    """`datasets` are the training sets followed by the test sets, which begin at index `test_from`.
+
+    `day` is the date that chat templates print, None when they print none; `undated` holds all other inputs that change the
+    store's bytes.
+    """
 
     kind: BatchKind
     datasets: tuple[dict[str, Any], ...]
@@ -32,7 +43,13 @@ class Plan:
     sources: tuple[Source, ...]
     test_from: int
     val_set_size: float
-    inputs: dict[str, Any]
+    undated: dict[str, Any]
+    day: date | None = None
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """All inputs that change the store's bytes."""
+        return self.undated if self.day is None else {**self.undated, "template_date": str(self.day)}
 
     @property
     def fingerprint(self) -> str:
@@ -44,17 +61,17 @@ class Plan:
 
     @property
     def rows(self) -> int | None:
-        """Raw rows in all; None when some source has to be read to know."""
+        """Total raw rows; None when some source has to be read to count them."""
         counts = [source.rows for source in self.sources]
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
+        sizes = [count for count in counts if count is not None]
+        return sum(sizes) if len(sizes) == len(counts) else None
 
 
-def make_plan(cfg: Any, tokenizer: PreTrainedTokenizerBase, rows_per_part: int) -> Plan:
-    """Survey every source and compute the fingerprint's inputs.
+def make_plan(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, rows_per_part: int) -> Plan:
+    """Survey every source and collect the inputs of the fingerprint.
 
     Raises:
-        UserError: for whatever is wrong with a dataset, with its key: `datasets[1].path: ...`.
+        UserError: for any problem with a dataset, with its key: `datasets[1].path: ...`.
     """
     kind = kind_of(cfg.rl)
     train, test = list(cfg.datasets or []), list(cfg.test_datasets or [])
@@ -62,44 +79,83 @@ def make_plan(cfg: Any, tokenizer: PreTrainedTokenizerBase, rows_per_part: int) 
         raise UserError("datasets: must name one dataset at least")
     if cfg.excess_length_strategy not in (None, *STRATEGIES):
         raise UserError(f"excess_length_strategy: must be one of {', '.join(STRATEGIES)}, got {cfg.excess_length_strategy!r}")
-    entries = [(f"datasets[{place}]", _keys(entry)) for place, entry in enumerate(train)]
-    entries += [(f"test_datasets[{place}]", _keys(entry)) for place, entry in enumerate(test)]
+    entries = [(f"datasets[{index}]", _keys(entry)) for index, entry in enumerate(train)]
+    entries += [(f"test_datasets[{index}]", _keys(entry)) for index, entry in enumerate(test)]
     datasets, templates, sources, codes = [], [], [], []
-    for index, (place, keys) in enumerate(entries):
+    for index, (path, keys) in enumerate(entries):
         try:
             template = dataset_template(tokenizer, keys)
+            # Built only for its errors, before the survey reads whole files; tasks build their own.
             build_transform(cfg.rl, Context(tokenizer, template, keys))
             codes.append(code_of(keys, cfg.rl))
             sources.append(survey(keys, index, rows_per_part))
         except UserError as error:
-            raise UserError(f"{place}.{error}") from error
+            raise UserError(f"{path}.{error}") from error
         datasets.append(keys)
         templates.append(template)
+    # test_datasets replace a split of the training data.
     val_set_size = 0.0 if test else float(cfg.val_set_size or 0)
     inputs = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
         "datasets": [_dataset_inputs(*each) for each in zip(datasets, templates, sources, codes, strict=True)],
+        # The same entries as train or test data make other files.
         "test_from": len(train),
         "tokenizer": tokenizer_identity(tokenizer),
         "sequence_len": cfg.sequence_len,
         "excess_length_strategy": cfg.excess_length_strategy or "drop",
         "dataset_exact_deduplication": bool(cfg.dataset_exact_deduplication),
         "val_set_size": val_set_size,
+        # The seed only chooses evaluation rows here; without them, runs with other seeds share the store.
         "seed": (cfg.seed or 0) if val_set_size else None,
+        # It decides which rows stand in which file.
         "rows_per_part": rows_per_part,
+        # Absent by default, so that the key left the fingerprints of existing stores unchanged.
         **({} if cfg.encode_special_tokens else {"encode_special_tokens": False}),
     }
-    return Plan(kind, tuple(datasets), tuple(templates), tuple(sources), len(train), val_set_size, inputs)
+    # The stored day is found by the fingerprint of all other inputs, so the same data keep their day.
+    is_dated = any(prints_date(template or tokenizer.chat_template) for template in templates)
+    day = day_of(cfg, digest(inputs)) if is_dated else None
+    return Plan(kind, tuple(datasets), tuple(templates), tuple(sources), len(train), val_set_size, inputs, day)
 
 
 def _keys(entry: Any) -> dict[str, Any]:
-    given = entry.model_dump(exclude_none=True) if hasattr(entry, "model_dump") else dict(entry)
-    return {key: value for key, value in given.items() if value is not None and value is not False}
+    values = entry.model_dump(exclude_none=True) if hasattr(entry, "model_dump") else dict(entry)
+    # Keys that say their default don't change the fingerprint.
+    return {key: value for key, value in values.items() if value is not None and value is not False}
 
 
 def _dataset_inputs(keys: dict[str, Any], template: str | None, source: Source, code: str | None) -> dict[str, Any]:
-    """A template counts by its text, not by its name; a type from outside by name and code."""
+    # A template is identified by its text, not by its name; a registered type by its name and code.
     named = {key: value for key, value in keys.items() if key not in ("chat_template", "chat_template_jinja")}
+    # Redacted, since the manifest holds the inputs: a path may be a URI with a password.
     inputs = {**redact(named), "template": template, "identity": list(source.identity)}
     return inputs if code is None else {**inputs, "code": code}
+
+
+def day_of(cfg: DataConfig, undated: str) -> date:
+    """Return `template_date`; else the day on which the same data were first prepared; else today.
+
+    Args:
+        undated: fingerprint of the data without the day.
+    """
+    if cfg.template_date is not None:
+        return cfg.template_date
+    return _stored_day(_day_file(cfg, undated)) or date.today()
+
+
+def remember_day(cfg: DataConfig, undated: str, day: date) -> None:
+    """Store the day of the first preparation, unless the recipe gives `template_date`. Raises OSError."""
+    file = _day_file(cfg, undated)
+    if cfg.template_date is None and _stored_day(file) is None:
+        write_text(f"{day}\n", file)
+
+
+def _stored_day(file: Path) -> date | None:
+    with suppress(FileNotFoundError, ValueError):
+        return date.fromisoformat(file.read_text().strip())
+    return None
+
+
+def _day_file(cfg: DataConfig, undated: str) -> Path:
+    return Path(os.path.expanduser(cfg.dataset_prepared_path)).absolute() / f"{undated}.day"

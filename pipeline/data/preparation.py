@@ -1,4 +1,4 @@
-"""Stage 1 as a whole: config in, complete store out."""
+"""Preparation of a config's data: from raw datasets to a complete store."""
 
 from __future__ import annotations
 
@@ -10,47 +10,51 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config.secrets import redact_text
-from pipeline.data import finalise
-from pipeline.data.decide import decide
-from pipeline.data.engine import Executor, run_on_ray, write_error
-from pipeline.data.files import write_json
-from pipeline.data.plan import Plan, make_plan
-from pipeline.data.staging import Job, stage_shard
-from pipeline.data.store import MANIFEST, Prepared, open_store
+from pipeline.data import write_store
+from pipeline.data.fingerprint import digest
+from pipeline.data.keys import DataConfig
+from pipeline.data.plan import Plan, make_plan, remember_day
+from pipeline.data.process_shard import Job, stage_shard
+from pipeline.data.split import decide
+from pipeline.data.store import CHECKSUM, MANIFEST, REJECTED, Prepared, checksum, open_store
 from pipeline.errors import UserError
-from pipeline.patience import waiting_for
+from pipeline.io.atomic import write_json
+from pipeline.io.retry import waiting_for
+from pipeline.ray.session import init_ray
+from pipeline.ray.tasks import Executor, run_on_ray, write_error
+from pipeline.secrets import redact_text
+from strategies.models.tokenizer import load_tokenizer
 from strategies.plugins import Plugins
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PART_ROWS", "prepare"]
+__all__ = ["PART_ROWS", "find_prepared", "prepare"]
 
 PART_ROWS = 2000
-"""Raw rows per part: the grain of resuming, of memory, and of parallel work."""
+"""Raw rows per part: the unit of resumption, memory use and parallelism."""
 
 Progress = Callable[[dict[str, Any]], None]
 
 
 def prepare(
-    cfg: Any,
+    cfg: DataConfig,
     tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Progress | None = None,
     rows_per_part: int = PART_ROWS,
     executor: Executor | None = None,
 ) -> Prepared:
-    """Prepare the data of `cfg`, or open the store when it is there already (then Ray is not touched).
+    """Prepare the data of `cfg`, or open the store if it is cached (then Ray is not started).
 
-    A killed run is continued where it stopped; of two runs that want the same store one waits for the other.
+    A killed run resumes where it stopped; when two runs prepare the same store, one waits for the other.
 
     Args:
         cfg: the recipe.
-        tokenizer: the recipe's when None.
+        tokenizer: the recipe's tokenizer when None.
         progress: called after every part with `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, totals None
             while unknown.
         rows_per_part: raw rows per staged part.
-        executor: runs the tasks; Ray Data when None, on the Ray that this starts or joins.
+        executor: runs the tasks; Ray Data when None, on a Ray cluster that is started or joined.
 
     Raises:
         UserError: for a bad dataset, bad rows beyond `max_rejected_fraction`, no rows left, an unwritable folder, a full disk.
@@ -59,24 +63,52 @@ def prepare(
 
     tokenizer = tokenizer or _load_tokenizer(cfg)
     plan = make_plan(cfg, tokenizer, rows_per_part)
-    root = Path(os.path.expanduser(cfg.dataset_prepared_path)).absolute()
+    root = _root(cfg)
     folder = root / plan.fingerprint
     if (store := open_store(folder)) is not None:
-        return store
+        return _within_limits(store, cfg)
     try:
+        # The lock lies beside the store's folder, not in it: to delete the folder must not delete a lock that is held.
         root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / f"{plan.fingerprint}.lock")
+        # Only the wait is registered, not the work that follows under the lock.
         with waiting_for("another process, which prepares the same data"):
             held = lock.acquire()
         with held:
-            return open_store(folder) or _build(cfg, plan, tokenizer, folder, progress, rows_per_part, executor)
+            # Another process may have finished the store while this one waited for the lock.
+            if (store := open_store(folder)) is not None:
+                return _within_limits(store, cfg)
+            if plan.day is not None:
+                # Before any row is rendered: a killed preparation that is resumed on a later day finds its parts again.
+                remember_day(cfg, digest(plan.undated), plan.day)
+            return _build(cfg, plan, tokenizer, folder, progress, rows_per_part, executor)
     except OSError as error:
         raise UserError(write_error(error)) from error
 
 
-def _load_tokenizer(cfg: Any) -> PreTrainedTokenizerBase:
-    from strategies.tokenizer import load_tokenizer
+def find_prepared(cfg: DataConfig) -> Prepared | None:
+    """Return the cached store of `cfg` without verifying its files; None without one. Raises UserError for a bad dataset."""
+    # Without any store there is no need to load the tokenizer and to hash the sources.
+    if not any(_root(cfg).glob(f"*/{MANIFEST}")):
+        return None
+    plan = make_plan(cfg, _load_tokenizer(cfg), PART_ROWS)
+    return open_store(_root(cfg) / plan.fingerprint, verify=False)
 
+
+def _root(cfg: DataConfig) -> Path:
+    return Path(os.path.expanduser(cfg.dataset_prepared_path)).absolute()
+
+
+def _within_limits(store: Prepared, cfg: DataConfig) -> Prepared:
+    """Return the store; raise UserError if more of its rows are bad than this recipe allows."""
+    if store.rejected_rows:
+        # `max_rejected_fraction` isn't in the fingerprint, so a cached store is checked against this recipe's.
+        bad = store.read(REJECTED, ["source", "row_number", "reason"]).slice(0, 5).to_pylist()
+        write_store.check_rejected(store.manifest["sources"], cfg.max_rejected_fraction, bad, store.path)
+    return store
+
+
+def _load_tokenizer(cfg: DataConfig) -> PreTrainedTokenizerBase:
     try:
         return load_tokenizer(cfg)
     except ValueError as error:
@@ -84,7 +116,7 @@ def _load_tokenizer(cfg: Any) -> PreTrainedTokenizerBase:
 
 
 def _build(
-    cfg: Any,
+    cfg: DataConfig,
     plan: Plan,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
@@ -109,31 +141,32 @@ def _build(
         folder=staging,
         plugins=Plugins.of(cfg),
         encode_special_tokens=cfg.encode_special_tokens,
+        day=plan.day,
     )
     parts = _stage(job, plan, run_tasks, cfg.dataset_num_proc, progress)
-    files = finalise.write_rejected(staging, folder, parts)
-    finalise.check_rejected(parts, cfg.max_rejected_fraction, folder)
-    finalise.check_prompts(parts)
+    # Before the check, whose message names the folder of the rejected rows.
+    files = write_store.write_rejected(staging, folder, parts)
+    write_store.check_rejected(parts, cfg.max_rejected_fraction, [row for part in parts for row in part["first_bad"]], folder)
+    write_store.check_prompts(parts)
     _finish(cfg, plan, folder, parts, files, run_tasks)
+    # After the manifest: a process killed in between leaves a complete store with some superfluous files.
     shutil.rmtree(staging)
-    store = open_store(folder)
+    store = open_store(folder, verify=False)  # each file was hashed when it was written
     assert store is not None
     return store
 
 
-def _default_executor(cfg: Any) -> Executor:
-    from pipeline.session import connect
-
-    connect(cfg)
+def _default_executor(cfg: DataConfig) -> Executor:
+    init_ray(cfg)
     return run_on_ray
 
 
 def _stage(job: Job, plan: Plan, run_tasks: Executor, num_proc: int | None, progress: Progress | None) -> list[dict[str, Any]]:
-    """Summaries of all parts, in the order of the sources."""
+    """Process all shards; return the summaries of all parts in the order of the sources."""
     parts, rows = [], 0
-    known = plan.rows is not None
-    total = sum(len(_starts(shard, job.rows_per_part)) for shard in job.shards) if known else None
-    for part in run_tasks(_work, job, len(job.shards), num_proc):
+    is_known = plan.rows is not None
+    total = sum(len(_part_numbers(shard, job.rows_per_part)) for shard in job.shards) if is_known else None
+    for part in run_tasks(_stage_one, job, len(job.shards), num_proc):
         parts.append(part)
         rows += part["read"]
         if progress is not None:
@@ -141,53 +174,65 @@ def _stage(job: Job, plan: Plan, run_tasks: Executor, num_proc: int | None, prog
             progress({"stage": "prepare", **done})
     if not rows:
         raise UserError(f"datasets: no rows in {', '.join(str(keys['path']) for keys in plan.datasets)}")
+    # Checked here, where a missing file has a known cause; later it would only fail to open.
     if missing := next((part["part"] for part in parts if not (job.folder / part["part"]).exists()), None):
         raise UserError(
             f"dataset_prepared_path: another node wrote {missing}, and it is not in {job.folder} here; "
             "the folder must be on storage that all nodes share"
         )
+    # Tasks end in any order; the store's may not depend on it.
     return sorted(parts, key=lambda part: part["part"])
 
 
-def _starts(shard: Any, rows_per_part: int) -> range:
+def _part_numbers(shard: Any, rows_per_part: int) -> range:
+    # Parts begin at multiples of `rows_per_part` of the file, as `stage_shard` groups rows, not at the shard's start.
     return range(shard.start // rows_per_part, -(-shard.stop // rows_per_part))
 
 
-def _work(job: Job, index: int) -> Iterator[dict[str, Any]]:
+def _stage_one(job: Job, index: int) -> Iterator[dict[str, Any]]:
     return stage_shard(job, job.shards[index])
 
 
+def _first_reason(parts: list[dict[str, Any]]) -> str:
+    """Return the first bad row's reason as a phrase; "" without one."""
+    return next((f": {row['reason']}" for part in parts for row in part["first_bad"]), "")
+
+
 def _finish(
-    cfg: Any,
+    cfg: DataConfig,
     plan: Plan,
     folder: Path,
     parts: list[dict[str, Any]],
     files: list[dict[str, Any]],
     run_tasks: Executor,
 ) -> None:
-    """Write train, eval, and, when all else is in place, the manifest."""
+    """Write train and eval files and, last, the manifest, which marks the store as complete."""
     staging, inputs = folder / "staging", plan.inputs
-    rows = finalise.StagedRows.load(staging, parts, plan.kind)
+    rows = write_store.StagedRows.load(staging, parts, plan.kind)
     is_test = np.asarray([part["dataset"] >= plan.test_from for part in parts])[rows.part]
     if not (~is_test).any():
         raise UserError(
             f"datasets: none of {sum(part['read'] for part in parts)} rows is left to train on "
             f"({sum(part['too_long'] for part in parts)} have more than sequence_len {inputs['sequence_len']} tokens, "
-            f"{sum(part['rejected'] for part in parts)} are bad)"
+            f"{sum(part['rejected'] for part in parts)} are bad{_first_reason(parts)})"
         )
+    # Deduplication and splitting need the hashes of all rows, so they follow after staging.
     dedup, seed = inputs["dataset_exact_deduplication"], inputs["seed"] or 0
     destination = decide(rows.hashes, rows.prompts, is_test, dedup, plan.val_set_size, seed)
+    # The last sum is the end of the array, where nothing is split.
     by_part = np.split(destination, np.cumsum([part["rows"] for part in parts])[:-1])
-    final = finalise.Final(staging, folder, parts, by_part, finalise.first_row_ids(parts))
-    files = files + list(run_tasks(finalise.write_final, final, len(parts), cfg.dataset_num_proc))
+    write_job = write_store.WriteJob(staging, folder, parts, by_part, write_store.first_row_ids(parts))
+    # These write the same bytes on each attempt, and atomically, so a retried task does no harm.
+    files = files + list(run_tasks(write_store.write_final, write_job, len(parts), cfg.dataset_num_proc))
     manifest = {
         "fingerprint": plan.fingerprint,
         "format_version": inputs["format_version"],
         "kind": plan.kind,
-        "sources": finalise.counts([redact_text(str(keys["path"])) for keys in plan.datasets], parts, rows, destination),
-        "lengths": finalise.percentiles(rows, destination),
-        "notes": finalise.notes(parts),
+        # The manifest is printed and copied into reports.
+        "sources": write_store.counts([redact_text(str(keys["path"])) for keys in plan.datasets], parts, rows, destination),
+        "lengths": write_store.percentiles(rows, destination),
+        "notes": write_store.notes(parts, rows, destination),
         "files": sorted(files, key=lambda entry: entry["file"]),
         "inputs": inputs,
     }
-    write_json(manifest, folder / MANIFEST)
+    write_json({**manifest, CHECKSUM: checksum(manifest)}, folder / MANIFEST)

@@ -1,4 +1,4 @@
-"""Shows a prepared store: counts, lengths, and examples with the trained tokens marked."""
+"""Display of a prepared store: row counts, token lengths, and example rows with the trained tokens marked."""
 
 from __future__ import annotations
 
@@ -6,123 +6,88 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.kinds import COMPLETIONS
+from rich.console import Group, RenderableType
+from rich.rule import Rule
+from rich.text import Text
+
+from pipeline.data.keys import DataConfig
+from pipeline.data.preparation import prepare
+from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.store import TRAIN, Prepared
+from pipeline.ui.console import Printable
+from strategies.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Preview", "preview", "print_counts", "render_preview"]
+__all__ = ["Preview", "preview"]
 
-COUNTS = ("read", "rejected", "too_long", "truncated", "duplicates", "train", "eval")
 STYLES = {"chosen": "green", "rejected": "red", "completion": "cyan"}
 MARK = "▏"
-"""Stands before every trained token, so that the marking reads without colour."""
+"""Precedes every trained token, so that the marking is readable without colour."""
+WRAPPED: dict[str, Any] = {"no_wrap": False, "overflow": "fold"}
 MAX_TOKENS = 400
 MAX_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
-class Preview:
-    """Prepared rows with their trained tokens marked, for a person to look at in a notebook."""
+class Preview(Printable):
+    """A prepared store: row counts, token lengths, and its first rows with the trained tokens marked."""
 
     prepared: Prepared
     tokenizer: PreTrainedTokenizerBase
-    examples: int
+    examples: int = 3
 
-    def _repr_html_(self) -> str:
-        from pipeline.notebook import html_of
+    def __rich__(self) -> Group:
+        parts: list[RenderableType] = [self.prepared]
+        if COMPLETIONS[self.prepared.manifest["kind"]]:
+            parts.append(Text(f"Trained tokens are coloured, each behind a {MARK}; the prompt is not trained on.", "dim"))
+        for row in _first_rows(self.prepared, self.examples):
+            parts += _example(row, self.tokenizer)
+        return Group(*parts)
 
-        return html_of(lambda console: render_preview(self.prepared, self.tokenizer, console, self.examples))
 
-
-def preview(cfg: Any, examples: int = 3) -> Preview:
-    """The first rows of the prepared data of `cfg`, which are prepared now where they aren't yet.
+def preview(cfg: DataConfig, examples: int = 3) -> Preview:
+    """Return the first prepared rows of `cfg`; prepares the data unless the store is cached.
 
     Raises:
         UserError: as `pipeline.prepare`.
     """
-    from pipeline.data.preparation import prepare
-    from strategies.tokenizer import load_tokenizer
-
     return Preview(prepare(cfg), load_tokenizer(cfg), examples)
 
 
-def render_preview(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, console: Console, examples: int = 3) -> None:
-    """Print what was prepared: a table of counts, one of lengths, and the first `examples` rows token by token."""
-    print_counts(prepared, console)
-    if COMPLETIONS[prepared.manifest["kind"]]:
-        console.print(f"Trained tokens are coloured, each behind a {MARK}; the prompt is not trained on.", style="dim")
-    for row in _first_rows(prepared, examples):
-        _print_example(row, tokenizer, console)
-
-
-def print_counts(prepared: Prepared, console: Console) -> None:
-    """Print where prepared rows are, how many, and how long."""
-    console.print(f"prepared {prepared.path}", soft_wrap=True)
-    console.print(_counts(prepared))
-    console.print(_lengths(prepared))
-    for note in prepared.notes:
-        console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
-
-
-def _counts(prepared: Prepared) -> Any:
-    from rich.table import Table
-
-    table = Table(title="rows")
-    table.add_column("source", overflow="fold")
-    for name in COUNTS:
-        table.add_column(name.replace("_", " "), justify="right")
-    for source in prepared.manifest["sources"]:
-        table.add_row(source["path"], *(f"{source[name]:,}" for name in COUNTS))
-    return table
-
-
-def _lengths(prepared: Prepared) -> Any:
-    from rich.table import Table
-
-    lengths = prepared.manifest["lengths"]
-    table = Table(title="tokens per row")
-    table.add_column("")
-    for label in next(iter(lengths.values())):
-        table.add_column(label, justify="right")
-    for name, values in lengths.items():
-        table.add_row(name, *(f"{value:,}" for value in values.values()))
-    return table
-
-
-def _first_rows(prepared: Prepared, number: int) -> list[dict[str, Any]]:
+def _first_rows(prepared: Prepared, count: int) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     rows: list[dict[str, Any]] = []
     for file in prepared.train_files():
-        rows += next(pq.ParquetFile(file).iter_batches(number)).to_pylist()
-        if len(rows) >= number:
+        # One batch: the rest of the file isn't decoded.
+        rows += next(pq.ParquetFile(file).iter_batches(count)).to_pylist()
+        if len(rows) >= count:
             break
-    return rows[:number]
+    return rows[:count]
 
 
-def _print_example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
-    from rich.text import Text
+def _example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[RenderableType]:
+    label = f", label {str(row['label']).lower()}" if "label" in row else ""
+    parts: list[RenderableType] = [
+        Rule(Text(f"{TRAIN} row {row['row_id']} ({row['source']} row {row['row_number']})", "rule.text")),
+        Text.assemble(("prompt ", "bold"), f"{row['prompt_length']} tokens"),
+        # The end of a long prompt, which is what the answer follows.
+        Text(tokenizer.decode(row["prompt_ids"][-MAX_TOKENS:]), "dim", **WRAPPED),
+    ]
+    for name, style in STYLES.items():
+        if f"{name}_ids" in row:
+            parts.append(Text.assemble((f"{name} ", f"bold {style}"), f"{row[f'{name}_length']} tokens{label}"))
+            parts.append(_marked_tokens(row[f"{name}_ids"], tokenizer, style))
+    parts += [Text.assemble((f"{name} ", "bold"), _short(value), **WRAPPED) for name, value in _reward_columns(row).items()]
+    return parts
 
-    answers = [name for name in STYLES if f"{name}_ids" in row]
-    console.rule(f"{TRAIN} row {row['row_id']} ({row['source']} row {row['row_number']})")
-    console.print(Text.assemble(("prompt ", "bold"), f"{row['prompt_length']} tokens"))
-    console.print(Text(tokenizer.decode(row["prompt_ids"][-MAX_TOKENS:]), style="dim"))
-    for name in answers:
-        label = f", label {str(row['label']).lower()}" if "label" in row else ""
-        console.print(Text.assemble((f"{name} ", f"bold {STYLES[name]}"), f"{row[f'{name}_length']} tokens{label}"))
-        console.print(_marked(row[f"{name}_ids"], tokenizer, STYLES[name]))
-    for name, value in _others(row).items():
-        console.print(Text.assemble((f"{name} ", "bold"), _short(value)))
 
-
-def _others(row: dict[str, Any]) -> dict[str, Any]:
-    """The columns that reward functions are given beside a prompt."""
-    handed = json.loads(row["row"]) if "row" in row else {}
-    return {name: value for name, value in handed.items() if name != "prompt"}
+def _reward_columns(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns that reward functions receive beside the prompt."""
+    columns = json.loads(row["row"]) if "row" in row else {}
+    return {name: value for name, value in columns.items() if name != "prompt"}
 
 
 def _short(value: Any) -> str:
@@ -130,17 +95,16 @@ def _short(value: Any) -> str:
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} ..."
 
 
-def _marked(ids: list[int], tokenizer: PreTrainedTokenizerBase, style: str) -> Text:
-    """Every token behind a mark; a line end shows as a sign, since it is a token too."""
-    from rich.text import Text
-
-    text = Text()
+def _marked_tokens(ids: list[int], tokenizer: PreTrainedTokenizerBase, style: str) -> Text:
+    """Decode token by token with `MARK` before each; a line break is shown as a symbol, since it is a token too."""
+    text = Text(**WRAPPED)
     pending: list[int] = []
     for token in ids[:MAX_TOKENS]:
         pending.append(token)
         piece = tokenizer.decode(pending)
         if piece.endswith("\ufffd") and len(pending) < 4:  # the first bytes of a character that several tokens spell
             continue
+        # As many marks as tokens, also where several of them spell one character.
         text.append(MARK * len(pending), style="dim")
         text.append(piece.replace("\n", "⏎\n"), style=style)
         pending = []

@@ -1,1 +1,1 @@
-"""The embedded default: a real model, a preference that a program can check, and a run that shows both."""
+"""The demo: a real model, a preference that a program can check, and a run that learns it."""

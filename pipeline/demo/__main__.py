@@ -15,21 +15,22 @@ NEW_TOKENS = 40
 
 
 def main() -> int:
-    """Write the data, train, answer held-out prompts with and without the trained adapter, compare."""
+    """Write the data, train, generate answers to held-out prompts with and without the adapter, compare; return the status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.demo", description=__doc__)
     parser.add_argument("--prompts", type=int, default=40, help="held-out prompts to answer")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     options = parser.parse_args()
 
-    from pipeline.cli import hide_what_nobody_can_act_on
+    # After the arguments are parsed, so that --help doesn't wait for imports.
+    from pipeline.cli import quiet_libraries
 
-    hide_what_nobody_can_act_on()
+    quiet_libraries()
     from pipeline import SamplingOptions, generate, load_config, train
-    from pipeline.demo.report import print_comparison
-    from pipeline.display import open_display
-    from pipeline.tables import print_result
+    from pipeline.demo.report import Comparison
+    from pipeline.ui.console import open_console
+    from pipeline.ui.display import open_display
 
-    began = time.monotonic()
+    start = time.monotonic()
     write_preferences(Path("prefray-demo/data"))
     recipe = importlib.resources.files("pipeline") / "recipes" / "quickstart.yaml"
     cfg = load_config(str(recipe), [f"output_dir={_next_run()}", *options.set])
@@ -40,13 +41,14 @@ def main() -> int:
     greedy = SamplingOptions(max_new_tokens=NEW_TOKENS, temperature=0.0)
     answers = generate(str(result.run_dir), prompts, options=greedy, display=display)
     display.close()
-    print_result(result)
-    improved = print_comparison(answers, SHOWN, time.monotonic() - began)
-    return 0 if improved else 1
+    comparison = Comparison(answers, SHOWN, time.monotonic() - start)
+    open_console().print(result, comparison)
+    # `make demo` fails if training hasn't worked.
+    return 0 if comparison.improved else 1
 
 
 def _next_run() -> str:
-    """A run folder that is not taken yet, so that the demo can be run again."""
+    """Return an unused run folder, so that the demo can be run again."""
     number = 1
     while Path(f"prefray-demo/run-{number}").exists():
         number += 1

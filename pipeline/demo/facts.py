@@ -1,4 +1,4 @@
-"""Everyday facts from which the demonstration's questions and answers are made."""
+"""Everyday facts for the demo's questions and answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["FACTS", "Kind"]
 
 @dataclass(frozen=True)
 class Kind:
-    """Questions of one kind: `{subject}` and `{fact}` stand for the two sides of `facts`."""
+    """Questions of one kind: `{subject}` and `{fact}` are the keys and values of `facts`."""
 
     questions: tuple[str, str, str]
     answer: str

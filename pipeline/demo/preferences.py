@@ -1,8 +1,8 @@
-"""A preference set that a program can check: answer in one short sentence.
+"""A preference that a program can check: answers open with `OPENING`.
 
-Every pair asks an everyday question; the chosen answer is one sentence of a few words, the rejected one says the same
-and then goes on. `is_brief` decides for any answer whether it follows the preference, so the
-effect of training on it can be measured. Held-out questions are about other subjects than the training questions.
+Every pair asks an everyday question; the chosen answer opens with `OPENING`, the rejected one with other words or none.
+`follows_preference` checks any answer, so the effect of training can be measured. Held-out questions are about other subjects
+than the training questions.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ HELD_OUT_PART = 0.2
 SEED = 17
 
 OPENING = "In short,"
+# Often none, so that the pairs differ in the opening alone.
 REJECTED_OPENINGS = ("", "", "Well, ", "I think that ", "The answer is that ", "It is known that ")
 
 
 def follows_preference(answer: str) -> bool:
-    """Whether `answer` opens with the words that the chosen answers open with."""
+    """Return whether `answer` opens as the chosen answers do."""
     return answer.lstrip().startswith(OPENING)
 
 
 def preference_pairs(held_out: bool, seed: int = SEED) -> Iterator[dict[str, Any]]:
-    """Yield conversational pairs `{"prompt": [...], "chosen": [...], "rejected": [...]}`, the same for the same seed."""
+    """Yield conversational pairs `{"prompt": [...], "chosen": [...], "rejected": [...]}`, determined by the seed."""
+    # A seed for each split, or both would draw the same openings.
     rng = random.Random(f"{seed}-{held_out}")
     for question, answer in _split(held_out, seed):
         rejected = rng.choice(REJECTED_OPENINGS) + answer
@@ -42,7 +44,7 @@ def preference_pairs(held_out: bool, seed: int = SEED) -> Iterator[dict[str, Any
 
 
 def held_out_prompts(seed: int = SEED) -> list[str]:
-    """Questions that no training pair asks, about subjects that no training pair mentions."""
+    """Return questions about subjects that no training pair mentions."""
     return [question for question, _ in _split(True, seed)]
 
 
@@ -57,10 +59,11 @@ def write_preferences(folder: Path, seed: int = SEED) -> tuple[Path, Path]:
 
 
 def _split(held_out: bool, seed: int) -> list[tuple[str, str]]:
-    """Questions and answers of one side; the split is by subject, so that no subject is on both."""
+    """Return questions and answers of one split; each subject is in one split only."""
     rng = random.Random(seed)
     rows = []
     for kind in FACTS:
+        # Both splits are cut from the same order, which the seed alone decides.
         subjects = sorted(kind.facts)
         rng.shuffle(subjects)
         cut = round(len(subjects) * HELD_OUT_PART)

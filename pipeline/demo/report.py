@@ -1,36 +1,47 @@
-"""What the demonstration ends with."""
+"""The comparison that the demo prints at its end."""
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.text import Text
 
 from pipeline.demo.preferences import OPENING, follows_preference
 from pipeline.evaluation.generate import Answers
+from pipeline.ui.console import Printable, table_of
 
-__all__ = ["print_comparison"]
-
-
-def print_comparison(answers: Answers, shown: int, seconds: float, console: Console | None = None) -> bool:
-    """Print answers before and after and the fraction that follows the preference; returns whether it grew."""
-    console = console or Console()
-    table = Table(title="held-out prompts, greedy answers", show_lines=True)
-    for column in ("prompt", "before", "after"):
-        table.add_column(column, overflow="fold", ratio=1)
-    for row in answers.rows[:shown]:
-        table.add_row(row["prompt"], _marked(row["reference"]), _marked(row["policy"]))
-    console.print(table, markup=False)
-    before, after = (_fraction([row[who] for row in answers.rows]) for who in ("reference", "policy"))
-    console.print(f"opens with {OPENING!r}: {before:.0%} before, {after:.0%} after, of {len(answers.rows)} held-out prompts")
-    improved = after > before
-    verdict = "It worked." if improved else "It did NOT improve: the training has not reached its goal."
-    console.print(f"{verdict} ({seconds:.0f} s)")
-    return improved
+__all__ = ["Comparison"]
 
 
-def _fraction(texts: list[str]) -> float:
-    """Part of the answers that follow the preference."""
-    return sum(map(follows_preference, texts)) / len(texts)
+@dataclass(frozen=True)
+class Comparison(Printable):
+    """Answers before and after training, and the fraction that follows the preference."""
+
+    answers: Answers
+    shown: int
+    """Prompts whose answers are shown."""
+    seconds: float
+    """Duration of the demo."""
+
+    @property
+    def improved(self) -> bool:
+        """Whether more answers follow the preference after training."""
+        return self._fraction("policy") > self._fraction("reference")
+
+    def __rich__(self) -> Group:
+        columns = ("prompt", "before", "after")
+        rows = [(row["prompt"], _marked(row["reference"]), _marked(row["policy"])) for row in self.answers.rows[: self.shown]]
+        fractions = f"{self._fraction('reference'):.0%} before, {self._fraction('policy'):.0%} after"
+        verdict = "It worked." if self.improved else "It did NOT improve: the training has not reached its goal."
+        return Group(
+            table_of(columns, rows, title="held-out prompts, greedy answers", left=columns, show_lines=True),
+            Text(f"opens with {OPENING!r}: {fractions}, of {len(self.answers.rows)} held-out prompts"),
+            Text(f"{verdict} ({self.seconds:.0f} s)"),
+        )
+
+    def _fraction(self, who: str) -> float:
+        return sum(follows_preference(row[who]) for row in self.answers.rows) / len(self.answers.rows)
 
 
 def _marked(answer: str) -> str:

@@ -1,1 +1,1 @@
-"""What a person wants told before a run: whether recipe, cluster, storage and memory hold together."""
+"""Checks before a run: recipe, cluster, storage, memory."""

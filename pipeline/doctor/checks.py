@@ -1,4 +1,4 @@
-"""One thing that was looked at."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Status = Literal["pass", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, what was found, and what to do where it isn't right."""
+    """The result of a check; `finding` also states what to do where it isn't `pass`."""
 
     name: str
     status: Status

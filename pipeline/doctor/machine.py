@@ -1,4 +1,4 @@
-"""Memory and GPUs of the machine, or container, that this runs on."""
+"""Memory and GPUs of this machine or container."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the memory is: bytes of a machine, or of each of its GPUs."""
+    """Bytes of memory of a machine, or of each of its GPUs."""
 
     kind: Literal["CPU", "GPU"]
     total: int
@@ -25,7 +25,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU, as torch sees it."""
+    """One GPU, as torch sees it; its memory in bytes."""
 
     name: str
     total: int
@@ -34,26 +34,27 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Gpus:
-    """What torch finds."""
+    """The GPUs that torch finds."""
 
     found: tuple[Gpu, ...] = ()
     problem: str | None = None
-    """Why it finds none."""
+    """Why there are none."""
     cuda: str | None = None
     nccl: str | None = None
 
 
 def machine_memory() -> Machine:
-    """Main memory of this machine, or of the container that this is."""
+    """Return the main memory of this machine or container."""
     import psutil
 
     memory = psutil.virtual_memory()
+    # cgroup v1 writes a number beyond any memory for "no limit", so the machine's total bounds it.
     limit = min((found for path in LIMITS if (found := _limit(path)) is not None), default=memory.total)
     return Machine("CPU", min(memory.total, limit), min(memory.available, limit))
 
 
 def shared_memory() -> tuple[int, int] | None:
-    """Bytes of /dev/shm, all and free; None where there is none."""
+    """Return total and free bytes of /dev/shm; None without one."""
     if not os.path.isdir(SHARED_MEMORY):
         return None
     usage = shutil.disk_usage(SHARED_MEMORY)
@@ -61,25 +62,27 @@ def shared_memory() -> tuple[int, int] | None:
 
 
 def find_gpus() -> Gpus:
-    """Look for GPUs; loads torch."""
+    """Find GPUs with torch, which is imported here."""
     import torch
 
     cuda = torch.version.cuda
     if not torch.cuda.is_available():
         why = "torch was built without CUDA" if cuda is None else "torch finds no driver for its CUDA"
         return Gpus(problem=why, cuda=cuda)
-    found = []
+    gpus = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
-        found.append(Gpu(torch.cuda.get_device_name(index), total, free))
+        gpus.append(Gpu(torch.cuda.get_device_name(index), total, free))
+    # Built without NCCL, torch raises at the version.
     nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else None
-    return Gpus(tuple(found), None, cuda, ".".join(str(part) for part in nccl) if nccl else None)
+    return Gpus(tuple(gpus), None, cuda, ".".join(str(part) for part in nccl) if nccl else None)
 
 
 def _limit(path: str) -> int | None:
-    """Bytes that a container may have, None where there is no limit."""
+    """Read a container's memory limit in bytes; None without one."""
     try:
         text = Path(path).read_text().strip()
     except OSError:
         return None
+    # cgroup v2 writes "max" for no limit.
     return int(text) if text.isdigit() else None

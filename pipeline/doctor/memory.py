@@ -4,22 +4,62 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cluster.sharding import sharding_of
+from pipeline.config.paths import absolute_paths
+from pipeline.data.preparation import find_prepared
 from pipeline.doctor.checks import Check
 from pipeline.doctor.machine import Machine, machine_memory
 from pipeline.errors import RunFailed, UserError
-from pipeline.paths import absolute_paths
-from strategies.registry import get_strategy
+from strategies import memory
+from strategies.memory.worst_case import longest_pair
+from strategies.methods.registry import get_strategy
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from strategies.memory import MemoryEstimate
-    from strategies.memory.measure import Measured
+    from pipeline.data.store import Prepared
+    from strategies.memory import Measured, MemoryEstimate
 
-__all__ = ["Diagnosis", "Room", "diagnose", "this_machine", "usable", "verdict"]
+__all__ = ["Diagnosis", "Room", "check_rows", "diagnose", "row_bytes", "this_machine", "usable", "verdict"]
+
+PER_LIST, PER_ROW = 4, 8
+"""Bytes in Arrow: offset of a list, id of a row."""
+
+
+def check_rows(cfg: RunConfig) -> tuple[Check, int]:
+    """Return the check of the rows' memory, and its bytes: every worker loads all rows. 0 where they aren't prepared."""
+    try:
+        prepared = find_prepared(cfg)
+    except UserError as error:
+        return Check("rows", "warn", f"not known: {error}"), 0
+    if prepared is None:
+        return Check("rows", "pass", "not prepared yet; after `prefray prepare` this counts what every worker holds of them"), 0
+    size, tokens = row_bytes(cfg, prepared)
+    rows = prepared.train_rows + prepared.eval_rows
+    shown = f"{size / 2**20:,.0f} MiB" if size >= 2**20 else "less than a MiB"
+    return Check("rows", "pass", f"{rows:,} with {tokens:,} tokens: every worker holds them all, {shown}"), size
+
+
+def row_bytes(cfg: RunConfig, prepared: Prepared) -> tuple[int, int]:
+    """Return the bytes of the columns that training reads, with the reference's cached log-probabilities, and the tokens."""
+    import pyarrow.parquet as pq
+
+    size = tokens = 0
+    is_scored = get_strategy(cfg.rl).reference_mode(cfg) == "cached"
+    for file in [*prepared.train_files(), *prepared.eval_files()]:
+        names = [name for name in pq.read_schema(file).names if name.endswith("_length")]
+        lengths = pq.read_table(file, columns=names, partitioning=None)
+        of_each = {name: int(lengths[name].to_numpy().sum()) for name in names}
+        answers = sum(count for name, count in of_each.items() if name != "prompt_length")
+        # 4 bytes for each token id, and for each cached log-probability, of which prompts have none.
+        # One offset per list: ids of each text, log-probabilities of each completion.
+        lists = len(names) + (len(names) - 1) * is_scored
+        tokens += sum(of_each.values())
+        size += 4 * (sum(of_each.values()) + answers * is_scored) + lengths.num_rows * (lists * PER_LIST + PER_ROW)
+    return size, tokens
+
 
 USABLE = {"CPU": 0.95, "GPU": 0.97}
 """Part of the memory that workers may fill: from 95 % of a machine's on, Ray ends them."""
@@ -76,29 +116,31 @@ def diagnose(cfg: RunConfig, room: Room | None = None, *, with_measurement: bool
         UserError: for a recipe that can't be trained, whatever the machine.
         RunFailed: when the measured process ended early.
     """
-    from strategies.memory import estimate
-    from strategies.memory.measure import measure
-
     cfg = absolute_paths(cfg)
     if room is None:
         machine = this_machine(cfg.ray.use_gpu)
         is_gpu = machine.kind == "GPU"
         room = Room(machine, 1 if is_gpu else cfg.num_workers, "each GPU" if is_gpu else "this machine")
+    sharding = sharding_of(cfg)
+    workers = cfg.num_workers if sharding is None else cfg.min_workers  # the fewest hold the most of a divided model
     try:
-        found = estimate(cfg, cfg.num_workers, room.machine.kind == "GPU")
-        measured = measure(cfg, RAY) if with_measurement else None
+        found = memory.estimate(cfg, workers, room.machine.kind == "GPU", sharding)
+        # In a process of its own: what this one has loaded would count.
+        measured = memory.measure_peak(cfg, RAY) if with_measurement else None
     except ValueError as error:
         raise UserError(str(error)) from error
     except RuntimeError as error:
         raise RunFailed(str(error)) from error
     notes = (Check("estimate", "warn", note) for note in found.notes)
-    checks = (*_checks(cfg, found), *_allocator(room.machine), *notes)
+    rows, size = check_rows(cfg)
+    checks = (*_checks(cfg, found), rows, *_allocator(room.machine), *notes)
+    # Rows stay in main memory, and take none of a GPU's.
+    if room.machine.kind == "CPU":
+        found = replace(found, rows=size)
     return Diagnosis(checks, found, room, measured)
 
 
 def _checks(cfg: RunConfig, estimate: MemoryEstimate) -> Iterator[Check]:
-    from strategies.memory.step import longest_pair
-
     forward = estimate.forward
     strategy = get_strategy(cfg.rl)
     if forward.packed:
@@ -121,10 +163,12 @@ def _checks(cfg: RunConfig, estimate: MemoryEstimate) -> Iterator[Check]:
         yield Check("generation", "warn", "what generating takes (its key-value cache) is not part of the estimate")
     yield Check("reference", "pass", _REFERENCES[strategy.reference_mode(cfg)])
     if (sharding := sharding_of(cfg)) is not None:
-        yield Check("sharding", "warn", f"{sharding} divides the model, and the estimate is that of DDP: a worker takes less")
+        finding = f"{sharding} divides {_DIVIDED[sharding]} among {cfg.min_workers} workers; its buffers are not counted"
+        yield Check("sharding", "warn", finding)
 
 
 def _allocator(machine: Machine) -> Iterator[Check]:
+    # On GPUs torch has an allocator of its own.
     if machine.kind == "CPU" and not any(os.environ.get(name) for name in STEADY):
         finding = (
             "glibc's defaults keep freed tensors for later, and a process can grow to twice the total below; "
@@ -133,6 +177,10 @@ def _allocator(machine: Machine) -> Iterator[Check]:
         yield Check("allocator", "warn", finding)
 
 
+_DIVIDED = {
+    **dict.fromkeys(("zero1", "zero2"), "the optimizer's state"),
+    **dict.fromkeys(("zero3", "fsdp2"), "weights, gradients and the optimizer's state"),
+}
 _REFERENCES = {
     None: "none, the method compares with no reference",
     "cached": "cached: scored before training, no reference model in memory",
@@ -141,13 +189,14 @@ _REFERENCES = {
 
 
 def verdict(cfg: RunConfig, found: Diagnosis) -> str:
-    """Whether it fits, in words; and if not, what to change, what saves most first."""
+    """Say if the run fits, and if not, what to change, what saves most first."""
     machine, sharing = found.room.machine, found.room.workers
     where = "a GPU" if machine.kind == "GPU" else found.room.name
     workers = f"{sharing} workers of {_gib(found.estimate.total)} each" if sharing > 1 else "a worker"
     need = f"{workers} need{'s' * (sharing == 1)} {_gib(found.needed)}, and {where} has {_gib(machine.total)}"
     if found.needed > usable(machine):
         return f"doesn't fit: {need}; {_remedies(cfg, found)}"
+    # Not a failure: other programs may end before the run begins.
     if found.needed > machine.free:
         return f"fits, once others make room: {need}, of which {_gib(machine.free)} are free now"
     return f"fits: {need}"
@@ -168,6 +217,7 @@ def _remedies(cfg: RunConfig, found: Diagnosis) -> str:
         (worked, "a lower sequence_len", True),
         (estimate.reference, "reference: cached", "reference" in get_strategy(cfg.rl).keys),
     ]
+    # A stable sort: remedies of equal effect keep the order above.
     ordered = sorted(choices, key=lambda choice: -choice[0])
     return "try, what saves most first: " + ", ".join(words for size, words, possible in ordered if size and possible)
 

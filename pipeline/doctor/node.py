@@ -1,4 +1,4 @@
-"""What one node of a cluster tells of itself. Runs there, in a task; loads torch only where there are GPUs."""
+"""Inspection of one node of a cluster, in a task on it; imports torch only where there are GPUs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,25 +16,27 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.doctor.machine import Gpus, Machine, find_gpus, machine_memory, shared_memory
-from pipeline.doctor.reach import reach
-from pipeline.patience import STORAGE_ERRORS
-from pipeline.session import our_packages
-from pipeline.storage import Folder, is_uri, reason
+from pipeline.doctor.reachability import reach
+from pipeline.io.retry import STORAGE_ERRORS
+from pipeline.io.storage import Folder, is_uri, reason
+from pipeline.ray.session import our_packages
 from strategies.plugins import PluginError, Plugins
 
-__all__ = ["NodeFacts", "Probe", "Thing", "inspect_node", "list_probes", "remove_probes"]
+__all__ = ["TEMPORARY", "NodeFacts", "ProbeRequest", "Resource", "inspect_node", "list_probes", "remove_probes"]
 
 PACKAGES = ("ray", "torch", "transformers", "trl", "accelerate", "peft", "deepspeed", "datasets", "pyarrow", "numpy")
-"""What has to be of one version everywhere."""
+"""Packages that must have the same version on all nodes."""
 PROBE = ".prefray-probe-"
+TEMPORARY = "temporary files"
+"""Key of `NodeFacts.disks`: the disk of the temporary folder, where checkpoints are staged on their way to storage."""
 ADDRESSES = (socket.AF_INET, socket.AF_INET6)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Thing:
-    """A model or data that the recipe names."""
+class Resource:
+    """A model or data set that the recipe names."""
 
     key: str
     value: str
@@ -42,25 +45,25 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What a node is asked."""
+class ProbeRequest:
+    """What to inspect on a node."""
 
     run: str
-    """Names this examination's files in storage."""
+    """Id of this inspection, part of its files' names in storage."""
     folders: dict[str, Folder] = field(default_factory=dict)
-    """Key of the recipe -> folder that the node must be able to write."""
-    things: tuple[Thing, ...] = ()
+    """Key of the recipe -> folder that the node must be able to write to."""
+    resources: tuple[Resource, ...] = ()
     plugins: Plugins = field(default_factory=Plugins)
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node tells."""
+    """Results of inspecting a node."""
 
     name: str
-    """What to call it."""
+    """Name in messages."""
     address: str
-    """By which the cluster knows it."""
+    """Its address in the cluster."""
     hostname: str
     python: str
     versions: dict[str, str | None]
@@ -68,34 +71,35 @@ class NodeFacts:
     """Hash of prefray's own files there."""
     memory: Machine
     gpus: Gpus
-    """What torch finds, where Ray counts GPUs."""
+    """What torch finds; not inspected where Ray counts no GPUs."""
     interfaces: dict[str, tuple[str, ...]]
     """Network interface -> its addresses."""
     gloo_interface: str | None
-    """What GLOO_SOCKET_IFNAME says."""
+    """Value of GLOO_SOCKET_IFNAME."""
     shared_memory: tuple[int, int] | None
-    """Bytes of /dev/shm: all, and free."""
+    """Bytes of /dev/shm: total, and free."""
     disks: dict[str, int]
-    """What it is for -> free bytes."""
+    """Use of a disk (key of the recipe, or other) -> free bytes."""
     unwritable: dict[str, str]
-    """Key of a folder -> what is wrong with writing to it."""
+    """Key of a folder -> why it can't be written."""
     unreachable: dict[str, str]
     """Key of a model or of data -> why it can't be reached."""
     plugins: str | None = None
     """Why the recipe's plugins can't be loaded; None where they can."""
 
 
-def inspect_node(probe: Probe, name: str, address: str, gpus: float) -> NodeFacts:
-    """Look at this node, and leave a file in every folder that it should write to.
+def inspect_node(probe: ProbeRequest, name: str, address: str, gpus: float) -> NodeFacts:
+    """Inspect this node, and write a probe file to every folder of the request.
 
     Args:
-        name: what to call it.
-        address: by which the cluster knows it.
-        gpus: how many GPUs Ray counts here.
+        name: of the node, in messages.
+        address: of the node, in the cluster.
+        gpus: number of GPUs that Ray counts here.
     """
     import psutil
 
     interfaces = {
+        # IPv6 addresses carry their zone (fe80::1%eth0), and the cluster's don't.
         interface: tuple(entry.address.partition("%")[0] for entry in entries if entry.family in ADDRESSES)
         for interface, entries in psutil.net_if_addrs().items()
     }
@@ -107,32 +111,36 @@ def inspect_node(probe: Probe, name: str, address: str, gpus: float) -> NodeFact
         versions={package: _version(package) for package in (*PACKAGES, "prefray")},
         code=code_digest(),
         memory=machine_memory(),
+        # torch takes seconds to import.
         gpus=find_gpus() if gpus else Gpus(),
         interfaces={interface: addresses for interface, addresses in interfaces.items() if addresses},
         gloo_interface=os.environ.get("GLOO_SOCKET_IFNAME"),
         shared_memory=shared_memory(),
         disks=_free_disks(probe),
         unwritable=_each(probe.folders.items(), lambda folder: _write(folder, probe.run, name)),
-        unreachable=_each(((thing.key, thing) for thing in probe.things), lambda thing: reach(thing.value, thing.kind)),
+        unreachable=_each(
+            ((resource.key, resource) for resource in probe.resources), lambda resource: reach(resource.value, resource.kind)
+        ),
         plugins=_load(probe.plugins),
     )
 
 
-def list_probes(probe: Probe) -> dict[str, list[str]]:
-    """Key of a folder -> names of the nodes whose files can be read in it from here."""
+def list_probes(probe: ProbeRequest) -> dict[str, list[str]]:
+    """Return key of a folder -> names of the nodes whose probe files can be read there from this node."""
     prefix = f"{PROBE}{probe.run}-"
-    found: dict[str, list[str]] = {}
+    seen: dict[str, list[str]] = {}
     for key, folder in probe.folders.items():
         try:
+            # Read back too: a name in a listing isn't yet a file that this node can read.
             names = [name for name in folder.names() if name.startswith(prefix) and folder.read(name) == probe.run]
-        except STORAGE_ERRORS:  # said by `inspect_node` already, or seen by what is missing
+        except STORAGE_ERRORS:  # reported by `inspect_node`, or visible by the missing files
             names = []
-        found[key] = sorted(name.removeprefix(prefix) for name in names)
-    return found
+        seen[key] = sorted(name.removeprefix(prefix) for name in names)
+    return seen
 
 
-def remove_probes(probe: Probe) -> None:
-    """Take the nodes' files away again, and folders that are empty then."""
+def remove_probes(probe: ProbeRequest) -> None:
+    """Delete the nodes' probe files, and folders that are empty then."""
     for folder in probe.folders.values():
         for name in folder.names():
             if name.startswith(f"{PROBE}{probe.run}-"):
@@ -142,16 +150,17 @@ def remove_probes(probe: Probe) -> None:
 
 @cache
 def code_digest() -> str:
-    """Of prefray's own Python files."""
+    """Return a hash of prefray's Python files."""
     digest = hashlib.sha256()
     for folder in our_packages():
         for path in sorted(folder.rglob("*.py")):
+            # Contents alone: the folders of nodes differ.
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _each(things: Iterable[tuple[str, T]], look: Callable[[T], str | None]) -> dict[str, str]:
-    problems = ((key, look(thing)) for key, thing in things)
+def _each(items: Iterable[tuple[str, T]], look: Callable[[T], str | None]) -> dict[str, str]:
+    problems = ((key, look(item)) for key, item in items)
     return {key: problem for key, problem in problems if problem is not None}
 
 
@@ -172,6 +181,7 @@ def _version(package: str) -> str | None:
 
 def _write(folder: Folder, run: str, name: str) -> str | None:
     try:
+        # As a run would: a missing output_dir is no problem if it can be made.
         folder.create()
         folder.write(f"{PROBE}{run}-{name}", run)
     except STORAGE_ERRORS as error:
@@ -179,15 +189,17 @@ def _write(folder: Folder, run: str, name: str) -> str | None:
     return None
 
 
-def _free_disks(probe: Probe) -> dict[str, int]:
+def _free_disks(probe: ProbeRequest) -> dict[str, int]:
     import ray
 
-    places = {key: str(folder.where) for key, folder in probe.folders.items() if not is_uri(str(folder.where))}
+    paths = {key: str(folder.where) for key, folder in probe.folders.items() if not is_uri(str(folder.where))}
+    paths[TEMPORARY] = tempfile.gettempdir()
+    # Ray's session folder takes spilled objects and logs.
     if ray.is_initialized():
-        places["Ray's files"] = ray.get_runtime_context().get_temp_dir()
-    return {key: shutil.disk_usage(_nearest(Path(place))).free for key, place in places.items()}
+        paths["Ray's files"] = ray.get_runtime_context().get_temp_dir()
+    return {key: shutil.disk_usage(_nearest(Path(path))).free for key, path in paths.items()}
 
 
 def _nearest(path: Path) -> Path:
-    """The folder, or the one above it that is there."""
+    """Return the folder or its nearest existing parent."""
     return next(folder for folder in (path, *path.parents) if folder.exists())

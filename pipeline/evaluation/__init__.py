@@ -1,1 +1,1 @@
-"""What a trained model has learned: evaluated on pairs, answering beside its reference."""
+"""Evaluation of a trained model: metrics of pairs, and answers beside those of its reference."""

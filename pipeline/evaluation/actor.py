@@ -1,4 +1,4 @@
-"""Policy and reference in memory, answering prompts; loads without torch."""
+"""Actor that holds policy and reference and answers prompts; loads without torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.reference.actor import prepare_device, silence_libraries
+from strategies import inference
+from strategies.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from pipeline.reference.precision import Precision
@@ -16,7 +18,7 @@ __all__ = ["AnswerActor", "AnswerJob"]
 
 @dataclass(frozen=True)
 class AnswerJob:
-    """All that an actor needs."""
+    """Arguments of an answering actor."""
 
     policy: Any
     reference: Any
@@ -31,48 +33,48 @@ class AnswerJob:
 
 
 class AnswerActor:
-    """A `pipeline.actors.Runner`: models are loaded with the first task."""
+    """A `pipeline.ray.actor_pool.Runner` that loads the models with its first task."""
 
     def __init__(self, job: AnswerJob) -> None:
         self.job = job
         self._answerer: Any = None
 
     def run(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Answer `task["prompts"]` (token ids) as one batch, drawn by `task["seed"]`.
+        """Answer `task["prompts"]` (token ids) as one batch, sampled with `task["seed"]`.
 
         Returns:
-            `place` as given, and `answers`: of each prompt `policy` and `reference` (fields of `strategies.generation.Answer`,
-            the reference's None without one), and `logratio` where answers are drawn from the policy itself.
+            `index` of the task, and `answers`: per prompt `policy` and `reference` (fields of `inference.generation.Answer`,
+            None without a reference), and `logratio` if answers are sampled from the unmodified policy distribution.
 
         Raises:
             UserError: when a model can't be loaded.
         """
-        from strategies.generation import Sampling
-
+        # Not in the constructor, whose errors couldn't be returned as a result.
         if self._answerer is None:
             self._answerer = self._load()
-        sampling = Sampling(self.job.max_new_tokens, self.job.temperature, self.job.top_p)
-        both = self._answerer.answer(task["prompts"], sampling, task["seed"])
-        ratios: list[float | None] = [None] * len(both)
+        sampling = inference.Sampling(self.job.max_new_tokens, self.job.temperature, self.job.top_p)
+        pairs = self._answerer.answer(task["prompts"], sampling, task["seed"])
+        # The mean log-ratio estimates KL(policy || reference) only over samples from the policy itself.
+        ratios: list[float | None] = [None] * len(pairs)
         if sampling.is_the_policy and self.job.reference is not None:
-            ratios = self._answerer.logratios(task["prompts"], both, self.job.longest)
+            ratios = self._answerer.logratios(task["prompts"], pairs, self.job.longest)
+        # Plain JSON values: results reach the driver as text.
         answers = [
-            {"policy": asdict(own), "reference": asdict(other) if other is not None else None, "logratio": ratio}
-            for (own, other), ratio in zip(both, ratios, strict=True)
+            {"policy": asdict(policy), "reference": asdict(reference) if reference is not None else None, "logratio": ratio}
+            for (policy, reference), ratio in zip(pairs, ratios, strict=True)
         ]
-        return {"place": task["place"], "answers": answers}
+        return {"index": task["index"], "answers": answers}
 
     def _load(self) -> Any:
         import torch
-
-        from strategies.generation import Answerer
-        from strategies.tokenizer import load_tokenizer
 
         job = self.job
         silence_libraries()
         prepare_device(job.use_gpu, job.threads, job.precision)
         autocast = getattr(torch, job.precision.autocast) if job.precision.autocast else None
         try:
-            return Answerer(job.policy, job.reference, load_tokenizer(job.policy), "cuda" if job.use_gpu else "cpu", autocast)
+            return inference.Answerer(
+                job.policy, job.reference, load_tokenizer(job.policy), "cuda" if job.use_gpu else "cpu", autocast
+            )
         except ValueError as error:
             raise UserError(str(error)) from error

@@ -1,4 +1,4 @@
-"""`prefray evaluate`: what a trained policy does to pairs and prompts that it hasn't seen."""
+"""`prefray evaluate`: metrics of a trained policy on held-out pairs and prompts."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.display import Display
+from pipeline.data import prepare
+from pipeline.data.store import EVAL, TRAIN, open_store
 from pipeline.errors import UserError
-from pipeline.evaluation.answering import Prompt, SamplingOptions, answer_prompts, check_sampling
-from pipeline.evaluation.judging import Judge, judged, load_judges
+from pipeline.evaluation.generate_on_ray import Prompt, SamplingOptions, answer_prompts, check_sampling
 from pipeline.evaluation.pairs import PAIR_METRICS, pair_values
+from pipeline.evaluation.resolve_models import Subject, find_subject, with_data
 from pipeline.evaluation.result import Evaluation
+from pipeline.evaluation.rewards import Judge, add_rewards, load_judges
 from pipeline.evaluation.statistics import estimates
-from pipeline.evaluation.subject import Subject, find_subject, with_data
-from pipeline.notebook import default_display
+from pipeline.ray.session import init_ray
+from pipeline.ui.display import Display
+from pipeline.ui.notebook import default_display
 
 if TYPE_CHECKING:
     import pandas
@@ -38,44 +41,45 @@ def evaluate(
     confidence: float = 0.95,
     overrides: Iterable[str] = (),
     display: Display | None = None,
+    trust: bool = False,
 ) -> Evaluation:
-    """Evaluate a policy on pairs and on answers of its own, by actors of Ray Data.
+    """Evaluate a policy on pairs and on generated answers, with actors of Ray Data.
 
-    Pairs give what training reports of evaluations (accuracies, margins, log-ratios), per source too. Answers of policy and
+    Pairs give the metrics of training's evaluations (accuracies, margins, log-ratios), also per source. Answers of policy and
     reference to distinct prompts, taken from the sources in turn, give their length, an estimate of KL(policy || reference) in
-    nats per answer, and of each reward function its mean and how often the policy's answer gets more than the reference's (ties
-    count half). Intervals are bootstrapped over rows.
+    nats per answer, and for each reward function its mean and the policy's win rate over the reference (ties count half).
+    Intervals are bootstrapped over rows.
 
     Args:
         run: output_dir of a finished run; or a model or an adapter, which need `data`.
-        data: files, folders or hub ids with pairs (of a grpo run with prompts), in place of the run's evaluation rows.
+        data: files, folders or hub ids with pairs (for a grpo run with prompts), in place of the run's evaluation rows.
         type: dataset type of `data`.
-        split: of `data`: a split, or a slice of it.
-        reference: model or adapter to compare with, in place of what the policy was trained from.
-        rewards: reward functions by dotted path, as GRPO's; of a grpo run its own when none is given.
-        answers: prompts to answer; 0 for none.
-        options: how answers are drawn.
-        confidence: of the intervals, between 0 and 1.
-        overrides: `key=value`, of the recipe.
-        display: shows what is being done; when None, progress is shown in a notebook and nothing elsewhere.
+        split: split of `data`, or a slice of it.
+        reference: model or adapter to compare with; by default the model that the policy was trained from.
+        rewards: reward functions by dotted path, as GRPO's; by default those of a grpo run.
+        answers: number of prompts to answer; 0 for none.
+        options: sampling options of the answers.
+        confidence: confidence level of the intervals, between 0 and 1.
+        overrides: `key=value` overrides of the recipe.
+        display: shows stages and progress; when None, progress is shown in a notebook and nothing elsewhere.
+        trust: allow code that the run's config names: plugins, reward functions, code of the model's repository.
 
     Raises:
-        UserError: for what is no run or model, an unfinished run, data that can't give what is asked for.
-        RunFailed: when actors died again and again.
+        UserError: when `run` is no finished run or model, names code without trust, or its data don't fit the evaluation.
+        RunFailed: when actors died repeatedly.
     """
-    from pipeline.session import connect
-
     display, options = display or default_display(), options or SamplingOptions()
     _check(answers, options, confidence)
     for name, value in (("--type", type), ("--split", split)):
         if value is not None and not data:
             raise UserError(f"{name}: is of --data, and there is none; give it, or remove {name}")
-    subject = find_subject(str(run), reference, overrides)
-    judges = load_judges(rewards) if rewards or not answers else _own_judges(subject)
+    subject = find_subject(str(run), reference, list(overrides), trust, rewards=bool(answers) and not rewards)
+    # Before the data are prepared: a path that doesn't import fails at once.
+    judges = load_judges(rewards) if rewards or not answers else _judges_of_run(subject)
     if rewards and not answers:
         raise UserError("--reward: judges answers, and --answers is 0; give a number of prompts to answer")
     display.stage("preparing data")
-    prepared, part = _rows(subject, data, type, split, display)
+    prepared, split_name = _rows(subject, data, type, split, display)
     kind, notes = prepared.manifest["kind"], _left_out(prepared) if data else []
     if kind != "pair" and not answers:
         raise UserError(
@@ -84,17 +88,18 @@ def evaluate(
         )
     if subject.reference is None:
         notes.append("no reference: log-ratios, KL and win rates need one (--reference)")
-    connect(subject.cfg)
+    init_ray(subject.cfg)
     pairs = None
     if kind == "pair":
-        pairs = pair_values(subject, prepared, part, display.stage, display.progress)
+        pairs = pair_values(subject, prepared, split_name, display.stage, display.progress)
     else:
         notes.append(f"the data are {WORDS[kind]}: accuracies and margins need pairs (--data)")
     table = None
     if answers:
         display.stage("answering prompts")
-        prompts = list(_prompts(prepared, part, answers))
-        table = judged(answer_prompts(subject, prompts, options, display.progress), prompts, judges)
+        # A list: it is read for the answers, and again for the rewards.
+        prompts = list(_prompts(prepared, split_name, answers))
+        table = add_rewards(answer_prompts(subject, prompts, options, display.progress), prompts, judges)
         if table["logratio"].isna().all() and subject.reference is not None:
             notes.append("kl: answers that aren't drawn at temperature 1 from all tokens don't estimate it")
     return _result(subject, pairs, table, confidence, tuple(notes))
@@ -112,8 +117,9 @@ def _check(answers: int, options: SamplingOptions, confidence: float) -> None:
     check_sampling(options)
 
 
-def _own_judges(subject: Subject) -> list[Judge]:
+def _judges_of_run(subject: Subject) -> list[Judge]:
     trl = subject.cfg.trl
+    # A path with a slash is a reward model's folder or hub id, which TRL calls and evaluation can't.
     functions = [path for path in (trl.reward_funcs if trl is not None else None) or [] if "/" not in path]
     return load_judges(functions, "trl.reward_funcs")
 
@@ -121,16 +127,15 @@ def _own_judges(subject: Subject) -> list[Judge]:
 def _rows(
     subject: Subject, data: Sequence[str], type_: str | None, split: str | None, display: Display
 ) -> tuple[Prepared, str]:
-    """The rows that are looked at: prepared data, and which split of them."""
+    """Return the prepared data to evaluate on, and the name of their split."""
     from pathlib import Path
 
-    from pipeline.data import prepare
-    from pipeline.data.store import EVAL, TRAIN, open_store
-
     if data:
+        # Under TRAIN: `with_data` splits nothing off, so all rows are there.
         return prepare(with_data(subject.cfg, data, type_, split), progress=display.progress), TRAIN
     if subject.prepared is None:
         raise UserError(f"--data: {subject.name!r} is no run, so it has no evaluation rows; give pairs")
+    # By the run's own fingerprint, which also finds rows whose source files are gone.
     store = open_store(Path(subject.cfg.dataset_prepared_path) / subject.prepared)
     prepared = store or prepare(subject.cfg, progress=display.progress)
     if not prepared.eval_rows:
@@ -139,25 +144,28 @@ def _rows(
 
 
 def _left_out(prepared: Prepared) -> list[str]:
-    """A note about rows that aren't looked at."""
+    """Return a note about rows that aren't evaluated, if there are any."""
     sources = prepared.manifest["sources"]
     counts = {words: sum(source[name] for source in sources) for name, words in LEFT_OUT.items()}
-    said = ", ".join(f"{number} {words}" for words, number in counts.items() if number)
-    return [f"of {sum(source['read'] for source in sources)} rows, {said}"] if said else []
+    text = ", ".join(f"{number} {words}" for words, number in counts.items() if number)
+    return [f"of {sum(source['read'] for source in sources)} rows, {text}"] if text else []
 
 
 def _prompts(prepared: Prepared, split: str, number: int) -> Iterator[Prompt]:
-    """The first distinct prompts of each source, the sources in turn."""
+    """Yield the first distinct prompts, round-robin over the sources."""
     kind = prepared.manifest["kind"]
-    found = prepared.read(split, ["source", "prompt", "prompt_length"]).to_pandas()
-    found = found[found["prompt_length"] > 0].drop_duplicates("prompt")
-    turns = found.groupby("source", sort=False).cumcount()
-    places = sorted(turns.sort_values(kind="stable").index[:number])
+    rows = prepared.read(split, ["source", "prompt", "prompt_length"]).to_pandas()
+    rows = rows[rows["prompt_length"] > 0].drop_duplicates("prompt")
+    # Row n of each source has rank n, so sorting by rank takes the sources in turn.
+    ranks = rows.groupby("source", sort=False).cumcount()
+    # In the order of the rows again, so that sources aren't interleaved in the results.
+    indices = sorted(ranks.sort_values(kind="stable").index[:number])
     columns = ["prompt_ids", "prompt", "source", *(["row"] if kind == "prompt" else [])]
-    for row in prepared.read(split, columns).take(places).to_pylist():
-        handed = json.loads(row["row"]) if kind == "prompt" else {}
-        given = handed.pop("prompt", row["prompt"])
-        yield Prompt(row["prompt_ids"], row["prompt"], given, row["source"], handed)
+    for row in prepared.read(split, columns).take(indices).to_pylist():
+        columns_of_row = json.loads(row["row"]) if kind == "prompt" else {}
+        # Messages where the row has them: reward functions receive prompts as in training.
+        content = columns_of_row.pop("prompt", row["prompt"])
+        yield Prompt(row["prompt_ids"], row["prompt"], content, row["source"], columns_of_row)
 
 
 def _result(
@@ -168,14 +176,15 @@ def _result(
     notes: tuple[str, ...],
 ) -> Evaluation:
     def metrics(source: str | None) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
         for table, columns in ((pairs, _pair_columns), (answers, _answer_columns)):
             if table is not None:
                 rows = table if source is None else table[table["source"] == source]
-                found |= estimates(columns(rows), confidence) if len(rows) else {}
-        return found
+                merged |= estimates(columns(rows), confidence) if len(rows) else {}
+        return merged
 
     sources = dict.fromkeys(name for table in (pairs, answers) if table is not None for name in table["source"])
+    # With a single source it would repeat the metrics of all rows.
     by_source = {source: metrics(source) for source in sources} if len(sources) > 1 else {}
     return Evaluation(subject.name, subject.reference_name, metrics(None), by_source, confidence, pairs, answers, notes)
 
@@ -185,13 +194,14 @@ def _pair_columns(table: pandas.DataFrame) -> dict[str, Any]:
 
 
 def _answer_columns(table: pandas.DataFrame) -> dict[str, Any]:
-    found = {"answers/length": table["policy_length"], "answers/cut": table["policy_cut"]}
+    columns = {"answers/length": table["policy_length"], "answers/cut": table["policy_cut"]}
     if "reference" in table:
-        found |= {"answers/reference_length": table["reference_length"]}
-        found |= {"answers/kl": table["logratio"]} if not table["logratio"].isna().all() else {}
+        columns |= {"answers/reference_length": table["reference_length"]}
+        # All NaN where sampling wasn't from the policy's own distribution.
+        columns |= {"answers/kl": table["logratio"]} if not table["logratio"].isna().all() else {}
     for name in (str(name).removeprefix("reward/") for name in table if str(name).startswith("reward/")):
-        found[f"answers/reward/{name}"] = table[f"reward/{name}"]
+        columns[f"answers/reward/{name}"] = table[f"reward/{name}"]
         if f"win/{name}" in table:
-            found[f"answers/reference_reward/{name}"] = table[f"reference_reward/{name}"]
-            found[f"answers/win_rate/{name}"] = table[f"win/{name}"]
-    return {name: values.to_numpy(dtype=np.float64) for name, values in found.items()}
+            columns[f"answers/reference_reward/{name}"] = table[f"reference_reward/{name}"]
+            columns[f"answers/win_rate/{name}"] = table[f"win/{name}"]
+    return {name: values.to_numpy(dtype=np.float64) for name, values in columns.items()}

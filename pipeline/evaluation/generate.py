@@ -1,38 +1,44 @@
-"""`prefray generate`: the answers of policy and reference, side by side."""
+"""`prefray generate`: answers of policy and reference, side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pipeline.display import Display
 from pipeline.errors import UserError
-from pipeline.evaluation.answering import BATCH, SamplingOptions, check_sampling
+from pipeline.evaluation.generate_on_ray import BATCH, SamplingOptions, check_sampling
 from pipeline.evaluation.prompts import Given, check_lengths, check_prompt, shown, token_ids
-from pipeline.evaluation.subject import Subject, find_subject
-from pipeline.notebook import default_display
+from pipeline.evaluation.resolve_models import Subject, find_subject
+from pipeline.reference.actor import silence_libraries
+from pipeline.reference.precision import resolve_precision
+from pipeline.ui.console import Printable, table_of
+from pipeline.ui.display import Display
+from pipeline.ui.notebook import default_display
+from strategies import inference
+from strategies.models.config import learned_positions
+from strategies.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import pandas
+    from rich.table import Table
 
-    from strategies.generation import Answer
+    from strategies.inference.generation import Answer
 
-__all__ = ["Answers", "Speakers", "generate"]
+__all__ = ["Answers", "LocalGenerator", "generate"]
 
 GREEDY = SamplingOptions(temperature=0.0)
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What policy and reference answer to the same prompts."""
+class Answers(Printable):
+    """Answers of policy and reference to the same prompts."""
 
     policy: str
     reference: str | None
     rows: tuple[dict[str, Any], ...]
-    """`prompt`, `policy`, `policy_length` in tokens, and of the reference the same, where there is one."""
+    """`prompt`, `policy`, `policy_length` in tokens, and with a reference `reference` and `reference_length`."""
 
     @cached_property
     def table(self) -> pandas.DataFrame:
@@ -41,18 +47,14 @@ class Answers:
 
         return pandas.DataFrame(list(self.rows))
 
-    def _repr_html_(self) -> str:
-        columns = ["prompt", "policy", *(["reference"] if self.reference is not None else [])]
-        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in columns)
-        style = "style='text-align:left;vertical-align:top;white-space:pre-wrap'"
-        body = "".join(
-            "<tr>" + "".join(f"<td {style}>{escape(row[name])}</td>" for name in columns) + "</tr>" for row in self.rows
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    def __rich__(self) -> Table:
+        columns = ("prompt", "policy", *(["reference"] if self.reference is not None else []))
+        rows = [[row[name] for name in columns] for row in self.rows]
+        return table_of(columns, rows, left=columns, show_lines=True)
 
 
-class Speakers:
-    """Policy and reference in the memory of this process.
+class LocalGenerator:
+    """Generates answers with policy and reference in this process.
 
     Raises:
         UserError: when a model can't be loaded.
@@ -61,11 +63,6 @@ class Speakers:
     def __init__(self, subject: Subject) -> None:
         import torch
 
-        from pipeline.reference.actor import silence_libraries
-        from pipeline.reference.precision import resolve_precision
-        from strategies.generation import Answerer
-        from strategies.tokenizer import load_tokenizer
-
         silence_libraries()
         on_gpu = torch.cuda.is_available()
         autocast = resolve_precision(subject.policy, on_gpu).autocast
@@ -73,30 +70,29 @@ class Speakers:
         try:
             self.tokenizer = load_tokenizer(subject.policy)
             device, dtype = "cuda" if on_gpu else "cpu", getattr(torch, autocast) if autocast else None
-            self._answerer = Answerer(subject.policy, subject.reference, self.tokenizer, device, dtype)
+            self._answerer = inference.Answerer(subject.policy, subject.reference, self.tokenizer, device, dtype)
         except ValueError as error:
             raise UserError(str(error)) from error
 
     def answer(self, prompts: Sequence[Given], options: SamplingOptions, raw: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield rows of `Answers`, batch after batch.
+        """Yield the rows of `Answers`, batch by batch.
 
         Raises:
-            UserError: for a prompt that, with its answer, is longer than the model has positions.
+            UserError: for a prompt that, with its answer, exceeds the model's positions.
         """
-        from strategies.generation import Sampling, learned_positions
-
-        sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
+        sampling = inference.Sampling(options.max_new_tokens, options.temperature, options.top_p)
         ids = token_ids(prompts, self.tokenizer, raw)
         if (most := learned_positions(self._answerer.policy.config)) is not None:
             check_lengths(ids, options.max_new_tokens, most)
         for start in range(0, len(prompts), BATCH):
-            both = self._answerer.answer(ids[start : start + BATCH], sampling, options.seed + start // BATCH)
-            for prompt, (own, other) in zip(prompts[start : start + BATCH], both, strict=True):
-                yield {"prompt": shown(prompt), **_fields("policy", own), **_fields("reference", other)}
+            # A seed per batch, as on Ray, so the same prompts and options give the same answers there.
+            answers = self._answerer.answer(ids[start : start + BATCH], sampling, options.seed + start // BATCH)
+            for prompt, (policy_answer, reference_answer) in zip(prompts[start : start + BATCH], answers, strict=True):
+                yield {"prompt": shown(prompt), **_fields("policy", policy_answer), **_fields("reference", reference_answer)}
 
 
-def _fields(who: str, answer: Answer | None) -> dict[str, Any]:
-    return {} if answer is None else {who: answer.text, f"{who}_length": answer.length}
+def _fields(role: str, answer: Answer | None) -> dict[str, Any]:
+    return {} if answer is None else {role: answer.text, f"{role}_length": answer.length}
 
 
 def generate(
@@ -107,32 +103,35 @@ def generate(
     raw: bool = False,
     overrides: Iterable[str] = (),
     display: Display | None = None,
+    trust: bool = False,
 ) -> Answers:
     """Answer prompts with a policy and its reference, in this process, without Ray.
 
     Args:
         run: output_dir of a finished run, a model, or an adapter.
-        prompts: each text, which becomes a user's message, or a list of messages.
-        reference: model or adapter to answer beside it, in place of what the policy was trained from.
-        options: how answers are drawn; greedily when not given.
-        raw: continue text as it stands, without a chat template.
-        overrides: `key=value`, of the recipe.
-        display: shows what is being done; when None, progress is shown in a notebook and nothing elsewhere.
+        prompts: text, which becomes a user message, or lists of messages.
+        reference: model or adapter to compare with; by default the model that the policy was trained from.
+        options: sampling options; greedy by default.
+        raw: continue text as it is, without a chat template.
+        overrides: `key=value` overrides of the recipe.
+        display: shows stages and progress; when None, progress is shown in a notebook and nothing elsewhere.
+        trust: allow code that the run's config names.
 
     Raises:
-        UserError: as `pipeline.evaluate`, and for prompts of another shape.
+        UserError: as `pipeline.evaluate`, and for invalid prompts.
     """
     check_sampling(options)
     display = display or default_display()
-    given = [check_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, start=1)]
-    if not given:
+    # Before the models are loaded.
+    checked = [check_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, start=1)]
+    if not checked:
         raise UserError("no prompts to answer; give some, or --file")
-    subject = find_subject(str(run), reference, overrides)
+    subject = find_subject(str(run), reference, list(overrides), trust)
     display.stage("loading models")
-    speakers = Speakers(subject)
+    generator = LocalGenerator(subject)
     display.stage("answering prompts")
     rows = []
-    for row in speakers.answer(given, options, raw):
+    for row in generator.answer(checked, options, raw):
         rows.append(row)
-        display.progress({"stage": "answer", "rows_done": len(rows), "rows_total": len(given)})
+        display.progress({"stage": "answer", "rows_done": len(rows), "rows_total": len(checked)})
     return Answers(subject.name, subject.reference_name, tuple(rows))

@@ -1,4 +1,4 @@
-"""Prompts as a person gives them: typed, or in a file."""
+"""Prompts from the user: typed, or in a file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def read_prompts(path: str | Path) -> list[Given]:
-    """The prompts of a file: one per line of text, or of JSON lines, or a JSON list.
+    """Read the prompts of a file: one per line of text or JSON lines, or a JSON list.
 
     Raises:
-        UserError: for a file that can't be read or has none, and for a prompt of another shape, with its line.
+        UserError: for an unreadable or empty file, and for an invalid prompt, with its line.
     """
     file = Path(os.path.expanduser(path))
     try:
@@ -30,46 +30,48 @@ def read_prompts(path: str | Path) -> list[Given]:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else f"it is no text ({error})"
         raise UserError(f"--file: {str(path)!r} can't be read: {why}") from error
-    prompts = [check_prompt(value, f"--file: {path}, {where}") for value, where in _values(text, file)]
+    prompts = [check_prompt(value, f"--file: {path}, {location}") for value, location in _parse_values(text, file)]
     if not prompts:
         raise UserError(f"--file: {str(path)!r} has no prompts in it")
     return prompts
 
 
-def _values(text: str, file: Path) -> Iterator[tuple[Any, str]]:
+def _parse_values(text: str, file: Path) -> Iterator[tuple[Any, str]]:
     if file.suffix == ".json":
-        values = _parsed(text, f"--file: {file}")
+        values = _parse(text, f"--file: {file}")
         if not isinstance(values, list):
             raise UserError(f"--file: {file}: expected a list of prompts, got {type(values).__name__}")
         yield from ((value, f"entry {number}") for number, value in enumerate(values, start=1))
         return
+    # Blank lines are counted, so that the number in a message is the file's.
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            where = f"line {number}"
-            yield _parsed(line, f"--file: {file}, {where}") if file.suffix in (".jsonl", ".ndjson") else line, where
+            location = f"line {number}"
+            yield _parse(line, f"--file: {file}, {location}") if file.suffix in (".jsonl", ".ndjson") else line, location
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parse(text: str, location: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from error
+        raise UserError(f"{location}: not JSON: {error}") from error
 
 
-def check_prompt(value: Any, where: str) -> Given:
-    """A prompt out of what is given.
+def check_prompt(value: Any, location: str) -> Given:
+    """Return the prompt in a value of any of `SHAPES`.
 
     Raises:
-        UserError: for another shape.
+        UserError: for a value of another shape.
     """
     prompt = value.get("prompt", value.get("messages")) if isinstance(value, dict) else value
     if isinstance(prompt, str) and prompt.strip():
         return prompt
-    if isinstance(prompt, list) and prompt and all(_is_message(one) for one in prompt):
+    if isinstance(prompt, list) and prompt and all(_is_message(message) for message in prompt):
+        # The generation prompt would open a second answer behind the one that is there.
         if prompt[-1]["role"] == "assistant":
-            raise UserError(f"{where}: the last message is the assistant's, so there is nothing to answer; leave it out")
+            raise UserError(f"{location}: the last message is the assistant's, so there is nothing to answer; leave it out")
         return prompt
-    raise UserError(f"{where}: expected {SHAPES}, got {_shown(value)}")
+    raise UserError(f"{location}: expected {SHAPES}, got {_shown(value)}")
 
 
 def _is_message(value: Any) -> bool:
@@ -82,7 +84,7 @@ def _shown(value: Any) -> str:
 
 
 def shown(prompt: Given) -> str:
-    """For a person: the last message of a conversation, with the number of those before it."""
+    """Return a prompt's text to display: the last message, with the number of those before it."""
     if isinstance(prompt, str):
         return prompt
     before = f"({len(prompt) - 1} before) " if len(prompt) > 1 else ""
@@ -90,29 +92,29 @@ def shown(prompt: Given) -> str:
 
 
 def token_ids(prompts: Iterable[Given], tokenizer: Any, raw: bool = False) -> list[list[int]]:
-    """Token ids of prompts, ready to be answered.
+    """Tokenize prompts for generation.
 
-    Text becomes a user's message where the tokenizer has a chat template; with `raw` it is continued as it stands.
+    Text becomes a user message if the tokenizer has a chat template; with `raw` it is continued as it is.
 
     Raises:
-        UserError: for messages without a chat template, and for those that it refuses.
+        UserError: for messages without a chat template, and for those that the template refuses.
     """
     from jinja2 import TemplateError
 
-    found = []
+    token_lists = []
     for number, prompt in enumerate(prompts, start=1):
         try:
-            found.append(_ids(prompt, tokenizer, raw))
+            token_lists.append(_ids(prompt, tokenizer, raw))
         except TemplateError as error:
             raise UserError(f"prompt {number}: the chat template doesn't render it: {error}") from error
-    return found
+    return token_lists
 
 
 def check_lengths(ids: Sequence[Sequence[int]], new_tokens: int, positions: int) -> None:
-    """Refuse prompts whose answers would go beyond the positions that a model has learned.
+    """Check that prompts with their answers fit the learned positions of a model.
 
     Raises:
-        UserError: for the first of them.
+        UserError: for the first one that doesn't.
     """
     for number, prompt in enumerate(ids, start=1):
         if len(prompt) + new_tokens > positions:
@@ -125,6 +127,7 @@ def check_lengths(ids: Sequence[Sequence[int]], new_tokens: int, positions: int)
 def _ids(prompt: Given, tokenizer: Any, raw: bool) -> list[int]:
     if isinstance(prompt, str):
         if raw or tokenizer.chat_template is None:
+            # With special tokens: plain text gets the tokenizer's BOS, which a chat template writes itself.
             return tokenizer(prompt)["input_ids"]
         prompt = [{"role": "user", "content": prompt}]
     if tokenizer.chat_template is None:

@@ -1,4 +1,4 @@
-"""What a cluster's list of jobs says of a job of ours."""
+"""Ids and metadata of our jobs, shown in a cluster's list of jobs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import dump_config
-from pipeline.config.secrets import redact_text
-from pipeline.paths import lasting_outputs
+from pipeline.config.paths import lasting_outputs
+from pipeline.secrets import redact_text
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -25,26 +25,26 @@ __all__ = ["job_facts", "new_name"]
 
 
 def new_name(command: str, recipe: str) -> str:
-    """An id that says what the job is, and that no other job has."""
+    """Return a unique, descriptive id for a job."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(recipe).stem).strip("-") or "recipe"
     return f"{command}-{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def job_facts(command: str, root: Path, recipe: str | None, cfg: RunConfig | None) -> dict[str, str]:
-    """Metadata of a job: what it runs, who submitted it, from which commit; no secrets.
+    """Return the metadata of a job: command, recipe, submitter, commit; no secrets.
 
     Args:
         root: the working directory.
-        recipe: its path there; None, as is `cfg`, for a command without one.
+        recipe: its path in `root`; None, as is `cfg`, for a command without one.
     """
-    found = {"prefray": version("prefray"), "command": command, "submitted_by": f"{_user()}@{socket.gethostname()}"}
+    facts = {"prefray": version("prefray"), "command": command, "submitted_by": f"{_user()}@{socket.gethostname()}"}
     if recipe is not None and cfg is not None:
-        found["recipe"] = recipe
-        found["config_fingerprint"] = hashlib.sha256(dump_config(cfg).encode()).hexdigest()[:16]
-        found["output_dir"] = redact_text(lasting_outputs(cfg)["output_dir"])
+        facts["recipe"] = recipe
+        facts["config_fingerprint"] = hashlib.sha256(dump_config(cfg).encode()).hexdigest()[:16]
+        facts["output_dir"] = redact_text(lasting_outputs(cfg)["output_dir"])
     if (revision := _git_revision(root)) is not None:
-        found["git_revision"] = revision
-    return found
+        facts["git_revision"] = revision
+    return facts
 
 
 def _user() -> str:
@@ -55,15 +55,15 @@ def _user() -> str:
 
 
 def _git_revision(root: Path) -> str | None:
-    """The commit of the working directory, `+changes` where files differ from it; None where there is no git."""
+    """Return the commit of the working directory, with `+changes` for a modified one; None without git."""
 
     def git(*words: str) -> str | None:
         try:
             command = ["git", "-C", str(root), *words]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
+            process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return process.stdout.strip() if process.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
     if not commit:

@@ -1,4 +1,4 @@
-"""Files that a recipe names, and whether a job on a cluster will find them."""
+"""Files that a recipe names, and checks that a job on a cluster will find them."""
 
 from __future__ import annotations
 
@@ -7,64 +7,104 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from cluster.packaging import Package
+from cluster.packaging import Package, literal
 from cluster.sharding import STAGES
-from pipeline.paths import IF_THERE
-from pipeline.storage import is_uri
+from pipeline.config.loading import missing
+from pipeline.config.packaged import is_packaged
+from pipeline.config.paths import IF_THERE, absolute_paths
+from pipeline.data.row_kinds import SourceFormat
+from pipeline.errors import UserError
+from pipeline.io.storage import is_uri, without_scheme
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
-__all__ = ["check_path", "find_path_problems", "named_paths"]
+__all__ = ["check_files", "check_path", "named_paths", "own_outputs", "recipe_in"]
 
 SHOWN = 5
-"""Files that a message names."""
+"""Files listed in a message."""
 ADVICE = "or, if the cluster's nodes have it at that path, say so: --shared {}"
 
 
-def find_path_problems(cfg: RunConfig, package: Package, shared: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Yield (path of the key, message) for every file that exists here and won't on the cluster."""
-    for key, value in named_paths(cfg):
-        if (problem := check_path(value, package, shared)) is not None:
-            yield key, problem
-    for key, module in _modules(cfg, package):
-        if module.is_relative_to(package.root) and (problem := _left_out(module, package)) is not None:
-            yield key, problem
+def recipe_in(root: Path, recipe: str) -> str:
+    """Return the recipe's path within the working directory, or a packaged one's name, which comes with prefray's modules."""
+    path = Path(os.path.expanduser(recipe))
+    absolute = Path(os.path.abspath(path))
+    if not absolute.is_file():
+        absolute = root / path
+    if not absolute.is_file():
+        if is_packaged(recipe, root):
+            return recipe
+        raise UserError(missing(recipe))
+    # `root` is resolved, so links in this path must be too.
+    resolved = absolute.resolve()
+    if not resolved.is_relative_to(root):
+        raise UserError(
+            f"recipe: {recipe!r} is outside the working directory {root}, which is all that a job brings; "
+            "copy it there, or name the folder that holds recipe and data: --working-dir DIR"
+        )
+    return resolved.relative_to(root).as_posix()
+
+
+def own_outputs(cfg: RunConfig) -> Iterator[str]:
+    """Yield patterns of runs' outputs in the working directory, which jobs don't need."""
+    inputs = [value for value in (cfg.base_model, cfg.reference_model, cfg.lora_model_dir) if value is not None]
+    for where in (cfg.output_dir, cfg.dataset_prepared_path):
+        relative = os.path.normpath(where)
+        # The outputs' folder may hold the input of this run, as when an earlier run's adapter is trained on.
+        is_input = any(Path(value).is_relative_to(relative) for value in inputs)
+        if not is_uri(where) and not os.path.isabs(where) and not relative.startswith((".", "~")) and not is_input:
+            yield literal(relative)
+
+
+def check_files(recipe: str, cfg: RunConfig, package: Package, shared: tuple[Path, ...]) -> None:
+    """Refuse a recipe, data or models that the job wouldn't find on the cluster, and an output that it can't write to."""
+    absolute_paths(cfg)
+    if not is_packaged(recipe, package.root) and (problem := check_path(recipe, package, ())) is not None:
+        raise UserError(f"recipe: {problem}")
+    folders = [Path(os.path.abspath(os.path.expanduser(folder))) for folder in shared]
+    found = [(key, check_path(value, package, folders)) for key, value in named_paths(cfg)]
+    modules = [(key, module) for key, module in _modules(cfg, package) if module.is_relative_to(package.root)]
+    found += [(key, _left_out(module, package)) for key, module in modules]
+    if problems := [f"{key}: {problem}" for key, problem in found if problem is not None]:
+        raise UserError("\n".join(problems))
 
 
 def check_path(value: str, package: Package, shared: Sequence[Path]) -> str | None:
-    """What keeps a job from finding a file, folder or glob, or None.
+    """Return why a job won't find a file, folder or glob, or None.
 
     Args:
-        value: as the recipe gives it, relative to the working directory.
-        package: what the job brings.
+        value: of the recipe, relative to the working directory.
+        package: files that the job uploads.
         shared: folders that the cluster's nodes have at the same paths.
     """
     path = Path(os.path.expanduser(value))
     absolute = Path(os.path.normpath(package.root / path))
     if path.is_absolute() and any(absolute.is_relative_to(folder) for folder in shared):
         return None
+    # Inside by its own path, or as the target of a symbolic link.
     is_inside = absolute.resolve().is_relative_to(package.root) or absolute.is_relative_to(package.root)
-    found = [Path(name) for name in glob.glob(str(absolute), recursive=True)] if glob.has_magic(value) else [absolute]
-    found = [name for name in found if name.exists()]
-    if path.is_absolute() and not found:
-        return None  # the cluster's own, if it is one
+    matches = [Path(name) for name in glob.glob(str(absolute), recursive=True)] if glob.has_magic(value) else [absolute]
+    matches = [name for name in matches if name.exists()]
+    if path.is_absolute() and not matches:
+        return None  # a path of the cluster's nodes, if it exists at all
     if not is_inside:
-        if not found:
+        if not matches:
             return f"{value!r} is outside the working directory {package.root}"
-        where = f"{value!r} is outside the working directory {package.root}, which is all that a job brings"
-        return f"{where}; copy it there, give a URI, {ADVICE.format(absolute.parent if absolute.is_file() else absolute)}"
+        message = f"{value!r} is outside the working directory {package.root}, which is all that a job brings"
+        return f"{message}; copy it there, give a URI, {ADVICE.format(absolute.parent if absolute.is_file() else absolute)}"
     if path.is_absolute():
         relative = str(absolute.relative_to(package.root))
         return f"{value!r} is another path on the cluster; write {relative!r}, {ADVICE.format(value)}"
-    return next((problem for name in found if (problem := _left_out(name, package)) is not None), None)
+    return next((problem for name in matches if (problem := _left_out(name, package)) is not None), None)
 
 
 def _modules(cfg: RunConfig, package: Package) -> Iterator[tuple[str, Path]]:
-    """(key, file or folder) of each module that the recipe names: plugins, which are loaded, and those of reward functions."""
+    """Yield (key, file or folder) of each module that the recipe names: plugins, which are loaded, and reward functions."""
     for index, name in enumerate(cfg.plugins or []):
+        # Loading the recipe has imported its plugins.
         file = Path(sys.modules[name].__file__ or "").resolve()
         yield f"plugins.{index}", file.parent if file.name == "__init__.py" else file
     for index, reward in enumerate(cfg.trl.reward_funcs or [] if cfg.trl is not None else []):
@@ -75,10 +115,11 @@ def _modules(cfg: RunConfig, package: Package) -> Iterator[tuple[str, Path]]:
 
 
 def _left_out(path: Path, package: Package) -> str | None:
-    """What of a file or folder isn't packed, hidden files aside; None where all of it is."""
+    """Return which part of a file or folder isn't packed, hidden files aside; None where all of it is."""
     files = [path]
     if path.is_dir():
         inside = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+        # pyarrow's datasets leave such files out too, so data are complete without them.
         files = [file for file in inside if not any(_is_hidden(part) for part in file.relative_to(path).parts)]
     names = [_relative(file, package) for file in files]
     missing = sorted(name for name in names if name not in package.files)
@@ -100,7 +141,7 @@ def _relative(path: Path, package: Package) -> str:
 
 
 def named_paths(cfg: RunConfig) -> Iterator[tuple[str, str]]:
-    """(key, value) for every value that may be a path; hub ids are told from paths by nothing being there."""
+    """Yield (key, value) for every value that may be a path; hub ids are included, since only the disk distinguishes them."""
     for key in IF_THERE:
         if (value := getattr(cfg, key)) is not None and not is_uri(value):
             yield key, value
@@ -111,11 +152,11 @@ def named_paths(cfg: RunConfig) -> Iterator[tuple[str, str]]:
     for name in ("datasets", "test_datasets"):
         for index, dataset in enumerate(getattr(cfg, name) or []):
             key = f"{name}.{index}"
-            here = dataset.path.removeprefix("file://")
-            if not is_uri(here):
-                yield f"{key}.path", here
+            path = without_scheme(dataset.path)
+            if not is_uri(path):
+                yield f"{key}.path", path
                 if dataset.chat_template_jinja is not None:
                     yield f"{key}.chat_template_jinja", dataset.chat_template_jinja
             files = [dataset.data_files] if isinstance(dataset.data_files, str) else dataset.data_files or []
-            if here in ("json", "jsonl", "csv", "parquet", "arrow"):
+            if path in get_args(SourceFormat):
                 yield from ((f"{key}.data_files", file) for file in files if not is_uri(file))

@@ -1,4 +1,4 @@
-"""Jobs of a cluster as a person reads them."""
+"""Tables of a cluster's jobs."""
 
 from __future__ import annotations
 
@@ -6,56 +6,47 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
-from pipeline.config.secrets import redact_text
+from pipeline.secrets import redact_text
+from pipeline.ui.console import lines_of, table_of
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
-__all__ = ["print_job", "print_jobs"]
+__all__ = ["job_lines", "jobs_table"]
 
 
-def print_jobs(jobs: list[JobDetails], address: str, console: Console | None = None) -> None:
-    """Print a line for each job."""
-    console = console or Console()
+def jobs_table(jobs: list[JobDetails], address: str) -> RenderableType:
+    """Return a table with a row for each job."""
     if not jobs:
-        console.print(f"no jobs at {address}")
-        return
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 160), file=console.file)
-    table = Table(title=f"jobs at {address}")
-    for name in ("job", "status", "command", "recipe", "revision", "started", "took"):
-        table.add_column(name, no_wrap=name in ("job", "status"))
-    for job in jobs:
-        facts = job.metadata or {}
-        command = facts.get("command") or redact_text(job.entrypoint)
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.start_time / 1000)) if job.start_time else ""
-        words = (command, facts.get("recipe", ""), facts.get("git_revision", ""), started, _took(job))
-        cells = (job.submission_id or "", job.status.value.lower(), *words)
-        table.add_row(*(Text(str(cell)) for cell in cells))
-    console.print(table)
+        return Text(f"no jobs at {address}")
+    columns = ("job", "status", "command", "recipe", "revision", "started", "took")
+    return table_of(columns, map(_row, jobs), title=f"jobs at {address}", left=columns, whole=("job", "status"))
 
 
-def print_job(job: JobDetails, console: Console | None = None) -> None:
-    """Print what is known of a job; of its environment only the names of variables."""
-    console = console or Console()
-    rows = {
-        "job": job.submission_id,
-        "status": job.status.value.lower(),
-        "message": redact_text(next(reversed((job.message or "").strip().splitlines()), "")),
-        "exit status": "" if job.driver_exit_code is None else str(job.driver_exit_code),
-        "entrypoint": redact_text(job.entrypoint),
-        "took": _took(job),
-        **{f"{name.replace('_', ' ')} ": redact_text(value) for name, value in (job.metadata or {}).items()},
-        "variables": ", ".join(sorted((job.runtime_env or {}).get("env_vars") or {})),
-    }
-    width = max(len(name) for name, value in rows.items() if value) + 2
-    for name, value in rows.items():
-        if value:
-            console.print(f"{name:<{width}}{value}", soft_wrap=True, highlight=False, markup=False)
+def _row(job: JobDetails) -> tuple[str, ...]:
+    facts = job.metadata or {}
+    started = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.start_time / 1000)) if job.start_time else ""
+    words = (facts.get("command") or redact_text(job.entrypoint), facts.get("recipe", ""), facts.get("git_revision", ""))
+    return (job.submission_id or "", job.status.value.lower(), *words, started, _took(job))
+
+
+def job_lines(job: JobDetails) -> Text:
+    """Return the details of a job; of its environment variables only the names."""
+    return lines_of(
+        {
+            "job": job.submission_id,
+            "status": job.status.value.lower(),
+            "message": redact_text(next(reversed((job.message or "").strip().splitlines()), "")),
+            "exit status": job.driver_exit_code,
+            "entrypoint": redact_text(job.entrypoint),
+            "took": _took(job),
+            **{f"{name.replace('_', ' ')} ": redact_text(value) for name, value in (job.metadata or {}).items()},
+            "variables": ", ".join(sorted((job.runtime_env or {}).get("env_vars") or {})),
+        }
+    )
 
 
 def _took(job: JobDetails) -> str:

@@ -1,8 +1,7 @@
 """A run's adapter becomes part of its base model: found, merged by `strategies.merging`, verified, and put in place.
 
-source.py   what is merged: a run, or an adapter's folder, and the base model that belongs to it
-samples.py  the tokens that a merged model is verified on
+source.py   what is merged: a run, or an adapter's folder, its base model, and the tokens to verify it on
 output.py   where it goes: a folder that appears when it is whole, or a URI
-files.py    what stands beside the weights: config, tokenizer, model card
+result.py   what was made: printed, and as the model's card
 merge.py    the command as a whole
 """

@@ -9,19 +9,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import parse_saved
-from pipeline.data.store import Prepared, open_store
+from pipeline.config import RunConfig, parse_saved, parse_yaml
+from pipeline.config.trust import refuse_code_of_run
+from pipeline.data.store import EVAL, TRAIN, Prepared, open_store
 from pipeline.errors import UserError
-from pipeline.storage import Folder, Location, fetch, inside, is_uri, locate
-from pipeline.training.finished import finished_run, holds_run
-from pipeline.training.folder import CONFIG, RunFolder
-from strategies.config import as_config
-from strategies.locations import ADAPTER_CONFIG
-from strategies.merging.adapter import read_adapter_config
+from pipeline.io.storage import Folder, Location, fetch, inside, is_uri, locate
+from pipeline.runs.finished import finished_run, holds_run
+from pipeline.runs.folder import CONFIG, RunFolder
+from strategies.config import StrategyConfig, as_config
+from strategies.merging.policy import read_adapter_config
+from strategies.models.location import ADAPTER_CONFIG
 
-__all__ = ["Source", "open_source"]
+__all__ = ["MOST_TOKENS", "Source", "open_source"]
 
 MERGED = "merged"
+ROWS, TOKENS = 4, 128
+"""Sequences that a merged model is verified on, and tokens of each at most."""
+MOST_TOKENS = 4 * (ROWS + 1) * TOKENS
+"""Tokens whose logits are in memory at once, at most."""
+COMPLETIONS = {"pair": ["chosen_ids"], "unpaired": ["completion_ids"], "prompt": []}
+"""What follows a prompt, by the kind of the prepared rows."""
+SENTENCES = (
+    "Question: how many legs does a spider have? Answer: a spider has eight legs, two more than an insect.",
+    "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n",
+    "Dear Ms. Ivanova,\n\nthank you for your letter of 3 May. The invoice (EUR 1,249.50) was paid on Friday.\n",
+    "Die Brücke wurde 1932 gebaut; seitdem fahren täglich rund 4.000 Züge über den Fluss.",
+)
 
 
 @dataclass(frozen=True)
@@ -29,30 +42,54 @@ class Source:
     """An adapter and its base."""
 
     given: str
-    cfg: Any
+    cfg: StrategyConfig
     """The run's config, or one that names the base alone."""
     adapter: Path
     output: Location | None
-    """Where the merged model goes when nothing else is said."""
+    """Default destination of the merged model."""
     base_fingerprint: str | None = None
     """Of the base model that the run began with."""
     prepared: Prepared | None = None
     """The data that it was trained on, where they are still there."""
 
+    def samples(self, tokenizer: Any, special: list[int]) -> tuple[list[list[int]], str]:
+        """Return sequences of token ids to verify a merged model on, and in words where they are from.
+
+        They are evaluation rows of the run, training rows where it has none, or else built-in sentences.
+
+        Args:
+            special: tokens whose embeddings the adapter has changed by themselves, which otherwise might not occur.
+        """
+        found, origin = _rows(self.prepared) if self.prepared is not None else ([], "")
+        if not found:
+            found, origin = [tokenizer(text)["input_ids"][:TOKENS] for text in SENTENCES], "built-in sentences"
+        # The changed tokens are a sequence of their own: real rows may not have them.
+        return [ids for ids in [*found, special[:TOKENS]] if ids], origin
+
+
+def _rows(prepared: Prepared) -> tuple[list[list[int]], str]:
+    split, name = (EVAL, "evaluation") if prepared.eval_rows else (TRAIN, "training")
+    columns = ["prompt_ids", *COMPLETIONS[prepared.manifest["kind"]]]
+    table = prepared.read(split, columns).slice(0, ROWS)
+    rows = [[token for column in columns for token in row[column]][:TOKENS] for row in table.to_pylist()]
+    return rows, f"{name} rows of the run"
+
 
 @contextmanager
-def open_source(given: str, base: str | None) -> Iterator[Source]:
+def open_source(given: str, base: str | None, trust: bool = False) -> Iterator[Source]:
     """Find the adapter that `given` names; from a URI it is copied to this machine, for as long as the context is open.
 
     Args:
         given: `output_dir` of a run, or a folder with an adapter.
         base: place of the base model, where it isn't the one that the run or the adapter names.
+        trust: whether code that a run's config names may run here.
 
     Raises:
-        UserError: when there is no finished adapter.
+        UserError: when there is no finished adapter, and for a config that names code.
         ValueError: when it is of a kind that can't be merged.
     """
     where = locate(given)
+    # Used only for a URI; a local adapter is read in place.
     with tempfile.TemporaryDirectory(prefix="prefray-adapter-") as scratch:
         copy = Path(scratch, "adapter")
         if not holds_run(where):
@@ -63,7 +100,11 @@ def open_source(given: str, base: str | None) -> Iterator[Source]:
         adapter = fetch(folder.model, copy)
         if not (adapter / ADAPTER_CONFIG).is_file():
             raise UserError(f"{given!r} trained all weights, so there is nothing to merge: its model is {folder.model}")
-        yield _of_run(given, folder, state, adapter, base)
+        text = folder.storage.read(CONFIG) or ""
+        # Before `parse_saved`, which loads the plugins that the config names.
+        if not trust:
+            refuse_code_of_run(given, parse_yaml(text, str(folder.config)))
+        yield _of_run(given, folder, state, parse_saved(text, str(folder.config)), adapter, base)
 
 
 def _refuse_what_is_no_adapter(given: str, where: Location) -> None:
@@ -79,9 +120,9 @@ def _refuse_what_is_no_adapter(given: str, where: Location) -> None:
     raise UserError(f"{given!r} {what}; give the output_dir of a finished run, or a folder with {ADAPTER_CONFIG}")
 
 
-def _of_run(given: str, folder: RunFolder, state: dict[str, Any], adapter: Path, base: str | None) -> Source:
-    cfg = parse_saved(folder.storage.read(CONFIG) or "", str(folder.config))
-    prepared = open_store(Path(cfg.dataset_prepared_path, state["prepared"]))
+def _of_run(given: str, folder: RunFolder, state: dict[str, Any], cfg: RunConfig, adapter: Path, base: str | None) -> Source:
+    # Unverified: a few rows to compare on, whatever became of the others.
+    prepared = open_store(Path(cfg.dataset_prepared_path, state["prepared"]), verify=False)
     if base is not None:
         cfg = cfg.model_copy(update={"base_model": base})
     return Source(given, cfg, adapter, inside(folder.path, MERGED), state.get("base"), prepared)
@@ -92,4 +133,5 @@ def _of_adapter(given: str, adapter: Path, where: Location, base: str | None) ->
     if not named:
         raise UserError(f"{given!r}: {ADAPTER_CONFIG} doesn't say which base model the adapter belongs to; give it with --base")
     beside = None if is_uri(str(where)) else Path(where).with_name(f"{Path(where).name}-{MERGED}")
+    # The method doesn't matter to a merge; a config needs one.
     return Source(given, as_config({"base_model": named, "rl": "dpo"}), adapter, beside)

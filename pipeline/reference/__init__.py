@@ -1,41 +1,45 @@
 """Stage 2: the reference's log-probabilities of every prepared pair, computed once for all runs.
 
-hashing.py    what files and token ids are, as hashes
-precision.py  the dtype of the weights and of autocast, decided before any actor starts
-identity.py   which weights the reference has
-plan.py       what a config asks for: the fingerprint, and the tasks that are left
-budget.py     whether every pair fits the tokens of one forward
-actor.py      the reference in memory: rows in, log-probabilities out; pool.py runs actors of it on Ray Data
-parts.py      files of scores: staged by tasks, joined row for row with the prepared parts
-known.py      rows that other scores of the same reference have already: no forward is run for them
-store.py      what is left behind, verified whenever it is opened; scoring.py is the stage as a whole
+hashing.py       hashes of files and token ids
+precision.py     dtype of weights and autocast, resolved before any actor starts
+fingerprint.py   identity of the reference's weights
+plan.py          fingerprint and tasks of a config's scores
+token_budget.py  checks that every pair fits the tokens of one forward
+actor.py         the reference in memory: rows in, log-probabilities out, on Ray Data's actors
+score_files.py   score files: staged by tasks, joined row for row with the prepared parts
+reuse.py         reuse of rows that the same reference has scored for other data
+score_store.py   complete scores, verified whenever they are opened; scoring.py runs the stage
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from strategies.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from pipeline.reference.budget import check_training_budget as check_training_budget
-    from pipeline.reference.identity import base_fingerprint as base_fingerprint
-    from pipeline.reference.precision import settle as settle
-    from pipeline.reference.scoring import check_mode as check_mode
-    from pipeline.reference.scoring import score as score
-    from pipeline.reference.store import Scores as Scores
+    from pipeline.reference.fingerprint import base_fingerprint, pin_base
+    from pipeline.reference.score_store import Scores
+    from pipeline.reference.scoring import check_mode, score
+    from pipeline.reference.token_budget import check_embeddings, check_positions, check_training_budget
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "pipeline.reference.fingerprint": "base_fingerprint pin_base",
+            "pipeline.reference.score_store": "Scores",
+            "pipeline.reference.scoring": "check_mode score",
+            "pipeline.reference.token_budget": "check_embeddings check_positions check_training_budget",
+        },
+    )
 
-_HOMES = {
-    "Scores": "pipeline.reference.store",
-    "base_fingerprint": "pipeline.reference.identity",
-    "check_mode": "pipeline.reference.scoring",
-    "check_training_budget": "pipeline.reference.budget",
-    "score": "pipeline.reference.scoring",
-    "settle": "pipeline.reference.precision",
-}
-__all__ = ["Scores", "base_fingerprint", "check_mode", "check_training_budget", "score", "settle"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__all__ = [
+    "Scores",
+    "base_fingerprint",
+    "check_embeddings",
+    "check_mode",
+    "check_positions",
+    "check_training_budget",
+    "pin_base",
+    "score",
+]

@@ -1,58 +1,80 @@
 """The reference in memory: rows of token ids in, log-probabilities per token out.
 
-The module loads without torch: what an actor needs it imports when it gets its first task.
+The module loads without torch: an actor imports it with its first task.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.memory import out_of_memory
-from pipeline.reference.identity import reference_key
-from pipeline.reference.parts import Task, read_rows, write_scores
+from pipeline.ray.actor_pool import StageInfo, run_on_actors
+from pipeline.ray.memory import out_of_memory
+from pipeline.reference.fingerprint import reference_key
+from pipeline.reference.score_files import Task, read_rows, write_scores
+from strategies import inference
+from strategies.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from cluster.placement import ActorPlan
     from pipeline.reference.precision import Precision
 
-__all__ = ["Job", "ReferenceActor", "prepare_device", "silence_libraries"]
+__all__ = ["Job", "ReferenceActor", "prepare_device", "run_pool", "silence_libraries"]
+
+REMAINS = "what was complete stays: run again to continue"
+
+
+def run_pool(job: Job, tasks: Sequence[Task], actors: ActorPlan) -> Iterator[dict[str, Any]]:
+    """Yield the results of `ReferenceActor.run` for every task, as they complete; the actors end with the iterator.
+
+    Ray must be running.
+
+    Raises:
+        UserError, RunFailed: as `run_on_actors`.
+    """
+    work = StageInfo("scoring", f"lower {job.budget_key}, or ray.score.num_actors", REMAINS)
+    keyed = {f"{task.part}:{task.start}": asdict(task) for task in tasks}
+    yield from run_on_actors(_Scoring, job, keyed, actors, work)
+
 
 FIRST_BAD = 5
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that an actor needs."""
+    """Arguments of a scoring actor."""
 
-    cfg: Any
+    cfg: RunConfig
     prepared: Path
     staging: Path
     tokens_per_forward: int
     budget_key: str
-    """The config key that says `tokens_per_forward`."""
+    """The config key that sets `tokens_per_forward`, for messages."""
     precision: Precision
     grown: bool
-    """Whether the embeddings grow to the tokenizer's size."""
+    """Whether the embeddings are resized to the tokenizer."""
     use_gpu: bool
     threads: int
 
 
 class ReferenceActor:
-    """Holds the reference, which is loaded with the first task: an error of a constructor couldn't come home as a result."""
+    """Holds the reference. It is loaded with the first task, since errors of a constructor couldn't be returned as a result."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self._scorer: Any = None
 
     def run(self, task: Task) -> dict[str, Any]:
-        """Score a task into its staged file; returns how many rows and forwards it was, and why rows weren't packed.
+        """Score a task into its staged file; return the numbers of rows and forwards, and why rows weren't packed.
 
         Raises:
-            UserError: when the reference can't be loaded, doesn't fit, or gives numbers that aren't finite.
+            UserError: when the reference can't be loaded, doesn't fit, or returns NaN or infinite log-probabilities.
             OSError: when the file can't be written.
         """
         import torch
@@ -70,8 +92,10 @@ class ReferenceActor:
             ) from error
         except ValueError as error:
             raise UserError(str(error)) from error
-        if bad := [place for place, pair in enumerate(logps) if not _is_finite(pair)]:
+        # Before anything is written: a staged file counts as done.
+        if bad := [index for index, pair in enumerate(logps) if not _is_finite(pair)]:
             raise UserError(_not_finite(rows, self._bad_alone(rows, bad)))
+        # The scorer counts over all tasks of its actor.
         forwards = self._scorer.forwards - before
         write_scores(task.staged(self.job.staging), rows, logps, forwards)
         done = {"part": task.part, "start": task.start, "rows": len(rows), "forwards": forwards}
@@ -81,41 +105,50 @@ class ReferenceActor:
         import torch
         from safetensors import SafetensorError
 
-        from strategies.packing.scoring import PairScorer
-        from strategies.reference import load_reference_alone
-        from strategies.tokenizer import load_tokenizer
-
         job = self.job
         silence_libraries()
+        # Before the weights: a GPU that can't be used is reported without loading them.
         prepare_device(job.use_gpu, job.threads, job.precision)
         try:
-            model = load_reference_alone(job.cfg, load_tokenizer(job.cfg) if job.grown else None)
+            # The tokenizer is needed only to resize the embeddings.
+            model = inference.load_reference_alone(job.cfg, load_tokenizer(job.cfg) if job.grown else None)
         except ValueError as error:
             raise UserError(str(error)) from error
+        # It derives from Exception alone, so neither ValueError nor OSError covers a broken file.
         except SafetensorError as error:
             key = reference_key(job.cfg)
             raise UserError(f"{key}: no model could be loaded from {getattr(job.cfg, key)!r}: {error}") from error
-        if job.use_gpu and not (job.cfg.load_in_4bit or job.cfg.load_in_8bit):  # a quantized model is there already
+        if job.use_gpu and not (job.cfg.load_in_4bit or job.cfg.load_in_8bit):  # a quantized model is loaded onto the GPU
             model.to("cuda")
         autocast = job.precision.autocast
         dtype = getattr(torch, autocast) if autocast else None
-        return PairScorer(model, job.tokens_per_forward, dtype, longest=job.cfg.sequence_len)
+        return inference.PairScorer(model, job.tokens_per_forward, dtype, longest=job.cfg.sequence_len)
 
     def _bad_alone(self, rows: pa.Table, bad: list[int]) -> list[int]:
-        """Which of these rows are bad by themselves: a NaN gets through the mask to the others of its forward."""
-        alone = [place for place in bad if not _is_finite(self._scorer.score(rows.slice(place, 1).to_pylist())[0])]
+        """Return the rows that are bad when scored alone: a NaN passes the mask into the other rows of its forward."""
+        # Else the first message would name rows that are sound.
+        alone = [index for index in bad if not _is_finite(self._scorer.score(rows.slice(index, 1).to_pylist())[0])]
         return alone or bad
 
 
+class _Scoring(ReferenceActor):
+    """A `ReferenceActor` whose tasks are parsed JSON."""
+
+    def run(self, task: Any) -> dict[str, Any]:
+        # JSON has made the tuple a list.
+        return super().run(Task(**{**task, "rows": tuple(task["rows"])}))
+
+
 def prepare_device(use_gpu: bool, threads: int, precision: Precision) -> None:
-    """Set threads and precision of this process, and check that it has what the plan counts on.
+    """Set threads and precision of this process, and check its GPU.
 
     Raises:
-        UserError: when it hasn't.
+        UserError: when the GPU that the plan expects is unusable, or has no bfloat16.
     """
     import torch
 
     if not use_gpu:
+        # By the plan, not by OMP_NUM_THREADS, which the environment may set for all processes.
         torch.set_num_threads(threads)
         return
     if not torch.cuda.is_available():
@@ -128,7 +161,7 @@ def prepare_device(use_gpu: bool, threads: int, precision: Precision) -> None:
 
 
 def silence_libraries() -> None:
-    """Keep their warnings off the output of this process."""
+    """Silence Python warnings and transformers' log in this process."""
     import warnings
 
     import transformers
@@ -144,7 +177,7 @@ def _is_finite(pair: tuple[Any, Any]) -> bool:
 
 
 def _not_finite(rows: pa.Table, bad: list[int]) -> str:
-    """The message for rows whose log-probabilities are NaN or infinite; it names the first of them."""
+    """Return the message for rows with NaN or infinite log-probabilities, which names the first ones."""
     origins = rows.select(["row_id", "source", "row_number"]).take(bad[:FIRST_BAD]).to_pylist()
     listed = "".join(f"\n  {row['source']} row {row['row_number']} (row_id {row['row_id']})" for row in origins)
     return (

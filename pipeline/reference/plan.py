@@ -1,4 +1,4 @@
-"""What a config asks for: the inputs that name the scores, and the tasks that compute them."""
+"""Plan of the scores of a config: the inputs of their fingerprint, and the tasks that compute them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config import RunConfig
 from pipeline.data.fingerprint import digest
 from pipeline.data.store import EVAL, TRAIN
-from pipeline.reference.budget import part_tokens
+from pipeline.reference.fingerprint import reference_identity
 from pipeline.reference.hashing import ids_digest
-from pipeline.reference.identity import reference_identity
-from pipeline.reference.parts import Task
 from pipeline.reference.precision import Precision
+from pipeline.reference.score_files import Task
+from pipeline.reference.token_budget import part_tokens
 
 if TYPE_CHECKING:
     from pipeline.data import Prepared
@@ -21,15 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT_VERSION", "Plan", "make_plan"]
 
 FORMAT_VERSION = 2
-"""Raised whenever the same inputs would give other bytes."""
+"""Incremented whenever the same inputs would give other bytes."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The scores that a config asks for. `inputs` is exactly what decides them, and nothing else.
+    """Scores of a config. `inputs` holds exactly what determines them.
 
-    Not in it, since nothing of it changes a log-probability beyond rounding: how many actors there are, how rows share a
-    forward, which attention kernel computes; nor anything of training.
+    Excluded, since they change log-probabilities by rounding at most: the number of actors, how rows share a forward, the
+    attention kernel; and everything about training.
     """
 
     prepared: Prepared
@@ -42,16 +43,17 @@ class Plan:
 
     @property
     def parts(self) -> dict[str, int]:
-        """Part -> rows, train before eval: the files that will be there."""
+        """Part -> number of rows, train before eval: the files of the complete scores."""
         return {part["file"]: part["rows"] for part in self.inputs["parts"]}
 
     def tasks(self, part: str, rows: Sequence[int], rows_per_task: int, tokens_per_task: int) -> list[Task]:
-        """Tasks of these rows of a part, in order: as many rows each as stay within both limits, and one at least."""
+        """Split rows of a part into tasks, in order: each has as many rows as both limits allow, and at least one."""
         sizes = part_tokens(self.prepared.path / part)
         cuts: list[list[int]] = []
         tokens = 0
         for row in rows:
             size = int(sizes[row])
+            # A row above the token limit still gets a task, of its own.
             if not cuts or len(cuts[-1]) == rows_per_task or tokens + size > tokens_per_task:
                 cuts.append([])
                 tokens = 0
@@ -62,11 +64,12 @@ class Plan:
 
 def _task(part: str, rows: list[int]) -> Task:
     start, stop = rows[0], rows[-1] + 1
+    # Indices are listed only where rows between them are missing: a task is sent as JSON.
     return Task(part, start, stop, () if len(rows) == stop - start else tuple(rows))
 
 
-def make_plan(cfg: Any, prepared: Prepared, precision: Precision, splits: Sequence[str] = (TRAIN, EVAL)) -> Plan:
-    """Read the ids of every prepared row of these splits and the reference's weights, as hashes.
+def make_plan(cfg: RunConfig, prepared: Prepared, precision: Precision, splits: Sequence[str] = (TRAIN, EVAL)) -> Plan:
+    """Hash the token ids of these splits and the reference's weights into a plan.
 
     Raises:
         UserError: as `reference_identity`.
@@ -78,6 +81,7 @@ def make_plan(cfg: Any, prepared: Prepared, precision: Precision, splits: Sequen
         "format_version": FORMAT_VERSION,
         "reference": reference_identity(cfg),
         "precision": precision.as_inputs(),
+        # Ids instead of the store's fingerprint: data that differ only in text have the same scores.
         "parts": [{"file": name, "rows": rows[name], "ids": ids_digest(file)} for name, file in zip(names, files, strict=True)],
     }
     return Plan(prepared, precision, inputs)

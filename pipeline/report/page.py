@@ -1,4 +1,4 @@
-"""A page of facts, charts and tables as one HTML file, which looks right in light and dark, on wide and narrow screens."""
+"""Page of facts, charts and tables as one HTML file, for light and dark mode, wide and narrow screens."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = [
     "SYMBOLS",
     "Chart",
     "Column",
+    "Comparison",
     "Fact",
+    "Message",
     "Page",
     "Row",
-    "Said",
-    "Sample",
     "Section",
     "Table",
     "chart",
@@ -33,13 +33,13 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 """Distinct to colour-blind eyes (Okabe and Ito)."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-"""Characters of data that no page may hold."""
+"""Characters that are invalid in HTML."""
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "hexagon")
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A number that a page begins with, or a line of a list."""
+    """A labelled value at the top of a page or in a list."""
 
     label: str
     value: str
@@ -55,7 +55,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Column:
-    """Of a table."""
+    """Column of a table."""
 
     name: str
     is_text: bool = False
@@ -63,7 +63,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """Of a table."""
+    """Row of a table."""
 
     cells: Sequence[str]
     is_best: bool = False
@@ -78,24 +78,24 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Said:
-    """A text of a model or of data, and whose it is."""
+class Message:
+    """A text of a model or of the data, with its origin as a label."""
 
     label: str
     text: str
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A prompt and answers to it, side by side where there is room."""
+class Comparison:
+    """A prompt and its answers, side by side if there is room."""
 
-    prompt: Said
-    answers: Sequence[Said]
+    prompt: Message
+    answers: Sequence[Message]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page; `name` is its anchor. Of a folded one only the title is seen at first."""
+    """A section of a page; `name` is its anchor. A folded one shows only its title until it is opened."""
 
     name: str
     title: str
@@ -104,13 +104,13 @@ class Section:
     table: Table | None = None
     text: str = ""
     facts: Sequence[Fact] = ()
-    samples: Sequence[Sample] = ()
+    comparisons: Sequence[Comparison] = ()
     is_folded: bool = False
 
 
 @dataclass(frozen=True)
 class Page:
-    """All of it."""
+    """A whole page."""
 
     title: str
     subtitle: str
@@ -119,7 +119,7 @@ class Page:
 
 
 def chart(figure: go.Figure, title: str, *, wide: bool = False, height: int = 380, top: int = 44) -> Chart:
-    """A plotly figure in the look of the page."""
+    """Render a plotly figure in the page's style."""
     figure.update_layout(
         title={"text": title, "font": {"size": 15}, "x": 0, "xref": "container", "y": 1, "yanchor": "top", "pad": {"t": 8}},
         height=height,
@@ -131,18 +131,20 @@ def chart(figure: go.Figure, title: str, *, wide: bool = False, height: int = 38
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
     )
     options: dict[str, Any] = {"responsive": True, "displaylogo": False, "displayModeBar": False}
+    # Without plotly's script, several MB, which the page has once.
     return Chart(figure.to_html(full_html=False, include_plotlyjs=False, config=options), wide)
 
 
 def render(page: Page) -> str:
-    """The page as HTML; nothing in it is loaded from elsewhere."""
+    """Render a page as self-contained HTML."""
     from plotly.offline import get_plotlyjs
 
     template = files("pipeline.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    # Prompts and answers are untrusted text.
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_printable)
     return environment.from_string(template).render(**vars(page), plotly=get_plotlyjs())
 
 
 def _printable(value: Any) -> Any:
-    """Text without what no page may hold; what is marked as safe is made here."""
+    """Replace invalid characters in text. Markup marked as safe, which isn't `str` itself, is kept."""
     return CONTROL.sub("\ufffd", value) if type(value) is str else value

@@ -1,4 +1,4 @@
-"""A run's prepared data on its page: what became of the rows, why some were rejected, how long they are."""
+"""Prepared data on a run's page: counts, rejection reasons and lengths of rows."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ import numpy as np
 import plotly.graph_objects as go
 
 from pipeline.config import RunConfig
-from pipeline.data.kinds import COMPLETIONS
-from pipeline.data.preview import COUNTS
-from pipeline.data.store import REJECTED, Prepared, open_store
-from pipeline.patience import STORAGE_ERRORS
+from pipeline.data.row_kinds import COMPLETIONS
+from pipeline.data.store import COUNTS, REJECTED, Prepared, open_store
+from pipeline.io.retry import STORAGE_ERRORS
+from pipeline.io.storage import reason
 from pipeline.report.page import COLOURS, DASHES, Chart, Column, Row, Section, Table, chart
-from pipeline.storage import reason
-from strategies.batching import BatchPlan, packed_tokens
+from strategies.batch.plan import BatchPlan, packed_tokens
 
 __all__ = ["Rows"]
 
 MOST_BINS = 40
 REASONS = 20
-"""Most kinds of reasons that are listed."""
+"""Most kinds of rejection reasons that are listed."""
 GIVEN = re.compile(r"\([^()]*\)|'[^']*'|\"[^\"]*\"|\d+")
-"""What differs from row to row in reasons that are the same."""
+"""Parts of a reason that vary from row to row, ignored when reasons are counted."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of a run's prepared data."""
+    """Sections about a run's prepared data."""
 
     sections: tuple[Section, ...]
     tokens_saved: str | None = None
-    """What packing leaves out, in words; None where rows can't be packed, or aren't there."""
+    """Effect of packing, as text; None if rows can't be packed, or the data are missing."""
 
     @classmethod
     def of(cls, cfg: RunConfig, fingerprint: str | None) -> Rows:
-        """Read the store of a run; where it is gone the page says so."""
+        """Read a run's store; a missing or unreadable one becomes a note on the page."""
         if fingerprint is None:
             return cls((Section("data", "Data", "No data had been prepared when the run ended."),))
         folder = Path(cfg.dataset_prepared_path) / fingerprint
         try:
-            store = open_store(folder)
+            # Unverified: a page about an old run must not read gigabytes, nor fail for a damaged file.
+            store = open_store(folder, verify=False)
             if store is None:
                 gone = f"The prepared data aren't in {folder} here: they were deleted, or are on another machine."
                 return cls((Section("data", "Data", gone),))
@@ -57,14 +57,14 @@ def _sections(store: Prepared) -> list[Section]:
     columns = [Column("source", is_text=True), *(Column(name.replace("_", " ")) for name in COUNTS)]
     rows = [Row([source["path"], *(f"{source[name]:,}" for name in COUNTS)]) for source in store.manifest["sources"]]
     words = f"{store.train_rows:,} rows to train on and {store.eval_rows:,} to evaluate on, prepared in {store.path}."
-    found = [Section("data", "Data", words, charts=[_lengths(store)], table=Table(columns, rows))]
+    sections = [Section("data", "Data", words, charts=[_lengths(store)], table=Table(columns, rows))]
     if notes := store.notes:
         words = "What preparing the rows brought up, each with an example and what would change it."
         table = Table([Column("note", is_text=True)], [Row([note]) for note in notes])
-        found.append(Section("data-notes", "Notes on the data", words, table=table))
+        sections.append(Section("data-notes", "Notes on the data", words, table=table))
     if store.rejected_rows:
-        found.append(_rejected(store))
-    return found
+        sections.append(_rejected(store))
+    return sections
 
 
 def _names(store: Prepared) -> list[str]:
@@ -72,16 +72,18 @@ def _names(store: Prepared) -> list[str]:
 
 
 def _lengths(store: Prepared) -> Chart:
-    """How many training rows are how long, a line for each text of a row."""
+    """Plot histograms of the lengths of training rows, one line per text of a row."""
     names = _names(store)
     table = store.read("train", [f"{name}_length" for name in names])
     figure = go.Figure()
     most = max(int(table[f"{name}_length"].to_numpy().max()) for name in names)
     bins = min(MOST_BINS, 8 + int(len(table) ** 0.5))
+    # Token counts are whole numbers; of short rows, several rounded edges coincide.
     edges = np.unique(np.linspace(0, most + 1, bins + 1).round())
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         counts, _ = np.histogram(table[f"{name}_length"].to_numpy(), edges)
-        line: dict[str, Any] = {"shape": "hv", "dash": DASHES[place], "color": COLOURS[place], "width": 2}
+        line: dict[str, Any] = {"shape": "hv", "dash": DASHES[index], "color": COLOURS[index], "width": 2}
+        # One edge more than counts: the last step needs an end.
         figure.add_scatter(x=edges, y=[*counts, counts[-1]], name=name, mode="lines", line=line)
     figure.update_xaxes(title="tokens")
     figure.update_yaxes(title="training rows", rangemode="tozero")
@@ -104,15 +106,17 @@ def _rejected(store: Prepared) -> Section:
 
 
 def _saved(store: Prepared, cfg: RunConfig) -> str | None:
-    """Tokens of an epoch as packed rows, beside those of padded batches of the same pairs."""
+    """Compare the tokens of an epoch as packed rows and as padded batches of the same pairs."""
     names = _names(store)
     if store.manifest["kind"] != "pair" or not store.train_rows:
         return None
     table = store.read("train", [f"{name}_length" for name in names])
     lengths = np.stack([table[f"{name}_length"].to_numpy() for name in names], axis=1).astype(np.int64)
     packed = int(packed_tokens(lengths, cfg.sequence_len).sum())
+    # In the order of training's first epoch: padding depends on which rows share a batch.
     order = BatchPlan(len(lengths), cfg.micro_batch_size, cfg.seed).order(0)
     whole = np.minimum(lengths[:, 0] + lengths[:, 1:].max(axis=1), cfg.sequence_len)[order]
+    # A padded batch costs twice (chosen, rejected) its longest row per pair.
     starts = np.arange(0, len(whole), cfg.micro_batch_size)
     sizes = np.diff([*starts, len(whole)])
     padded = int((2 * sizes * np.maximum.reduceat(whole, starts)).sum())

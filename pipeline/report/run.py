@@ -1,4 +1,4 @@
-"""The page of a run: metrics, answers, data, workers, what happened, config."""
+"""Page of a run: metrics, answers, timeline, workers, data, config."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import RunConfig, parse_saved
-from pipeline.display import SHOWN
-from pipeline.errors import UserError
+from pipeline.errors import ConfigError, UserError
+from pipeline.io.storage import inside
 from pipeline.report.answers import answer_sections
 from pipeline.report.curves import curve_sections
 from pipeline.report.page import Fact, Page, Section, render
 from pipeline.report.rows import Rows
-from pipeline.report.story import Story, asked, duration, moment, nodes
-from pipeline.storage import inside
-from pipeline.training.folder import CONFIG, RUN, RunFolder
-from pipeline.training.forking import origin_of
-from pipeline.training.metrics import MetricsFile
-from strategies.registry import get_strategy
+from pipeline.report.timeline import RunTimeline, format_duration, format_nodes, format_time, requested_workers
+from pipeline.runs.folder import CONFIG, RUN, RunFolder
+from pipeline.runs.fork import origin_of
+from pipeline.runs.metrics import MetricsFile
+from pipeline.ui.display import SHOWN
+from strategies.methods.registry import get_strategy
 
 __all__ = ["run_page"]
 
 ON_TOP = ("loss", "rewards/accuracies", "rewards/margins", "reward")
-"""Metrics that a page begins with: of the evaluation where there is one, else of training."""
+"""Metrics at the top of a page: those of the evaluation if there is one, else of training."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What the folder of a run holds."""
+    """Contents of a run's folder."""
 
     folder: RunFolder
     state: dict[str, Any]
@@ -38,16 +38,16 @@ class _Run:
     """`config.yaml`."""
     cfg: RunConfig
     records: list[dict[str, Any]]
-    story: Story
+    timeline: RunTimeline
 
     @property
     def step(self) -> int:
-        """The last one that is recorded."""
+        """Last recorded step."""
         return max((record["step"] for record in self.records), default=0)
 
 
 def run_page(folder: RunFolder) -> str:
-    """The page of the run in a folder, whether it has finished or not.
+    """Render the page of the run in a folder, finished or not.
 
     Raises:
         UserError: when the folder holds no run, or one whose `run.json`, `config.yaml` or `metrics.jsonl` is broken.
@@ -56,9 +56,9 @@ def run_page(folder: RunFolder) -> str:
     run = _read(folder)
     rows = Rows.of(run.cfg, run.state.get("prepared"))
     sections = [
-        *curve_sections(list(_with_logratios(run)), run.story.marks),
+        *curve_sections(list(_with_logratios(run)), run.timeline.marks),
         *answer_sections(folder, run.step),
-        run.story.section(),
+        run.timeline.section(),
         Section("resources", "Workers and batches", facts=list(_resources(run, rows))),
         *rows.sections,
         Section("config", f"{CONFIG} ({len(run.text.splitlines())} lines)", text=run.text, is_folded=True),
@@ -74,19 +74,25 @@ def _read(folder: RunFolder) -> _Run:
     if text is None:
         raise UserError(f"{folder.path} holds a part of a run: {CONFIG} is missing; put it back")
     cfg = parse_saved(text, str(folder.config))
+    try:
+        # `parse_saved` doesn't check `rl`, which may be of a plugin that isn't loaded here.
+        get_strategy(cfg.rl)
+    except ValueError as error:
+        raise ConfigError(str(folder.config), [("rl", str(error).removeprefix("rl: "))]) from error
     records = MetricsFile(folder.metrics).read()
     try:
-        return _Run(folder, state, text, cfg, records, Story(state, records))
+        return _Run(folder, state, text, cfg, records, RunTimeline(state, records))
     except ValueError as error:
         raise UserError(f"{inside(folder.path, RUN)} is broken: {error}; give the output_dir of another run") from error
 
 
 def _with_logratios(run: _Run) -> Iterator[dict[str, Any]]:
-    """The records, with log(policy / reference) of the answers where rewards are beta times that."""
+    """Yield the records, adding log(policy / reference) if rewards are beta times that."""
     strategy = get_strategy(run.cfg.rl)
     if strategy.batch_kind == "prompt" or not strategy.uses_reference(run.cfg):
         yield from run.records
         return
+    # Runs record rewards alone; dividing by beta gives the log-ratio back.
     beta = strategy.reward_scale(run.cfg)
     for record in run.records:
         rewards = {name: value for name, value in record.items() if name.endswith(("rewards/chosen", "rewards/rejected"))}
@@ -96,7 +102,7 @@ def _with_logratios(run: _Run) -> Iterator[dict[str, Any]]:
 
 def _subtitle(run: _Run) -> str:
     what = f"{run.cfg.rl} of {run.cfg.base_model}" + (f" with {run.cfg.adapter}" if run.cfg.adapter else "")
-    since = f", started {moment(run.story.events[0]['time'])} UTC" if run.story.events else ""
+    since = f", started {format_time(run.timeline.events[0]['time'])} UTC" if run.timeline.events else ""
     origin = origin_of(run.folder)
     source = f", from the checkpoint of step {origin['step']} of {origin['path']}" if origin is not None else ""
     return f"{what}{source}{since}."
@@ -104,7 +110,7 @@ def _subtitle(run: _Run) -> str:
 
 def _facts(run: _Run) -> Iterator[Fact]:
     total = run.state.get("total_steps")
-    yield Fact("status", run.story.status)
+    yield Fact("status", run.timeline.status)
     yield Fact("steps", f"{run.step:,}" + (f" of {total:,}" if total else ""))
     for name in ON_TOP:
         evaluated = _values(run.records, f"eval_{name}")
@@ -116,10 +122,10 @@ def _facts(run: _Run) -> Iterator[Fact]:
         yield Fact("tokens", f"{int(tokens[-1]):,}")
     if speeds := _values(run.records, "tokens_per_second"):
         yield Fact("tokens/s (median)", f"{np.median(speeds):,.0f}")
-    if run.story.seconds is not None:
-        yield Fact("wall time", duration(run.story.seconds))
-    if run.story.restarts:
-        yield Fact("restarts after failures", str(run.story.restarts))
+    if run.timeline.seconds is not None:
+        yield Fact("wall time", format_duration(run.timeline.seconds))
+    if run.timeline.restarts:
+        yield Fact("restarts after failures", str(run.timeline.restarts))
 
 
 def _values(records: Sequence[dict[str, Any]], name: str) -> list[float]:
@@ -131,11 +137,11 @@ def _number(value: float) -> str:
 
 
 def _resources(run: _Run, rows: Rows) -> Iterator[Fact]:
-    cfg, began, training = run.cfg, run.story.began, run.story.training
+    cfg, began, training = run.cfg, run.timeline.began, run.timeline.training
     setup: dict[str, Any] = training["setup"] if training is not None else {}
-    yield Fact("workers", asked(began["workers"]) if began is not None else f"{cfg.num_workers}")
+    yield Fact("workers", requested_workers(began["workers"]) if began is not None else f"{cfg.num_workers}")
     if training is not None:
-        yield Fact("nodes", nodes(training["nodes"]))
+        yield Fact("nodes", format_nodes(training["nodes"]))
     if setup:
         yield Fact("device", setup["device"])
         yield Fact("precision", f"weights in {setup['weights']}, products in {setup['products']}")

@@ -1,5 +1,6 @@
-"""Experiment trackers, told by the driver: it has every record once, knows how a run ends, and holds the keys.
+"""Experiment trackers. The driver reports each record once; workers have no trackers.
 
-`tracking.py` tells them, `line.py` keeps what they do apart from training, and each has a file: `to_tensorboard.py`,
-`to_wandb.py`, `to_mlflow.py`, `to_trackio.py`. Workers report to nobody.
+tracker.py      `Tracker`, the base class of trackers, and `TrialInfo`, a trial's place in its sweep
+dispatcher.py   calls the trackers of a run, one thread each
+NAME.py         everything about the tracker of the key `use_NAME`, as `TRACKER`; its package is imported inside functions
 """

@@ -1,12 +1,32 @@
-"""Stage 3: Ray Train runs the trainer on every worker.
+"""Stage 3: Ray Train runs the trainer on every worker. A run's files are those of `pipeline/runs/`.
 
-driver.py      the run as a whole: what is checked and decided before workers start
-following.py   starting the workers, and what is shown and written while they work
-worker.py      what each worker does
-reporting.py   from the trainer's callbacks to Ray's controller; relaying.py from there to the driver
-checkpoints.py between a worker's folder and the run's storage; artifacts.py the model, and folders that a person watches
-pulse.py       signs of life of a worker; watching.py who gives none; stopping.py what SIGTERM asks for
-folder.py      what a run leaves in `output_dir`; continuation.py whether a recipe goes on with it
-history.py     what happens to a run, for its page
-metrics.py     records of steps, written line by line (lines.py); ledger.py which rows they were taken on
+driver.py               the run as a whole: prepares, decides and checks before workers start; plan.py its decisions
+launch.py               starts the workers, handles their events; torch_backend.py configures Ray Train, announces workers
+worker.py               trains on each worker; job.py its arguments
+worker_callbacks.py     reports from the trainer's callbacks to Ray's controller; worker_checkpoints.py stores checkpoints
+controller_callback.py  forwards reports from the controller to the driver; run_log.py writes and shows them
+heartbeat.py            a worker's last heartbeat; hang_detection.py finds workers without one
+signals.py              SIGTERM; row_ledger.py the rows of each step
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from strategies.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from pipeline.training.controller_callback import ForwardEvents
+    from pipeline.training.torch_backend import ClusterTorchConfig, ClusterTorchTrainer
+    from pipeline.training.worker import run_worker
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "pipeline.training.controller_callback": "ForwardEvents",
+            "pipeline.training.torch_backend": "ClusterTorchConfig ClusterTorchTrainer",
+            "pipeline.training.worker": "run_worker",
+        },
+    )
+
+__all__ = ["ClusterTorchConfig", "ClusterTorchTrainer", "ForwardEvents", "run_worker"]

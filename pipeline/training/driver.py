@@ -1,106 +1,92 @@
-"""A run as a whole: prepare, score, start the workers, follow them, collect what they leave."""
+"""A run as a whole: prepare, score, train with Ray Train, and return the result."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import TYPE_CHECKING
 
-from cluster.preflight import WorkerPlan, plan_workers
-from cluster.sharding import is_own, sharding_arguments, sharding_of
+from cluster.sharding import sharding_of
 from pipeline.config import RunConfig
-from pipeline.display import Display
-from pipeline.doctor.examination import check_before_run
-from pipeline.errors import UserError
-from pipeline.notebook import default_display, html_of
-from pipeline.paths import absolute_paths
-from pipeline.patience import STORAGE_ERRORS
-from pipeline.session import connect, node_resources
-from pipeline.storage import Location, inside, locate, reason
-from pipeline.tracking.run import Membership
-from pipeline.tracking.tracking import Tracking, check_trackers
-from pipeline.training.checkpoints import repair
-from pipeline.training.finished import finished_run
-from pipeline.training.folder import REPORT, RunFolder
-from pipeline.training.following import RunPlan, follow
-from pipeline.training.history import History
-from pipeline.training.metrics import MetricsFile
-from pipeline.training.stopping import RunControl
+from pipeline.config.paths import absolute_paths
+from pipeline.data import prepare
+from pipeline.io.storage import Location, locate
+from pipeline.planning import RunPlan, check_recipe, resolve
+from pipeline.ray.session import init_ray, node_resources
+from pipeline.reference import (
+    base_fingerprint,
+    check_embeddings,
+    check_positions,
+    check_training_budget,
+    pin_base,
+    score,
+)
+from pipeline.runs.checkpoints import clean
+from pipeline.runs.events import RunEvents
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.owner import owned
+from pipeline.runs.result import TrainResult, result_of
+from pipeline.tracking.dispatcher import Tracking
+from pipeline.tracking.tracker import TrialInfo
+from pipeline.training.launch import run_training
+from pipeline.training.plan import TrainingPlan
+from pipeline.ui.display import Display
+from pipeline.ui.notebook import default_display
+from strategies.config.schedule import RunLength, schedule_arguments
 
 if TYPE_CHECKING:
-    import pandas
-
     from pipeline.data import Prepared
     from pipeline.reference import Scores
-    from strategies.base import Strategy
 
-__all__ = ["TrainResult", "check_batch", "check_recipe", "load_run", "plan_run", "prepare_data", "score_reference", "train"]
+__all__ = ["RunHooks", "prepare_data", "score_reference", "train_run"]
+
+
+CPU_BF16 = "bf16: this CPU multiplies bfloat16, so products are computed in it; bf16: false computes in float32"
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """What a run has left."""
+class RunHooks:
+    """What a run's caller adds to it. A sweep has checked its trials, and shows them on a page of its own."""
 
-    run_dir: Location
-    """Config, metrics, checkpoints, model: a Path, or the text of a URI."""
-    steps: int
-    """Optimizer steps of the run."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Last value of every metric."""
-    report: Location | None = None
-    """The page that shows it; None where none was written."""
-
-    @property
-    def model_dir(self) -> Location:
-        """The trained model or adapter, with its tokenizer."""
-        return inside(self.run_dir, "model")
-
-    @cached_property
-    def history(self) -> pandas.DataFrame:
-        """One row per logging or evaluation step."""
-        return MetricsFile(inside(self.run_dir, "metrics.jsonl")).table()
-
-    def _repr_html_(self) -> str:
-        from pipeline.tables import print_result
-
-        return html_of(lambda console: print_result(self, console))
+    check_recipe: Callable[[RunConfig], None] = lambda cfg: None
+    """Called before Ray starts; raises UserError."""
+    check_cluster: Callable[[RunConfig], Iterable[str]] = lambda cfg: ()
+    """Called when Ray has started; returns notes, raises UserError."""
+    write_page: Callable[[RunFolder, Display], Location | None] = lambda folder, display: None
+    """Called when the run ends, even if it failed, while this process owns its folder; returns the page's path."""
 
 
-def train(
+NO_HOOKS = RunHooks()
+
+
+def train_run(
     cfg: RunConfig,
     *,
     resume: bool = False,
     display: Display | None = None,
     debug: bool = False,
-    control: RunControl | None = None,
-    report: bool = True,
-    member: Membership | None = None,
+    cancel: threading.Event | None = None,
+    trial: TrialInfo | None = None,
+    hooks: RunHooks = NO_HOOKS,
 ) -> TrainResult:
-    """Prepare the data, score the reference where it is cached, and train on Ray; the run's files go to `output_dir`.
+    """Prepare, score and train: the implementation of `pipeline.train`, and of a sweep's trials.
 
     Args:
-        cfg: the recipe.
-        resume: continue the run that `output_dir` holds; without it, such a run is refused.
-        display: shows stages, steps and notes; when None, progress is shown in a notebook and nothing elsewhere.
-        debug: let the output of the workers through.
-        control: lets another thread end the run; its complete checkpoints stay.
-        report: write the run's page when it ends, well or not.
-        member: the sweep that the run is a trial of, for trackers.
+        cfg, resume, display, debug, cancel: as in `pipeline.train`.
+        trial: what the run is in its sweep, for trackers.
+        hooks: what the caller adds.
 
     Raises:
-        UserError: for anything that the user can mend, before workers start where it can be known then.
+        UserError: for anything that the user can fix, before workers start where possible.
         RunFailed: when workers failed more often than `ray.max_failures`.
-        RunCancelled: when `control` has asked for it.
+        RunCancelled: after `cancel.set()`.
     """
-    from pipeline.reference import base_fingerprint, settle
-    from strategies.cadence import total_steps
-    from strategies.registry import get_strategy
-
-    strategy = get_strategy(cfg.rl)
+    # Workers have other current directories: Ray changes into a folder of its session.
     cfg = absolute_paths(cfg)
     check_recipe(cfg)
-    if member is None:  # a trial's trackers were checked with its sweep
-        check_trackers(cfg)
+    hooks.check_recipe(cfg)
     display = display or default_display()
     if cfg.tune is not None:
         cfg = cfg.model_copy(update={"tune": None})
@@ -109,142 +95,95 @@ def train(
     for note in cfg.notes:
         display.note(note)
     display.stage("starting Ray")
-    connect(cfg, debug)
-    workers = plan_run(cfg, node_resources())
-    check_batch(cfg, workers.num_workers)
-    tracking = Tracking(cfg, folder, resume, member)
-    folder.open(cfg, resume)
-    for note in check_before_run(cfg) if control is None else ():  # a trial's cluster was checked with its sweep
+    init_ray(cfg, debug)
+    plan = resolve(cfg, node_resources())
+    # Before `folder.open`, which may delete the metrics: they show what the trackers have received.
+    tracking = Tracking(plan.recipe, folder.storage, resume, trial)
+    with owned(folder.storage) as owner:
+        if resume:
+            # The day that templates print is part of the prepared data's fingerprint: with today's the data would have changed.
+            plan = replace(plan, recipe=folder.dated(plan.recipe), cfg=folder.dated(plan.cfg))
+        folder.open(plan.recipe, resume)
+        _show_notes(hooks.check_cluster(plan.recipe), display)
+        # Only the owner of the folder may: another driver's checkpoint is incomplete while it is stored.
+        _show_notes(_clean_notes(folder), display)
+        if plan.cfg.bf16 and plan.recipe.bf16 == "auto" and not plan.workers.use_gpu:
+            display.note(CPU_BF16)
+        prepared = prepare_data(plan.cfg, display)
+        _show_notes(plan.strategy.notes(plan.cfg, lambda name: prepared.read("train", [name])[name].to_pylist()), display)
+        steps = plan.total_steps(prepared.train_rows)
+        schedule_arguments(plan.cfg, RunLength(steps, steps, steps_per_epoch=None))  # raises for contradicting intervals
+        # Only now: whether a finished run has all of its steps depends on the number of prepared rows.
+        if (finished := folder.finished_steps(of=steps)) is not None:
+            display.note(f"the run has already finished with step {finished}: {folder.path}")
+            return result_of(folder, finished)
+        # `_resolve_reference` checks again with all inputs; this refuses changed data before the reference is scored.
+        folder.check(prepared.fingerprint, steps)
+        # The recipe, in which `bf16: auto` is the same on any machine.
+        folder.write_config(_with_day(plan.recipe, prepared))
+        plan, scores = _resolve_reference(plan, prepared, folder, steps, display)
+        events, page = RunEvents(folder), None
+        events.started(plan.workers, sharding_of(plan.cfg))
+        try:
+            with tracking.running(display):
+                opened = (folder, events, prepared, steps, debug, tracking, scores, cancel, owner)
+                training = TrainingPlan(plan.recipe, plan.cfg, plan.workers, plan.strategy, plan.reference, *opened)
+                with events:  # which write `run.json` as they end, so before it is finished
+                    returned = run_training(training, display)
+                folder.finish(returned["step"], returned["best_metric"], returned["ended_early"])
+        finally:
+            page = hooks.write_page(folder, display)
+        return result_of(folder, returned["step"], page)
+
+
+def _show_notes(notes: Iterable[str], display: Display) -> None:
+    for note in notes:
         display.note(note)
-    for name in repair(folder.storage.filesystem, folder.storage.path):
-        display.note(f"{name} is incomplete and was removed")
-    if not workers.use_gpu and cfg.bf16 == "auto" and (cfg := settle(cfg)).bf16:
-        display.note("bf16: this CPU multiplies bfloat16, so products are computed in it; bf16: false computes in float32")
-    prepared = prepare_data(cfg, display)
-    for note in strategy.notes(cfg, lambda name: prepared.read("train", [name])[name].to_pylist()):
-        display.note(note)
-    steps = total_steps(prepared.train_rows, cfg, workers.num_workers)
-    selection = _selection(cfg, steps)
-    finished = folder.finished_steps()
-    if finished is not None and finished >= steps:
-        display.note(f"the run has already finished with step {finished}: {folder.path}")
-        return _result(folder, finished)
-    folder.check(prepared.fingerprint, steps)
-    mode = strategy.reference_mode(cfg)
+
+
+def _clean_notes(folder: RunFolder) -> Iterator[str]:
+    """Delete incomplete checkpoints of a run to resume, and yield a note for each."""
+    for name in clean(folder.storage.filesystem, folder.storage.path):
+        yield f"{name} is incomplete and was removed"
+
+
+def _with_day(cfg: RunConfig, prepared: Prepared) -> RunConfig:
+    """Set `template_date` to the day that chat templates printed, so that it stays the same when the run is resumed."""
+    day = prepared.manifest["inputs"].get("template_date")
+    return cfg if day is None else cfg.model_copy(update={"template_date": date.fromisoformat(day)})
+
+
+def _resolve_reference(
+    plan: RunPlan, prepared: Prepared, folder: RunFolder, steps: int, display: Display
+) -> tuple[RunPlan, Scores | None]:
+    """Return the plan with the workers' recipe, and cached scores; record both in `run.json`."""
+    mode, cfg = plan.reference, pin_base(plan.cfg)
     scores = score_reference(cfg, prepared, display) if mode == "cached" else None
+    # With an adapter, checkpoints lack the base's weights; a live reference computes with them at every step.
     base = base_fingerprint(cfg) if cfg.adapter is not None or mode == "live" else None
     folder.start(prepared.fingerprint, steps, scores.fingerprint if scores is not None else None, base)
-    cfg = cfg.model_copy(update={"reference": mode})
-    history, page = History(folder), None
-    history.begin(workers, sharding_of(cfg))
-    try:
-        with tracking.running(display):
-            plan = RunPlan(cfg, folder, history, prepared, steps, workers, selection, debug, tracking, scores, control)
-            with history:
-                returned = follow(plan, display)
-            folder.finish(returned["step"], returned["best_metric"])
-    finally:
-        if report:
-            page = _write_page(folder, display)
-    return _result(folder, returned["step"], page)
-
-
-def load_run(run_dir: str) -> TrainResult:
-    """The result of a run that has finished, from its folder: a path or a URI.
-
-    Raises:
-        UserError: when there is no finished run.
-    """
-    folder, state = finished_run(run_dir, locate(run_dir))
-    return _result(folder, state["step"])
-
-
-def check_recipe(cfg: RunConfig) -> None:
-    """Say now what would otherwise fail in every worker.
-
-    Raises:
-        UserError: naming the key.
-    """
-    from strategies.registry import get_strategy
-
-    _check_models(cfg)
-    _check_method(get_strategy(cfg.rl), cfg)
-    _check_sharding(cfg)
-
-
-def plan_run(cfg: RunConfig, nodes: list[dict[str, float]]) -> WorkerPlan:
-    """The workers of a run.
-
-    Args:
-        nodes: total resources of each node.
-
-    Raises:
-        ValueError: when they don't fit.
-    """
-    least = cfg.min_workers if cfg.is_elastic else None
-    return plan_workers(cfg.num_workers, cfg.ray.use_gpu, cfg.worker_resources(), nodes, least)
+    return replace(plan, cfg=cfg.model_copy(update={"reference": mode})), scores
 
 
 def prepare_data(cfg: RunConfig, display: Display) -> Prepared:
-    """The prepared rows, every one of which fits a forward.
+    """Prepare the rows, and check that each fits a forward.
 
     Raises:
         UserError: as `pipeline.prepare`, and for a pair that doesn't fit.
     """
-    from pipeline.data import prepare
-    from pipeline.reference import check_training_budget
-
     display.stage("preparing data")
     prepared = prepare(cfg, progress=display.progress)
     display.note(f"prepared {prepared.train_rows} training and {prepared.eval_rows} evaluation rows: {prepared.path}")
     for note in prepared.notes:
         display.note(note)
     check_training_budget(cfg, prepared)
+    check_positions(cfg, prepared)
+    check_embeddings(cfg, prepared)
     return prepared
 
 
-def check_batch(cfg: RunConfig, num_workers: int) -> None:
-    """Refuse batch sizes that don't work with this number of workers.
-
-    Raises:
-        UserError: naming the key.
-    """
-    from strategies.registry import get_strategy
-
-    if problems := [f"{path}: {text}" for path, text in get_strategy(cfg.rl).find_batch_problems(cfg, num_workers)]:
-        raise UserError("\n".join(problems))
-
-
-def _check_models(cfg: RunConfig) -> None:
-    from strategies.locations import resolve_model_location
-
-    for key in ("base_model", "reference_model", "lora_model_dir"):
-        if getattr(cfg, key) is not None:
-            resolve_model_location(getattr(cfg, key), key)
-
-
-def _check_method(strategy: type[Strategy], cfg: RunConfig) -> None:
-    """Say now what the method's own objects, such as reward functions, would say in every worker."""
-    try:
-        strategy.set_trainer_kwargs(cfg)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _check_sharding(cfg: RunConfig) -> None:
-    """Say now what DeepSpeed or FSDP2 would say in every worker."""
-    if not is_own(cfg):
-        return
-    from strategies.sharding import find_problems
-
-    if problems := [f"{path}: {message}" for path, message in find_problems(cfg, sharding_arguments(cfg))]:
-        raise UserError("\n".join(problems))
-
-
 def score_reference(cfg: RunConfig, prepared: Prepared, display: Display) -> Scores:
-    """The reference's log-probabilities; its actors have ended when this returns, so that workers have the machine."""
-    from pipeline.reference import score
-
+    """Compute the reference's log-probabilities; its actors have ended on return, so that workers get their resources."""
     display.stage("scoring the reference")
     scores = score(cfg, prepared, progress=display.progress)
     rows = scores.train_rows + scores.eval_rows
@@ -253,37 +192,3 @@ def score_reference(cfg: RunConfig, prepared: Prepared, display: Display) -> Sco
     if scores.padded_because:
         display.note(f"the reference scored one completion at a time: {scores.padded_because}")
     return scores
-
-
-def _selection(cfg: RunConfig, steps: int) -> dict[str, Any]:
-    """What Ray needs to know to keep the best checkpoint; a cadence that contradicts itself is said here."""
-    from strategies.cadence import RunLength, cadence_arguments
-
-    arguments = cadence_arguments(cfg, RunLength(steps, steps, steps_per_epoch=None))
-    if not arguments.get("load_best_model_at_end"):
-        return {}
-    return {
-        "checkpoint_score_attribute": arguments["metric_for_best_model"],
-        "checkpoint_score_order": "max" if arguments["greater_is_better"] else "min",
-    }
-
-
-def _write_page(folder: RunFolder, display: Display) -> Location | None:
-    """Write the run's page; a run doesn't fail for it."""
-    from pipeline.report.run import run_page
-
-    display.stage("writing the report")
-    page = inside(folder.path, REPORT)
-    try:
-        folder.storage.write(REPORT, run_page(folder))
-    except (UserError, *STORAGE_ERRORS) as error:
-        display.note(f"{page} is not written: {reason(error)}; `prefray report {folder.path}` writes it")
-        return None
-    return page
-
-
-def _result(folder: RunFolder, step: int, page: Location | None = None) -> TrainResult:
-    metrics: dict[str, float] = {}
-    for record in MetricsFile(folder.metrics).read():
-        metrics.update({name: value for name, value in record.items() if name not in ("step", "time")})
-    return TrainResult(folder.path, step, metrics, page)

@@ -1,180 +1,172 @@
-"""What one training worker does: load, build, train, save. Runs inside Ray Train."""
+"""Run one training worker inside Ray Train: load, build, train, save."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
+import copy
 import sys
-import tempfile
-from dataclasses import dataclass
+import warnings
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-__all__ = ["WorkerJob", "scratch_of", "train_worker"]
+import datasets
+import ray.train
+import torch
+import transformers
+from datasets import Dataset
+from ray.train.collective import barrier, broadcast_from_rank_zero
+from transformers import set_seed
+
+from pipeline.config import RunConfig
+from pipeline.data import Prepared
+from pipeline.data.dates import dated, prints_date
+from pipeline.io.retry import with_retries
+from pipeline.io.storage import is_uri
+from pipeline.runs.checkpoints import clean, complete
+from pipeline.runs.export import SyncFoldersCallback, link_watched, put_model, watched_folders
+from pipeline.runs.scratch import open_scratch, remove_scratch, scratch_of
+from pipeline.training.heartbeat import attach, beat
+from pipeline.training.job import WorkerJob
+from pipeline.training.worker_callbacks import Attempt, HeartbeatCallback, RayReportCallback, last_step, note_step
+from pipeline.training.worker_checkpoints import WorkerCheckpoints
+from strategies.builder import HFRLTrainerBuilder
+from strategies.config.trackers import without_trackers
+from strategies.dataset_rows import ID_COLUMNS, ROW_ID
+from strategies.methods.registry import get_strategy
+from strategies.mixins import NonFiniteLossError
+from strategies.models.loading import load_model
+from strategies.models.saving import save_final
+from strategies.models.sharding import zero3_init_context
+from strategies.models.tokenizer import load_tokenizer
+
+__all__ = ["run_worker"]
 
 
-@dataclass(frozen=True)
-class WorkerJob:
-    """What every worker is given."""
+def run_worker(job: WorkerJob) -> dict[str, Any]:
+    """Train one rank of a run; return the last step and best metric (rank 0's are the run's).
 
-    cfg: Any
-    """The validated config, its paths made absolute."""
-    prepared: Any
-    """`pipeline.data.Prepared`: where the rows are."""
-    total_steps: int
-    run: str
-    """`RunFolder.run_id`: which run it is."""
-    import_path: str
-    """The driver's current directory, where the recipe's reward functions may lie."""
-    queue: Any
-    """The driver's queue of events, where a worker says that it has started."""
-    sharding: dict[str, Any]
-    """`cluster.sharding.sharding_arguments` of the config."""
-    scores: Any = None
-    """`pipeline.reference.Scores` of these rows, where the reference is cached."""
-    debug: bool = False
-
-
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Train `config["job"]`; returns the last step and metrics (rank 0's are the run's).
-
-    The trainer writes to a folder of the worker's node; checkpoints reach the run's storage through Ray, the model at
-    the end through `_save_model`.
+    The trainer writes to a folder of the worker's node; checkpoints reach the run's storage through `RayReportCallback`, the
+    model at the end through `_save_model`.
     """
-    from pipeline.session import use_own_threads
-    from pipeline.training.pulse import beat
-    from pipeline.training.reporting import RayReport
-    from strategies.mixins import NonFiniteLossError
-
-    job: WorkerJob = config["job"]
-    use_own_threads()
-    _announce(job.queue)
+    beat()
     if not job.debug:
         _silence()
     scratch, reached = _scratch_folder(job)
-    report = RayReport(scratch, job.run, reached)
+    checkpoints = WorkerCheckpoints()
     beat()
-    trainer, tokenizer = _build(job, scratch, report)
+    trainer, tokenizer = _build(job, scratch, checkpoints)
     beat()
     try:
-        _train(trainer, report, scratch)
-    except NonFiniteLossError as error:  # all ranks agree on it, and a restart would come to it again
-        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # reports what led there
-        shutil.rmtree(scratch, ignore_errors=True)
+        _train(trainer, job, scratch, reached, checkpoints)
+    except NonFiniteLossError as error:  # raised on all ranks; a restart would fail again
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # reports the last records
+        remove_scratch(job.scratch)
         return {"step": trainer.state.global_step, "refused": str(error)}
     if trainer.stopped:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_scratch(job.scratch)
         return {"step": trainer.state.global_step, "stopped": True}
     _save_model(trainer, tokenizer, scratch)
     if job.cfg.hub_model_id is not None:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()
-    shutil.rmtree(scratch, ignore_errors=True)
+    remove_scratch(job.scratch)
+    # Not earlier: a rank that hangs in the upload would count as finished.
     beat(over=True)
-    return {"step": trainer.state.global_step, "best_metric": trainer.state.best_metric}
+    return {"step": trainer.state.global_step, "best_metric": trainer.state.best_metric, "ended_early": trainer.ended_early}
 
 
-def _announce(queue: Any) -> None:
-    """Tell the driver that this worker has started, where, and how it is asked."""
-    import os
-    import socket
-
-    import ray
-    import ray.train
-
-    context = ray.get_runtime_context()
-    where = {"actor": context.current_actor, "node": socket.gethostname(), "pid": os.getpid()}
-    where["group"] = ray.util.get_current_placement_group()
-    queue.put({"event": "worker", "rank": ray.train.get_context().get_world_rank(), **where})
-
-
-def _train(trainer: Any, report: Any, scratch: Path) -> None:
-    """Train, from the newest sound checkpoint on if there are any.
+def _train(trainer: Any, job: WorkerJob, scratch: Path, reached: int | None, checkpoints: WorkerCheckpoints) -> None:
+    """Train, resuming from the newest intact checkpoint if there is one.
 
     Raises:
-        ValueError: when all are damaged, or the newest sound one is another run's.
+        ValueError: when all are damaged, or the newest intact one is another run's.
     """
-    import ray.train
-
     storage = ray.train.get_context().get_storage()
     names = _checkpoints(storage)
+    notes, setup = list(trainer.notes), _setup(trainer)
+
+    def add_report(checkpoint: str | None) -> None:
+        attempt, callbacks = Attempt(reached, checkpoint, notes, setup), trainer.callback_handler.callbacks
+        # Right after the heartbeat: a report may block for minutes. Before all others: a plugin's callback that fails costs no
+        # checkpoint, and transformers' `PrinterCallback` takes `total_flos` out of the logs.
+        index = next(index for index, callback in enumerate(callbacks) if isinstance(callback, HeartbeatCallback))
+        callbacks.insert(index + 1, RayReportCallback(checkpoints, scratch, job.run, trainer.ledger, attempt))
+
     for name in names:
         checkpoint = ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
         with checkpoint.as_directory() as folder:
-            if (damage := trainer.find_damage(Path(folder))) is not None:
-                report.notes.append(f"{name} is not used: {damage}")
+            # Collective, with the same answer on all ranks, so all continue with the same checkpoint.
+            if (damage := trainer.verify_checkpoint(Path(folder))) is not None:
+                notes.append(f"{name} is not used: {damage}")
                 continue
-            report.resume(checkpoint, name)
+            add_report(name)
+            # Inside the context, at whose end Ray deletes a downloaded folder.
             trainer.train(resume_from_checkpoint=folder)
             return
     if names:
-        raise ValueError("\n".join(["no checkpoint of the run is sound; start again in another output_dir", *report.notes]))
+        # A plain ValueError ends the run (`find_user_error`); a restart would read the same checkpoints.
+        raise ValueError("\n".join(["no checkpoint of the run is sound; start again in another output_dir", *notes]))
+    add_report(None)
     trainer.train()
 
 
 def _checkpoints(storage: Any) -> list[str]:
-    """Complete checkpoints, newest first, the same on every rank; what a dead worker left half stored is removed."""
-    import ray.train
-    from ray.train.collective import broadcast_from_rank_zero
-
-    from pipeline.patience import patiently
-    from pipeline.training.checkpoints import clean, complete
-
+    """Return complete checkpoints, newest first, the same on every rank; delete incomplete ones of dead workers."""
     names = None
+    # Rank 0 decides for all: listings at different moments may differ, and ranks must not resume from different steps.
     if ray.train.get_context().get_world_rank() == 0:
-        where = (storage.storage_filesystem, storage.experiment_fs_path)
-        patiently(partial(clean, *where), "removing half stored checkpoints")
-        names = patiently(partial(complete, *where), "looking for checkpoints")
+        location = (storage.storage_filesystem, storage.experiment_fs_path)
+        with_retries(partial(clean, *location), "removing half stored checkpoints")
+        names = with_retries(partial(complete, *location), "looking for checkpoints")
     return broadcast_from_rank_zero(names)
 
 
-def _build(job: WorkerJob, scratch: Path, report: Any) -> tuple[Any, Any]:
-    import ray.train
-    from datasets import Dataset
-    from transformers import set_seed
-
-    from pipeline.training.pulse import attach, beat
-    from pipeline.training.reporting import Pulse
-    from strategies.builder import HFRLTrainerBuilder
-    from strategies.models import load_model
-    from strategies.registry import get_strategy
-    from strategies.rows import ID_COLUMNS, ROW_ID
-    from strategies.sharding import divided_loading
-    from strategies.tokenizer import load_tokenizer
-    from strategies.trackers import without_trackers
-
+def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tuple[Any, Any]:
+    # Ray has changed the current directory, from which the driver could import.
     sys.path.append(job.import_path)
     cfg = without_trackers(job.cfg).model_copy(update={"output_dir": str(scratch)})  # the driver reports
     set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
     tokenizer = load_tokenizer(cfg)
     beat()
-    with divided_loading(cfg, job.sharding):
+    with zero3_init_context(cfg, job.sharding):
         model = load_model(cfg, tokenizer)
     beat()
-    builder = HFRLTrainerBuilder(cfg, model, tokenizer)
+    builder = HFRLTrainerBuilder(cfg, model, _with_day(tokenizer, job.prepared))
     builder.extra_arguments = job.sharding
     columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID]
-    builder.train_dataset = Dataset(_rows(job, "train", columns))
+    # With a fingerprint: to compute one, `datasets` would pickle the table, with several copies in memory.
+    name = f"{job.prepared.fingerprint}-{job.scores.fingerprint if job.scores is not None else ''}"
+    builder.train_dataset = Dataset(_rows(job, "train", columns), fingerprint=f"{name}-train")
     if job.prepared.eval_rows:
-        builder.eval_dataset = Dataset(_rows(job, "eval", columns))
-    builder.world_size = cfg.num_workers  # an elastic run keeps the global batch of the most
-    builder.callbacks += [Pulse(), report]
+        builder.eval_dataset = Dataset(_rows(job, "eval", columns), fingerprint=f"{name}-eval")
+    builder.world_size = cfg.num_workers  # an elastic run keeps the global batch of `max` workers
+    builder.callbacks += [HeartbeatCallback()]
     beat()
+    builder.identity["prepared data"] = job.prepared.fingerprint
+    builder.checkpoint_storage = checkpoints
     trainer = builder.build(job.total_steps)
-    _mirror(trainer, job.cfg, scratch)
-    trainer.identity["prepared data"] = job.prepared.fingerprint
-    trainer.fetch_checkpoint = partial(_fetch_checkpoint, report)
-    report.notes, report.ledger, report.setup = list(trainer.notes), trainer.ledger, _setup(trainer)
+    _sync_watched(trainer, job.cfg, scratch)
+    # Passes on a request to stop that came while the trainer was built.
     attach(trainer)
+    # accelerate may take it as 1 (no GPU, and `use_cpu` not set): each rank would train alone, without an error.
     assert trainer.args.world_size == ray.train.get_context().get_world_size()
     return trainer, tokenizer
 
 
-def _setup(trainer: Any) -> dict[str, Any]:
-    """What a worker computes with, for a person who looks at the run later."""
-    import torch
+def _with_day(tokenizer: Any, prepared: Prepared) -> Any:
+    """Fix the date in the chat template to that of the prepared rows, where the trainer renders prompts itself."""
+    day, template = prepared.manifest["inputs"].get("template_date"), tokenizer.chat_template
+    if day is None or prepared.manifest["kind"] != "prompt" or not prints_date(template):
+        return tokenizer
+    result, has_names = copy.deepcopy(tokenizer), isinstance(template, dict)
+    named = {name: dated(text, date.fromisoformat(day)) for name, text in (template if has_names else {"": template}).items()}
+    result.chat_template = named if has_names else named[""]
+    return result
 
+
+def _setup(trainer: Any) -> dict[str, Any]:
+    """Return device, dtypes and packing of a worker, for the run's page."""
     args = trainer.args
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
@@ -184,21 +176,16 @@ def _setup(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _mirror(trainer: Any, cfg: Any, scratch: Path) -> None:
-    """Copy what a person watches to a run's folder that is a URI; after all other callbacks, which write it."""
-    import ray.train
-
-    from pipeline.storage import is_uri
-    from pipeline.training.artifacts import Mirror, watched_folders
-
+def _sync_watched(trainer: Any, cfg: RunConfig, scratch: Path) -> None:
+    """Upload watched folders if the run's folder is a URI; added last, after the callbacks that write them."""
     names = watched_folders(cfg)
     if names and is_uri(cfg.output_dir):
         storage = ray.train.get_context().get_storage()
-        trainer.add_callback(Mirror(scratch, names, storage.storage_filesystem, storage.experiment_fs_path))
+        trainer.add_callback(SyncFoldersCallback(scratch, names, storage.storage_filesystem, storage.experiment_fs_path))
 
 
 def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
-    """The prepared rows as one table, the reference's log-probabilities beside them where they are cached."""
+    """Read the prepared rows as one table, with columns of the reference's cached log-probabilities."""
     rows = job.prepared.read(split, columns)
     if job.scores is not None:
         scores = job.scores.read(split)
@@ -208,60 +195,29 @@ def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
 
 
 def _scratch_folder(job: WorkerJob) -> tuple[Path, int | None]:
-    """A folder of this node for the run, shared by its ranks and empty; and the step that workers before these had reached.
+    """Open the run's scratch folder, shared by the node's ranks; return it with the step that former workers had reached.
 
-    What a person wants to see while the run goes on is a link into the run's own folder where that is a path; to a URI,
-    `Mirror` copies it.
+    Watched folders in it are links into the run's folder where that is a local path; to a URI, `SyncFoldersCallback` copies
+    them.
     """
-    import ray.train
-    from ray.train.collective import barrier
-
-    from pipeline.training.artifacts import link_watched
-    from pipeline.training.reporting import last_step
-
-    scratch = scratch_of(job.cfg.output_dir)
+    scratch = scratch_of(job.scratch)
     reached = None
     if ray.train.get_context().get_local_rank() == 0:
+        # Before `open_scratch`, which deletes the note.
         reached = last_step(scratch, job.run)
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        if job.former_scratch is not None:
+            reached = last_step(scratch_of(job.former_scratch), job.run) if reached is None else reached
+            remove_scratch(job.former_scratch)
+        open_scratch(job.scratch)
+        note_step(scratch, job.run, reached)  # for the next workers, if these take no step
         link_watched(job.cfg, scratch)
+    # The other ranks of the node use the folder that their first one has just replaced.
     barrier()
     return scratch, reached
 
 
-def scratch_of(output_dir: str) -> Path:
-    """The folder on each node that a run's workers write to.
-
-    The same path after a restart, also of Ray: the trainer's state names its best checkpoint by it.
-    """
-    return Path(tempfile.gettempdir()) / f"prefray-{hashlib.sha256(output_dir.encode()).hexdigest()[:12]}"
-
-
-def _fetch_checkpoint(report: Any, folder: Path) -> None:
-    """Bring what this node lacks of a checkpoint: the parts of other nodes' ranks, or all of it after a restart."""
-    import ray.train
-    from ray.train.collective import barrier
-
-    from pipeline.training.checkpoints import fetch, step_of
-    from strategies.checkpoints.manifest import is_complete
-
-    report.wait_until_stored()
-    barrier()
-    context = ray.train.get_context()
-    if context.get_local_rank() == 0 and not is_complete(folder):
-        storage = context.get_storage()
-        fetch(storage.storage_filesystem, storage.experiment_fs_path, step_of(folder.name), folder)
-    barrier()
-
-
 def _save_model(trainer: Any, tokenizer: Any, scratch: Path) -> None:
-    """Save the model, then put it into the run's folder."""
-    import ray.train
-
-    from pipeline.training.artifacts import put_model
-    from strategies.saving import save_final
-
+    """Save the model in the scratch folder, then put it into the run's folder."""
     local = save_final(trainer, tokenizer, scratch / "model")
     if trainer.is_world_process_zero():
         storage = ray.train.get_context().get_storage()
@@ -270,12 +226,7 @@ def _save_model(trainer: Any, tokenizer: Any, scratch: Path) -> None:
 
 
 def _silence() -> None:
-    """Keep to the log's point: libraries warn about choices that are made here, not by the user."""
-    import warnings
-
-    import datasets
-    import transformers
-
+    """Silence libraries, whose warnings are about choices that are made here, not by the user."""
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()

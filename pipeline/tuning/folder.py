@@ -1,25 +1,27 @@
-"""The folder of a sweep: its recipe, `trials.json`, tables, `best.yaml`, the report, and a run's folder for each trial."""
+"""Folder of a sweep: its recipe, `trials.json`, tables, `best.yaml`, the report, and one run folder per trial."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from pipeline.config import RunConfig, parse_config, parse_yaml
-from pipeline.config.secrets import find_redacted, redact
 from pipeline.errors import UserError
-from pipeline.patience import STORAGE_ERRORS
-from pipeline.storage import S3_VARIABLES, Folder, Location, inside, is_uri, locate, reason
+from pipeline.io.retry import STORAGE_ERRORS
+from pipeline.io.storage import S3_VARIABLES, Folder, Location, inside, is_uri, locate, reason
+from pipeline.secrets import find_redacted, redact
 from pipeline.tuning.records import TrialRecord, dump, load
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["SweepFolder", "load_sweep", "recipe_text", "started_in"]
+__all__ = ["earlier_tracker_runs", "SweepFolder", "load_sweep", "recipe_text", "started_in"]
 
 SWEEP, CONFIG, RECORDS, BEST, REPORT = "sweep.json", "config.yaml", "trials.json", "best.yaml", "report.html"
 TUNE, TRIALS = "tune", "trials"
@@ -28,7 +30,7 @@ NO_SWEEP = "--resume: {!r} holds no sweep; give the output_dir of one that `pref
 
 
 class SweepFolder:
-    """`output_dir` of a sweep: a local path, or a URI as text."""
+    """`output_dir` of a sweep: a local path or a URI string."""
 
     def __init__(self, path: Location) -> None:
         self.path = path
@@ -38,14 +40,14 @@ class SweepFolder:
             raise UserError(f"output_dir: {str(path)!r} can't be reached: {reason(error)}") from error
 
     def state(self) -> dict[str, Any] | None:
-        """What `sweep.json` says; None where there is no sweep. Raises UserError when it is broken."""
+        """Read `sweep.json`; None where there is no sweep. Raises UserError when it is broken."""
         return self.storage.read_json(SWEEP)
 
     def open(self, cfg: RunConfig, resume: bool) -> None:
-        """Make the folder ready for a sweep, or for the continuation of the one that it holds; one without trials is none.
+        """Prepare the folder for a new sweep, or for resuming the one in it. A sweep without trials is replaced.
 
         Raises:
-            UserError: when it holds something else, or a sweep that isn't asked to go on, or can't be written.
+            UserError: when it holds other files, or a sweep without `resume`, or can't be written.
         """
         path = str(self.path)
         try:
@@ -57,28 +59,31 @@ class SweepFolder:
                     f"output_dir: {path!r} is not empty ({names}) and holds no sweep; give another folder, or empty it"
                 )
             if state is not None and not resume and not self.records():
-                self.storage.delete(SWEEP)  # of a sweep that ended before its first trial, so nothing of it can go on
+                self.storage.delete(SWEEP)  # that sweep ended before its first trial: there is nothing to resume
                 state = None
             if state is not None and not resume:
                 raise UserError(
-                    f"output_dir: {path!r} holds a sweep ({state['status']}); continue it with `prefray tune --resume {path}`, "
+                    f"output_dir: {path!r} holds a sweep ({state['status']}); continue it with "
+                    f"`prefray tune --resume {shlex.quote(str(path))}`, "
                     "give another output_dir, or delete it"
                 )
             if state is None and resume:
                 raise UserError(NO_SWEEP.format(path))
             if state is None:
                 self.storage.create()
+                # Before `sweep.json`, which makes the folder a sweep's: `load_sweep` needs both.
                 self.storage.write(CONFIG, recipe_text(cfg))
+                # A sweep may be resumed from elsewhere, and its recipe's relative paths are relative to this directory.
                 self.write_state({"status": "started", "directory": os.getcwd()})
         except STORAGE_ERRORS as error:
             raise UserError(f"output_dir: {path!r} can't be written: {reason(error)}") from error
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Change what `sweep.json` says."""
+        """Update keys of `sweep.json`."""
         self.storage.write(SWEEP, json.dumps({**(self.state() or {}), **state}, indent=2) + "\n")
 
     def records(self) -> list[TrialRecord]:
-        """Of the trials so far. Raises UserError when `trials.json` is broken."""
+        """Read the trial records. Raises UserError when `trials.json` is broken."""
         return load(self.storage.read_json(RECORDS) or [])
 
     def write_records(self, records: list[TrialRecord]) -> None:
@@ -86,48 +91,51 @@ class SweepFolder:
         self.storage.write(RECORDS, dump(records))
 
     def write_table(self, table: pandas.DataFrame) -> None:
-        """Write the table of trials as Parquet and CSV."""
+        """Write `trials.parquet` and `trials.csv`."""
         parquet = io.BytesIO()
         table.to_parquet(parquet, index=False)
         self.storage.write("trials.parquet", parquet.getvalue())
         self.storage.write("trials.csv", table.to_csv(index=False))
 
     def for_tune(self) -> dict[str, Any]:
-        """Arguments of Tune's RunConfig that let it keep its state here."""
+        """Return arguments of Tune's RunConfig that store its state in this folder."""
         filesystem = self.storage.for_other_processes() if is_uri(str(self.path)) else None
         return {"name": TUNE, "storage_path": self.storage.path, "storage_filesystem": filesystem}
 
     def environment(self) -> dict[str, str]:
-        """Variables by which other processes of the driver find the folder's store."""
-        given = S3_VARIABLES if is_uri(str(self.path)) else ()
-        return {name: os.environ[name] for name in given if name in os.environ}
+        """Return the environment variables that trial processes need to reach this folder's storage."""
+        names = S3_VARIABLES if is_uri(str(self.path)) else ()
+        return {name: os.environ[name] for name in names if name in os.environ}
 
     @property
     def trials(self) -> Folder:
-        """Where the trials' runs are."""
+        """Folder of the trials' runs."""
         return Folder(inside(self.path, TRIALS))
 
     def trial(self, name: str) -> Location:
-        """The folder of a trial's run."""
+        """Return the folder of one trial run."""
         return inside(inside(self.path, TRIALS), name)
 
     def runs_of(self, number: int) -> list[str]:
-        """Names of the folders of a trial's runs, oldest first: one that went on from another's checkpoint has several."""
+        """List the run folders of a trial, oldest first; a trial that resumed from other trials' checkpoints has several."""
         names = [name for name in self.trials.names() if name.partition(".")[0] == f"{number:03d}"]
+        # By numbers: as text, 003.10 would come before 003.2.
         return sorted(names, key=lambda name: int(name.partition(".")[2] or 0))
 
 
 def recipe_text(cfg: RunConfig) -> str:
-    """A recipe as YAML, with the keys that were given, and without secrets."""
+    """Return a recipe as YAML: only the keys that were set, secrets redacted."""
     recipe = redact(cfg.model_dump(mode="json", exclude_unset=True, exclude_none=True))
     return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
 
 def load_sweep(where: str) -> RunConfig:
-    """The recipe of the sweep in a folder, which may have been moved; its other paths are relative to where it was started.
+    """Read the recipe of the sweep in a folder, whose `output_dir` becomes that folder: it may have been moved.
+
+    Other relative paths stay relative to the directory that the sweep was started in.
 
     Raises:
-        UserError: when there is none.
+        UserError: when there is no sweep.
     """
     folder = SweepFolder(locate(where))
     try:
@@ -147,6 +155,15 @@ def load_sweep(where: str) -> RunConfig:
 
 
 def started_in(cfg: RunConfig) -> str:
-    """The directory that a sweep was started in, where it is still there; else the current one."""
+    """Return the directory that a sweep was started in, or the current one if it no longer exists."""
     directory = (SweepFolder(locate(cfg.output_dir)).state() or {}).get("directory", "")
     return directory if os.path.isdir(directory) else os.getcwd()
+
+
+def earlier_tracker_runs(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what names a sweep's runs in trackers where an earlier version saved it: in `sweep.json`.
+
+    Args:
+        state: of the sweep.
+    """
+    return {"mlflow": {"id": state["mlflow"]}} if "mlflow" in state else {}

@@ -1,4 +1,4 @@
-"""How much each searched key matters, by Optuna's PED-ANOVA (arXiv 2304.10255)."""
+"""Hyperparameter importance by Optuna's PED-ANOVA (arXiv 2304.10255)."""
 
 from __future__ import annotations
 
@@ -11,49 +11,52 @@ from typing import Any
 import optuna
 
 from pipeline.config.tuning import Dimension, TuneConfig
-from pipeline.tuning.objectives import Objective
+from pipeline.tuning.objective import Objective
 from pipeline.tuning.records import TrialRecord
-from pipeline.tuning.searching import suggestion
-from pipeline.tuning.space import Values, walk
+from pipeline.tuning.search import suggestion
+from pipeline.tuning.space import Values, build_point
 
 __all__ = ["importances"]
 
 FEWEST = 4
-"""Trials below which nothing can be said."""
+"""Trials that an importance needs."""
 
 
 def importances(tune: TuneConfig, records: Sequence[TrialRecord], objective: Objective) -> dict[str, float]:
-    """Key -> its share, which add up to 1; empty where there are too few trials, or they don't differ."""
-    known = [record for record in records if record.values is not None and objective.metric in record.metrics]
-    if len(known) < FEWEST or len({record.metrics[objective.metric] for record in known}) < 2:
+    """Return key -> importance, summing to 1; empty with too few trials, or when their metrics are all equal."""
+    # The baseline's values need not lie in the space.
+    evaluated = [record for record in records if record.values is not None and objective.metric in record.metrics]
+    if len(evaluated) < FEWEST or len({record.metrics[objective.metric] for record in evaluated}) < 2:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize" if objective.mode == "max" else "minimize")
-    for record in known:
+    for record in evaluated:
         params, distributions = _as_optuna(tune, record.values or {})
         value = record.metrics[objective.metric]
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
-    return {name: float(share) for name, share in found.items()}
+        importances_by_name = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+        )
+    return {name: float(share) for name, share in importances_by_name.items()}
 
 
 def _as_optuna(tune: TuneConfig, values: Values) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Values and distributions as Optuna has them, found by letting it suggest the values that are given."""
-    noted = _Noting()
-    walk(tune, partial(_note, noted, values))
-    return noted.params, noted.distributions
+    """Return Optuna's params and distributions of known values, by replaying `suggestion` on a recording trial."""
+    recorder = RecordingTrial()
+    build_point(tune, partial(_replay, recorder, values))
+    return recorder.params, recorder.distributions
 
 
-def _note(noted: _Noting, values: Values, key: str, dimension: Dimension) -> Any:
-    noted.value = values[key]
-    suggestion(noted, key, dimension)
+def _replay(recorder: RecordingTrial, values: Values, key: str, dimension: Dimension) -> Any:
+    recorder.value = values[key]
+    suggestion(recorder, key, dimension)
     return values[key]
 
 
-class _Noting:
-    """Stands in for Optuna's trial: notes what it is asked for, and answers with the value that is known."""
+class RecordingTrial:
+    """Stand-in for Optuna's trial: records each suggested distribution and returns the known value."""
 
     def __init__(self) -> None:
         self.params: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What is known of each trial, in `trials.json` of a sweep's folder; tables are made of it."""
+"""Records of trials: `trials.json` of a sweep's folder, and the table made from it."""
 
 from __future__ import annotations
 
@@ -15,83 +15,84 @@ if TYPE_CHECKING:
 __all__ = ["Status", "TrialRecord", "dump", "load", "table_of"]
 
 Status = Literal["waiting", "running", "paused", "finished", "stopped", "failed"]
-"""`stopped`: ended early, by the scheduler, the time budget or a person."""
+"""`stopped`: ended early, by the scheduler, the time budget or the user."""
 
 
 @dataclass
 class TrialRecord:
-    """One trial."""
+    """State, metrics and cost of one trial."""
 
     number: int
     values: Values | None
-    """Of the searched keys; None for the recipe's own values."""
+    """Values of the searched keys; None for the baseline, which keeps the recipe's values."""
     status: Status = "waiting"
     folder: str | None = None
-    """Name of its run's folder in `trials/`; one that went on from another's checkpoint has several, this is the last."""
+    """Name of its run's folder in `trials/`; the last one, if it resumed from other trials' checkpoints."""
     step: int = 0
     total_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of the last evaluation."""
+    """Metrics of the last evaluation."""
     tokens: int = 0
-    """That it was trained on."""
+    """Tokens trained on."""
     seconds: float = 0.0
-    """That it had workers, or was waiting for them."""
+    """Time with workers or waiting for them."""
     reason: str | None = None
     """Why it failed."""
     origins: list[str] = field(default_factory=list)
-    """Checkpoints of other trials that it went on from: `trial 3 at step 40`."""
+    """Checkpoints of other trials that it resumed from: `trial 3 at step 40`."""
     since: float | None = None
-    """When it last began to run, in seconds since the epoch."""
+    """Start of the current attempt on this process's monotonic clock."""
 
     @property
     def name(self) -> str:
-        """As tables call it."""
+        """Label in tables and messages."""
         return f"{self.number} (recipe)" if self.values is None else str(self.number)
 
     @property
     def spent(self) -> float:
-        """Seconds that it has run, up to now."""
-        return self.seconds + (time.time() - self.since if self.since is not None else 0.0)
+        """Seconds that it has run so far, including the current attempt."""
+        return self.seconds + (time.monotonic() - self.since if self.since is not None else 0.0)
 
     @property
     def time_left(self) -> float | None:
-        """Seconds to its last step, by its speed so far."""
+        """Estimated seconds to its last step, by its mean speed so far."""
         if self.since is None or not self.step or self.status != "running":
             return None
         return self.spent / self.step * (self.total_steps - self.step)
 
     def begin(self) -> None:
-        """It runs."""
-        self.status, self.since = "running", time.time()
+        """Mark it as running."""
+        self.status, self.since = "running", time.monotonic()
 
     def end(self, status: Status, reason: str | None = None) -> None:
-        """It doesn't run any more."""
+        """Stop the clock and set the status."""
         self.seconds = self.spent
         self.status, self.since, self.reason = status, None, reason
 
 
 def dump(records: list[TrialRecord]) -> str:
-    """As JSON."""
+    """Serialise records as JSON."""
     return json.dumps([asdict(record) for record in records], indent=1) + "\n"
 
 
 def load(rows: list[dict[str, Any]]) -> list[TrialRecord]:
-    """From what the JSON holds; a trial that ran when its driver died is waiting again."""
+    """Build records from parsed JSON. Trials that were running when the driver died become waiting."""
     records = [TrialRecord(**fields) for fields in rows]
     for record in records:
+        # `since` is of that process's monotonic clock, which means nothing here.
         if record.status in ("running", "paused"):
             record.status, record.since = "waiting", None
     return records
 
 
 def table_of(records: list[TrialRecord], keys: list[str]) -> pandas.DataFrame:
-    """One row per trial: its values, its last metrics, what became of it, what it cost."""
+    """Return one row per trial: values, status, last metrics, cost."""
     import pandas
 
     rows: list[dict[str, Any]] = []
     columns = {key: _column([(record.values or {}).get(key) for record in records]) for key in keys}
-    for place, record in enumerate(records):
-        values = {key: columns[key][place] for key in keys}
+    for index, record in enumerate(records):
+        values = {key: columns[key][index] for key in keys}
         rows.append(
             {
                 "trial": record.number,
@@ -112,7 +113,7 @@ def table_of(records: list[TrialRecord], keys: list[str]) -> pandas.DataFrame:
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """Values of one kind: numbers as they are, anything else as text where there are several kinds, or lists."""
+    """Return values of one type: mixed types and lists become JSON text."""
     kinds = {"number" if type(value) in (int, float) else type(value).__name__ for value in values if value is not None}
     if kinds <= {"number"} or kinds in ({"bool"}, {"str"}):
         return values

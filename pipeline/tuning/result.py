@@ -1,4 +1,4 @@
-"""What a sweep has left: its best trial, its tables, its page."""
+"""Result of a sweep: its best trial, tables and report."""
 
 from __future__ import annotations
 
@@ -6,47 +6,50 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from rich.console import Group
+
 from pipeline.config import RunConfig
 from pipeline.errors import RunFailed
-from pipeline.notebook import html_of
-from pipeline.storage import Location, inside
+from pipeline.io.storage import Location, inside
+from pipeline.tuning.coordinates import parallel_coordinates
 from pipeline.tuning.folder import REPORT, recipe_text
-from pipeline.tuning.objectives import Measure
+from pipeline.tuning.objective import SweepObjective
 from pipeline.tuning.records import TrialRecord, table_of
 from pipeline.tuning.space import trial_recipe
-from pipeline.tuning.table import best_record, winners
+from pipeline.tuning.table import best_record, trials_table, winners
+from pipeline.ui.console import Printable, lines_of
 
 if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects as go
 
-__all__ = ["SweepResult", "best_recipe", "judged"]
+__all__ = ["SweepResult", "best_recipe", "raise_without_best"]
 
 
 @dataclass(frozen=True)
-class SweepResult:
-    """What a sweep has left."""
+class SweepResult(Printable):
+    """Result of a sweep."""
 
     run_dir: Location
-    """Trials, tables, best recipe, report: a Path, or the text of a URI."""
+    """Folder with trials, tables, best recipe and report: a Path, or a URI string."""
     cfg: RunConfig
-    measure: Measure
+    measure: SweepObjective
     records: list[TrialRecord] = field(repr=False)
 
     @property
     def best(self) -> TrialRecord | None:
-        """The best trial by the first metric; None where none has evaluated, or none is within the constraints."""
+        """The best trial by the first metric; None if no trial has evaluated, or none meets the constraints."""
         return best_record(self.records, self.measure)
 
     @property
     def front(self) -> list[TrialRecord]:
-        """The best trial, or of several metrics those that no other one beats in all of them (Pareto front)."""
+        """The best trial, or with several metrics the Pareto front: trials that no other one dominates."""
         numbers = winners(self.records, self.measure)
         return [record for record in self.records if record.number in numbers]
 
     @property
     def best_config(self) -> RunConfig:
-        """Recipe of the best trial, ready to be trained.
+        """Recipe of the best trial, ready for `train`.
 
         Raises:
             RunFailed: when there is no best trial.
@@ -57,7 +60,7 @@ class SweepResult:
 
     @property
     def best_metrics(self) -> dict[str, float]:
-        """Metrics of the best trial's last evaluation; empty when there is none."""
+        """Metrics of the best trial's last evaluation; empty when there is no best trial."""
         return {} if self.best is None else self.best.metrics
 
     @cached_property
@@ -67,29 +70,31 @@ class SweepResult:
         return table_of(self.records, list(self.cfg.tune.space))
 
     def parallel_coordinates(self) -> go.Figure:
-        """Values and metrics of the trials that have evaluated, an axis each."""
-        from pipeline.report.sweep import parallel_coordinates
-
+        """Plot the values and metrics of the trials that have evaluated, one axis each."""
         assert self.cfg.tune is not None
-        known = [record for record in self.records if record.metrics and record.values is not None]
-        return parallel_coordinates(self.cfg.tune, known, self.measure)
+        searched = [record for record in self.records if record.metrics and record.values is not None]
+        return parallel_coordinates(self.cfg.tune, searched, self.measure)
 
     @property
     def report(self) -> Location:
-        """The page that shows it all."""
+        """The sweep's HTML report."""
         return inside(self.run_dir, REPORT)
 
-    def _repr_html_(self) -> str:
-        from pipeline.tables import print_sweep
+    def __rich__(self) -> Group:
+        assert self.cfg.tune is not None
+        files = {
+            "best": None if self.best is None else inside(self.run_dir, "best.yaml"),
+            "trials": inside(self.run_dir, "trials.csv"),
+            "report": self.report,
+        }
+        return Group(trials_table(self.records, list(self.cfg.tune.space), self.measure), lines_of(files))
 
-        return html_of(lambda console: print_sweep(self, console))
 
-
-def judged(result: SweepResult) -> SweepResult:
-    """The result, when there is a best trial.
+def raise_without_best(result: SweepResult) -> SweepResult:
+    """Return `result` unchanged if it has a best trial.
 
     Raises:
-        RunFailed: when there is none.
+        RunFailed: when all trials failed, or there is no best trial.
     """
     if all(record.status == "failed" for record in result.records):
         reasons = dict.fromkeys(record.reason for record in result.records)
@@ -108,10 +113,10 @@ def _no_best(result: SweepResult) -> str:
 
 
 def best_recipe(result: SweepResult) -> str:
-    """`best.yaml`: the best trial's recipe, and where it comes from."""
+    """Return the text of `best.yaml`: the best trial's recipe, with a comment on its origin."""
     best = result.best
     assert best is not None
-    metrics = ", ".join(f"{one.metric} {best.metrics[one.metric]:.6g}" for one in result.measure.objectives)
+    metrics = ", ".join(f"{objective.metric} {best.metrics[objective.metric]:.6g}" for objective in result.measure.objectives)
     lines = [f"# Trial {best.name} of the sweep in {result.run_dir}: {metrics} at step {best.step} of {best.total_steps}."]
     if best.origins:
         lines.append(f"# It went on from {'; '.join(best.origins)}: one recipe doesn't lead there again.")

@@ -1,4 +1,4 @@
-"""The space of a sweep: which values its keys can have together, and the recipe of a trial; needs no torch and no ray."""
+"""Search space of a sweep with conditional keys, and the recipe of a trial; loads without torch and Ray."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ from pipeline.config import RunConfig, parse_config
 from pipeline.config.loading import apply_values
 from pipeline.config.tuning import Dimension, TuneConfig
 from pipeline.errors import ConfigError, UserError
-from strategies.registry import STRATEGIES
+from strategies.methods.registry import STRATEGIES
+from strategies.plugins import installed_plugins_only
 
 __all__ = [
     "Values",
+    "build_point",
     "check_trials",
     "combinations",
     "corners",
-    "draw",
-    "explore",
     "extremes",
     "grid",
-    "multiples",
+    "grid_of_q",
+    "perturb",
+    "sample",
     "shown_value",
     "shown_values",
     "trial_recipe",
-    "walk",
 ]
 
 Values = dict[str, Any]
-"""Dotted key -> value, of one trial."""
+"""Dotted key -> value of one trial."""
 MOST_CORNERS = 512
-"""Combinations that are tried out before a sweep starts; of larger spaces, so many by chance."""
+"""Combinations that are validated before a sweep starts; larger spaces are subsampled."""
 
 
-def walk(tune: TuneConfig, choose: Callable[[str, Dimension], Any]) -> Values:
-    """The values of one trial: `choose` is asked for each key that is set, after those that its `when` names."""
+def build_point(tune: TuneConfig, choose: Callable[[str, Dimension], Any]) -> Values:
+    """Build the values of one trial: call `choose` for each active key, after the keys that its `when` refers to."""
     values: Values = {}
     for key in _ordered(tune):
         dimension = _active(tune.space[key], values)
@@ -48,24 +49,24 @@ def walk(tune: TuneConfig, choose: Callable[[str, Dimension], Any]) -> Values:
 
 
 def _ordered(tune: TuneConfig) -> list[str]:
-    """Keys, each after those that it depends on."""
+    """Return the keys in topological order of their `when` conditions."""
     done: list[str] = []
 
-    def place(key: str) -> None:
+    def append(key: str) -> None:
         for dimension in tune.space[key]:
             for other in dimension.when or {}:
-                place(other)
+                append(other)
         if key not in done:
             done.append(key)
 
     for key in tune.space:
-        place(key)
+        append(key)
     return done
 
 
 def _active(dimensions: list[Dimension], values: Values) -> Dimension | None:
-    """The distribution whose conditions hold; the first one, if several do."""
-    return next((one for one in dimensions if _holds(one.when or {}, values)), None)
+    """Return the first distribution whose conditions hold; None if the key is inactive."""
+    return next((dimension for dimension in dimensions if _holds(dimension.when or {}, values)), None)
 
 
 def _holds(when: dict[str, Any], values: Values) -> bool:
@@ -76,45 +77,48 @@ def _holds(when: dict[str, Any], values: Values) -> bool:
 
 
 def combinations(tune: TuneConfig, options: Callable[[str, Dimension], Iterable[Any]]) -> Iterator[Values]:
-    """Every combination of the `options` of each key that is set."""
+    """Yield every combination of the `options` of the active keys."""
     keys = _ordered(tune)
 
-    def extend(values: Values, place: int) -> Iterator[Values]:
-        if place == len(keys):
+    def extend(values: Values, index: int) -> Iterator[Values]:
+        if index == len(keys):
             yield values
             return
-        key = keys[place]
+        key = keys[index]
         dimension = _active(tune.space[key], values)
         if dimension is None:
-            yield from extend(values, place + 1)
+            yield from extend(values, index + 1)
             return
         for value in options(key, dimension):
-            yield from extend({**values, key: value}, place + 1)
+            yield from extend({**values, key: value}, index + 1)
 
     return extend({}, 0)
 
 
 def grid(tune: TuneConfig) -> list[Values]:
-    """Every combination of a space of lists."""
+    """Return every combination of a space of lists."""
     return list(combinations(tune, lambda key, dimension: dimension.values))
 
 
 def corners(tune: TuneConfig) -> list[Values]:
-    """Combinations that a space is tried out by: both ends of ranges and every value of lists, and one point between the ends.
+    """Return combinations to validate a space by: both ends of ranges, one interior point, and every value of lists.
 
-    Of very many a part, by chance.
+    Large spaces are subsampled.
     """
-    has_ranges = any(not one.is_list for dimensions in tune.space.values() for one in dimensions)
+    has_ranges = any(not dimension.is_list for dimensions in tune.space.values() for dimension in dimensions)
     inside = combinations(tune, lambda key, dimension: interior(dimension)) if has_ranges else iter(())
     return [*_corners(tune), *itertools.islice(inside, MOST_CORNERS // 4)]
 
 
 def _corners(tune: TuneConfig) -> list[Values]:
-    found = list(itertools.islice(combinations(tune, lambda key, dimension: extremes(dimension)), 20 * MOST_CORNERS))
-    if len(found) <= MOST_CORNERS:
-        return found
-    single = [walk(tune, _fixed(key, index)) for key in tune.space for index in range(_most_values(tune.space[key]))]
-    return single + random.Random(0).sample(found, MOST_CORNERS - min(len(single), MOST_CORNERS))
+    # The product of many keys may be too long to list: only its beginning is drawn from.
+    points = list(itertools.islice(combinations(tune, lambda key, dimension: extremes(dimension)), 20 * MOST_CORNERS))
+    if len(points) <= MOST_CORNERS:
+        return points
+    # Too many combinations: vary each key alone, so that every value occurs, and add random combinations.
+    single = [build_point(tune, _fixed(key, index)) for key in tune.space for index in range(_most_values(tune.space[key]))]
+    # A fixed seed: a recipe is refused or accepted the same way each time.
+    return single + random.Random(0).sample(points, MOST_CORNERS - min(len(single), MOST_CORNERS))
 
 
 def _most_values(dimensions: list[Dimension]) -> int:
@@ -122,7 +126,7 @@ def _most_values(dimensions: list[Dimension]) -> int:
 
 
 def _fixed(key: str, index: int) -> Callable[[str, Dimension], Any]:
-    """Chooses the value of `key` at a place in its list, and the first one of all others."""
+    """Return a `choose` that takes the extreme of `key` at `index`, and the first one of every other key."""
 
     def choose(name: str, dimension: Dimension) -> Any:
         values = extremes(dimension)
@@ -132,20 +136,21 @@ def _fixed(key: str, index: int) -> Callable[[str, Dimension], Any]:
 
 
 def extremes(dimension: Dimension) -> list[Any]:
-    """All values of a list, the least and the greatest of a range."""
+    """Return all values of a list, or the least and the greatest value of a range."""
     if dimension.is_list:
         return list(dimension.values)
     if dimension.kind == "randint":
         low, high = dimension.values
+        # `high` is excluded, as in Python's ranges.
         return [low] if high == low + 1 else [low, high - 1]
     if dimension.kind == "quniform":
-        steps = multiples(dimension)
+        steps = grid_of_q(dimension)
         return [steps[0], steps[-1]]
     return list(dimension.values)
 
 
 def interior(dimension: Dimension) -> list[Any]:
-    """All values of a list, one between the ends of a range: what wants whole numbers shows there."""
+    """Return all values of a list, or one inside a range: a key that needs whole numbers fails there."""
     if dimension.is_list:
         return list(dimension.values)
     if dimension.kind in ("randint", "quniform"):
@@ -154,84 +159,90 @@ def interior(dimension: Dimension) -> list[Any]:
     return [low + 0.382 * (high - low)]
 
 
-def multiples(dimension: Dimension) -> list[float]:
-    """The values of a quniform: multiples of q in its range."""
+def grid_of_q(dimension: Dimension) -> list[float]:
+    """Return the values of a `quniform`: the multiples of q in its range."""
     low, high, q = dimension.values
+    # Division of floats: 0.3 / 0.1 is 2.9999999999999996, and 3 * 0.1 isn't 0.3.
     first, last = math.ceil(low / q - 1e-9), math.floor(high / q + 1e-9)
     return [round(number * q, 12) for number in range(first, last + 1)] or [low]
 
 
-def explore(tune: TuneConfig, values: Values, chance: random.Random) -> Values:
-    """Values near those of a good trial, for one that goes on from its checkpoint (PBT, arXiv 1711.09846).
+def perturb(tune: TuneConfig, values: Values, rng: random.Random) -> Values:
+    """Perturb the values of a good trial for one that resumes from its checkpoint (PBT, arXiv 1711.09846).
 
-    Numbers are multiplied by 0.8 or 1.2, inside their range; of lists a neighbour is taken; one time in four a value is
-    drawn anew.
+    Numbers are multiplied by 0.8 or 1.2 and clipped to their range; list values move to a neighbour; with probability
+    0.25 a value is resampled.
     """
 
     def choose(key: str, dimension: Dimension) -> Any:
-        if key not in values or chance.random() < 0.25:
-            return draw(dimension, chance)
+        if key not in values or rng.random() < 0.25:
+            return sample(dimension, rng)
         if dimension.is_list:
             options = dimension.values
             if values[key] not in options:
-                return draw(dimension, chance)
-            place = options.index(values[key]) + chance.choice((-1, 1))
-            return options[min(max(place, 0), len(options) - 1)]
+                return sample(dimension, rng)
+            index = options.index(values[key]) + rng.choice((-1, 1))
+            return options[min(max(index, 0), len(options) - 1)]
         least, most = extremes(dimension)[0], extremes(dimension)[-1]
-        value = min(max(values[key] * chance.choice((0.8, 1.2)), least), most)
+        value = min(max(values[key] * rng.choice((0.8, 1.2)), least), most)
         if dimension.kind == "quniform":
-            return min(multiples(dimension), key=lambda one: abs(one - value))
+            return min(grid_of_q(dimension), key=lambda multiple: abs(multiple - value))
         return round(value) if dimension.kind == "randint" else value
 
-    return walk(tune, choose)
+    return build_point(tune, choose)
 
 
-def draw(dimension: Dimension, chance: random.Random) -> Any:
-    """A value by chance."""
+def sample(dimension: Dimension, rng: random.Random) -> Any:
+    """Sample a value of a distribution."""
     if dimension.is_list:
-        return chance.choice(dimension.values)
+        return rng.choice(dimension.values)
     if dimension.kind == "randint":
-        return chance.randrange(*dimension.values)
+        return rng.randrange(*dimension.values)
     if dimension.kind == "quniform":
-        return chance.choice(multiples(dimension))
+        return rng.choice(grid_of_q(dimension))
     low, high = dimension.values
     if dimension.kind == "loguniform":
-        return min(max(math.exp(chance.uniform(math.log(low), math.log(high))), low), high)
-    return chance.uniform(low, high)
+        # exp(log(x)) may differ from x in the last digit, which would leave the range.
+        return min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)
+    return rng.uniform(low, high)
 
 
 def trial_recipe(cfg: RunConfig, values: Values | None, output_dir: str) -> RunConfig:
-    """The recipe of one trial.
+    """Return the recipe of one trial.
 
     Args:
-        cfg: the sweep's.
-        values: of the trial; searched keys that are not among them keep the recipe's value, unless the trial's strategy
-            doesn't know them. None for the recipe's own values.
+        cfg: the sweep's recipe.
+        values: the trial's values. Searched keys not in it keep the recipe's value, or are dropped if the trial's strategy
+            does not use them. None for the baseline.
         output_dir: the trial's folder.
 
     Raises:
-        ConfigError: for values that don't go together.
+        ConfigError: for an invalid combination of values.
     """
     assert cfg.tune is not None
+    # Without defaults: set for another strategy, they would be refused as keys without an effect.
     recipe = cfg.model_dump(mode="json", exclude_unset=True)
     recipe.pop("tune")
     if values is not None:
-        rl = values.get("rl", cfg.rl)
+        rl: str = values.get("rl") or cfg.rl
         foreign = [key for key in cfg.tune.space if key not in values and _is_foreign(key, rl)]
+        # None stands for a key that isn't set.
         recipe = apply_values(recipe, {**dict.fromkeys(foreign), **values})
-    return parse_config({**recipe, "output_dir": output_dir}, origin="trial")
+    # Plugins are loaded already, with the sweep's recipe: one that is edited meanwhile must not end the sweep.
+    with installed_plugins_only():
+        return parse_config({**recipe, "output_dir": output_dir}, origin="trial")
 
 
 def _is_foreign(key: str, rl: str) -> bool:
-    """Whether a key is one of other strategies than this."""
-    return rl in STRATEGIES and key not in STRATEGIES[rl].keys and any(key in one.keys for one in STRATEGIES.values())
+    """Return whether only other strategies use a key."""
+    return rl in STRATEGIES and key not in STRATEGIES[rl].keys and any(key in strategy.keys for strategy in STRATEGIES.values())
 
 
 def check_trials(cfg: RunConfig, points: Iterable[Values]) -> list[RunConfig]:
-    """The recipes of trials with these values.
+    """Return the recipes of trials with these values.
 
     Raises:
-        ConfigError: with what the config refuses, each key with the value that it was given.
+        ConfigError: with all problems of the recipes, each at its key of the space.
     """
     assert cfg.tune is not None
     problems: dict[str, str] = {}
@@ -250,30 +261,30 @@ def check_trials(cfg: RunConfig, points: Iterable[Values]) -> list[RunConfig]:
 
 
 def _blame(path: str, message: str, values: Values, tune: TuneConfig) -> tuple[str, str]:
-    """A problem of a trial's recipe as one of the space that it came from."""
+    """Map a problem of a trial's recipe to the key of the space that causes it."""
     key = next((key for key in tune.space if path == key or path.startswith(f"{key}.")), None)
     key = key or next((key for key in tune.space if key.startswith(f"{path}.")), None)
     if key is not None:
-        is_told = "unknown key" in message or ", got " in message
-        given = f"{values[key]!r}: " if key in values and not is_told else ""
+        names_value = "unknown key" in message or ", got " in message
+        prefix = f"{values[key]!r}: " if key in values and not names_value else ""
         others = {name: value for name, value in values.items() if name in message and name != key}
         hint = "; a `when` sets a key only where it has an effect" if "no effect" in message else ""
         beside = f" (beside {shown_values(others)}{hint})" if others else ""
-        return f"tune.space.{key}", f"{given}{message}{beside}"
+        return f"tune.space.{key}", f"{prefix}{message}{beside}"
     return path, f"{message} (in a trial of {shown_values(values)})"
 
 
 def shown_value(value: Any) -> str:
-    """A value as a person reads it."""
+    """Format a value for display."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return " + ".join(value)
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def shown_values(values: Values | None) -> str:
-    """A trial's values on one line."""
+    """Format a trial's values on one line."""
     if values is None:
         return "the recipe's own values"
     return ", ".join(f"{key}: {shown_value(value)}" for key, value in values.items())

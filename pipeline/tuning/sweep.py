@@ -1,111 +1,120 @@
-"""A sweep as a whole: check the space, prepare and score once, let Tune run the trials, collect what they leave."""
+"""Entry point of a sweep: validate the space, run the shared stages, run the trials with Tune, write the results."""
 
 from __future__ import annotations
 
-from cluster.preflight import count_runs
+from collections.abc import Callable
+
+from cluster.placement import count_runs
+from pipeline import tuning
 from pipeline.config import RunConfig
-from pipeline.display import Display
+from pipeline.config.paths import absolute_paths
 from pipeline.doctor.examination import check_before_run
 from pipeline.errors import UserError
-from pipeline.notebook import default_display
-from pipeline.paths import absolute_paths
-from pipeline.session import connect, node_resources
-from pipeline.storage import locate
-from pipeline.tracking.of_sweep import SweepTracking
-from pipeline.tracking.tracking import check_trackers
-from pipeline.training.driver import check_batch, check_recipe, plan_run
-from pipeline.tuning.cadence import with_cadence
-from pipeline.tuning.folder import BEST, REPORT, SweepFolder
-from pipeline.tuning.objectives import measure_of
-from pipeline.tuning.result import SweepResult, best_recipe, judged
-from pipeline.tuning.sharing import Shared, share
+from pipeline.io.storage import locate
+from pipeline.planning import check_batch, check_recipe, plan_run
+from pipeline.ray.session import init_ray, node_resources
+from pipeline.runs.owner import owned
+from pipeline.tracking.dispatcher import Tracking, check_trackers
+from pipeline.tuning.eval_schedule import with_cadence
+from pipeline.tuning.folder import BEST, REPORT, SweepFolder, earlier_tracker_runs
+from pipeline.tuning.objective import resolve_objective
+from pipeline.tuning.result import SweepResult, best_recipe, raise_without_best
+from pipeline.tuning.shared_stages import SharedStages, prepare_shared_stages
 from pipeline.tuning.space import check_trials, corners, trial_recipe
+from pipeline.ui.display import Display
+from pipeline.ui.notebook import default_display
 
-__all__ = ["SweepResult", "tune"]
+__all__ = ["SweepResult", "run_sweep"]
 
 ONE_RUNS = ("hub_model_id", "wandb_run_id")
-"""Keys that several runs can't have."""
+"""Keys that only a single run can have."""
 
 
-def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None, debug: bool = False) -> SweepResult:
-    """Run the sweep that the recipe's `tune:` section describes; its files go to `output_dir`.
+SweepPage = Callable[["SweepResult", SweepFolder, SharedStages], str]
+"""Renders a sweep's page as HTML."""
+
+
+def run_sweep(
+    cfg: RunConfig, page: SweepPage, *, resume: bool = False, display: Display | None = None, debug: bool = False
+) -> SweepResult:
+    """Run a sweep, as documented at `pipeline.tune`.
 
     Args:
-        cfg: the recipe.
-        resume: continue the sweep that `output_dir` holds: finished trials stay, others go on from their checkpoints.
-        display: shows stages, trials and notes; when None, progress is shown in a notebook and nothing elsewhere.
-        debug: let the output of workers, and Tune's own, through.
+        cfg, resume, display, debug: those of `pipeline.tune`.
+        page: renders the sweep's page.
 
     Raises:
-        UserError: for anything that the user can mend; what can be known before trials start is said then.
-        RunFailed: when every trial has failed, or none is within the constraints.
+        UserError: for errors that the user can fix, before trials start where possible.
+        RunFailed: when every trial has failed, or none meets the constraints.
     """
     if cfg.tune is None:
         raise UserError("tune: the recipe has no `tune:` section; give it one with a `space`, or use `prefray train`")
-    from pipeline.tuning.running import Tuning
-    from pipeline.tuning.searching import drawn_points
-
     for key in ONE_RUNS:
         if getattr(cfg, key) is not None:
             raise UserError(f"{key}: belongs to one run, and a sweep has many; remove it, and set it when you train best.yaml")
     display = display or default_display()
-    given = with_cadence(cfg)
-    cfg = absolute_paths(given)
+    # Saved with its paths as they were written; a resumed sweep makes them absolute again.
+    saved_cfg = with_cadence(cfg)
+    cfg = absolute_paths(saved_cfg)
     assert cfg.tune is not None
     seed = cfg.seed if cfg.tune.seed is None else cfg.tune.seed
-    points = drawn_points(cfg.tune, seed)
+    points = tuning.drawn_points(cfg.tune, seed)
     recipes = check_trials(cfg, corners(cfg.tune))
-    known = [trial_recipe(cfg, None, cfg.output_dir)] if cfg.tune.baseline else []
-    known += check_trials(cfg, points or [])
-    recipes += known
+    trials = [trial_recipe(cfg, None, cfg.output_dir)] if cfg.tune.baseline else []
+    trials += check_trials(cfg, points or [])
+    recipes += trials
+    # All of them: a trial that can't run would be found hours later.
     for recipe in recipes:
         check_recipe(recipe)
     check_trackers(cfg)
-    measure = measure_of(cfg.tune, recipes)
+    measure = resolve_objective(cfg.tune, recipes)
     folder = SweepFolder(locate(cfg.output_dir))
-    folder.open(given, resume)
-    state = folder.state() or {}
-    if state["status"] == "finished":
-        display.note(f"the sweep has already finished: {folder.path}")
-        return judged(SweepResult(folder.path, given, measure, folder.records()))
-    for note in cfg.notes:
-        display.note(note)
-    display.stage("starting Ray")
-    connect(cfg, debug)
-    for note in check_before_run(cfg):
-        display.note(note)
-    concurrent = _concurrency(cfg, recipes, display)
-    shared = share(cfg, known if points is not None else recipes, display)
-    if "shared" in state:  # what it has cost was told when it was made
-        shared = Shared(**state["shared"])
-    folder.write_state({"status": "started", "shared": shared.summary()})
-    with SweepTracking(cfg, folder, display) as tracking:
-        tuning = Tuning(cfg, folder, measure, shared.evaluations, concurrent, debug, tracking.parent)
-        records = tuning.run(points, seed, display)
-        result = _collect(SweepResult(folder.path, given, measure, records), folder, shared, display)
-        tracking.add(result.best_metrics, [BEST, REPORT])
-    return result
+    with owned(folder.storage) as owner:
+        folder.open(saved_cfg, resume)
+        state = folder.state() or {}
+        if state["status"] == "finished":
+            display.note(f"the sweep has already finished: {folder.path}")
+            return raise_without_best(SweepResult(folder.path, saved_cfg, measure, folder.records()))
+        for note in cfg.notes:
+            display.note(note)
+        display.stage("starting Ray")
+        init_ray(cfg, debug)
+        for note in check_before_run(cfg):
+            display.note(note)
+        concurrent = _concurrency(cfg, recipes, display)
+        shared = prepare_shared_stages(cfg, trials if points is not None else recipes, display)
+        if "shared" in state:  # resumed: report the cost of the first time, not of reopening cached stages
+            shared = SharedStages(**state["shared"])
+        folder.write_state({"status": "started", "shared": shared.summary()})
+        tracking = Tracking(cfg, folder.storage, resume, is_sweep=True, saved=earlier_tracker_runs(state))
+        with tracking.running(display):
+            tuner = tuning.SweepTuner(cfg, folder, measure, shared.evaluations, concurrent, debug, owner, tracking.ids)
+            records = tuner.run(points, seed, display)
+            result = _collect(SweepResult(folder.path, saved_cfg, measure, records), folder, shared, page, display)
+            tracking.add_result(result.best_metrics, [BEST, REPORT])
+        return result
 
 
 def _concurrency(cfg: RunConfig, recipes: list[RunConfig], display: Display) -> int:
-    """Trials at once: as many as the cluster has room for, or fewer, as the config says.
+    """Return how many trials run at once: as many as fit the cluster, at most `tune.max_concurrent_trials`.
 
     Raises:
-        UserError: when not even one fits.
+        UserError: when not even one trial fits.
     """
     assert cfg.tune is not None
     nodes = node_resources()
-    room = min(_room_for(recipe, nodes) for recipe in recipes)
-    wanted = cfg.tune.max_concurrent_trials
-    if wanted is not None and wanted > room:
+    # Of the largest: with a searched number of workers, any trials may run beside each other.
+    capacity = min(_capacity(recipe, nodes) for recipe in recipes)
+    limit = cfg.tune.max_concurrent_trials
+    if limit is not None and limit > capacity:
         display.note(
-            f"tune.max_concurrent_trials: {room} of {wanted} trials fit the cluster at once, so that many run; for more, "
+            f"tune.max_concurrent_trials: {capacity} of {limit} trials fit the cluster at once, so that many run; for more, "
             "ask for smaller trials (ray.num_workers, ray.resources_per_worker), or add nodes"
         )
-    return min(wanted or room, room)
+    return min(limit or capacity, capacity)
 
 
-def _room_for(recipe: RunConfig, nodes: list[dict[str, float]]) -> int:
+def _capacity(recipe: RunConfig, nodes: list[dict[str, float]]) -> int:
     try:
         workers = plan_run(recipe, nodes)
     except ValueError as error:
@@ -114,14 +123,13 @@ def _room_for(recipe: RunConfig, nodes: list[dict[str, float]]) -> int:
     return count_runs(workers, nodes)
 
 
-def _collect(result: SweepResult, folder: SweepFolder, shared: Shared, display: Display) -> SweepResult:
-    """Write tables, the best recipe and the report."""
-    from pipeline.report.sweep import sweep_page
-
+def _collect(result: SweepResult, folder: SweepFolder, shared: SharedStages, page: SweepPage, display: Display) -> SweepResult:
+    """Write the tables, the best recipe and the report."""
     display.stage("writing the report")
     if result.best is not None:
         folder.storage.write(BEST, best_recipe(result))
     folder.write_table(result.table)
-    folder.storage.write(REPORT, sweep_page(result, folder, shared))
+    folder.storage.write(REPORT, page(result, folder, shared))
+    # Last: a sweep that failed to write its report writes it when it is resumed.
     folder.write_state({"status": "finished"})
-    return judged(result)
+    return raise_without_best(result)

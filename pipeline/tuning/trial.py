@@ -1,49 +1,45 @@
-"""A trial, as Ray Tune runs it: an actor that follows one run of `train` after the other and hands its evaluations on."""
+"""A trial as Ray Tune's trainable: an actor that runs `train` in a thread and returns its evaluations to Tune."""
 
 from __future__ import annotations
 
 import os
 import queue
-import shutil
 import threading
-import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-import ray
 from ray.tune import Trainable
 
 from pipeline.config import RunConfig
-from pipeline.display import SilentDisplay
 from pipeline.errors import RunCancelled
-from pipeline.session import set_intervals
-from pipeline.storage import Location
-from pipeline.tracking.run import Membership, name_of
-from pipeline.training.checkpoints import step_of
-from pipeline.training.driver import train
-from pipeline.training.folder import RunFolder
-from pipeline.training.forking import fork, origin_of
-from pipeline.training.metrics import MetricsFile
-from pipeline.training.stopping import RunControl
-from pipeline.training.worker import scratch_of
+from pipeline.io.storage import Location
+from pipeline.ray.session import set_intervals
+from pipeline.runs.checkpoints import step_of
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.fork import fork_from_checkpoint, origin_of
+from pipeline.runs.metrics import MetricsFile
+from pipeline.tracking.tracker import TrialInfo, name_of
+from pipeline.training.driver import train_run
+from pipeline.tuning.channel import SweepChannel, TrialBegan, TrialEvent, TrialFault, TrialNote, TrialProgress
 from pipeline.tuning.folder import SweepFolder
-from pipeline.tuning.searching import DRAW, EVALUATION, trial_number
+from pipeline.tuning.search import EVALUATION, SAMPLE, trial_number
 from pipeline.tuning.space import trial_recipe
+from pipeline.ui.display import SilentDisplay
 
 __all__ = ["TrialFailed", "TrialJob", "TrialRun"]
 
 STOP_WITHIN_S = 30.0
-LISTEN_EVERY_S = 1.0
 
 
 class TrialFailed(RuntimeError):
-    """A trial ended although it wasn't told to; says why in one line."""
+    """A trial's run failed; the message is one line."""
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """What every trial is given."""
+    """Arguments that all trials share."""
 
     cfg: RunConfig
     """The sweep's recipe, its paths made absolute."""
@@ -51,27 +47,29 @@ class TrialJob:
     """The sweep's folder."""
     directory: str
     """The driver's current directory, to which paths of data are relative."""
-    mailbox: Any
-    """The driver's `Mailbox`."""
+    channel: SweepChannel
+    """The driver's."""
     evaluations: int
-    """Of one whole run of the recipe."""
+    """Evaluations of one full run of the recipe."""
     at_checkpoints: bool
-    """Hand an evaluation on when the checkpoint of its step is stored, since the scheduler may go on from it."""
+    """Report an evaluation only once the checkpoint of its step is stored, since the scheduler may resume from it."""
     debug: bool
     environment: dict[str, str]
-    """How the driver finds the store that the sweep's folder is in, and its trackers."""
-    parent: str | None
-    """MLflow's id of the sweep's run."""
+    """Environment variables of the driver that reach the sweep's storage and its trackers."""
+    parents: dict[str, str]
+    """Tracker -> id of the sweep's run."""
 
 
 class TrialRun(Trainable):
-    """Ray Tune's view of a trial; `setup` and `reset_config` begin one, `step` returns its next evaluation."""
+    """Trainable of a trial: `setup` and `reset_config` begin one, `step` returns its next evaluation."""
 
     def setup(self, config: dict[str, Any], job: TrialJob) -> None:
         """Begin the first trial of this actor."""
         self.job = job
         if os.path.isdir(job.directory):
+            # Paths of data are relative to it, and this process may have been started elsewhere.
             os.chdir(job.directory)
+        # Here rather than in a runtime environment, which Ray writes to its logs.
         os.environ.update(job.environment)
         set_intervals(job.cfg)
         self._begin(config)
@@ -84,31 +82,32 @@ class TrialRun(Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self.number = trial_number(self.trial_id, config)
-        self.values = config[DRAW]["values"]
+        self.values = config[SAMPLE]["values"]
         self._run: _Run | None = None
         self._pointer: dict[str, Any] | None = None
 
     def step(self) -> dict[str, Any]:
-        """Wait for the next evaluation; after the last one, for the end of the run.
+        """Return the next evaluation; after the last one, wait for the end of the run.
 
         Raises:
-            TrialFailed: when the run has ended otherwise.
+            TrialFailed: when the run has failed.
         """
+        # Only now, not in `setup`: Tune may load a checkpoint in between.
         if self._run is None:
             self._run = _Run(self.job, self.number, self.values, self._pointer)
         return self._run.next_result()
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Where the trial's newest checkpoint is: the run's folder has the checkpoint itself."""
+        """Return a pointer to the trial's newest checkpoint, which the run itself has stored in its folder."""
         return self._run.pointer() if self._run is not None else (self._pointer or {})
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Go on from a checkpoint, this trial's or another's."""
+        """Resume from a checkpoint of this or another trial at the next `step`."""
         self._leave()
         self._run, self._pointer = None, checkpoint or None
 
     def cleanup(self) -> None:
-        """End the run, if it goes on, and free its workers."""
+        """Cancel the run, if there is one, and free its workers."""
         self._leave()
 
     def _leave(self) -> None:
@@ -117,13 +116,13 @@ class TrialRun(Trainable):
 
 
 class _Run(SilentDisplay):
-    """One run of `train` in a thread, whose display this is."""
+    """One run of `train` in a thread. It is the run's display, through which it receives steps, records and checkpoints."""
 
     def __init__(self, job: TrialJob, number: int, values: Any, pointer: dict[str, Any] | None) -> None:
         self.job, self.number = job, number
         self._sweep = SweepFolder(job.sweep)
         self._results: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._control = RunControl(lambda group: self._tell(group=group))
+        self._cancel = threading.Event()
         self._metrics: dict[str, float] = {}
         self._waiting: list[dict[str, Any]] = []
         self._saved = 0
@@ -132,7 +131,6 @@ class _Run(SilentDisplay):
         self._origin: str | None = None
         self.folder = ""
         self.name = uuid4().hex
-        self._asked = time.monotonic()
         self._thread = threading.Thread(target=self._train, args=(values, pointer), name=f"trial-{number}", daemon=True)
         self._thread.start()
 
@@ -140,60 +138,63 @@ class _Run(SilentDisplay):
 
     def _train(self, values: Any, pointer: dict[str, Any] | None) -> None:
         try:
-            cfg = self._place(values, pointer)
-            self._tell(folder=self.folder, values=values, origin=self._origin)
-            member = Membership(name_of(self.job.sweep), self.folder, values or {}, self.job.parent)
-            result = train(
-                cfg, resume=True, display=self, debug=self.job.debug, control=self._control, report=False, member=member
-            )
+            cfg = self._prepare_folder(values, pointer)
+            self._send(TrialBegan, self.folder, values, self._origin)
+            trial = TrialInfo(name_of(self.job.sweep), self.folder, values or {}, self.job.parents)
+            # Whether Tune starts the trial or tries it again: in an empty folder `resume` changes nothing.
+            result = train_run(cfg, resume=True, display=self, debug=self.job.debug, cancel=self._cancel, trial=trial)
             for record in MetricsFile(RunFolder(self._sweep.trial(self.folder)).metrics).read():
-                self._take(record)  # also of a run that had finished before
+                self._take(record)  # a run that had finished before reports no records
             self._step = self._total = result.steps
-            self._tell_standing()
+            self._send_progress()
         except BaseException as error:  # noqa: BLE001 - handed to `next_result`, which raises it
-            if not isinstance(error, RunCancelled):
-                self._tell(error=str(error) or type(error).__name__)
             self._error = error
+            if not isinstance(error, RunCancelled):
+                self._send(TrialFault, str(error) or type(error).__name__)
 
-    def _place(self, values: Any, pointer: dict[str, Any] | None) -> RunConfig:
-        """The trial's recipe, in a folder that is new, or holds a run of it to go on with, or one begun from another's."""
-        own = self._sweep.runs_of(self.number)
-        self.folder = own[-1] if own else f"{self.number:03d}"
+    def _prepare_folder(self, values: Any, pointer: dict[str, Any] | None) -> RunConfig:
+        """Return the trial's recipe, whose folder is new, holds its run to resume, or is forked from another trial's."""
+        existing = self._sweep.runs_of(self.number)
+        self.folder = existing[-1] if existing else f"{self.number:03d}"
         cfg = trial_recipe(self.job.cfg, values, str(self._sweep.trial(self.folder)))
-        begun = own and not RunFolder(self._sweep.trial(self.folder)).changes(cfg)
-        if pointer and pointer["folder"] not in own and not (begun and self._is_fork_of(pointer)):
-            self.folder = f"{self.number:03d}.{len(own)}" if own else self.folder
+        # No difference to the saved settings: the folder's run is this trial's.
+        begun = existing and not RunFolder(self._sweep.trial(self.folder)).changes(cfg)
+        # A pointer to another trial: fork its checkpoint, unless an interrupted attempt already has.
+        if pointer and pointer["folder"] not in existing and not (begun and self._is_fork_of(pointer)):
+            # The trial's earlier run stays, with its metrics and checkpoints, which other trials may point to.
+            self.folder = f"{self.number:03d}.{len(existing)}" if existing else self.folder
             cfg = cfg.model_copy(update={"output_dir": str(self._sweep.trial(self.folder))})
             target = RunFolder(self._sweep.trial(self.folder))
-            step = fork(RunFolder(self._sweep.trial(pointer["folder"])), pointer["step"], target, cfg)
+            step = fork_from_checkpoint(RunFolder(self._sweep.trial(pointer["folder"])), pointer["step"], target, cfg)
             self._origin = f"trial {pointer['number']} at step {step}"
-        elif own and not begun:
-            # Of a trial that a killed driver had begun and forgot.
+        elif existing and not begun:
+            # Left by another trial of this number, which a killed driver started and whose state Tune hadn't saved.
             self._sweep.trials.delete(self.folder)
         return cfg
 
     def _is_fork_of(self, pointer: dict[str, Any]) -> bool:
-        """Whether the trial's last run was begun from this checkpoint already."""
-        asked = {"path": str(self._sweep.trial(pointer["folder"])), "asked": pointer["step"]}
-        return asked.items() <= (origin_of(RunFolder(self._sweep.trial(self.folder))) or {}).items()
+        """Return whether the trial's last run was already forked from this checkpoint."""
+        expected = {"path": str(self._sweep.trial(pointer["folder"])), "asked": pointer["step"]}
+        return expected.items() <= (origin_of(RunFolder(self._sweep.trial(self.folder))) or {}).items()
 
     def cancel(self) -> None:
-        """End it."""
-        self._control.cancel()
+        """Cancel the run and wait for its thread."""
+        self._cancel.set()
         self._thread.join(timeout=STOP_WITHIN_S)
-        shutil.rmtree(scratch_of(str(self._sweep.trial(self.folder))), ignore_errors=True)
 
     # Results
 
     def next_result(self) -> dict[str, Any]:
-        """The next evaluation, or, when the run has ended, the last one again and `done`."""
+        """Return the next evaluation, or when the run has ended the last one again with `done`."""
         while True:
             try:
                 return self._results.get(timeout=0.2)
             except queue.Empty:
                 if self._thread.is_alive():
-                    self._listen()
+                    if self.job.channel.is_over(self.name):  # Tune can't cancel it, while it waits for an evaluation
+                        self._cancel.set()
                     continue
+            # The thread may have queued its last results before it ended.
             if not self._results.empty():
                 continue
             if self._error is not None:
@@ -202,63 +203,60 @@ class _Run(SilentDisplay):
                 raise TrialFailed(str(self._error)) from self._error
             return {**self._result(), "done": True}
 
-    def _listen(self) -> None:
-        """End when the driver says so: Tune can't, as long as it waits for the next evaluation."""
-        if time.monotonic() - self._asked > LISTEN_EVERY_S:
-            self._asked = time.monotonic()
-            if ray.get(self.job.mailbox.is_over.remote(self.name)):
-                self._control.cancel()
-
     def pointer(self) -> dict[str, Any]:
-        """What another run needs to go on from this one."""
+        """Return what another run needs to resume from this one."""
         return {"folder": self.folder, "step": self._saved, "number": self.number}
 
     def _result(self) -> dict[str, Any]:
+        # By the part of the run, since trials with other batch sizes have other numbers of steps.
         part = self._step / self._total if self._total else 1.0
+        # A little is added: in floats, 0.29 * 100 is 28.999999999999996.
         return {**self._metrics, "step": self._step, EVALUATION: max(1, int(part * self.job.evaluations + 1e-6))}
 
     def _take(self, record: dict[str, Any]) -> bool:
-        """Remember what a record says; whether it is an evaluation."""
+        """Store a record's step, tokens and metrics; return whether it is an evaluation."""
         self._step = record["step"]
         self._tokens = int(record.get("num_tokens") or self._tokens)
         evaluated = {
             name: value
             for name, value in record.items()
+            # Speeds and counts would differ between equal trials, and are no objectives.
             if name.startswith("eval_") and value is not None and not name.endswith(("runtime", "per_second", "num_tokens"))
         }
         self._metrics.update(evaluated)
         return bool(evaluated)
 
-    def _tell(self, **what: Any) -> None:
-        self.job.mailbox.put.remote({"trial": self.number, "run": self.name, **what})
+    def _send(self, kind: type[TrialEvent], *fields: Any) -> None:
+        with suppress(OSError):  # the sweep has ended, or the disk is full, which a run doesn't fail for
+            self.job.channel.put(kind(self.number, self.name, *fields))
 
-    def _tell_standing(self) -> None:
-        self._tell(step=self._step, total_steps=self._total, tokens=self._tokens, metrics=dict(self._metrics))
+    def _send_progress(self) -> None:
+        self._send(TrialProgress, self._step, self._total, self._tokens, dict(self._metrics))
 
     # Display
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """A new stage; that of training says how many steps there are."""
+        """Store the number of steps, which the training stage passes."""
         self._total = total or self._total
 
     def record(self, record: dict[str, Any]) -> None:
-        """A training or evaluation record."""
+        """Send progress; queue an evaluation, at once or until its checkpoint is stored."""
         is_evaluation = self._take(record)
-        self._tell_standing()
+        self._send_progress()
         if not is_evaluation or self._step >= self._total:
-            return  # the last one comes with the end, so that no scheduler ends a run that is about to save its model
+            return  # the last one is returned with `done`, so that no scheduler stops a run that is about to save its model
         if self.job.at_checkpoints:
             self._waiting.append(self._result())
         else:
             self._results.put(self._result())
 
     def saved(self, name: str) -> None:
-        """A checkpoint is complete."""
+        """Queue the evaluations up to a complete checkpoint."""
         self._saved = step_of(name)
         while self._waiting and self._waiting[0]["step"] <= self._saved:
             self._results.put(self._waiting.pop(0))
 
     def note(self, text: str) -> None:
-        """What happens while it trains; what there is to know before is the same for all trials."""
+        """Send notes of the training stage; those of earlier stages are the same for all trials."""
         if self._total:
-            self._tell(note=text)
+            self._send(TrialNote, text)

@@ -22,8 +22,9 @@ class SpecialTokens(Keys):
 
 
 class ModelKeys(Keys):
-    """Which weights and which tokenizer, and in what precision."""
+    """Model, tokenizer and precision."""
 
+    # The only required key; `key` always has a default.
     base_model: str = Field(
         description="Folder, hub id, `.gguf` file, or `pkg://PACKAGE/FILE` for a file that an installed package carries."
     )

@@ -1,9 +1,10 @@
-"""Names of optimizers and schedules. A test holds them equal to those of the installed transformers."""
+"""Names of optimizers and schedules. A test compares them with those of the installed transformers."""
 
 from __future__ import annotations
 
-__all__ = ["OPTIMIZERS", "OWN_SCHEDULES", "SCHEDULES"]
+__all__ = ["OPTIMIZERS", "CUSTOM_SCHEDULES", "SCHEDULES"]
 
+# Copied, not imported from transformers: schemas load without it.
 OPTIMIZERS = (
     "adafactor adagrad adalomo adamw_8bit adamw_anyprecision adamw_bnb_8bit adamw_torch adamw_torch_4bit adamw_torch_8bit "
     "adamw_torch_fused adamw_torch_npu_fused adamw_torch_xla ademamix ademamix_8bit apollo_adamw apollo_adamw_layerwise "
@@ -13,11 +14,11 @@ OPTIMIZERS = (
     "schedule_free_adamw schedule_free_radam schedule_free_sgd sgd stable_adamw"
 ).split()
 
-OWN_SCHEDULES = ("rex", "one_cycle")
+CUSTOM_SCHEDULES = ("rex", "one_cycle")
 """Schedules that this project adds."""
 
 SCHEDULES = (
-    *OWN_SCHEDULES,
+    *CUSTOM_SCHEDULES,
     "constant",
     "constant_with_warmup",
     "cosine",

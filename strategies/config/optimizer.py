@@ -22,11 +22,12 @@ class LrGroup(Keys):
 class OptimizerKeys(Keys):
     """Optimizer, parameter groups, schedule."""
 
+    # No Literal, nor for `lr_scheduler`: `rules.py` reports an unknown name with the names that exist.
     optimizer: str = key("Optimizer, by the names of transformers (adamw_torch_fused, adafactor, ...).", "adamw_torch_fused")
     optim_args: str | dict[str, Any] | None = key("Further arguments of the optimizer: a mapping or `k=v,k=v`.")
     optim_target_modules: list[str] | str | None = key("Modules that GaLore-like optimizers project.")
     learning_rate: PositiveFloat = key("Peak learning rate.", 5e-6)
-    lr_groups: list[LrGroup] | None = key("Own learning rates for named parts of the model.")
+    lr_groups: list[LrGroup] | None = key("Separate learning rates for named parts of the model.")
     embedding_lr: PositiveFloat | None = key("Learning rate of the embeddings.")
     embedding_lr_scale: PositiveFloat | None = key("Learning rate of the embeddings as a multiple of learning_rate.")
     loraplus_lr_ratio: PositiveFloat | None = key("LoRA+: learning rate of B as a multiple of A's.")
@@ -38,11 +39,11 @@ class OptimizerKeys(Keys):
     max_grad_norm: NonNegativeFloat = key("Clip the gradient norm here; 0 turns clipping off.", 1.0)
     lr_scheduler: str = key("Schedule: cosine, linear, constant, ... of transformers, or `rex`, `one_cycle`.", "cosine")
     lr_scheduler_kwargs: dict[str, Any] | None = key("Further arguments of the schedule.")
-    cosine_min_lr_ratio: float | None = key("Floor of cosine and rex as a part of learning_rate.", ge=0, le=1)
+    cosine_min_lr_ratio: float | None = key("Minimum of cosine and rex as a fraction of learning_rate.", ge=0, le=1)
     cosine_constant_lr_ratio: float | None = key(
-        "Part of the steps after which cosine has reached its floor and stays there; needs cosine_min_lr_ratio.", gt=0, le=1
+        "Fraction of the steps after which cosine stays at its minimum; needs cosine_min_lr_ratio.", gt=0, le=1
     )
     warmup_steps: NonNegativeInt | None = key("Steps of linear warm-up.")
     warmup_ratio: float | None = key(
-        "Steps of linear warm-up as a part of all steps; 0.03 (at most 100 steps) when neither is set.", ge=0, le=1
+        "Steps of linear warm-up as a fraction of all steps; 0.03 (at most 100 steps) when neither is set.", ge=0, le=1
     )

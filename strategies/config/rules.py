@@ -1,4 +1,4 @@
-"""Relations between keys: what contradicts, what is missing, what would have no effect.
+"""Rules on combinations of keys: contradictions, missing keys, keys without effect.
 
 Each rule takes the config and yields (path, message); all of them are reported at once.
 """
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from strategies.config.adapter import AdapterKeys
 from strategies.config.names import OPTIMIZERS, SCHEDULES
+from strategies.config.trackers import used_trackers
 from strategies.config.trainer import TrackerKeys
-from strategies.trackers import used_trackers
+from strategies.methods.registry import STRATEGIES, get_strategy, keys_of_strategies
+from strategies.models.chat_templates import known_chat_templates
 
 if TYPE_CHECKING:
-    from strategies.base import Strategy
-    from strategies.config import StrategyConfig
+    from strategies.config.schema import StrategyConfig
+    from strategies.methods.base import Strategy
 
 __all__ = ["find_problems"]
 
@@ -40,9 +42,16 @@ NEEDS: dict[str, tuple[str, str]] = {
     "greater_is_better": ("metric_for_best_model", "metric_for_best_model"),
     "bnb_config_kwargs": ("load_in_4bit", "load_in_4bit: true or load_in_8bit: true"),
 }
+# A needed key -> another one that serves as well.
 ALTERNATIVES = {"load_in_4bit": "load_in_8bit", "tokens": "special_tokens"}
+# Parts of names; Lion and schedule-free Adam have betas too.
 ADAM_LIKE = ("adam", "ademamix", "lion", "schedule_free")
-WITHOUT_ARGUMENTS = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adafactor")
+# In transformers 5.23 the handlers of these (`trainer_optimizer.py`) don't read `optim_args`.
+WITHOUT_ARGUMENTS = (
+    *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor", "lomo", "adalomo"),
+    *("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
+    *("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"),
+)
 EXCLUSIVE = [
     ("warmup_steps", "warmup_ratio"),
     ("eval_steps", "evals_per_epoch"),
@@ -53,7 +62,7 @@ EXCLUSIVE = [
 
 
 def find_problems(cfg: StrategyConfig) -> Iterator[Problem]:
-    """Yield every (path, message) that makes this config wrong."""
+    """Yield (path, message) for every problem of the config."""
     if "trust_remote_code" in (cfg.overrides_of_model_kwargs or {}):
         yield "overrides_of_model_kwargs.trust_remote_code", "has a key of its own: write trust_remote_code"
     for rule in (_method, _adapter, _schedule, _pairs_of_keys, _trackers, _cadence, _quantization):
@@ -61,16 +70,17 @@ def find_problems(cfg: StrategyConfig) -> Iterator[Problem]:
 
 
 def _is_set(cfg: StrategyConfig, name: str) -> bool:
-    """Whether a key asks for something: a default written out, or false, asks for nothing.
+    """Return whether a key is set to another value than its default or false.
 
     Args:
-        name: of a key, or `section.key`.
+        name: a key, or `section.key`.
     """
     section, _, last = name.rpartition(".")
     group = getattr(cfg, section) if section else cfg
     if group is None:
         return False
     value = getattr(group, last)
+    # A key set to false, or to its default, asks for nothing: recipes that spell out defaults are valid.
     return value is not False and value != type(group).model_fields[last].default
 
 
@@ -79,10 +89,8 @@ def _effective(cfg: StrategyConfig, name: str) -> Any:
 
 
 def _method(cfg: StrategyConfig) -> Iterator[Problem]:
-    from strategies.registry import STRATEGIES, get_strategy, keys_of_strategies
-
     if cfg.rl not in STRATEGIES:
-        return  # named where a strategy is needed: `get_strategy`
+        return  # reported by `get_strategy`
     strategy = get_strategy(cfg.rl)
     for name in sorted(keys_of_strategies()):
         if _is_set(cfg, name) and name not in strategy.keys:
@@ -95,6 +103,7 @@ def _method(cfg: StrategyConfig) -> Iterator[Problem]:
 def _reference(cfg: StrategyConfig, strategy: type[Strategy]) -> Iterator[Problem]:
     if not strategy.uses_reference(cfg):
         if _is_set(cfg, "reference_model"):
+            # A strategy that can use a reference, and doesn't in this run, has beta 0 (grpo).
             why = "" if not strategy.requires_reference else " with beta 0"
             yield "reference_model", f"rl: {cfg.rl}{why} uses no reference model; remove the key"
         if strategy.requires_reference and _is_set(cfg, "trl.sync_ref_model"):
@@ -118,6 +127,7 @@ def _adapter(cfg: StrategyConfig) -> Iterator[Problem]:
         yield "lora_target_linear", "false leaves nothing to adapt; name lora_target_modules, or remove it"
     elif cfg.lora_model_dir is not None:
         for name in AdapterKeys.model_fields:
+            # The dtype belongs to loading; everything else is in the folder's `adapter_config.json`.
             if _is_set(cfg, name) and name not in ("adapter", "lora_model_dir", "peft_autocast_adapter_dtype"):
                 yield name, "has no effect with lora_model_dir: the adapter there brings its own; remove it"
 
@@ -131,7 +141,9 @@ def _schedule(cfg: StrategyConfig) -> Iterator[Problem]:
     if cfg.cosine_constant_lr_ratio is not None and cfg.lr_scheduler != "cosine":
         yield "cosine_constant_lr_ratio", f"has no effect with lr_scheduler: {cfg.lr_scheduler}; use cosine"
     for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
-        if _is_set(cfg, name) and not any(kind in cfg.optimizer for kind in ADAM_LIKE):
+        is_read = any(kind in cfg.optimizer for kind in ADAM_LIKE) and cfg.optimizer != "schedule_free_sgd"
+        is_read = is_read and not (name == "adam_epsilon" and "lion" in cfg.optimizer)
+        if _is_set(cfg, name) and not is_read:
             yield name, f"has no effect with optimizer: {cfg.optimizer}; remove it"
     if cfg.optim_args and cfg.optimizer in WITHOUT_ARGUMENTS:
         yield "optim_args", f"has no effect with optimizer: {cfg.optimizer}; remove it"
@@ -151,8 +163,6 @@ def _pairs_of_keys(cfg: StrategyConfig) -> Iterator[Problem]:
     if cfg.chat_template_jinja and cfg.chat_template not in (None, "jinja"):
         yield "chat_template_jinja", f"has no effect with chat_template: {cfg.chat_template}; set chat_template: jinja"
     if cfg.chat_template not in (None, "jinja"):
-        from strategies.chat_templates import known_chat_templates
-
         bare = cfg.chat_template.removeprefix("tokenizer_default_fallback_")
         if cfg.chat_template != "tokenizer_default" and bare not in known_chat_templates():
             yield "chat_template", f"unknown template {cfg.chat_template!r}; built in: {', '.join(known_chat_templates())}"
@@ -161,6 +171,7 @@ def _pairs_of_keys(cfg: StrategyConfig) -> Iterator[Problem]:
 def _trackers(cfg: StrategyConfig) -> Iterator[Problem]:
     used = used_trackers(cfg)
     for name in TrackerKeys.model_fields:
+        # Keys are named after their tracker: `wandb_project`, `hf_mlflow_log_artifacts`; `use_NAME` is the switch itself.
         tracker = name.removeprefix("hf_").split("_")[0]
         if tracker != "use" and _is_set(cfg, name) and tracker not in used:
             yield name, f"has no effect without use_{tracker}: true; set it or remove this key"
@@ -191,5 +202,5 @@ def _quantization(cfg: StrategyConfig) -> Iterator[Problem]:
             yield name, "quantized weights can't be trained in full; set `adapter: lora` or `qlora`"
     if cfg.adapter == "qlora" and not (cfg.load_in_4bit or cfg.load_in_8bit):
         yield "adapter", "qlora means a quantized base; set load_in_4bit: true, or `adapter: lora`"
-    if cfg.bf16 is True and cfg.fp16:
-        yield "fp16", "contradicts bf16: true; keep one of them"
+    if cfg.bf16 in (True, "full") and cfg.fp16:
+        yield "fp16", f"contradicts bf16: {str(cfg.bf16).lower()}; keep one of them"

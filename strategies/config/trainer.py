@@ -8,7 +8,24 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, Posi
 
 from strategies.keys import Keys, key
 
-__all__ = ["HubKeys", "TrackerKeys", "TrainerKeys"]
+__all__ = [
+    "CALLBACK_ARGUMENTS",
+    "CALLBACK_VARIABLES",
+    "HubKeys",
+    "PluginKeys",
+    "TRACKER_SWITCHES",
+    "TrackerKeys",
+    "TrainerKeys",
+]
+
+
+class PluginKeys(Keys):
+    """Plugins of the user."""
+
+    plugins: list[str] | None = key(
+        "Modules, also of the current directory, that register losses, strategies, dataset types or callbacks."
+    )
+
 
 # YAML reads a bare `no` as false.
 _BareNo = BeforeValidator(lambda value: "no" if value is False else value)
@@ -21,8 +38,8 @@ class TrainerKeys(Keys):
     """Batch sizes, lengths, epochs, and when to log, evaluate, save and stop."""
 
     micro_batch_size: PositiveInt = key(
-        "Rows per forward and worker (grpo: completions). Packed pairs fill forwards by tokens_per_forward instead; this "
-        "counts towards their global batch.",
+        "Rows per forward and worker (grpo: completions). Forwards of packed pairs are filled by tokens_per_forward instead; "
+        "then this only sets the global batch.",
         1,
     )
     gradient_accumulation_steps: PositiveInt = key(
@@ -31,49 +48,47 @@ class TrainerKeys(Keys):
     eval_batch_size: PositiveInt | None = key(
         "Rows per evaluation forward and worker; micro_batch_size when not set (grpo: whole groups of trl.num_generations)."
     )
-    sequence_len: PositiveInt = key("Most tokens of prompt + completion, special tokens included.", 1024)
+    sequence_len: PositiveInt = key("Maximum tokens of prompt + completion, special tokens included.", 1024)
     num_epochs: PositiveFloat = key("Passes over the training rows.", 1.0)
-    max_steps: PositiveInt | None = key("Stop after this many optimizer steps, whatever num_epochs says.")
+    max_steps: PositiveInt | None = key("Stop after this many optimizer steps, regardless of num_epochs.")
     seed: NonNegativeInt = key("Seed of the data order, the split, dropout and new weights.", 42)
     full_determinism: bool = key("Deterministic kernels only; slower.", False)
     pad_to_multiple_of: PositiveInt | None = key("Pad batches to a multiple of this many tokens.")
     dataloader_num_workers: NonNegativeInt | None = key("Processes that collate batches.")
     dataloader_pin_memory: bool | None = key("Pin host memory for copies to the GPU.")
-    dataloader_prefetch_factor: PositiveInt | None = key("Batches that each collating process keeps ready.")
-    dataloader_drop_last: bool = key(
-        "Leave out a last batch that is not full (of pairs: the last global batch of an epoch).", False
-    )
-    ddp_timeout: PositiveInt | None = key("Seconds after which a collective that hangs fails.")
+    dataloader_prefetch_factor: PositiveInt | None = key("Batches that each collating process prefetches.")
+    dataloader_drop_last: bool = key("Drop a last batch that is not full (of pairs: the last global batch of an epoch).", False)
+    ddp_timeout: PositiveInt | None = key("Timeout of collectives in seconds.")
     ddp_find_unused_parameters: bool | None = key("Let DDP look for parameters without gradients.")
-    torch_empty_cache_steps: PositiveInt | None = key("Empty the GPU's cache every so many steps.")
+    torch_empty_cache_steps: PositiveInt | None = key("Steps between emptying the GPU's cache.")
     logging_steps: PositiveInt | None = key("Steps between logs; when not set 1/200 of all steps, 1 to 10.")
-    logging_nan_inf_filter: bool | None = key("Leave non-finite losses out of the logged mean; they are shown when not set.")
+    logging_nan_inf_filter: bool | None = key("Exclude non-finite losses from the logged mean; they are included when not set.")
     include_tokens_per_second: bool | None = key("Log tokens per second and device from transformers' own count.")
     nonfinite_loss: Literal["stop", "skip"] = key(
-        "A step whose loss or gradient norm is not finite: `stop` ends the run before it is taken and names the rows; `skip` "
-        "leaves weights and moments as they are, goes on with the next batch, and counts it in skipped_steps.",
+        "At a step whose loss or gradient norm is not finite: `stop` ends the run before the step and names the rows; `skip` "
+        "leaves weights and moments unchanged, continues with the next batch, and counts it in skipped_steps.",
         "stop",
     )
     eval_strategy: Cadence | None = key("When to evaluate; follows eval_steps and evals_per_epoch when not set.")
-    eval_steps: StepsOrPart | None = key("Steps between evaluations; below 1, a part of all steps.")
+    eval_steps: StepsOrPart | None = key("Steps between evaluations; below 1, a fraction of all steps.")
     evals_per_epoch: PositiveInt | None = key("Evaluations per epoch.")
     eval_on_start: bool = key("Evaluate before the first step.", False)
     save_strategy: SaveCadence | None = key("When to save; each epoch when nothing is set.")
-    save_steps: StepsOrPart | None = key("Steps between checkpoints; below 1, a part of all steps.")
+    save_steps: StepsOrPart | None = key("Steps between checkpoints; below 1, a fraction of all steps.")
     saves_per_epoch: PositiveInt | None = key("Checkpoints per epoch.")
-    save_total_limit: PositiveInt = key("Checkpoints to keep, the latest and the best among them.", 4)
+    save_total_limit: PositiveInt = key("Checkpoints to keep, including the latest and the best.", 4)
     save_only_model: bool = key("Save no optimizer state: such a checkpoint can't be resumed.", False)
-    early_stopping_patience: PositiveInt | None = key("Stop after so many evaluations without a better metric.")
+    early_stopping_patience: PositiveInt | None = key("Stop after this many evaluations without a better metric.")
     load_best_model_at_end: bool | None = key("End with the best checkpoint's weights instead of the last.")
-    metric_for_best_model: str | None = key("Metric that decides `best`; eval_rewards/accuracies when not set.")
-    greater_is_better: bool | None = key("Whether the metric is to grow; false for losses when not set.")
+    metric_for_best_model: str | None = key("Metric that selects the best checkpoint; eval_rewards/accuracies when not set.")
+    greater_is_better: bool | None = key("Whether a greater metric is better; false for losses when not set.")
     output_dir: str = key(
         "Folder of the run: config, metrics, checkpoints, model. On Ray also a URI, such as s3://bucket/run.", "./model-out"
     )
 
 
 class TrackerKeys(Keys):
-    """Experiment trackers; one run reports once, whatever its number of workers."""
+    """Experiment trackers; one run reports once, whatever its number of workers. `use_NAME` is `pipeline/tracking/NAME.py`."""
 
     use_tensorboard: bool | None = key("Write TensorBoard event files, into the run's folder.")
     use_wandb: bool | None = key("Report to Weights & Biases; true where wandb_project is set.")
@@ -97,6 +112,23 @@ class TrackerKeys(Keys):
     trackio_space_id: str | None = key("Space that shows the trackio project.")
 
 
+TRACKER_SWITCHES = {"wandb": "wandb_project", "mlflow": "mlflow_experiment_name", "trackio": "trackio_project_name"}
+"""Tracker -> the key that also enables it, as in Axolotl, if `use_NAME` isn't set."""
+CALLBACK_ARGUMENTS = {
+    "wandb_name": "run_name",
+    "mlflow_run_name": "run_name",
+    "trackio_run_name": "run_name",
+    "trackio_project_name": "project",
+    "trackio_space_id": "trackio_space_id",
+}
+"""Key -> argument of transformers' trainer; the first key that is set wins."""
+CALLBACK_VARIABLES = (
+    *("wandb_project", "wandb_entity", "wandb_run_id", "wandb_mode", "wandb_watch", "wandb_log_model"),
+    *("mlflow_tracking_uri", "mlflow_experiment_name", "hf_mlflow_log_artifacts"),
+)
+"""Keys that transformers' callbacks read only from environment variables of the same name in capitals."""
+
+
 class HubKeys(Keys):
     """Where to push the result."""
 
@@ -107,6 +139,6 @@ class HubKeys(Keys):
 
 
 class AcceleratorKeys(Keys):
-    """Arguments that go to accelerate as they are."""
+    """Arguments passed to accelerate unchanged."""
 
     accelerator_config: dict[str, Any] | None = key("Arguments of accelerate's AcceleratorConfig.")

@@ -1,50 +1,39 @@
-"""Losses: pure functions of log-probabilities. Those of pairs go by TRL's names."""
+"""Losses: pure functions of log-probabilities. Pair losses have TRL's names.
+
+table.py      all pair losses, with paper and options
+logistic.py, regression.py, pointwise.py, transport.py, reference_free.py  the functions, by family
+kto.py        KTO's loss, of single completions
+scores.py     f-divergences
+types.py      inputs and options of a loss
+
+What follows the first paragraph of a pair loss's docstring is its section of docs/strategies.md, as Markdown with formulas in
+TeX (`python -m docs._ext.loss_sections` copies it there). y_w is the chosen and y_l the rejected completion, r(y) the summed
+log-ratio of policy and reference, h(y) its score under `f_divergence` (r(y) itself for reverse_kl), Delta = h(y_w) - h(y_l),
+|y| a length in tokens, beta and varepsilon are `options.beta` and `options.label_smoothing`.
+"""
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import MutableMapping
+from typing import TYPE_CHECKING
 
-from strategies.loss_traits import OUTSIDE_LOSSES
-from strategies.losses.kto import kl_estimate, kto_loss
-from strategies.losses.logistic import discopop_loss, exo_pair_loss, robust_loss, sigmoid_loss, sigmoid_norm_loss
-from strategies.losses.pointwise import apo_down_loss, apo_zero_loss, bco_pair_loss, nca_pair_loss
-from strategies.losses.reference_free import nll, orpo_loss, sft_loss, simpo_loss
-from strategies.losses.regression import hinge_loss, ipo_loss, sppo_hard_loss
-from strategies.losses.scores import F_DIVERGENCES
-from strategies.losses.transport import aot_loss, aot_unpaired_loss
-from strategies.losses.types import LossOptions, PairLogps, PairLoss, averaged
+from strategies.lazy import lazy_names
 
-__all__ = [
-    "F_DIVERGENCES",
-    "PAIR_LOSSES",
-    "LossOptions",
-    "PairLogps",
-    "PairLoss",
-    "averaged",
-    "kl_estimate",
-    "kto_loss",
-    "nll",
-]
+if TYPE_CHECKING:
+    from strategies.losses.kto import kl_estimate, kto_loss
+    from strategies.losses.reference_free import nll
+    from strategies.losses.scores import F_DIVERGENCES
+    from strategies.losses.table import PAIR_LOSSES
+    from strategies.losses.types import LossOptions, PairLogps, PairLoss, averaged
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "strategies.losses.kto": "kl_estimate kto_loss",
+            "strategies.losses.reference_free": "nll",
+            "strategies.losses.scores": "F_DIVERGENCES",
+            "strategies.losses.table": "PAIR_LOSSES",
+            "strategies.losses.types": "LossOptions PairLogps PairLoss averaged",
+        },
+    )
 
-_OURS: dict[str, PairLoss] = {
-    "sigmoid": sigmoid_loss,
-    "hinge": hinge_loss,
-    "ipo": ipo_loss,
-    "exo_pair": exo_pair_loss,
-    "nca_pair": nca_pair_loss,
-    "robust": robust_loss,
-    "bco_pair": bco_pair_loss,
-    "sppo_hard": sppo_hard_loss,
-    "aot": aot_loss,
-    "aot_unpaired": aot_unpaired_loss,
-    "apo_zero": apo_zero_loss,
-    "apo_down": apo_down_loss,
-    "discopop": discopop_loss,
-    "sft": sft_loss,
-    "sigmoid_norm": sigmoid_norm_loss,
-    "simpo": simpo_loss,
-    "orpo": orpo_loss,
-}
-PAIR_LOSSES: MutableMapping[str, PairLoss] = ChainMap(OUTSIDE_LOSSES, _OURS)
-"""Name -> loss of pairs, also from outside. `strategies.loss_traits.LOSSES` says, without torch, what each one reads."""
+__all__ = ["F_DIVERGENCES", "LossOptions", "PAIR_LOSSES", "PairLogps", "PairLoss", "averaged", "kl_estimate", "kto_loss", "nll"]

@@ -17,7 +17,7 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Tensor:
-    """Loss of each completion, shape (B,).
+    """Return the loss of each completion, shape (B,).
 
     With r = policy - reference, log-probabilities summed over the completion, and z0 = `kl`:
 
@@ -30,15 +30,18 @@ def kto_loss(
     """
     desirable = labels.bool()
     gains = beta * (policy - reference - kl.detach())
+    # 1 - sigmoid(x) as sigmoid(-x), which keeps its digits where it is close to 0. The gains of undesirable completions are
+    # negated: sigmoid(beta * (z0 - r)) of the formula is sigmoid(-gains).
     losses = torch.sigmoid(torch.where(desirable, -gains, gains))
     return torch.where(desirable, desirable_weight * losses, undesirable_weight * losses)
 
 
 def kl_estimate(policy_kl: Tensor, reference_kl: Tensor) -> Tensor:
-    """The reference point z0 of `kto_loss`, a scalar without gradient: max(0, mean(policy_kl - reference_kl)).
+    """Return the reference point z0 of `kto_loss`, a scalar without gradient: max(0, mean(policy_kl - reference_kl)).
 
-    The arguments, shapes (N,), are summed log-probabilities of completions that do not belong to their prompts: the
-    paper's estimate of KL(policy || reference) takes the completions of other rows of the batch. The mean is over the N
-    that are given; several workers average the differences before they clamp.
+    The arguments, shapes (N,), are summed log-probabilities of mismatched completions: the paper's estimate of
+    KL(policy || reference) pairs prompts with the completions of other rows of the batch. The mean is over these N
+    completions; several workers average the differences before clamping.
     """
+    # Clamped, since an estimate may be negative, and a divergence isn't.
     return (policy_kl - reference_kl).mean().clamp(min=0).detach()

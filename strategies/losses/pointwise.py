@@ -1,4 +1,4 @@
-"""Losses that look at chosen and rejected each for itself, by the summed log-ratio r of policy and reference."""
+"""Losses of chosen and rejected separately, functions of the summed log-ratio r of policy and reference."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ __all__ = ["apo_down_loss", "apo_zero_loss", "bco_pair_loss", "nca_pair_loss"]
 
 
 def nca_pair_loss(policy: PairLogps, reference: PairLogps | None, options: LossOptions) -> Tensor:
-    """Noise contrastive alignment on pairs, shape (B,).
+    r"""Return the loss of noise contrastive alignment on pairs, shape (B,).
 
-        -logsigmoid(beta * r(chosen)) - (logsigmoid(-beta * r(chosen)) + logsigmoid(-beta * r(rejected))) / 2
+    Noise contrastive alignment, arXiv 2402.05369: treats each answer separately, which keeps the likelihood of the chosen one
+    up.
 
-    arXiv 2402.05369. The first two terms alone are least at beta * r(chosen) = ln 2: chosen is pulled up to there, and
-    back from beyond.
+    $$
+    -\log \sigma(\beta r(y_w)) - \frac{1}{2} \log \sigma(-\beta r(y_w)) - \frac{1}{2} \log \sigma(-\beta r(y_l))
+    $$
+
+    The first two terms have their minimum at $\beta r(y_w) = \log 2$: the chosen answer is pulled to that value from both
+    sides.
     """
     ratios = logratios(policy, reference)
     chosen, rejected = options.beta * ratios.chosen, options.beta * ratios.rejected
@@ -26,33 +31,42 @@ def nca_pair_loss(policy: PairLogps, reference: PairLogps | None, options: LossO
 
 
 def bco_pair_loss(policy: PairLogps, reference: PairLogps | None, options: LossOptions) -> Tensor:
-    """Binary classifier optimisation on pairs, shape (B,).
+    r"""Return the loss of binary classifier optimisation on pairs, shape (B,).
 
-        -logsigmoid(beta * r(chosen)) - logsigmoid(-beta * r(rejected))
+    Binary classifier optimisation, arXiv 2404.04656, without the paper's running mean of rewards, as in TRL.
 
-    arXiv 2404.04656. Convention: without the paper's reward shift (a running mean of rewards), as in TRL's pairwise loss.
+    $$
+    -\log \sigma(\beta r(y_w)) - \log \sigma(-\beta r(y_l))
+    $$
     """
     ratios = logratios(policy, reference)
     return -logsigmoid(options.beta * ratios.chosen) - logsigmoid(-options.beta * ratios.rejected)
 
 
 def apo_zero_loss(policy: PairLogps, reference: PairLogps | None, options: LossOptions) -> Tensor:
-    """APO-zero, for chosen completions better than what the model writes, shape (B,): chosen up, rejected down.
+    r"""Return the loss of APO-zero, shape (B,).
 
-        1 - sigmoid(beta * r(chosen)) + sigmoid(beta * r(rejected))
+    Anchored preference optimisation, arXiv 2408.06266, equation 7: for chosen answers that are better than the model's. The
+    likelihood of the chosen answer goes up, that of the rejected one down.
 
-    arXiv 2408.06266, equation 7.
+    $$
+    1 - \sigma(\beta r(y_w)) + \sigma(\beta r(y_l))
+    $$
     """
     ratios = logratios(policy, reference)
+    # sigmoid(-x) for 1 - sigmoid(x), whose digits cancel where the sigmoid is close to 1; below as well.
     return torch.sigmoid(-options.beta * ratios.chosen) + torch.sigmoid(options.beta * ratios.rejected)
 
 
 def apo_down_loss(policy: PairLogps, reference: PairLogps | None, options: LossOptions) -> Tensor:
-    """APO-down, for chosen completions worse than what the model writes, shape (B,): both down, rejected more.
+    r"""Return the loss of APO-down, shape (B,).
 
-        sigmoid(beta * r(chosen)) + 1 - sigmoid(beta * (r(chosen) - r(rejected)))
+    Anchored preference optimisation, arXiv 2408.06266, equation 8: for models whose answers are better than both. Both
+    likelihoods go down, that of the rejected answer more.
 
-    arXiv 2408.06266, equation 8.
+    $$
+    \sigma(\beta r(y_w)) + 1 - \sigma(\beta (r(y_w) - r(y_l)))
+    $$
     """
     ratios = logratios(policy, reference)
     margins = options.beta * (ratios.chosen - ratios.rejected)

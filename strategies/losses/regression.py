@@ -1,4 +1,4 @@
-"""Losses that pull log-ratios to a target, and stop or turn there: hinge, IPO, SPPO."""
+"""Losses that regress log-ratios to a target: hinge, IPO, SPPO."""
 
 from __future__ import annotations
 
@@ -12,39 +12,47 @@ __all__ = ["hinge_loss", "ipo_loss", "sppo_hard_loss"]
 
 
 def hinge_loss(policy: PairLogps, reference: PairLogps | None, options: LossOptions) -> Tensor:
-    """Hinge loss of the margin, shape (B,).
+    r"""Return the hinge loss of the margin, shape (B,).
 
-        max(0, 1 - beta * (h(chosen) - h(rejected)))
+    SLiC, arXiv 2305.10425, with log-ratios, as in RSO, arXiv 2309.06657: pairs beyond a margin of $1/\beta$ have no gradient.
 
-    SLiC, arXiv 2305.10425, with log-ratios in place of log-probabilities, as arXiv 2309.06657 does. h is the log-ratio of
-    policy and reference, or its score under `f_divergence` (`strategies.losses.scores`).
+    $$
+    \max(0, 1 - \beta \Delta)
+    $$
     """
     values = scores(policy, reference, options)
+    # RSO's margin, 1 for beta * Delta; SLiC's own, delta, is one of log-probabilities without beta.
     return torch.relu(1 - options.beta * (values.chosen - values.rejected))
 
 
 def ipo_loss(policy: PairLogps, reference: PairLogps | None, options: LossOptions) -> Tensor:
-    """Squared distance of the margin from its target, shape (B,).
+    r"""Return the squared distance of the margin from its target, shape (B,).
 
-        (h(chosen) / |chosen| - h(rejected) / |rejected| - 1 / (2 beta))^2
+    IPO, arXiv 2310.12036, equation 17: the margin has a target, so pairs with deterministic labels don't push the policy
+    without bound.
 
-    arXiv 2310.12036, equation 17, where beta is called tau. Convention: log-ratios are averaged over completion tokens,
-    as in TRL and HALOs; the paper's formula, and Mitchell's code, take them summed. Under an f-divergence h is taken of
-    the summed log-ratio (`strategies.losses.scores`) and divided afterwards, as in TRL.
+    $$
+    \left(\frac{h(y_w)}{\lvert y_w \rvert} - \frac{h(y_l)}{\lvert y_l \rvert} - \frac{1}{2 \beta}\right)^2
+    $$
+
+    Log-ratios are averaged over tokens, as in TRL and HALOs; the paper, where $\beta$ is called $\tau$, and Mitchell's code
+    sum them, so their values aren't comparable. Under an f-divergence $h$ is computed from the summed log-ratio and divided
+    afterwards, as in TRL. `rl: ipo` is this loss alone.
     """
     values = averaged(scores(policy, reference, options))
+    # Divided by lengths, the margin is per token, and so is the target.
     return (values.chosen - values.rejected - 1 / (2 * options.beta)) ** 2
 
 
 def sppo_hard_loss(policy: PairLogps, reference: PairLogps | None, options: LossOptions) -> Tensor:
-    """SPPO with hard labels, shape (B,).
+    r"""Return the loss of SPPO with hard labels, shape (B,).
 
-    With r the summed log-ratios of policy and reference:
+    Self-play preference optimisation, arXiv 2405.00675, with a win probability of 1 for the chosen answer, as in TRL: both
+    log-ratios have a target. The paper's $\eta$ is $1/\beta$.
 
-        (r(chosen) - 1 / (2 beta))^2 + (r(rejected) + 1 / (2 beta))^2
-
-    arXiv 2405.00675, where 1 / beta is called eta and the targets are win rates of a preference model; here, as in TRL,
-    the chosen completion wins with probability 1.
+    $$
+    \left(r(y_w) - \frac{1}{2 \beta}\right)^2 + \left(r(y_l) + \frac{1}{2 \beta}\right)^2
+    $$
     """
     ratios = logratios(policy, reference)
     target = 1 / (2 * options.beta)

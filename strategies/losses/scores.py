@@ -1,4 +1,4 @@
-"""How far the policy is from the reference on each completion: log-ratios, and their scores under an f-divergence."""
+"""Log-ratios of policy and reference per completion, and their scores under an f-divergence."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from strategies.losses.types import LossOptions, PairLogps
 __all__ = ["F_DIVERGENCES", "LARGEST_EXPONENT", "logratios", "scores"]
 
 LARGEST_EXPONENT = 30.0
-"""Where exp is continued by its tangent. Squares of scores, as IPO takes them, then stay below 1e36 for |log-ratio| <= 1e4."""
+"""Exponent above which exp is replaced by its tangent. Squared scores (IPO) then stay below 1e36 for |log-ratio| <= 1e4."""
 
 
 def logratios(policy: PairLogps, reference: PairLogps | None) -> PairLogps:
-    """Log-probabilities of the policy minus those of the reference, shapes (B,), with the lengths of the policy."""
+    """Return log-probabilities of the policy minus the reference's, shapes (B,), with the policy's lengths."""
     assert reference is not None, "this loss compares the policy with a reference"
     return PairLogps(
         policy.chosen - reference.chosen,
@@ -29,19 +29,19 @@ def logratios(policy: PairLogps, reference: PairLogps | None) -> PairLogps:
 
 
 def scores(policy: PairLogps, reference: PairLogps | None, options: LossOptions) -> PairLogps:
-    """f'(t) of chosen and rejected, shapes (B,), where t = policy / reference, as probabilities of the completion.
+    """Return f'(t) of chosen and rejected, shapes (B,), where t = policy / reference, as probabilities of the completion.
 
-    f-DPO, arXiv 2309.16240: f' takes the place of the log-ratio ln t in losses of the difference of two scores.
+    f-DPO, arXiv 2309.16240: f' replaces the log-ratio ln t in losses of the difference of two scores.
 
         reverse_kl        f'(t) = ln t
         forward_kl        f'(t) = 1 - 1 / t
         js_divergence     f'(t) = ln(2 t / (1 + t))
         alpha_divergence  f'(t) = (t^(alpha - 1) - 1) / (alpha - 1), and ln t where alpha = 1
 
-    Convention: f'(1) = 0, which matters to losses that divide by length before they take the difference. alpha is TRL's:
+    Convention: f'(1) = 0, which matters for losses that divide by length before subtracting. alpha is TRL's:
     1 gives reverse_kl and 0 gives forward_kl, while the paper's alpha is 1 minus this one.
 
-    Past an exponent of 30, exp is continued by its tangent: values and gradients stay finite in float32 for log-ratios up
+    Above an exponent of 30, exp is replaced by its tangent: values and gradients stay finite in float32 for log-ratios up
     to 1e4 either way, and a completion whose probability has collapsed is still pulled back. TRL 1.16 has no bound for
     forward_kl and stops the gradient at 80 for alpha_divergence.
     """
@@ -56,6 +56,7 @@ def scores(policy: PairLogps, reference: PairLogps | None, options: LossOptions)
 
 
 def _expm1(exponents: Tensor) -> Tensor:
+    # The tangent has exp's value and slope at the bound. A clamp alone would end the gradient there.
     excess = (exponents - LARGEST_EXPONENT).clamp(min=0)
     return torch.expm1(exponents.clamp(max=LARGEST_EXPONENT)) + math.exp(LARGEST_EXPONENT) * excess
 
@@ -69,10 +70,12 @@ def _forward_kl(ratios: Tensor, alpha: float) -> Tensor:
 
 
 def _js_divergence(ratios: Tensor, alpha: float) -> Tensor:
+    # t / (1 + t) is the sigmoid of ln t.
     return math.log(2) + logsigmoid(ratios)
 
 
 def _alpha_divergence(ratios: Tensor, alpha: float) -> Tensor:
+    # At alpha = 1 the quotient is 0 / 0; its limit is the log-ratio.
     return ratios if alpha == 1 else _expm1((alpha - 1) * ratios) / (alpha - 1)
 
 

@@ -1,4 +1,4 @@
-"""What a pairwise loss reads."""
+"""Inputs and options of a pair loss."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ class PairLogps:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """Numbers that parametrise the losses; `strategies.loss_traits` says which loss reads which.
+    """Parameters of the losses; `strategies.losses.table` lists which loss reads which.
 
     `beta` is the strength of each loss, in the sense of its docstring. `label_smoothing` is the probability that a label
     is wrong. `f_divergence` is a name of `F_DIVERGENCES`, and `alpha` is read by alpha_divergence alone. `gamma` is
-    SimPO's target margin. `discopop_tau` is the temperature of DiscoPOP's blend. `own` holds what a strategy from outside hands
-    to a loss of its own (its argument `loss_options`).
+    SimPO's target margin. `discopop_tau` is the temperature of DiscoPOP's mixture. `own` holds the options that have no field:
+    those of keys (`key(option=...)`), and of an external strategy's argument `loss_options`. Only what is set is there, so a
+    loss reads `options.own.get(name, default)`.
     """
 
     beta: float = 0.1
@@ -48,7 +49,7 @@ PairLoss = Callable[[PairLogps, PairLogps | None, LossOptions], Tensor]
 
 
 def averaged(logps: PairLogps) -> PairLogps:
-    """Log-probabilities per completion token, shapes (B,): sums divided by lengths, lengths kept.
+    """Return log-probabilities per completion token, shapes (B,): sums divided by lengths, lengths unchanged.
 
     An empty completion counts as one token, so that its average is its sum, 0.
     """

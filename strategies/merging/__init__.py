@@ -1,9 +1,6 @@
-"""An adapter becomes part of its base model, tensor by tensor.
+"""An adapter becomes part of its base model, which PEFT does with the whole model in memory.
 
-weights.py       the base's tensors, read one at a time from safetensors, or from a model that had to be loaded whole
-names.py         what parameters are called in files, and which of them are stored in several tensors
-adapter.py       the adapter on a model without weights: which parameters it changes, and PEFT's own sum for each
-plan.py          which tensors the merged model has, and what each of them is
-writing.py       shards of bounded size, each written before the next is begun
-verification.py  whether the merged model says what base and adapter say
+base.py          the base model in float32, and the dtypes that its weights are stored in
+policy.py        the adapter on it, and the model that is made of both
+verification.py  whether the merged model computes what base and adapter compute
 """

@@ -1,4 +1,4 @@
-"""Whether a merged model says what its base says with the adapter.
+"""Compares a merged model with its base and adapter.
 
 Both are computed in float32 on the same sequences, base and adapter by PEFT. What is left between them is that merged weights
 were rounded to the dtype that they are stored in, and the order of float32 sums. How much that may be is measured on the same
@@ -7,7 +7,7 @@ model passes when its log-probabilities differ by no more than `MARGIN` times wh
 in the root mean square. Both are random draws of one kind: correct merges of tiny models came to 0.9 to 1.4 times the measured
 root mean square, and a wrong scale of one matrix of 14 to hundreds of times in float32. In half precisions rounding is so much
 larger that a wrong scale of one matrix can pass. Where an adapter changes less than rounding does, no comparison of outputs can
-tell right from wrong, and little of the adapter is left: `hides_adapter` says so.
+distinguish right from wrong, and little of the adapter is left: `hides_adapter` says so.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from torch import Tensor
 
-from strategies.merging.weights import plain
-from strategies.models import load_model
+from strategies.models.config import from_folder
 
-__all__ = ["Differences", "compare", "expected_logits", "memory_needed"]
+__all__ = ["Differences", "compare", "expected_logits"]
 
 MARGIN = 3.0
 SEED = 0
@@ -69,64 +68,24 @@ class Differences:
 
 @dataclass(frozen=True)
 class Expected:
-    """What base and adapter say: logits of each sequence, float32 (tokens, vocabulary), and how far the base alone is off."""
+    """What base and adapter compute: logits of each sequence, float32 (tokens, vocabulary), and how far the base is off."""
 
     sequences: Sequence[Sequence[int]]
-    logits: list[torch.Tensor]
+    logits: list[Tensor]
     adapter: Distance
 
 
-class _Apart:
-    """Adds up distances."""
-
-    def __init__(self) -> None:
-        self.largest, self._squares, self._count = 0.0, 0.0, 0
-
-    def add(self, first: torch.Tensor, second: torch.Tensor) -> None:
-        gap = (first.log_softmax(-1) - second.log_softmax(-1)).abs()
-        # A gap that isn't a number must not be taken for none.
-        self.largest = float("inf") if not torch.isfinite(gap).all() else max(self.largest, gap.max().item())
-        self._squares += gap.double().square().sum().item()
-        self._count += gap.numel()
-
-    def distance(self) -> Distance:
-        return Distance(self.largest, (self._squares / self._count) ** 0.5)
+def expected_logits(policy: PeftModel, sequences: Sequence[Sequence[int]], advance: Callable[[], None]) -> Expected:
+    """Compute the sequences with base and adapter, and with the base alone; `advance` is called after each of them."""
+    logits = _logits(policy, sequences, advance)
+    with policy.disable_adapter():
+        return Expected(sequences, logits, _distance(logits, _logits(policy, sequences, advance)))
 
 
-def memory_needed(parameters: int, sequences: Sequence[Sequence[int]], vocabulary: int) -> int:
-    """Bytes that a comparison takes: one model in float32, and logits."""
-    longest = max(map(len, sequences))
-    return 4 * (parameters + vocabulary * (sum(map(len, sequences)) + 4 * longest))
-
-
-@torch.no_grad()
-def expected_logits(
-    cfg: Any, adapter: Path, grown_to: int | None, sequences: Sequence[Sequence[int]], advance: Callable[[], None]
-) -> Expected:
-    """Compute the sequences with the base model of `cfg` and the adapter beside it, in float32.
-
-    Args:
-        grown_to: tokens of the vocabulary, where the adapter's folder brings embeddings for more than the base has.
-        advance: called after each sequence.
-    """
-    base = load_model(plain(cfg))
-    if grown_to is not None:
-        base.resize_token_embeddings(grown_to, mean_resizing=False)
-    model = PeftModel.from_pretrained(base, str(adapter)).eval()
-    logits, apart = [], _Apart()
-    for sequence in sequences:
-        logits.append(_logits(model, sequence))
-        with model.disable_adapter():
-            apart.add(logits[-1], _logits(model, sequence))
-        advance()
-    return Expected(sequences, logits, apart.distance())
-
-
-@torch.no_grad()
 def compare(
     expected: Expected, folder: Path, rounded: Mapping[str, torch.dtype], advance: Callable[[], None], **arguments: Any
 ) -> Differences:
-    """Compute the sequences with the merged model in `folder`, as transformers loads it, in float32.
+    """Compute the sequences twice with the merged model in `folder`, as transformers loads it, in float32.
 
     Args:
         rounded: names of the parameters that were rounded, and to what dtype.
@@ -136,28 +95,39 @@ def compare(
     Raises:
         ValueError: when the folder lacks weights of the model.
     """
-    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **arguments)
+    model, report = from_folder(str(folder), dtype=torch.float32, output_loading_info=True, **arguments)
+    # transformers only warns of them, and draws them at random.
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"the merged model lacks {len(missing)} weights, such as {missing[0]}")
-    model.eval()
-    merged = []
-    logits, same, apart, rounding = 0.0, 0, _Apart(), _Apart()
-    for sequence, wanted in zip(expected.sequences, expected.logits, strict=True):
-        merged.append(_logits(model, sequence))
-        logits = max(logits, (merged[-1] - wanted).abs().max().item())
-        same += int((merged[-1].argmax(-1) == wanted.argmax(-1)).sum())
-        apart.add(merged[-1], wanted)
-        advance()
+    merged = _logits(model.eval(), expected.sequences, advance)
     _shake(model, rounded)
-    for sequence, found in zip(expected.sequences, merged, strict=True):
-        rounding.add(_logits(model, sequence), found)
+    rounding = _distance(_logits(model, expected.sequences, advance), merged)
+    both = list(zip(merged, expected.logits, strict=True))
+    tokens = sum(map(len, merged))
+    largest = max((found - wanted).abs().max().item() for found, wanted in both)
+    same = sum(int((found.argmax(-1) == wanted.argmax(-1)).sum()) for found, wanted in both) / tokens
+    return Differences(len(both), tokens, largest, _distance(merged, expected.logits), same, rounding, expected.adapter)
+
+
+@torch.no_grad()
+def _logits(model: Any, sequences: Sequence[Sequence[int]], advance: Callable[[], None]) -> list[Tensor]:
+    logits = []
+    for sequence in sequences:
+        # One at a time: padding would change the order of float32 sums.
+        logits.append(model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0].float())
         advance()
-    tokens = sum(map(len, expected.sequences))
-    return Differences(len(merged), tokens, logits, apart.distance(), same / tokens, rounding.distance(), expected.adapter)
+    return logits
 
 
-def _logits(model: Any, sequence: Sequence[int]) -> torch.Tensor:
-    return model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0].float()
+def _distance(one: list[Tensor], other: list[Tensor]) -> Distance:
+    largest, squares, count = 0.0, 0.0, 0
+    for first, second in zip(one, other, strict=True):
+        gap = (first.log_softmax(-1) - second.log_softmax(-1)).abs()
+        # A gap that isn't a number must not be taken for none.
+        largest = max(largest, gap.max().item() if torch.isfinite(gap).all() else float("inf"))
+        squares += gap.double().square().sum().item()
+        count += gap.numel()
+    return Distance(largest, (squares / count) ** 0.5)
 
 
 def _shake(model: torch.nn.Module, rounded: Mapping[str, torch.dtype]) -> None:
@@ -169,6 +139,7 @@ def _shake(model: torch.nn.Module, rounded: Mapping[str, torch.dtype]) -> None:
     for name, parameter in model.named_parameters():
         if name in rounded:
             facts, reach = torch.finfo(rounded[name]), 1.0 if rounded[name].itemsize >= 4 else 0.5
+            # `frexp` has mantissas in [0.5, 1), and eps is the step at 1. Of 0 it gives the exponent 0, hence the clamp.
             exponent = torch.frexp(parameter.data.abs().clamp(min=facts.tiny)).exponent - 1
             step = torch.ldexp(torch.full_like(parameter, facts.eps), exponent)
             parameter.data += step * torch.empty_like(parameter).uniform_(-reach, reach, generator=generator)

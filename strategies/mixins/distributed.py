@@ -1,4 +1,4 @@
-"""What a model that isn't one plain module needs: FSDP2 on any device, and saving from shards or of adapters."""
+"""FSDP2 on any device, and saving of sharded models and of adapters."""
 
 from __future__ import annotations
 
@@ -9,43 +9,46 @@ import torch
 from peft import PeftModel
 from transformers import Trainer
 
-from strategies.gathering import gather, write_whole
-from strategies.sharding import fsdp_on_any_device
+from strategies.compat import fsdp_on_any_device
+from strategies.models.gather_weights import gather, write_whole
 
 __all__ = ["DistributedParallelMixin"]
 
 
 class DistributedParallelMixin(Trainer):
-    """Trains under FSDP2 on CPUs too, saves whole models from shards, and adapters without their reference.
+    """Trains under FSDP2 also on CPUs, saves sharded models as one, and adapters without their reference.
 
-    * A model that is asked for is gathered parameter by parameter and written by rank 0. transformers puts the whole of it
-      into the memory of a worker that holds its part already (under ZeRO-1 and 2 of every worker, a second time), and
-      writes nothing under FSDP with sharded checkpoints. Checkpoints are the engines' own.
-    * PEFT saves every adapter, the frozen reference copy among them, and asks the hub whether the vocabulary has grown.
-      Here the trained adapter is saved, and with it the embeddings exactly when `load_model` has grown them.
+    * A sharded model is gathered parameter by parameter and written by rank 0. transformers would gather all of it in the
+      memory of a worker that already holds its part (under ZeRO-1 and 2 a second time on every worker), and writes nothing
+      under FSDP with sharded checkpoints. Checkpoints are written by `CheckpointMixin`.
+    * PEFT saves every adapter, including the frozen reference copy, and asks the hub whether the vocabulary has grown.
+      Here only the trained adapter is saved, with the embeddings exactly if `load_model` has grown them.
     """
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Make the accelerator; `fsdp_config` counts on CPUs too."""
+        """Create the accelerator; `fsdp_config` applies on CPUs too."""
         with fsdp_on_any_device():
             super().create_accelerator_and_postprocess()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model to `output_dir`; every rank must call it, since gathering is collective."""
+        # Within a checkpoint a sharded model doesn't come here: `CheckpointMixin` writes its weights as shards.
         if _internal_call or not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return super().save_model(output_dir, _internal_call)
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         engine: Any = getattr(self.model_wrapped, "optimizer", None)
         if hasattr(engine, "checkpoint_event_prologue"):
-            engine.checkpoint_event_prologue()  # ZeRO-3 fetches weights ahead; it lets go of them here
+            engine.checkpoint_event_prologue()  # releases the weights that ZeRO-3 has prefetched
         if isinstance(model, PeftModel):
-            wanted = _of_adapter(model)
+            wanted = _adapter_parameters(model)
+            # Every rank iterates, as gathering is collective. Copied, since a tensor is valid only until the next one.
             state = {name: tensor.cpu().clone() for name, tensor in gather(model, wanted) if self.args.should_save}
             self._save(str(folder), state_dict=state)
         else:
             write_whole(model, folder, self.args.should_save)
         if hasattr(engine, "checkpoint_event_epilogue"):
+            # Gathers the small weights again that ZeRO-3 keeps whole on every rank.
             engine.checkpoint_event_epilogue()
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -66,6 +69,7 @@ class DistributedParallelMixin(Trainer):
         )
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
+        # As transformers; checkpoints and the final model remove it again.
         torch.save(self.args, folder / "training_args.bin")
         return None
 
@@ -74,9 +78,10 @@ def _embeddings_grew(model: PeftModel) -> bool:
     return getattr(model.get_base_model(), "embeddings_grew", False)
 
 
-def _of_adapter(model: PeftModel) -> set[str]:
-    """Names of the parameters that an adapter's folder holds: those of PEFT's layers, and embeddings that have grown."""
+def _adapter_parameters(model: PeftModel) -> set[str]:
+    """Return the names of the parameters in an adapter's folder: those of PEFT's layers, and embeddings that have grown."""
     base = model.get_base_model()
+    # By identity: embeddings are found as modules, and a tied one has two names, of which `gather` yields one.
     parts = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     if _embeddings_grew(model):
         layers = (base.get_input_embeddings(), base.get_output_embeddings())

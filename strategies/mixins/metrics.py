@@ -1,23 +1,46 @@
-"""Metrics as means over all that was seen since the last log, on all ranks."""
+"""Metrics as means over all rows since the last log, on all ranks."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
-from strategies.callbacks import StepTimer
 from strategies.metrics import MetricSums, gather_means
 
-__all__ = ["MetricsMixin"]
+__all__ = ["MetricsMixin", "StepTimer"]
+
+
+class StepTimer(TrainerCallback):
+    """Adds up the seconds spent in training steps, so that throughput doesn't count evaluation and saving."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._started: float | None = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop the clock."""
+        if self._started is not None:
+            self._seconds += time.perf_counter() - self._started
+            self._started = None
+
+    def take(self) -> float:
+        """Return the seconds since the last call, and start again at 0."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 class MetricsMixin(Trainer):
-    """Adds metrics up forward by forward, and hands their means to TRL's log: one collective per log.
+    """Sums metrics over forwards, and passes their means to TRL's log: one collective per log.
 
     Attributes:
-        answers: `strategies.answers.Answers`, where evaluations generate some.
+        eval_generations: `strategies.inference.eval_generations.EvalGenerations`, if evaluations generate answers.
     """
 
     _total_train_tokens: int
@@ -25,38 +48,60 @@ class MetricsMixin(Trainer):
     _tp_size: int
 
     def _start_metrics(self) -> None:
-        """Before TRL's trainer is constructed."""
-        self.answers: Any = None
+        """Initialise; called before TRL's constructor, which may log."""
         self._step_timer = StepTimer()
         self._sums: dict[str, MetricSums] = {"train": {}, "eval": {}}
         self._tokens_at_last_log = 0
+        self._resumed_with: dict[str, Any] | None = None
 
     @property
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        """Go on counting tokens where the checkpoint's log left off; TRL starts again at 0."""
-        found = super()._init_training_state(*args, **kwargs)
+        """Resume the token count from the checkpoint's log; TRL restarts it at 0."""
+        state = super()._init_training_state(*args, **kwargs)
         counts = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
         self._total_train_tokens = self._tokens_at_last_log = int(counts[-1]) if counts else 0
-        return found
+        return state
 
-    def _record(self, sums: MetricSums, tokens: torch.Tensor, counts: bool) -> None:
-        """Add this forward's (sum, count) of each metric, and its tokens, to what the next log will show.
+    def _unlogged(self) -> dict[str, Any]:
+        """Return the sums of this rank since the last log, as JSON."""
+        sums = {name: [value.item(), count.item()] for name, (value, count) in self._sums["train"].items()}
+        waiting = {name: [float(value) for value in values] for name, values in self._metrics["train"].items()}
+        since = self._globalstep_last_logged
+        return {"loss": self._tr_loss.item(), "since": since, "sums": sums, "metrics": waiting}
 
-        A forward that doesn't count adds zeros: all ranks gather the same metrics.
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """Run an epoch; in a resumed run first restore the sums that the checkpoint had not logged yet."""
+        # Not before the loop: `_inner_training_loop` sets the running loss to 0 after the state is loaded.
+        if (saved := self._resumed_with) is not None:
+            self._resumed_with, device = None, self.args.device
+            self._tr_loss, self._globalstep_last_logged = torch.tensor(saved["loss"], device=device), saved["since"]
+            as_sum = {"dtype": torch.double, "device": device}
+            self._sums["train"] = {
+                name: (torch.tensor(value, **as_sum), torch.tensor(count, **as_sum))
+                for name, (value, count) in saved["sums"].items()
+            }
+            self._metrics["train"].update(saved["metrics"])
+        return super()._run_epoch(*args, **kwargs)
+
+    def _record(self, sums: MetricSums, tokens: torch.Tensor, is_real: bool) -> None:
+        """Add this forward's (sum, count) of each metric, and its tokens, to those of the next log.
+
+        A forward without real rows adds zeros, so that all ranks gather the same metrics.
         """
         kept = self._sums[self._mode]
         for name, (value, count) in {**sums, "num_tokens": (tokens, torch.ones_like(tokens))}.items():
+            # float64: in float32 a count of tokens loses ones above 2**24.
             value, count = value.detach().double(), count.double()
-            if not counts:
+            if not is_real:
                 value, count = torch.zeros_like(value), torch.zeros_like(count)
             old = kept.get(name)
             kept[name] = (value, count) if old is None else (old[0] + value, old[1] + count)
 
     def _take_metrics(self) -> None:
-        """Hand the means since the last log to TRL's `log`; every rank must call it."""
+        """Pass the means since the last log to TRL's `log`. Every rank must call it."""
         mode = self._mode
         sums, self._sums[mode] = self._sums[mode], {}
         if not sums:
@@ -64,27 +109,31 @@ class MetricsMixin(Trainer):
         means, totals = gather_means(self.accelerator, sums)
         means.pop("num_tokens")
         if mode == "train":
+            # As TRL: ranks of one tensor-parallel group are given the same tokens.
             self._total_train_tokens += round(totals["num_tokens"]) // self._tp_size
-        found = {**self._derived(means), "num_tokens": self._total_train_tokens}
-        self._metrics[mode].update({name: [value] for name, value in found.items()})
+        values = {**self._derived(means), "num_tokens": self._total_train_tokens}
+        # Lists, since TRL's `log` averages over their items.
+        self._metrics[mode].update({name: [value] for name, value in values.items()})
 
     def _derived(self, means: dict[str, float]) -> dict[str, float]:
-        """The means, and metrics that follow from them."""
+        """Return the means, with metrics derived from them; subclasses add theirs."""
         return means
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with `tokens_per_second`: tokens fed since the last log, by all workers, per second spent in steps.
+        """Log, with `tokens_per_second`: tokens fed by all workers since the last log, per second spent in steps.
 
-        Of several evaluation sets each has metrics of its own name: `eval_NAME_rewards/margins`.
+        With several evaluation sets, metrics are named by set: `eval_NAME_rewards/margins`.
         """
         self._take_metrics()
         tokens = self._total_train_tokens - self._tokens_at_last_log
+        # Only in records of training steps, in which the clock runs; an evaluation's loss is `eval_loss`.
         if "loss" in logs and tokens and (seconds := self._step_timer.take()):
             self._tokens_at_last_log = self._total_train_tokens
             logs["tokens_per_second"] = tokens / seconds
-        if self.answers is not None and self._mode == "eval":
-            self.answers.add_to(logs)
+        if self.eval_generations is not None and self._mode == "eval":
+            self.eval_generations.add_to(logs)
         if isinstance(self.eval_dataset, dict) and self._mode == "eval":
+            # transformers names the loss by the set, and TRL's `log` only prefixes the other metrics with `eval_`.
             loss = next((name for name in logs if name.endswith("_loss")), "eval_loss")
             prefix = loss.removeprefix("eval_").removesuffix("loss")
             renamed = {prefix + name: values for name, values in self._metrics["eval"].items()}

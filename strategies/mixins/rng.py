@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class RngLoaderMixin(Trainer):
-    """Loads the random state of this rank without executing what the file carries.
+    """Loads the random state of this rank, by torch's safe unpickling.
 
-    transformers names the file by the *current* number of workers, so a checkpoint of two workers has none for one.
-    Here the first rank takes what the first rank left, whatever the file is called; a rank that had no predecessor goes
-    on with the state of its seed, and says so. The order of rows doesn't depend on this state; dropout does.
+    transformers names the file by the *current* number of workers, so one worker finds none in a checkpoint of two. Here the
+    first rank loads the first rank's state, whatever its file name; a rank without a saved state keeps that of its seed,
+    with a warning. The order of rows doesn't depend on this state; dropout does.
     """
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -37,15 +37,16 @@ class RngLoaderMixin(Trainer):
                 self.args.process_index,
             )
             return
+        # The state of `np.random` is an array, which safe unpickling alone refuses.
         with safe_globals():
             state = torch.load(file, weights_only=True)
         _restore(state)
 
 
 def find_rng_file(checkpoint: Path, rank: int, world_size: int) -> Path | None:
-    """Return the file that holds the random state of `rank`, or None when no such rank wrote one."""
-    own, single = checkpoint / f"rng_state_{rank}.pth", checkpoint / "rng_state.pth"
-    candidates = [single, own] if world_size <= 1 else [own, *([single] if rank == 0 else [])]
+    """Return the file with the random state of `rank`, or None if no such rank wrote one."""
+    numbered, single = checkpoint / f"rng_state_{rank}.pth", checkpoint / "rng_state.pth"
+    candidates = [single, numbered] if world_size <= 1 else [numbered, *([single] if rank == 0 else [])]
     return next((file for file in candidates if file.is_file()), None)
 
 

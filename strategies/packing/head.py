@@ -1,8 +1,8 @@
-"""Log-probabilities of single tokens, without the logits of all of them.
+"""Fused output head: log-probabilities of selected tokens, without materialising all logits.
 
-TRL's head does this too. This one scores only the tokens that are asked for, on every device (TRL's projects prompts and
-padding as well where there is no Triton), in pieces that suit a cache, and under a frozen head it projects twice instead of
-four times. `benchmarks/utilisation.py` compares them.
+TRL's head does this too. This one scores only the requested tokens, on every device (TRL's also projects prompts and padding
+without Triton), in chunks that fit a cache, and with a frozen head it projects twice instead of four times.
+`benchmarks/utilisation.py` compares them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 __all__ = ["TokenOutputs", "add_token_scores", "scores_tokens", "token_outputs"]
 
 ELEMENTS = 2**25
-"""Logits that are held at once: 128 MiB in float32."""
+"""Logits per chunk: 128 MiB in float32."""
 
 
 @dataclass
 class TokenOutputs(ModelOutput):
-    """Of N tokens, each tensor of shape (N,); those without gradient are None unless they were asked for.
+    """Outputs for N tokens, tensors of shape (N,); statistics, without gradient, are None unless requested.
 
-    A `ModelOutput`, so that wrappers which hook into the backward pass (DeepSpeed, FSDP2) find the tensors in it.
+    A `ModelOutput`, so that wrappers that hook into the backward pass (DeepSpeed, FSDP2) find the tensors.
     """
 
     log_probs: Tensor
@@ -46,13 +46,15 @@ class _TokenLogps(torch.autograd.Function):
         frozen = not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
         projection = weight.to(_dtype(hidden))
         size = max(1, ELEMENTS // len(weight))
-        # Of all pieces the same two: fresh memory of this size costs as much as a pass over it.
+        # Buffers are reused by all chunks: allocating memory of this size costs as much as a pass over it.
         logits_buffer = _buffer(hidden, weight, size)
+        # Entropy needs odds and logits at once; without it `exp` overwrites the logits.
         odds_buffer = _buffer(hidden, weight, size) if "entropy" in wanted else logits_buffer
         parts: dict[str, list[Tensor]] = {name: [] for name in ("log_probs", "log_z", *STATISTICS, "gradient")}
         for states, targets in zip(hidden.split(size), labels.split(size), strict=True):
             logits = _logits(states, projection, bias, out=logits_buffer[: len(states)])
             top = logits.max(dim=1)
+            # What is needed of the logits themselves comes first: `sub_` below overwrites them.
             label_logits = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
             if "mean_logits" in wanted:
                 parts["mean_logits"].append(logits.mean(dim=1))
@@ -64,23 +66,25 @@ class _TokenLogps(torch.autograd.Function):
             log_z = top.values + total.log()
             parts["log_z"].append(log_z)
             parts["log_probs"].append(label_logits - log_z)
+            # H = log Z - E[logit], both relative to the largest logit.
             if "entropy" in wanted:
                 parts["entropy"].append(total.log() - torch.linalg.vecdot(odds, below_top) / total)
             if "log_sum_sq_probs" in wanted:
                 parts["log_sum_sq_probs"].append(torch.linalg.vecdot(odds, odds).log() - 2 * total.log())
             if frozen and ctx.needs_input_grad[0]:
-                # d log p / d hidden, so that the backward pass needs no logits.
+                # With a frozen head, d log p / d hidden is computed here, so that the backward pass needs no logits.
                 expected = (odds.div_(total.unsqueeze(1)).to(projection.dtype) @ projection).float()
                 parts["gradient"].append(projection[targets].float() - expected)
-        found = {name: torch.cat(values) for name, values in parts.items() if values}
-        if "gradient" in found:
-            ctx.save_for_backward(found["gradient"])
+        results = {name: torch.cat(values) for name, values in parts.items() if values}
+        if "gradient" in results:
+            ctx.save_for_backward(results["gradient"])
         else:
-            ctx.save_for_backward(hidden, weight, bias, labels, found["log_z"])
+            # The backward pass projects again: kept, the chunks' logits would be the whole matrix.
+            ctx.save_for_backward(hidden, weight, bias, labels, results["log_z"])
         ctx.frozen, ctx.size, ctx.dtype, ctx.hidden_dtype = frozen, size, projection.dtype, hidden.dtype
-        statistics = tuple(found.get(name) for name in STATISTICS)
+        statistics = tuple(results.get(name) for name in STATISTICS)
         ctx.mark_non_differentiable(*(value for value in statistics if value is not None))
-        return (found["log_probs"], *statistics)
+        return (results["log_probs"], *statistics)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
@@ -94,9 +98,10 @@ class _TokenLogps(torch.autograd.Function):
             to_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
             to_bias = torch.zeros(len(weight), dtype=torch.float32, device=weight.device) if bias is not None else None
             buffer = _buffer(hidden, weight, ctx.size)
-            pieces = (tensor.split(ctx.size) for tensor in (hidden, labels, log_z, gradient.float(), to_hidden))
-            for number, (states, targets, normaliser, upstream, target) in enumerate(zip(*pieces, strict=True)):
-                # Probabilities less the label's 1; the upstream gradient, a number per token, scales the narrow sides.
+            chunks = (tensor.split(ctx.size) for tensor in (hidden, labels, log_z, gradient.float(), to_hidden))
+            for index, (states, targets, normaliser, upstream, target) in enumerate(zip(*chunks, strict=True)):
+                # -d log p / d logits: probabilities minus the one-hot label. The upstream gradient is one number per token, so
+                # the narrow factors (hidden size) are scaled by it instead of the logits (vocabulary size).
                 logits = _logits(states, projection, bias, out=buffer[: len(states)])
                 excess = logits.sub_(normaliser.unsqueeze(1)).exp_()
                 excess.scatter_add_(1, targets.unsqueeze(1), excess.new_full((len(states), 1), -1.0))
@@ -105,7 +110,7 @@ class _TokenLogps(torch.autograd.Function):
                     to_bias += (excess.t() @ weights).squeeze(1)
                 excess = excess.to(ctx.dtype)
                 target.copy_((excess @ projection) * weights)
-                _add_product(to_weight, excess.t(), (states * weights).to(ctx.dtype), first=number == 0)
+                _add_product(to_weight, excess.t(), (states * weights).to(ctx.dtype), first=index == 0)
         bias_gradient = to_bias.to(bias.dtype) if to_bias is not None else None
         return to_hidden, to_weight.to(weight.dtype), bias_gradient, None, None
 
@@ -119,7 +124,7 @@ def _dtype(hidden: Tensor) -> torch.dtype:
 
 
 def _buffer(hidden: Tensor, weight: Tensor, size: int) -> Tensor:
-    """Room for the logits of a piece."""
+    """Allocate the logits of a chunk."""
     return torch.empty(min(size, len(hidden)), len(weight), dtype=torch.float32, device=hidden.device)
 
 
@@ -132,8 +137,9 @@ def _logits(states: Tensor, projection: Tensor, bias: Tensor | None, out: Tensor
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """total = left @ right for the first piece, total += left @ right for others; total is float32."""
+    """Set total = left @ right for the first chunk, add left @ right for others; total is float32."""
     if left.dtype == torch.float32:
+        # With beta=0 torch ignores what the uninitialised memory holds, NaN included.
         total.addmm_(left, right, beta=0.0 if first else 1.0)
     elif first:
         total.copy_(left @ right)
@@ -150,59 +156,61 @@ def token_outputs(
         hidden: shape (N, H).
         weight: of the head, shape (V, H); bias: shape (V,) or None.
         labels: shape (N,).
-        wanted: statistics beside the log-probabilities, fields of `TokenOutputs`; they carry no gradient.
+        wanted: statistics beside the log-probabilities, fields of `TokenOutputs`, without gradient.
     """
     values = _TokenLogps.apply(hidden, weight, bias, labels, wanted)
     return TokenOutputs(values[0], **dict(zip(STATISTICS, values[1:], strict=True)))
 
 
 def scores_tokens(model: Any) -> bool:
-    """Whether `add_token_scores` has been here."""
-    return "_scores_tokens" in model.__dict__
+    """Return whether `add_token_scores` was applied to the model."""
+    return "has_token_scores" in model.__dict__
 
 
 def add_token_scores(model: Any) -> None:
-    """Let `model(..., scored_positions=positions, labels=labels)` return `TokenOutputs` of a row; idempotent.
+    """Make `model(..., scored_positions=positions, labels=labels)` return `TokenOutputs` of a row; idempotent.
 
-    Everything else about the model stays as it is. The scoring goes through the model's own `forward`, for wrappers such as
-    DDP hook into it.
+    Other calls of the model are unchanged. Scoring is part of the model's `forward`, since wrappers such as DDP hook into it.
 
     Args:
         model: a causal language model of transformers; under PEFT the base model.
     """
     if scores_tokens(model):
         return
-    inner = model.forward
+    model.whole_forward = model.forward  # on the model, so that a copy of it uses the copy's weights
     scale = _logit_scale(model.config.get_text_config())
 
     def forward(
         self: Any, *args: Any, scored_positions: Tensor | None = None, wanted: tuple[str, ...] = (), **kwargs: Any
     ) -> Any:
         if scored_positions is None:
-            return inner(*args, **kwargs)
+            return self.whole_forward(*args, **kwargs)
         labels = kwargs.pop("labels")
         states = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state[0]
         head = self.get_output_embeddings()
         if hasattr(head, "unshard"):
-            head.unshard()  # FSDP2 does so before a module's own forward, which isn't called here
+            head.unshard()  # FSDP2 does so in the module's forward, which isn't called here
         with maybe_gather_lm_head_ctx(head.weight, head.bias):
             return token_outputs(states[scored_positions] * scale, _whole(head.weight), _whole(head.bias), labels, wanted)
 
-    # `generate` validates its arguments against the signature.
+    # `generate` validates its arguments against the original signature.
     forward.__wrapped__ = type(model).forward  # type: ignore[attr-defined]
     model.forward = types.MethodType(forward, model)
-    model._scores_tokens = True
+    model.has_token_scores = True
 
 
 def _whole(tensor: Any) -> Any:
-    """A sharded parameter (FSDP2's DTensor) in full."""
+    """Gather a sharded parameter (FSDP2's DTensor)."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _logit_scale(config: Any) -> float:
-    """What the model multiplies its logits by; the names are those of the model families."""
+    """Return the factor of the model's logits; its name in the config depends on the model family."""
+    # The names, and their order, of TRL's `add_fused_lm_head`.
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         if getattr(config, name, None) is not None:
             return float(getattr(config, name))
-    divisor = getattr(config, "logits_scaling", None)
-    return 1.0 if divisor is None else 1 / float(divisor)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return float(scaling) if config.model_type.startswith("hyperclovax") else 1 / float(scaling)  # Granite's divides

@@ -1,10 +1,10 @@
-"""How pairs stand in one row of tokens: `prompt | chosen | rejected`, pair after pair.
+"""Layout of pairs in one row of tokens: `prompt | chosen | rejected`, pair after pair.
 
-The last prompt token predicts the first token of both completions, so it stands at the head of both:
+The last prompt token predicts the first token of both completions, so it starts both:
 
     prompt[:-1] | prompt[-1] chosen[:-1] | prompt[-1] rejected[:-1]
 
-A completion's positions go on from the prompt's, and its tokens see the prompt and the completion's own tokens before them.
+A completion's positions continue the prompt's, and its tokens attend to the prompt and to the completion's earlier tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["PackedRow", "PairTokens", "Segment", "pack", "pair_tokens"]
 
 
 class Segment(NamedTuple):
-    """Numbers of tokens of one pair in a row: what both completions see, then what belongs to each."""
+    """Numbers of tokens of one pair in a row: the shared prompt, then each completion."""
 
     shared: int
     chosen: int
@@ -34,7 +34,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class PairTokens:
-    """One pair as it stands in a row. Labels are the tokens that the last positions of their branch predict."""
+    """One pair in the layout of a row. Labels are the tokens that the last positions of their branch predict."""
 
     shared: list[int]
     branches: tuple[list[int], list[int]]
@@ -52,14 +52,14 @@ class PairTokens:
 
     @property
     def sequence_tokens(self) -> int:
-        """Tokens of the two sequences apart, prompt and completion, as padded batches count them."""
+        """Tokens of the two separate sequences, prompt and completion, as in padded batches."""
         return 2 * len(self.shared) + sum(len(branch) + 1 for branch in self.branches)
 
 
 def pair_tokens(row: Mapping[str, Any], max_length: int | None = None, truncation_mode: str = "keep_start") -> PairTokens:
-    """Lay out a prepared row; sequences longer than `max_length` lose their end, or with `keep_end` their beginning.
+    """Lay out a prepared row; sequences longer than `max_length` are truncated at the end, or with `keep_end` at the start.
 
-    A token that nothing stands before (the first of a completion without prompt) is predicted by nothing.
+    Without a prompt the first token of a completion is not predicted.
     """
     prompt = list(row["prompt_ids"])
     completions: Any = (list(row["chosen_ids"]), list(row["rejected_ids"]))
@@ -80,8 +80,10 @@ def pair_tokens(row: Mapping[str, Any], max_length: int | None = None, truncatio
             reference = tuple(logps[: len(ids)] for logps, ids in zip(reference, completions, strict=True))
     if not prompt:
         if reference is not None:
+            # The score of the first token too, which nothing predicts here.
             reference = tuple(logps[1:] for logps in reference)
         return PairTokens([], _each(completions, lambda ids: ids[:-1]), _each(completions, lambda ids: ids[1:]), reference)
+    # An empty completion predicts nothing, so the prompt's last token isn't fed for it.
     branches = _each(completions, lambda ids: [prompt[-1], *ids[:-1]] if ids else [])
     return PairTokens(prompt[:-1], branches, completions, reference)
 
@@ -91,7 +93,7 @@ def _each(both: Any, change: Any) -> Any:
 
 
 def _keep_end(prompt: list[int], completions: tuple[list[int], list[int]], max_length: int) -> PairTokens:
-    """Each completion with its own rest of the prompt: nothing is shared where the rests differ."""
+    """Lay out each completion with its own end of the prompt: nothing is shared, since the ends differ in length."""
     branches, labels = [], []
     for completion in completions:
         sequence = [*prompt, *completion][-max_length:]
@@ -104,8 +106,8 @@ def _keep_end(prompt: list[int], completions: tuple[list[int], list[int]], max_l
 class PackedRow:
     """B pairs in one row of T tokens.
 
-    The 2B completions, the chosen ones first, have N scored tokens in all, at most L each. Tensors of tokens of shape
-    (2B, L) hold them without the prompts; `mask` is 1 where there is a token.
+    The 2B completions, the chosen ones first, have N scored tokens in total, at most L each. Tensors of shape (2B, L) hold
+    them without the prompts; `mask` is 1 where there is a token.
     """
 
     input_ids: Tensor
@@ -114,31 +116,34 @@ class PackedRow:
     """Shape (1, T)."""
     segments: tuple[Segment, ...]
     scored_positions: Tensor
-    """Shape (N,): where in the row each completion token is predicted."""
+    """Shape (N,): position in the row that predicts each completion token."""
     labels: Tensor
-    """Shape (N,): the token that is predicted there."""
+    """Shape (N,): the predicted tokens."""
     mask: Tensor
     """Shape (2B, L)."""
     reference: Tensor | None
     """Shape (2B, L): log-probabilities under the reference."""
 
     def to(self, device: torch.device) -> PackedRow:
-        """The row with its tensors on `device`."""
+        """Return the row with its tensors on `device`."""
         return self.map(lambda tensor: tensor.to(device))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> PackedRow:
-        """The row with every tensor changed."""
+        """Return the row with `change` applied to every tensor."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "segments"}
         changed: dict[str, Any] = {name: None if tensor is None else change(tensor) for name, tensor in tensors.items()}
         return replace(self, **changed)
 
     def unpack(self, values: Tensor) -> Tensor:
-        """Values of the scored tokens, shape (N,), as (2B, L), 0 where there is no token."""
+        """Reshape values of the scored tokens from (N,) to (2B, L), 0 where there is no token."""
+        # `masked_scatter` fills row by row, the order in which `pack` concatenates the labels.
         return values.new_zeros(self.mask.shape).masked_scatter(self.mask.bool(), values)
 
 
-def pack(pairs: Sequence[PairTokens], pad_to_multiple_of: int | None = None, pad_token_id: int = 0) -> PackedRow:
-    """Put pairs into one row; padding, where wanted, is a segment of its own at the end."""
+def pack(
+    pairs: Sequence[PairTokens], pad_to_multiple_of: int | None = None, pad_token_id: int = 0, unscored: Sequence[int] = ()
+) -> PackedRow:
+    """Pack pairs into one row; `unscored` tokens and padding, if requested, are separate segments at the end."""
     ids: list[int] = []
     positions: list[Tensor] = []
     ends: tuple[list[int], list[int]] = ([], [])
@@ -151,7 +156,11 @@ def pack(pairs: Sequence[PairTokens], pad_to_multiple_of: int | None = None, pad
             positions.append(torch.arange(shared, shared + len(branch)))
             end.append(len(ids))
     segments = [pair.segment for pair in pairs]
-    # A row has one token at least: completions of one token without prompt leave nothing to compute.
+    if unscored:
+        ids += unscored
+        positions.append(torch.arange(len(unscored)))
+        segments.append(Segment(len(unscored), 0, 0))
+    # At least one token: a pair without prompt and with completions of one token has none to feed.
     missing = -len(ids) % pad_to_multiple_of if pad_to_multiple_of else 0
     missing = missing or int(not ids)
     if missing:
@@ -159,7 +168,8 @@ def pack(pairs: Sequence[PairTokens], pad_to_multiple_of: int | None = None, pad
         positions.append(torch.arange(missing))
         segments.append(Segment(missing, 0, 0))
     labels = [torch.tensor(pair.labels[side], dtype=torch.long) for side in (0, 1) for pair in pairs]
-    places = [torch.arange(end - len(own), end) for end, own in zip([*ends[0], *ends[1]], labels, strict=True)]
+    # The last len(labels) positions of a branch predict its labels.
+    scored = [torch.arange(end - len(ids), end) for end, ids in zip([*ends[0], *ends[1]], labels, strict=True)]
     reference = None
     if pairs[0].reference is not None:
         scores = [torch.as_tensor(pair.reference[side], dtype=torch.float32) for side in (0, 1) for pair in pairs]  # type: ignore[index]
@@ -168,8 +178,8 @@ def pack(pairs: Sequence[PairTokens], pad_to_multiple_of: int | None = None, pad
         input_ids=torch.tensor([ids]),
         position_ids=torch.cat(positions).unsqueeze(0),
         segments=tuple(segments),
-        scored_positions=torch.cat(places),
+        scored_positions=torch.cat(scored),
         labels=torch.cat(labels),
-        mask=pad_sequence([torch.ones_like(own) for own in labels], batch_first=True),
+        mask=pad_sequence([torch.ones_like(ids) for ids in labels], batch_first=True),
         reference=reference,
     )

@@ -1,4 +1,4 @@
-"""Training and evaluating by the batch plan: one item of the data loader is one worker's share of a global batch."""
+"""Training and evaluation by the batch plan: one item of the data loader is one worker's part of a global batch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,24 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType
 
-from strategies.batching import BatchPlan, packed_tokens
-from strategies.ledger import RowId
-from strategies.packing.support import prepare_packing, why_not_packed
-from strategies.pair_batch import PairBatch, PairCollator, StepShare
-from strategies.sharding import accumulate_outside
-from strategies.step_loader import ForwardLimits, StepLoader, check_scores, pair_lengths, too_long
+from strategies.batch.loader import (
+    ForwardLimits,
+    StepLoader,
+    check_pictures,
+    check_positions,
+    check_prompt_ends,
+    check_scores,
+    check_tokens_of_pictures,
+    pair_lengths,
+    too_long,
+)
+from strategies.batch.pairs import PairBatch, PairCollator, WorkerStep
+from strategies.batch.plan import BatchPlan, packed_tokens
+from strategies.batch.row_ledger import RowId
+from strategies.compat import set_exchange, tokenizer_of
+from strategies.dataset_rows import have_pictures
+from strategies.models.sharding import disable_engine_accumulation
+from strategies.packing.support import is_divided, prepare_packing, try_packing, why_not_packed
 from strategies.trainers.base import PreferenceTrainer
 
 __all__ = ["PlannedTrainer"]
@@ -27,34 +39,36 @@ __all__ = ["PlannedTrainer"]
 logger = logging.getLogger(__name__)
 
 EVALUATED_TOGETHER = 32
-"""Pairs per worker that an evaluation shares out at once, so that packed rows are full."""
+"""Minimum pairs per worker of an evaluation's global batch, so that packed rows are full."""
 
 
 class PlannedTrainer(PreferenceTrainer):
-    """Trains on global batches that depend on nothing but seed, epoch, step and size.
+    """Trains on global batches that depend only on seed, epoch, step and size.
 
-    Each worker runs its share of a global batch in forwards of at most `tokens_per_forward` tokens (packed) or
-    `per_device_train_batch_size` pairs (padded), one backward pass per forward, and gradients are exchanged in the last.
-    Every pair weighs one over the size of the global batch.
+    Each worker runs its part of a global batch in forwards of at most `tokens_per_forward` tokens (packed) or
+    `per_device_train_batch_size` pairs (padded), one backward pass per forward; gradients are exchanged in the last one.
+    The weight of every pair is 1 / size of the global batch.
 
     Attributes:
         global_batch_size: pairs of an optimizer step, over all workers.
         packed: whether batches are packed rows.
-        padded_because: why they are padded although packed rows were asked for; None where they are packed.
+        padded_because: why they are padded although packing was requested; None where they are packed.
     """
 
-    def _own_init(self, **kwargs: Any) -> None:
-        self._fed: list[PairBatch] = []
+    def _init_trl(self, **kwargs: Any) -> None:
+        self._step_batches: list[PairBatch] = []
         self._pair_losses: list[tuple[PairBatch, torch.Tensor]] = []
-        # The plan accumulates; transformers' loop sees one batch per step.
+        # `training_step` accumulates; transformers' loop sees one batch per step.
         args = copy.copy(kwargs["args"])
-        made = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self.global_batch_size = args.global_batch_size or made
+        default = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.global_batch_size = args.global_batch_size or default
         args.gradient_accumulation_steps = 1
-        accumulate_outside(args)
-        super()._own_init(**{**kwargs, "args": args})
+        disable_engine_accumulation(args)
+        super()._init_trl(**{**kwargs, "args": args})
+        # After TRL's constructor: packed rows need a forward around that of TRL's fused head.
         self.padded_because = self._why_not_packed() if args.sample_packing else None
         self.packed = args.sample_packing and self.padded_because is None
+        self._packing_is_checked = not (self.packed and self.is_deepspeed_enabled and any(map(is_divided, self._models())))
         if self.packed:
             for model in self._models():
                 prepare_packing(model)
@@ -64,23 +78,34 @@ class PlannedTrainer(PreferenceTrainer):
             logger.warning(self.notes[-1])
 
     def _models(self) -> list[Any]:
-        """The policy, and a reference beside it."""
+        """Return the policy and, if there is one, the reference model."""
         models = [self.model, getattr(self, "ref_model", None)]
         return [self.accelerator.unwrap_model(model, keep_torch_compile=False) for model in models if model is not None]
 
     def _why_not_packed(self) -> str | None:
+        if self.aux_loss_enabled:
+            return f"the router loss of {self.model.config.model_type} is computed of padded batches"
         longest = self.args.max_length if self.args.max_length is not None else sys.maxsize
-        reasons = (why_not_packed(model, longest) for model in self._models())
+        reasons = (why_not_packed(model, longest, self.vision) for model in self._models())
         return next((reason for reason in reasons if reason is not None), None)
+
+    def _check_packing(self) -> None:
+        """Check packed rows at the first forward, where ZeRO-3 partitioned the weights before they could be checked."""
+        if self._packing_is_checked:
+            return
+        for model in (self.model_wrapped, getattr(self, "ref_model", None)):
+            if model is not None and (reason := try_packing(model)) is not None:
+                raise ValueError(f"sample_packing: {reason}; set sample_packing: false")
+        self._packing_is_checked = True
 
     # Batches
 
     def get_total_train_batch_size(self, args: Any) -> int:
-        """Pairs of an optimizer step, over all workers."""
+        """Return the pairs of an optimizer step, over all workers."""
         return self.global_batch_size
 
     def get_train_dataloader(self) -> StepLoader:
-        """The steps of an epoch."""
+        """Return the loader of the steps of an epoch."""
         args, rows = self.args, self.train_dataset
         if not hasattr(rows, "__len__"):
             raise ValueError("train_dataset: rows are shuffled as a whole; give a datasets.Dataset or a list, no stream")
@@ -89,7 +114,7 @@ class PlannedTrainer(PreferenceTrainer):
         return self._loader(rows, plan, args.per_device_train_batch_size, "train_dataset")
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
-        """Global batches of the rows in their order."""
+        """Return the loader of evaluation rows, in their order."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         if rows is None:
             raise ValueError("eval_dataset: nothing to evaluate on; set trainer.eval_dataset, or hand rows to evaluate()")
@@ -97,13 +122,14 @@ class PlannedTrainer(PreferenceTrainer):
         return self._evaluation_loader(rows)
 
     def get_test_dataloader(self, test_dataset: Any) -> StepLoader:
-        """As `get_eval_dataloader`."""
+        """Return the loader of `test_dataset`, as `get_eval_dataloader`."""
         return self._evaluation_loader(test_dataset)
 
     def _evaluation_loader(self, rows: Any) -> StepLoader:
+        # Rows that are given to `evaluate` may be raw.
         rows = self._prepare_split(rows, "eval")
         each = self.args.per_device_eval_batch_size
-        # A loss that couples pairs is that of global batches, as in training.
+        # A loss that couples pairs is computed over global batches, as in training.
         together = self.global_batch_size if self._couples else max(each, EVALUATED_TOGETHER) * self.args.world_size
         plan = BatchPlan(len(rows), together, seed=None)
         return self._loader(rows, plan, each, "eval_dataset")
@@ -112,13 +138,28 @@ class PlannedTrainer(PreferenceTrainer):
         args = self.args
         lengths = pair_lengths(rows)
         check_scores(rows, lengths, name)
+        check_positions(lengths, self.accelerator.unwrap_model(self.model).config, args.max_length, name)
         tokens = packed_tokens(lengths, args.max_length, args.truncation_mode)
         limits = ForwardLimits(args.world_size, args.process_index, self._budget(tokens, name), most_rows)
         padding = self.data_collator
         if self.packed:
+            # A packed row is limited by its tokens alone.
             limits, padding = ForwardLimits(limits.world_size, limits.rank, limits.budget, None), None
+        vision = self.vision if have_pictures(rows) else None
+        if self.vision is not None:
+            check_tokens_of_pictures(rows, self.vision.image_token, name)
+        if vision is not None:
+            keeps_start = args.truncation_mode == "keep_start"
+            check_pictures(rows, lengths, args.max_length, keeps_start, vision.image_token, name)
+            if self.packed:
+                check_prompt_ends(rows, vision.image_token, name)
         collate = PairCollator(
-            args.max_length, args.truncation_mode, padding, args.pad_to_multiple_of, self._tokenizer.pad_token_id or 0
+            args.max_length,
+            args.truncation_mode,
+            padding,
+            args.pad_to_multiple_of,
+            tokenizer_of(self).pad_token_id or 0,
+            vision,
         )
         return StepLoader(
             rows,
@@ -133,14 +174,17 @@ class PlannedTrainer(PreferenceTrainer):
         )
 
     def _budget(self, tokens: np.ndarray, name: str) -> int:
-        """Tokens of a forward; padded ones are limited by their rows."""
+        """Return the maximum tokens of a forward; padded forwards are limited by their rows."""
         if not self.packed:
             return sys.maxsize
         args = self.args
+        multiple = args.pad_to_multiple_of or 1
         budget = args.tokens_per_forward
         if budget is None:
+            # The longest pair is two sequences of max_length, padded up to the multiple.
             budget = 2 * args.max_length if args.max_length is not None else int(tokens.max())
-        multiple = args.pad_to_multiple_of or 1
+            budget = -(-budget // multiple) * multiple
+        # Rounded down: `pack` pads a row up to the multiple, which must not pass the budget.
         if (row := too_long(tokens, budget // multiple * multiple)) is not None:
             rounded = f", in multiples of {multiple} (pad_to_multiple_of)" if multiple > 1 else ""
             raise ValueError(
@@ -157,66 +201,70 @@ class PlannedTrainer(PreferenceTrainer):
         """Whether the loss of a pair depends on other pairs of the global batch."""
         raise NotImplementedError
 
-    def _whole_batch(self, model: Any, share: StepShare) -> Any:
-        """What a loss that couples pairs needs to know of the global batch."""
+    def _whole_batch(self, model: Any, step: WorkerStep) -> Any:
+        """Gather the values of the global batch that a loss that couples pairs needs."""
         raise NotImplementedError
 
-    def _batch_loss(self, model: Any, batch: PairBatch, share: StepShare, whole: Any) -> torch.Tensor:
-        """The part of a forward in the loss of the global batch; the parts of all forwards and workers add up to it."""
+    def _batch_loss(self, model: Any, batch: PairBatch, step: WorkerStep, whole: Any) -> torch.Tensor:
+        """Return a forward's part of the global batch's loss; the parts of all forwards and workers add up to it."""
         raise NotImplementedError
 
-    def _is_divided(self, share: StepShare) -> bool:
-        """Whether a forward needs to know of pairs that it doesn't have."""
-        return self._couples and (len(share.batches) > 1 or self.args.world_size > 1)
+    def _needs_whole_batch(self, step: WorkerStep) -> bool:
+        """Return whether the loss couples pairs of different forwards or workers."""
+        return self._couples and (len(step.batches) > 1 or self.args.world_size > 1)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The share of the next step."""
+        """Take the next step from the loader."""
+        # No number of items: `_batch_loss` divides by the pairs of the global batch itself.
         return list(itertools.islice(epoch_iterator, num_batches)), None
 
-    def training_step(self, model: Any, inputs: StepShare, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward through the share; the mean of the results over workers is the loss of the global batch."""
+    def training_step(self, model: Any, inputs: WorkerStep, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Run this worker's forwards and backwards; the mean of the results over workers is the loss of the global batch."""
         model.train()
+        # As in transformers' step, which isn't called: schedule-free optimizers evaluate with other weights.
         if (schedule_free := getattr(self.optimizer, "train", None)) is not None:
             schedule_free()
-        share = inputs.to(self.args.device)
-        whole = self._whole_batch(model, share) if self._is_divided(share) else None
-        # transformers' averages, of gradients and of losses, are over workers.
+        step = inputs.to(self.args.device)
+        whole = self._whole_batch(model, step) if self._needs_whole_batch(step) else None
+        # transformers averages gradients and losses over workers, and the parts of the loss are to be summed.
         scale = self.args.world_size
         total = torch.zeros((), device=self.args.device)
         self._pair_losses = []
-        self._fed = [batch for batch in share.batches if batch.counts]
-        self.ledger.feed(row for batch in self._fed for row in batch.row_ids)
-        for number, batch in enumerate(share.batches, start=1):
-            with self._exchange(model, now=number == len(share.batches)):
+        self._step_batches = [batch for batch in step.batches if batch.is_real]
+        self.ledger.feed(row for batch in self._step_batches for row in batch.row_ids)
+        for number, batch in enumerate(step.batches, start=1):
+            with self._exchange(model, now=number == len(step.batches)):
                 with self.accelerator.autocast():
-                    loss = scale * self._batch_loss(model, batch, share, whole)
+                    loss = scale * self._batch_loss(model, batch, step, whole)
                 total += loss.detach()
                 if self._steps_in_backward and self._refuse(loss):
-                    self._forget_gradients(model)
+                    # All ranks leave the loop here: `_refuse` has reduced its answer.
+                    self._drop_gradients(model)
                     break
                 self.accelerator.backward(loss, **self._backward_options())
+        # In place of `AgreementMixin.training_step`, which isn't called.
         self._step_losses.append(total)
         self._empty_cache()
         return total
 
     def _exchange(self, model: Any, now: bool) -> AbstractContextManager[Any]:
-        """Exchange gradients in this backward pass, or only add them up."""
+        """Context of a backward pass that exchanges gradients between workers if `now`, else only accumulates them."""
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            return self._stepping(now)
+            return self._sync_gradients(now)
         return nullcontext() if now else self.accelerator.no_sync(model)
 
     @contextmanager
-    def _stepping(self, now: bool) -> Iterator[None]:
-        """DeepSpeed's optimizer steps at the end of a backward pass of which accelerate says that it exchanges gradients."""
+    def _sync_gradients(self, now: bool) -> Iterator[None]:
+        """Set accelerate's `sync_gradients` for one backward: DeepSpeed steps only when it is True."""
         state = self.accelerator.gradient_state
-        state._set_sync_gradients(now)
+        set_exchange(state, now)
         try:
             yield
         finally:
-            state._set_sync_gradients(True)
+            set_exchange(state, True)
 
-    def _forget_gradients(self, model: Any) -> None:
-        """Drop what the forwards before have added up; of what DeepSpeed holds, `zero_grad` leaves a part."""
+    def _drop_gradients(self, model: Any) -> None:
+        """Drop the gradients accumulated in this step, also those that DeepSpeed keeps after `zero_grad`."""
         model.zero_grad()
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             model.optimizer.zero_grad()
@@ -224,19 +272,19 @@ class PlannedTrainer(PreferenceTrainer):
                 held = getattr(model.optimizer, name, {})
                 held.update(dict.fromkeys(held))
 
-    def _watch(self, batch: PairBatch, per_pair: torch.Tensor) -> None:
-        """Remember the loss of each pair, shape (B,), until the step is decided on."""
-        if batch.counts and self._mode == "train":
+    def _remember_losses(self, batch: PairBatch, per_pair: torch.Tensor) -> None:
+        """Keep the loss of each pair, shape (B,), for the error message if the step is not finite."""
+        if batch.is_real and self._mode == "train":
             self._pair_losses.append((batch, per_pair.detach()))
 
-    def _suspects(self) -> tuple[list[RowId], list[RowId]]:
-        faulty = [
+    def _bad_rows(self) -> tuple[list[RowId], list[RowId]]:
+        bad = [
             row
             for batch, losses in self._pair_losses
             for row, finite in zip(batch.row_ids, torch.isfinite(losses).tolist(), strict=True)
             if not finite
         ]
-        return faulty, [row for batch in self._fed for row in batch.row_ids]
+        return bad, [row for batch in self._step_batches for row in batch.row_ids]
 
     def _backward_options(self) -> dict[str, Any]:
         if self.args.optim in ("lomo", "adalomo"):
@@ -249,20 +297,23 @@ class PlannedTrainer(PreferenceTrainer):
             torch.accelerator.empty_cache()
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
-        """Evaluate a share; the loss of all pairs is a metric like the others, and `log` puts it in."""
-        share = inputs.to(self.args.device)
+        """Evaluate one worker's batches. The mean loss is accumulated as a metric and added by `log`."""
+        step = inputs.to(self.args.device)
+        # Here too: `eval_on_start` evaluates before the first step.
+        self._check_packing()
         with torch.no_grad(), self.accelerator.autocast():
-            whole = self._whole_batch(model, share) if self._is_divided(share) else None
-            losses = [self._batch_loss(model, batch, share, whole) for batch in share.batches]
+            whole = self._whole_batch(model, step) if self._needs_whole_batch(step) else None
+            losses = [self._batch_loss(model, batch, step, whole) for batch in step.batches]
         return torch.stack(losses).sum(), None, None
 
-    # What transformers counts of a batch
+    # Counters of transformers
 
-    def floating_point_ops(self, inputs: StepShare) -> int:
-        """Of forward and backward, attention left out."""
+    def floating_point_ops(self, inputs: WorkerStep) -> int:
+        """Return the operations of forward and backward, without attention."""
+        # Per weight and token 2 in the forward (multiply, add), and twice that in the backward.
         return 6 * inputs.fed_tokens * self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
 
-    def _track_num_input_tokens(self, inputs: StepShare) -> None:
+    def _track_num_input_tokens(self, inputs: WorkerStep) -> None:
         if self.args.include_num_input_tokens_seen == "no":
             return
         seen = torch.tensor(inputs.fed_tokens, device=self.args.device)

@@ -49,10 +49,11 @@ def test_training_measures_the_memory_of_a_side(small: list[str], capsys: pytest
     assert found["peak"] >= found["before"] > 2**20
 
 
-def test_sweep_cost_counts_one_reference_forward_per_pair(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_cost_counts_reference_forwards(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Besides its own each trial compares policy and reference on the first of its two batches."""
     sweep_cost.main([*small, "--trials", "2"])
     forwards = [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    assert [text for text in forwards if text] == ["1", "2", "2", "2"]
+    assert [text for text in forwards if text] == ["2", "4", "2", "2"]  # 1 + 2/2, 2 x (1 + 2/2)
 
 
 def test_utilisation_shows_steps_a_profile_and_the_heads(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:

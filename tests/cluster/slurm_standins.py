@@ -6,8 +6,9 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
+
+from tests.waiting import wait_for
 
 __all__ = ["Job"]
 
@@ -95,7 +96,4 @@ class Job:
         return self.log_file.read_text().splitlines()
 
     def wait_for(self, beginning: str) -> None:
-        deadline = time.monotonic() + 300
-        while not any(line.startswith(beginning) for line in self.log()):
-            assert time.monotonic() < deadline, self.log()
-            time.sleep(0.05)
+        wait_for(lambda: any(line.startswith(beginning) for line in self.log()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.addresses import find_exposure, job_server, listens_openly, token_hint
+from cluster.addresses import exposure_warning, is_public, job_server, token_hint
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_what_is_no_address_of_a_job_server(given: str, message: str) -> None:
 
 def test_a_public_address_without_a_token_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    found = find_exposure("http://34.120.1.2:8265")
+    found = exposure_warning("http://34.120.1.2:8265")
     assert found is not None and "34.120.1.2 is a public address" in found and "RAY_AUTH_MODE=token" in found
     for private in (
         "http://127.0.0.1:8265",
@@ -52,17 +52,17 @@ def test_a_public_address_without_a_token_is_warned_of(monkeypatch: pytest.Monke
         "http://localhost:8265",
         "http://[::1]",
     ):
-        assert find_exposure(private) is None
+        assert exposure_warning(private) is None
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert find_exposure("http://34.120.1.2:8265") is None
+    assert exposure_warning("http://34.120.1.2:8265") is None
 
 
 def test_a_dashboard_that_others_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert listens_openly("10.0.0.1:8265") and listens_openly("http://head:8265")
-    assert not listens_openly("127.0.0.1:8265") and not listens_openly("localhost:8265")
+    assert is_public("10.0.0.1:8265") and is_public("http://head:8265")
+    assert not is_public("127.0.0.1:8265") and not is_public("localhost:8265")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert not listens_openly("10.0.0.1:8265")
+    assert not is_public("10.0.0.1:8265")
 
 
 def test_what_to_do_about_a_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from cluster import fork_server
+from cluster.local_workers import fork_server
+from tests.waiting import wait_for
 
 PROGRAM = """
 import json, os, random, sys
@@ -38,6 +38,9 @@ def command() -> list[str]:
 def program(tmp_path: Path) -> str:
     (tmp_path / "program.py").write_text(PROGRAM)
     return str(tmp_path / "program.py")
+
+
+IMPORTS = "import os, time; from cluster.local_workers.fork_server import start"
 
 
 def test_a_program_runs_as_python_would_run_it(command: list[str], program: str, tmp_path: Path) -> None:
@@ -83,8 +86,7 @@ def test_both_may_be_killed_at_once(command: list[str], tmp_path: Path) -> None:
     server = psutil.Process(program.ppid())
     server.suspend()
     program.kill()
-    while program.status() != psutil.STATUS_ZOMBIE:  # the end that the server hears of first
-        time.sleep(0.01)
+    wait_for(lambda: program.status() == psutil.STATUS_ZOMBIE)  # the end that the server hears of first
     client.kill()
     client.wait()
     server.resume()
@@ -100,22 +102,19 @@ def test_without_a_server_python_runs_the_program(command: list[str], program: s
 
 
 def test_the_server_ends_with_whoever_started_it(tmp_path: Path) -> None:
-    script = "import os, time; from cluster.fork_server import start; print(start([], os.environ), flush=True); time.sleep(99)"
+    script = f"{IMPORTS}; print(start([], os.environ), flush=True); time.sleep(99)"
     driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     socket = Path(driver.stdout.readline().split()[-1])
     assert socket.exists()
     driver.kill()
     driver.wait()
-    deadline = time.monotonic() + 300
-    while socket.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not socket.parent.exists()
+    wait_for(lambda: not socket.parent.exists())
 
 
 def test_a_server_that_imported_ray_serves_nobody(tmp_path: Path) -> None:
     """Its copies would be workers of no job: what Ray's extension reads when it is loaded would be the server's."""
-    script = "import os, time; from cluster.fork_server import start; print(start(['ray'], os.environ)); time.sleep(20)"
+    script = f"{IMPORTS}; print(start(['ray'], os.environ)); time.sleep(20)"
     driver = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert driver.stderr is not None
     lines = iter(driver.stderr.readline, "")

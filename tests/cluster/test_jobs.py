@@ -2,44 +2,76 @@
 
 from __future__ import annotations
 
-import asyncio
+import io
 import json
+import os
+import re
 import socket
+import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 import ray
-import requests
 
-from cluster.job_client import last_line
-from cluster.jobs import JobRequest, JobServer, LostContact, _Log
+from cluster.jobs import JobServer, last_line
 from cluster.packaging import list_package
+from tests.nodes import job_server
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers by path; keeps what it gets."""
+
+    server: Standin
+
+    def do_GET(self) -> None:
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.sent.append((f"{self.command} {self.path}", sent))
+        known = (answer for path, answer in self.server.answers.items() if fnmatch(self.path, path))
+        status, body = next(known, (404, ""))
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def do_PUT(self) -> None:
+        time.sleep(self.server.slow_s)
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+class Standin(ThreadingHTTPServer):
+    """A web server."""
+
+    def __init__(self, answers: dict[str, tuple[int, str]]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers, self.slow_s = answers, 0.0
+        """Path -> status and body; seconds that an upload waits."""
+        self.sent: list[tuple[str, bytes]] = []
+        self.address = f"http://127.0.0.1:{self.server_port}"
 
 
 @contextmanager
-def answering(status: int, body: str) -> Iterator[str]:
-    """A web server that answers everything alike."""
+def serving(answers: dict[str, tuple[int, str]]) -> Iterator[Standin]:
+    with Standin(answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body.encode())
 
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+def version(number: str) -> tuple[int, str]:
+    return 200, json.dumps({"version": "4", "ray_version": number, "ray_commit": "", "session_name": "s"})
 
 
 def refusal(address: str) -> str:
@@ -64,56 +96,74 @@ def test_something_that_does_not_answer() -> None:
 
 def test_another_web_server() -> None:
     for status, body in ((404, ""), (200, "<html>"), (200, "{}"), (500, "")):
-        with answering(status, body) as address:
-            assert f"what answers at {address} is no job server of Ray's" in refusal(address), (status, body)
+        with serving({"*": (status, body)}) as server:
+            assert f"what answers at {server.address} is no job server of Ray's" in refusal(server.address), (status, body)
 
 
 def test_a_cluster_of_another_version() -> None:
-    body = json.dumps({"version": "4", "ray_version": "2.49.0", "ray_commit": "", "session_name": "s"})
-    with answering(200, body) as address:
-        words = refusal(address)
+    with serving({"/api/version": version("2.49.0")}) as server:
+        words = refusal(server.address)
     assert words.startswith(
-        f"--address: the cluster at {address} runs Ray 2.49.0, and this is prefray for Ray {ray.__version__}"
+        f"--address: the cluster at {server.address} runs Ray 2.49.0, and this is prefray for Ray {ray.__version__}"
     )
 
 
-def test_the_given_address_counts_and_not_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    body = json.dumps({"version": "4", "ray_version": "2.49.0", "ray_commit": "", "session_name": "s"})
-    with answering(404, "") as address, answering(200, body) as other:
-        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", other)
-        assert f"what answers at {address} is no job server of Ray's" in refusal(address)
+@pytest.mark.parametrize("name", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+def test_the_given_address_counts_and_not_the_environment(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with serving({}) as server, serving({"/api/version": version("2.49.0")}) as other:
+        monkeypatch.setenv(name, other.address)
+        assert f"what answers at {server.address} is no job server of Ray's" in refusal(server.address)
+        assert os.environ[name] == other.address and other.sent == []
 
 
-def test_a_log_that_comes_again_is_written_once() -> None:
-    written: list[str] = []
-    log = _Log(written.append)
-    for pieces in (["ab", "cd"], ["a", "bcde"], ["abcdef"]):
-        log.seen = 0
-        for piece in pieces:
-            log.take(piece)
-    assert "".join(written) == "abcdef"
-
-
-def test_the_runtime_environment_has_what_is_given(tmp_path: Path) -> None:
+def test_a_job_brings_the_files_of_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that takes: a limit to connect must not be one for the upload, as it is in `requests`."""
+    monkeypatch.setattr("cluster.jobs.TIMEOUT", (0.5, 20))
     (tmp_path / "recipe.yaml").touch()
-    archive = tmp_path / "package.zip"
-    bare = JobRequest("job", "python -m pipeline", None)
-    assert bare.runtime_env(archive) == {"excludes": ["__pycache__"]} and not archive.exists()
-    package = list_package(tmp_path)
-    full = JobRequest("job", "x", package, (Path("/ours/pipeline"),), {"HF_TOKEN": "t"})
-    assert full.runtime_env(archive) == {
-        "working_dir": str(archive),
-        "excludes": ["__pycache__"],
-        "py_modules": ["/ours/pipeline"],
-        "env_vars": {"HF_TOKEN": "t"},
+    (tmp_path / "data").write_bytes(os.urandom(16 << 20))
+    job = {"submission_id": "one", "entrypoint": "true", "runtime_env": {"env_vars": {"A": "b"}}}
+    answers = {
+        "/api/version": version(ray.__version__),
+        "/api/jobs/": (200, '{"job_id": "one", "submission_id": "one"}'),
     }
-    assert ZipFile(archive).namelist() == ["recipe.yaml"]
+    with serving(answers) as server:
+        client = JobServer(server.address)
+        assert client.submit(job, None, print) == "one"
+        bare = json.loads(server.sent[-1][1])["runtime_env"]
+        assert bare["env_vars"] == {"A": "b"} and "working_dir" not in bare
+        server.slow_s = 2.0
+        server.sent.clear()
+        with pytest.raises(
+            ValueError, match=f"^the job server at {server.address} refuses the job: Request failed with status"
+        ):
+            client.submit(job, list_package(tmp_path), print)  # it takes no package
+        ((what, archive),) = [(what, sent) for what, sent in server.sent if what.startswith("PUT /api/packages/gcs/_ray_pkg_")]
+        assert ZipFile(io.BytesIO(archive)).namelist() == ["data", "recipe.yaml"]
+        server.answers["/api/packages/*"] = (200, "")
+        assert client.submit(job, list_package(tmp_path), print) == "one"
+        assert json.loads(server.sent[-1][1])["runtime_env"]["working_dir"] == f"gcs://{what.rpartition('/')[2]}"
+    assert "working_dir" not in job["runtime_env"]
 
 
-def test_what_the_entrypoint_reserves() -> None:
-    assert JobRequest("job", "x", None).reserved == {}
-    asked = JobRequest("job", "x", None, num_cpus=1.0, memory=5, resources={"big": 1.0})
-    assert asked.reserved == {"CPU": 1.0, "memory": 5, "big": 1.0}
+def test_a_job_that_is_there() -> None:
+    known = {"type": "SUBMISSION", "submission_id": "dpo-1", "status": "RUNNING", "entrypoint": "x"}
+    answers = {
+        "/api/version": version(ray.__version__),
+        "/api/jobs/dpo-1": (200, json.dumps(known)),
+        "/api/jobs/": (200, json.dumps([known, {**known, "type": "DRIVER", "submission_id": "dpo-2"}])),
+    }
+    with serving(answers) as server:
+        client = JobServer(server.address)
+        assert client.info("dpo-1").submission_id == "dpo-1" and [job.submission_id for job in client.list()] == ["dpo-1"]
+        for name in ("dpo-2", "../dpo-1"):
+            with pytest.raises(ValueError, match=f"has no job '{re.escape(name)}'; did you mean 'dpo-1'?"):
+                client.info(name)
+        with pytest.raises(ValueError, match="has no job 'x'; `prefray jobs list` shows those that it has"):
+            client.info("x")
+        with pytest.raises(ValueError, match=f"--id: {server.address} has a job 'dpo-1' already; give another name"):
+            client.submit({"submission_id": "dpo-1"}, None, print)
+        with pytest.raises(ValueError, match="--id: letters, digits, dashes, dots and underscores; got 'a b'"):
+            client.submit({"submission_id": "a b"}, None, print)
 
 
 def test_an_error_of_the_server_is_its_last_line() -> None:
@@ -122,31 +172,16 @@ def test_an_error_of_the_server_is_its_last_line() -> None:
     assert last_line(RuntimeError()) == "RuntimeError"
 
 
-def test_a_head_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its log is silent, and doesn't end."""
+@pytest.mark.driver
+def test_a_cluster_beside_another_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's agent, which starts the jobs, serves none where its port is taken, and says so nowhere."""
+    monkeypatch.setattr("cluster.jobs.STARTING_S", 30)
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     notes: list[str] = []
-    for name, seconds in (("SILENCE_S", 0.1), ("LOST_AFTER_S", 0.5), ("SOON", (0.2, 0.2))):
-        monkeypatch.setattr(f"cluster.jobs.{name}", seconds)
-
-    class Silent:
-        answers = 2
-
-        def request(self, *_: object, **__: object) -> requests.Response:
-            self.answers -= 1
-            if self.answers < 0:
-                raise requests.exceptions.ConnectTimeout
-            answer = requests.Response()
-            answer.status_code = 200
-            answer._content = b'{"type": "SUBMISSION", "status": "RUNNING", "entrypoint": "x"}'
-            return answer
-
-        async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
-            yield "step 1"
-            await asyncio.sleep(3600)
-
-    server = JobServer.__new__(JobServer)
-    server.address, server._client = "http://head:8265", Silent()  # type: ignore[assignment]
-    written: list[str] = []
-    with pytest.raises(LostContact, match="http://head:8265 hasn't answered for 0.5 s"):
-        server.follow("job", written.append, notes.append)
-    assert notes == ["lost contact with http://head:8265; trying again"] and written == ["step 1"]
+    with ExitStack() as stack:
+        other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        address = stack.enter_context(job_server(folder, environment, agent_port=other.getsockname()[1]))
+        with pytest.raises(ValueError, match=r"took no job within 30 s: .*--dashboard-agent-listen-port=0"):
+            JobServer(address).submit({"submission_id": "one", "entrypoint": "true"}, None, notes.append)
+    assert notes == ["waiting for the cluster's head node to take jobs"]

@@ -14,8 +14,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-from cluster.manifests import MANIFESTS, Kubernetes, ManifestRequest
-from cluster.manifests.kuberay import render
+from cluster.manifests import MANIFESTS, ManifestRequest, kuberay
 from tests.cluster.manifest_requests import RECIPE, REQUESTS, request_for
 
 KUBERNETES = "kubernetes-json-schema/v1.37.0-local-strict"
@@ -42,7 +41,7 @@ def errors(schema: Draft202012Validator, document: Any) -> list[str]:
 
 
 def documents(request: ManifestRequest) -> tuple[dict[str, Any], dict[str, Any]]:
-    recipe, job = yaml.safe_load_all(render(request))
+    recipe, job = yaml.safe_load_all(kuberay(request))
     return recipe, job
 
 
@@ -124,7 +123,7 @@ def test_nodes_are_sized_for_the_run() -> None:
     group = cluster["workerGroupSpecs"][0]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (4, 4, 4)
     pod = group["template"]["spec"]
-    amounts = {"cpu": "8", "memory": "96Gi", "nvidia.com/gpu": "1"}
+    amounts = {"cpu": 8, "memory": "96Gi", "nvidia.com/gpu": 1}
     assert pod["containers"][0]["resources"] == {"requests": amounts, "limits": amounts}
     assert pod["volumes"][0] == {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "48Gi"}}
     assert "enableInTreeAutoscaling" not in cluster
@@ -171,32 +170,32 @@ def test_the_cluster_goes_with_the_job_and_asks_for_a_token() -> None:
 @pytest.mark.parametrize("name", ["Train", "1st", "a" * 48, "ends-", "two words"])
 def test_names_that_kuberay_does_not_take(name: str) -> None:
     with pytest.raises(ValueError, match=rf"--name: KubeRay takes up to 47 lower-case .* no dash last; got '{name}'"):
-        render(request_for(name=name))
+        kuberay(request_for(name=name))
 
 
 def test_an_image_is_needed() -> None:
     with pytest.raises(ValueError, match="--image: which image do the nodes run"):
-        render(request_for(image=None))
+        kuberay(request_for(image=None))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kubernetes": Kubernetes(namespace="Bad NS; rm")}, "--namespace: no name that Kubernetes takes .*: 'Bad NS; rm'"),
-        ({"kubernetes": Kubernetes(claim="Bad_Claim!"), "mount": "/mnt/shared"}, "--claim: no name that Kubernetes takes"),
-        ({"kubernetes": Kubernetes(secret="x y")}, "--secret: no name that Kubernetes takes"),
-        ({"kubernetes": Kubernetes(claim="c"), "mount": "/"}, "--mount: '/' would hide what the image has there"),
+        ({"namespace": "Bad NS; rm"}, "--namespace: no name that Kubernetes takes .*: 'Bad NS; rm'"),
+        ({"claim": "Bad_Claim!", "mount": "/mnt/shared"}, "--claim: no name that Kubernetes takes"),
+        ({"secret": "x y"}, "--secret: no name that Kubernetes takes"),
+        ({"claim": "c", "mount": "/"}, "--mount: '/' would hide what the image has there"),
         ({"image": "a b; x"}, "--image: which image do the nodes run"),
     ],
 )
 def test_what_kubernetes_does_not_take(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
-        render(request_for(**changes))
+        kuberay(request_for(**changes))
 
 
 def test_commands_are_for_the_namespace() -> None:
-    assert "kubectl -n lab apply -f FILE" in render(request_for(kubernetes=Kubernetes(namespace="lab")))
-    assert "kubectl apply -f FILE" in render(request_for())
+    assert "kubectl -n lab apply -f FILE" in kuberay(request_for(namespace="lab"))
+    assert "kubectl apply -f FILE" in kuberay(request_for())
 
 
 @pytest.mark.parametrize("target", MANIFESTS)

@@ -68,7 +68,7 @@ def test_this_repository_is_a_small_package() -> None:
     package = list_package(ROOT)
     known = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert package.size < 5 << 20
-    assert {"pipeline/__main__.py", "cluster/manifests/slurm.sh", "pipeline/report/page.html.j2"} <= set(package.files)
+    assert {"pipeline/__main__.py", "cluster/templates/slurm.sh", "pipeline/report/page.html.j2"} <= set(package.files)
     assert not [name for name in package.files if name.startswith(("tests/", "benchmarks/", ".git/", ".venv/"))]
     assert {name for name in known if name.startswith(("cluster/", "pipeline/", "strategies/"))} <= set(package.files)
 

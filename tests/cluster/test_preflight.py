@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.preflight import ActorPlan, WorkerPlan, plan_actors, plan_workers
+from cluster.placement import ActorPlan, WorkerPlan, plan_actors, plan_workers
 
 CPU_NODE = {"CPU": 2.0, "memory": 1e9}
 GPU_NODE = {"CPU": 8.0, "GPU": 4.0}

@@ -140,11 +140,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "pinning": ({"fsdp_config": {"cpu_offload_pin_memory": False}}, "fsdp_config.cpu_offload_pin_memory: is not supported:"),
     "size": (
         {"fsdp_config": {"auto_wrap_policy": "SIZE_BASED_WRAP"}},
-        "fsdp_config.auto_wrap_policy: SIZE_BASED_WRAP needs fsdp_config.min_num_params",
+        "fsdp_config.auto_wrap_policy: SIZE_BASED_WRAP isn't supported: models are wrapped by layer; write ",
     ),
     "no size": (
         {"fsdp_config": {"min_num_params": 100}},
-        "fsdp_config.min_num_params: has no effect without auto_wrap_policy: SIZE_BASED_WRAP; remove it",
+        "fsdp_config.min_num_params: belongs to SIZE_BASED_WRAP, which isn't supported; remove it",
     ),
 }
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from cluster.manifests import Slurm
-from cluster.manifests.slurm import render
+from cluster.manifests import slurm
 from tests.cluster.manifest_requests import RECIPE, REQUESTS, request_for
 from tests.cluster.slurm_standins import Job
 
@@ -25,7 +24,7 @@ def job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     made: list[Job] = []
 
     def make(**changes: Any) -> Job:
-        made.append(Job(tmp_path, render(request_for(min_nodes=3, max_nodes=3, node={"CPU": 8, "GPU": 2}, **changes))))
+        made.append(Job(tmp_path, slurm(request_for(min_nodes=3, max_nodes=3, cpus=8, gpus=2, **changes))))
         return made[-1]
 
     yield make
@@ -36,7 +35,7 @@ def job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 @pytest.mark.parametrize("name", REQUESTS)
 def test_bash_and_shellcheck_find_nothing(name: str, tmp_path: Path) -> None:
     script = tmp_path / "job.sh"
-    script.write_text(render(REQUESTS[name]))
+    script.write_text(slurm(REQUESTS[name]))
     subprocess.run(["bash", "-n", str(script)], check=True)
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if shellcheck is None:
@@ -122,8 +121,8 @@ def directives(script: str) -> list[str]:
 
 
 def test_the_allocation_is_that_of_the_recipe() -> None:
-    slurm = Slurm(time="2-00", partition="gpu", account="lab")
-    found = directives(render(request_for(min_nodes=1, max_nodes=4, node={"CPU": 8, "GPU": 2, "memory": 96}, slurm=slurm)))
+    given = {"time": "2-00", "partition": "gpu", "account": "lab"}
+    found = directives(slurm(request_for(min_nodes=1, max_nodes=4, cpus=8, gpus=2, memory=96, **given)))
     assert found[:11] == [
         "--job-name=train-dpo",
         "--nodes=1-4",
@@ -138,13 +137,13 @@ def test_the_allocation_is_that_of_the_recipe() -> None:
         "--requeue",
     ]
     assert "--signal=B:USR1@600" in found
-    plain = directives(render(request_for()))
+    plain = directives(slurm(request_for()))
     assert "--nodes=1" in plain
     assert not {"--no-kill", "--partition=None"} & set(plain) and not any("gpus" in line or "mem" in line for line in plain)
 
 
 def test_lines_of_ones_own_come_before_anything_runs() -> None:
-    script = render(request_for(slurm=Slurm(setup=("module load cuda", "source ~/venv/bin/activate"))))
+    script = slurm(request_for(setup=("module load cuda", "source ~/venv/bin/activate")))
     assert "set -euo pipefail\nset +u\nmodule load cuda\nsource ~/venv/bin/activate\nset -u\n" in script
 
 
@@ -157,29 +156,29 @@ def test_a_recipe_cannot_end_its_own_quotation(tmp_path: Path, job: Callable[...
 @pytest.mark.parametrize("limit", ["0:19:59", "19", "19:59", "0-0:19"])
 def test_a_time_that_leaves_none_to_save(limit: str) -> None:
     with pytest.raises(ValueError, match=f"--time: {limit} is too short: 10 minutes before its end .* at least 20 minutes"):
-        render(request_for(slurm=Slurm(time=limit)))
+        slurm(request_for(time=limit))
 
 
 @pytest.mark.parametrize("limit", ["0:20:00", "20", "20:00", "0-0:20", "1-00", "1-00:00:00"])
 def test_a_time_that_is_long_enough(limit: str) -> None:
-    assert f"--time={limit}" in directives(render(request_for(slurm=Slurm(time=limit))))
+    assert f"--time={limit}" in directives(slurm(request_for(time=limit)))
 
 
 @pytest.mark.parametrize(
-    ("slurm", "message"),
+    ("given", "message"),
     [
-        (Slurm(partition="gpu\nrm -rf /"), "--partition: names of Slurm's have letters"),
-        (Slurm(account="a b"), "--account: names of Slurm's have letters, .*; got 'a b'"),
-        (Slurm(setup=("module load x\nrm y",)), "--setup: is one line; give the option once for each"),
+        ({"partition": "gpu\nrm -rf /"}, "--partition: names of Slurm's have letters"),
+        ({"account": "a b"}, "--account: names of Slurm's have letters, .*; got 'a b'"),
+        ({"setup": ("module load x\nrm y",)}, "--setup: is one line; give the option once for each"),
     ],
 )
-def test_lines_can_not_be_smuggled_in(slurm: Slurm, message: str) -> None:
+def test_lines_can_not_be_smuggled_in(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        render(request_for(slurm=slurm))
+        slurm(request_for(**given))
 
 
 def test_what_slurm_does_not_take() -> None:
     with pytest.raises(ValueError, match=r"--time: not as Slurm writes a time, such as 24:00:00 or 2-12:00:00: '1 day'"):
-        render(request_for(slurm=Slurm(time="1 day")))
+        slurm(request_for(time="1 day"))
     with pytest.raises(ValueError, match=r"--name: of a job of Slurm's: .*; got 'a b'"):
-        render(request_for(name="a b"))
+        slurm(request_for(name="a b"))

@@ -13,8 +13,8 @@ from trl.experimental.orpo import ORPOConfig
 
 from pipeline.config import RunConfig
 from pipeline.config.axolotl import NEUTRAL_KEYS, REASONS, RENAMED
-from pipeline.config.datasets import DatasetConfig
-from strategies.trl_keys import TRLKeys
+from pipeline.data.dataset_keys import DatasetConfig
+from strategies.methods.trl_keys import TRLKeys
 from tests.docs.blocks import ROOT
 
 TRL = (DPOConfig, KTOConfig, GRPOConfig, CPOConfig, ORPOConfig, ModelConfig, ScriptArguments)

@@ -12,7 +12,7 @@ import pytest
 import pipeline
 import strategies
 from pipeline.config import RunConfig
-from strategies.loss_traits import loss_types
+from strategies.losses.table import loss_types
 from tests.docs.blocks import ROOT
 
 pytestmark = pytest.mark.install

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from strategies.packing.scoring import PairScorer
-from strategies.rows import REFERENCE_COLUMNS
+from strategies.dataset_rows import REFERENCE_COLUMNS
+from strategies.inference.scoring import PairScorer
 from tests.tiny import prepared_labelled, prepared_pairs, tiny_gpt2, tiny_model, tiny_qwen, tiny_tokenizer
 
 # The models are so small that a second thread costs more than it helps.
@@ -45,7 +45,9 @@ def losses(trainer: Any, name: str = "loss") -> list[float]:
 
 
 def prepared(number: int, keys: dict[str, Any]) -> list[dict[str, Any]]:
-    """Prepared rows of the kind that `keys` trains on."""
+    """Rows of the kind that `keys` trains on, prepared but for prompts."""
+    if keys.get("rl") == "grpo":
+        return [{"prompt": f"What is {row} plus {row % 5}? "} for row in range(number)]
     return prepared_labelled(number) if keys.get("rl") == "kto" else prepared_pairs(number)
 
 
@@ -163,4 +165,3 @@ def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, d
         found["exchanges"] = CountingDDP.exchanges
         if rank == 0:
             (Path(folder) / f"{name}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()

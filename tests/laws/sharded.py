@@ -15,20 +15,23 @@ from transformers import set_seed
 
 from cluster.config import ClusterKeys
 from cluster.sharding import sharding_arguments
-from strategies import gathering
 from strategies.config import as_config
-from strategies.gathering import gather
-from strategies.models import load_model
-from strategies.saving import save_final
-from strategies.sharding import divided_loading
+from strategies.models import gather_weights as gathering
+from strategies.models.gather_weights import gather
+from strategies.models.loading import load_model
+from strategies.models.saving import save_final
+from strategies.models.sharding import zero3_init_context
 from tests.laws.runs import CONFIG, built, join, losses, prepared, scored, trained
 from tests.tiny import tiny_tokenizer
 
+# What a model of billions of parameters meets: weights are let go after each use, and fetched a few at a time.
+ROOM = {"stage3_max_live_parameters": 20_000, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 10_000}
+
 
 def _zero3() -> dict[str, Any]:
-    """The preset, but with several groups of weights that are stepped one by one, as large models have."""
+    """The preset, but as large models have it: several groups of weights that are stepped one by one, and no room for all."""
     config = sharding_arguments(ClusterKeys.model_validate({"ray": {"num_workers": 2}, "deepspeed": "zero3"}))["deepspeed"]
-    return {**config, "zero_optimization": {**config["zero_optimization"], "sub_group_size": 20_000}}
+    return {**config, "zero_optimization": {**config["zero_optimization"], "sub_group_size": 20_000, **ROOM}}
 
 
 ENGINES: dict[str, dict[str, Any]] = {
@@ -65,12 +68,12 @@ def run(folder: Path, engine: str, keys: dict[str, Any], micro_batch_size: int) 
     tokenizer = tiny_tokenizer()
     cfg = as_config({**CONFIG, **keys})
     if cached:
-        with divided_loading(cfg, {}):
+        with zero3_init_context(cfg, {}):
             reference = load_model(cfg, tokenizer)
         rows, eval_rows = scored(rows, reference), scored(eval_rows, reference)
     sharding = sharding_arguments(ClusterKeys.model_validate({"ray": {"num_workers": 2}, **ENGINES[engine]}))
     set_seed(7)
-    with divided_loading(cfg, sharding):
+    with zero3_init_context(cfg, sharding):
         model = load_model(cfg, tokenizer)
     trainer = trained(folder, rows=rows, eval_rows=eval_rows, model=model, extra=sharding, **keys)
     save_final(trainer, tokenizer, folder / "model")
@@ -107,8 +110,6 @@ def resume_worker(
             state = {key: value.detach().clone() for key, value in gather(trainer.accelerator.unwrap_model(trainer.model))}
             if rank == 0:
                 save_file(state, f"{folder}/{name}-{run}.safetensors")
-    if world_size > 1:
-        torch.distributed.destroy_process_group()
 
 
 def resumable(folder: Path, engine: str, keys: dict[str, Any]) -> Any:
@@ -119,7 +120,7 @@ def resumable(folder: Path, engine: str, keys: dict[str, Any]) -> Any:
     cfg = as_config({**CONFIG, **saved, **keys})
     sharding = sharding_arguments(ClusterKeys.model_validate({"ray": {"num_workers": 2}, **ENGINES[engine]}))
     set_seed(7)
-    with divided_loading(cfg, sharding):
+    with zero3_init_context(cfg, sharding):
         model = load_model(cfg, tokenizer)
     return built(folder, rows=prepared(23, keys), model=model, extra=sharding, **{**saved, **keys})
 
@@ -158,4 +159,3 @@ def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, t
         if rank == 0:
             (Path(folder) / f"{name}.json").write_text(json.dumps(found))
     Path(folder, "unpatched").write_text(unpatched())
-    torch.distributed.destroy_process_group()

@@ -10,7 +10,7 @@ import pytest
 
 from strategies import HFRLTrainerBuilder
 from strategies.config import as_config
-from strategies.reference import load_reference_alone
+from strategies.inference.reference import load_reference_alone
 from tests.laws.runs import CONFIG, FAMILIES, LORA, losses, opinionated, same_history, scored, trained
 from tests.tiny import adapter_folder, prepared_pairs, save_tiny, tiny_tokenizer
 
@@ -122,6 +122,7 @@ def test_the_scores_are_what_the_loss_reads(tmp_path: Path) -> None:
     rows = scored(prepared_pairs(4), opinionated())
     worse = [{**row, "ref_chosen_logps": row["ref_chosen_logps"] - 1.0} for row in rows]
     keys = {"max_steps": 1, "micro_batch_size": 4, "reference": "cached", "eval_steps": 1, "eval_rows": rows}
+    keys["reference_model"] = "another"
     margins = [losses(trained(tmp_path, model=opinionated(), rows=one, **keys), "rewards/margins")[0] for one in (rows, worse)]
     tokens = sum(len(row["chosen_ids"]) for row in rows) / len(rows)
     assert margins[1] - margins[0] == pytest.approx(0.1 * tokens, rel=1e-3)

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.processes import free_port, spawn
-from strategies.cadence import total_steps
 from strategies.config import as_config
+from strategies.config.schedule import total_steps
 from tests.laws.runs import CONFIG, LORA, losses
 from tests.reward_functions import length, low_tokens
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -126,7 +126,6 @@ def worker(rank: int, world_size: int, port: int, folder: str) -> None:
         found["steps"] = trainer.state.global_step
         found["sums"] = [value.double().sum().item() for value in trainer.model.state_dict().values()]
         (Path(folder) / f"{name}-{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

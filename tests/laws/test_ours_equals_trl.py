@@ -18,10 +18,11 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from pipeline.config.peers import TOOLS
-from strategies.batching import BatchPlan
-from strategies.kl_rows import MismatchedSampler
-from strategies.loss_traits import loss_types
+from strategies.batch.kto_sampler import MismatchedSampler
+from strategies.batch.plan import BatchPlan
+from strategies.losses.table import loss_types
 from tests.laws.runs import LORA, losses, trained
+from tests.strategies.losses.pairs import TRL_LOSSES
 from tests.tiny import labelled, pairs, tiny_model, tiny_tokenizer
 
 COMMON = "loss grad_norm learning_rate logps/chosen logps/rejected rewards/chosen rewards/rejected rewards/margins".split()
@@ -33,7 +34,7 @@ KTO_METRICS = [*COMMON, *"kl entropy logits/chosen logits/rejected num_tokens".s
 ONE_TOKEN_PROMPTS = [{**pair, "prompt": f"{row % 10}"} for row, pair in enumerate(pairs(16))]
 
 DPO_RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    **{loss: ({"dpo_loss_type": [loss]}, {"loss_type": [loss]}) for loss in loss_types() if loss != "exo_pair"},
+    **{loss: ({"dpo_loss_type": [loss]}, {"loss_type": [loss]}) for loss in loss_types() if loss in TRL_LOSSES - {"exo_pair"}},
     "ld_alpha": ({"dpo_ld_alpha": 0.5, "rl_beta": 0.3}, {"ld_alpha": 0.5, "beta": 0.3}),
     "weighting": ({"dpo_use_weighting": True}, {"use_weighting": True}),
     "several": (

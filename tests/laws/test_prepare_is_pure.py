@@ -7,7 +7,7 @@ import random
 import pytest
 
 from pipeline.data import prepare
-from pipeline.data.engine import run_here
+from pipeline.ray.tasks import run_here
 from tests.pipeline.data.conftest import make_config, write_jsonl
 from tests.tiny import pairs, tiny_tokenizer
 

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline import score, train
 from pipeline.config import RunConfig, parse_config
-from pipeline.display import SilentDisplay
 from pipeline.reference import scoring
+from pipeline.ui.display import SilentDisplay
 from tests.tiny import pairs
 
 OTHER_TRIAL: dict[str, Any] = {

@@ -28,7 +28,7 @@ VARIANTS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "tied": (["zero3"], {**SMALL, "rl": "simpo", "base_model": "qwen", "max_grad_norm": 0.1}),
     "head": (["zero3", "fsdp2"], {**SMALL, **LORA, "lora_modules_to_save": ["lm_head"]}),
     "aot": (["zero2"], {**SMALL, "dpo_loss_type": ["aot"], "cached": True}),
-    "live": (["zero2"], {**SMALL, "reference": "live"}),
+    "live": (["zero2", "zero3", "fsdp2"], {**SMALL, "reference": "live"}),
     "kto": (["zero2"], {"rl": "kto", "gradient_accumulation_steps": 2, "eval_steps": 2, "eval_rows": 7}),
 }
 CASES = [(variant, engine) for variant, (engines, _) in VARIANTS.items() for engine in engines]
@@ -75,12 +75,20 @@ def test_two_processes_give_the_run_of_one(two_processes: Path, alone: Any, vari
 
 
 @pytest.mark.parametrize(("variant", "engine"), CASES)
+def test_each_starts_at_its_reference(two_processes: Path, variant: str, engine: str, bases: dict[str, str]) -> None:
+    """Law 11, wherever weights are divided."""
+    if keys_of(variant, bases).get("rl", "dpo") in ("dpo", "ipo"):
+        found = json.loads((two_processes / f"{variant}-{engine}.json").read_text())
+        assert found["rewards/margins"][0] == pytest.approx(0, abs=2e-5)
+
+
+@pytest.mark.parametrize(("variant", "engine"), CASES)
 def test_the_model_is_written_whole(two_processes: Path, alone: Any, variant: str, engine: str, bases: dict[str, str]) -> None:
     base = keys_of(variant, bases)["base_model"]
     one, other = (load(folder, base) for folder in (two_processes / f"{variant}-{engine}" / "model", alone[variant][1]))
     assert one.keys() == other.keys()
     for name, weight in one.items():
-        torch.testing.assert_close(weight, other[name], rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(weight, other[name], rtol=1e-4, atol=1e-4)  # a tenth of a step
 
 
 @pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
@@ -112,4 +120,4 @@ def test_each_rank_keeps_its_part(two_processes: Path, engine: str) -> None:
 
 def test_accelerate_still_ignores_fsdp_on_cpus(two_processes: Path) -> None:
     found = (two_processes / "unpatched").read_text()
-    assert found == "MULTI_CPU", "accelerate shards on CPUs by itself: remove the patch in strategies.sharding"
+    assert found == "MULTI_CPU", "accelerate shards on CPUs by itself: remove the patch in strategies.models.sharding"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from benchmarks.processes import free_port, spawn
-from strategies.cadence import total_steps
 from strategies.config import as_config
+from strategies.config.schedule import total_steps
 from tests.laws.runs import CONFIG, LORA, losses, prepared, trained, worker
 from tests.tiny import adapter_folder
 

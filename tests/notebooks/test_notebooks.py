@@ -24,13 +24,9 @@ SHOWN = {"01_quickstart": 8, "02_sweep": 4, "03_cluster": 3, "04_extend": 1}
 """Notebook -> outputs that are tables, pictures or progress, at least."""
 
 
-WITH_ALL_LAYERS = "01_quickstart"
-"""The notebook that runs with the whole model; the others are about other things."""
-
-
 @pytest.fixture(scope="module")
 def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose package stands in for that of the model."""
+    """A folder whose package stands in for that of the model, which the demo's test runs whole."""
     return shorten(tmp_path_factory.mktemp("shortened"))
 
 
@@ -38,8 +34,7 @@ def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.driver
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, shortened: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = [ROOT] if path.stem == WITH_ALL_LAYERS else [shortened, ROOT]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [shortened, ROOT])))
     monkeypatch.delenv("RAY_AUTH_MODE")  # Ray is started as a person starts it
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=1100, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -337,7 +337,20 @@ def converted(folder: Path, values: Any, rl: str | None = None) -> Converted:
         ({**HEAD, "max_steps": 5}, {"max_steps": 5}),
         ({**HEAD, "use_peft": True}, {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05}),
         ({**HEAD, "loss_type": "simpo"}, {"rl": "simpo", "rl_beta": 0.1, "cpo_alpha": 1.0, "simpo_gamma": 0.5}),
-        ({**HEAD, "loss_type": "simpo", "beta": 10.0, "gamma_beta_ratio": 0.3}, {"simpo_gamma": 3.0}),
+        (
+            {**HEAD, "beta": 10.0, "gamma_beta_ratio": 0.3},  # as SimPO's own code has it
+            {"rl": "simpo", "rl_beta": 10.0, "simpo_gamma": 3.0, "cpo_alpha": 0.0},
+        ),
+        (
+            {**HEAD, "gamma_beta_ratio": 0.5, "sft_weight": 0.2},
+            {"rl": "simpo", "rl_beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 0.2},
+        ),
+        (
+            {**HEAD, "reward_funcs": ["rewards.short"], "num_generations": 8, "loss_type": "dr_grpo"},
+            {"rl": "grpo", "trl": {"loss_type": "dr_grpo", "num_generations": 8, "reward_funcs": ["rewards.short"]}},
+        ),
+        ({**HEAD, "run_name": "a", "report_to": ["wandb"]}, {"wandb_name": "a", "use_wandb": True}),
+        ({**HEAD, "run_name": "a"}, {"wandb_name": None}),
         ({**HEAD, "undesirable_weight": 2}, {"rl": "kto", "kto_undesirable_weight": 2}),
         ({**HEAD, "dtype": "bfloat16", "bf16": True}, {"bf16": "full"}),
         ({**HEAD, "chat_template": "{% for m in messages %}\n{{ m }}\t{% endfor %}"}, {"chat_template": "jinja"}),
@@ -349,6 +362,24 @@ def converted(folder: Path, values: Any, rl: str | None = None) -> Converted:
         (
             {"model_name_or_path": "m", "dataset_mixture": {"datasets": [{"id": "a/b", "config": "c", "split": "s"}]}},
             {"datasets": [{"path": "a/b", "name": "c", "split": "s"}]},
+        ),
+        (
+            {
+                **MIXED,
+                "eval_strategy": "steps",
+                "dataset_mixture": {
+                    "datasets": [
+                        {"id": "a/b", "split": "s", "columns": ["chosen"]},
+                        {"id": "a/b", "split": "t", "weight": 1.0},
+                    ],
+                    "test_split_size": 100,
+                },
+            },
+            {
+                "datasets": [{"path": "a/b", "split": "s"}, {"path": "a/b", "split": "t"}],
+                "test_datasets": None,
+                "val_set_size": 100,
+            },
         ),
         ({**HEAD, "eval_strategy": "steps"}, {"test_datasets": [{"path": "a/b", "split": "test"}]}),
         ({**HEAD, "eval_strategy": "no"}, {"test_datasets": None}),
@@ -371,6 +402,9 @@ def test_what_the_tool_would_train(tmp_path: Path, values: Any, expected: dict[s
             "datasets",
             "0.5 of a/b is asked for; write a number of rows",
         ),
+        ({**HEAD, "loss_type": "apo_zero_unpaired"}, "rl", "kto has no loss 'apo_zero_unpaired' here"),
+        ({**HEAD, "gamma_beta_ratio": 0.5, "loss_type": "hinge"}, "rl", "simpo has no loss 'hinge' here"),
+        ({**HEAD, "truncation_mode": "keep_end"}, "excess_length_strategy", "keep_end cuts the beginning of prompts"),
         ({**HEAD, "max_length": None}, "sequence_len", "the recipe sets no limit"),
         ({**HEAD, "torch_dtype": "auto"}, "torch_dtype", "auto is the checkpoint's type"),
         ({**HEAD, "push_to_hub": True}, "hub_model_id", "name the repository"),
@@ -395,7 +429,7 @@ def test_a_part_of_a_data_set_does_not_become_all_of_it(tmp_path: Path) -> None:
     [
         ({**HEAD, "dataset_name": ["a"]}, "dataset_name: must be a name"),
         ({"model_name_or_path": "m", "dataset_mixer": ["a", "b"]}, "dataset_mixer: must be data sets and their parts"),
-        ({"model_name_or_path": "m", "dataset_mixer": {"a/b": None}}, "dataset_mixer: a part must be a number, got None"),
+        ({"model_name_or_path": "m", "dataset_mixer": {"a/b": None}}, "dataset_mixer.a/b: must be a number, got None"),
         ({**HEAD, "dataset_splits": "train_prefs"}, "dataset_splits: must be a list of names"),
         ({**HEAD, 1: 2}, "a key must be text, got 1"),
         ({**HEAD, "precompute_ref_log_probs": "no"}, "precompute_ref_log_probs: must be true or false"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from pipeline.display import PlainDisplay, open_display
+from pipeline.ui.display import PlainDisplay, open_display
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,8 +31,8 @@ def test_outside_a_terminal_lines_are_plain(capsys: pytest.CaptureFixture[str]) 
 def test_rows_per_second_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What was there before the first state doesn't count; a new stage counts anew."""
     clock = iter(range(0, 10_000, 20))
-    monkeypatch.setattr("pipeline.display.time.monotonic", lambda: float(next(clock)))
-    monkeypatch.setattr("pipeline.display.PROGRESS_EVERY_S", 0)
+    monkeypatch.setattr("pipeline.ui.display.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("pipeline.ui.display.PROGRESS_EVERY_S", 0)
     display = open_display()
     for stage in ("preparing data", "scoring the reference"):
         display.stage(stage)
@@ -47,15 +47,18 @@ def test_rows_per_second_and_time_left(capsys: pytest.CaptureFixture[str], monke
 def test_in_a_terminal_one_line_shows_it_all() -> None:
     """A real terminal: the live line has stage, steps, loss, accuracy, tokens/s and time left; notes stay above it."""
     script = (
-        "import time; from pipeline.display import open_display; d = open_display(); d.stage('training', total=10)\n"
+        "from pipeline.ui.display import open_display; d = open_display(); d.stage('training', total=10)\n"
         "for step in (1, 2):\n"
         "    d.record({'step': step, 'loss': 0.6931, 'rewards/accuracies': 0.5, 'tokens_per_second': 1234.5})\n"
-        "    time.sleep(0.5)\n"
+        "    input()\n"
         "d.note('saved checkpoint-000002'); d.close()"
     )
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "160"}
     terminal = pexpect.spawn(sys.executable, ["-c", script], cwd=ROOT, env=environment, encoding="utf-8", dimensions=(24, 160))
     terminal.expect("training")
+    terminal.expect("1/10.*loss")
+    terminal.sendline()
     terminal.expect(r"2/10.*loss 0\.6931  accuracy 0\.5000  tokens/s 1234  0:00:0\d left")
+    terminal.sendline()
     terminal.expect("saved checkpoint-000002")
     terminal.expect(pexpect.EOF)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.actors import Work
 from pipeline.config import dump_config
-from pipeline.memory import out_of_memory
+from pipeline.ray.actor_pool import StageInfo
+from pipeline.ray.memory import out_of_memory
 from tests.recipes import small_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def test_what_an_error_tells(said: str, means: str | None) -> None:
 
 
 def test_actors_say_what_lowers_it() -> None:
-    error = Work("scoring", "lower tokens_per_forward").failed(RAYS)
+    error = StageInfo("scoring", "lower tokens_per_forward").failed(RAYS)
     assert str(error).endswith("16.00GB were used; lower tokens_per_forward")
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from rich.table import Table
+from rich.text import Text
 
-from pipeline.display import SilentDisplay
-from pipeline.notebook import NotebookDisplay, default_display, html_of
+from pipeline.ui.console import html_of
+from pipeline.ui.display import SilentDisplay
+from pipeline.ui.notebook import NotebookDisplay, default_display
 
 
 @pytest.fixture
@@ -25,8 +27,8 @@ def test_nothing_is_shown_outside_a_notebook() -> None:
 
 
 def test_what_is_printed_becomes_html() -> None:
-    html = html_of(lambda console: console.print("[bold]a < b[/bold]"))
-    assert "a &lt; b" in html and "font-weight: bold" in html and "<html" not in html
+    html = html_of(Text("a < b [x] :+1:", "bold"))
+    assert "a &lt; b [x] :+1:" in html and "font-weight: bold" in html and "<html" not in html
 
 
 def test_a_run_is_a_bar_its_metrics_and_curves(shell: None) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import parse_config
+from pipeline.config.paths import absolute_paths
 from pipeline.errors import UserError
-from pipeline.paths import absolute_paths
 
 
 def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

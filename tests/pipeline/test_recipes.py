@@ -22,8 +22,8 @@ from pipeline.config.loading import read_yaml
 from pipeline.config.packaged import packaged_recipe, recipe_names
 from pipeline.errors import UserError
 from pipeline.tuning.space import check_trials, corners
-from strategies.registry import get_strategy
-from strategies.rows import ID_COLUMNS, ROW_ID
+from strategies.dataset_rows import ID_COLUMNS, ROW_ID
+from strategies.methods.registry import get_strategy
 from strategies.training import TrainDatasetMeta
 from tests.tiny import save_tiny, tiny_gemma3, tiny_model, tiny_qwen3, tiny_tokenizer
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.cli import running
+from pipeline.cli import execution as running
 from pipeline.config import load_config, parse_config
+from pipeline.config.trust import refuse_code_of_run, refuse_remote_code
 from pipeline.errors import ConfigError, UserError
-from pipeline.security import refuse_remote_code
 
 RECIPE = {"base_model": "org/model", "datasets": [{"path": "x.jsonl"}]}
 
@@ -64,3 +65,29 @@ def test_no_tag_of_yaml_runs_code(tmp_path: Path, tag: str) -> None:
 def _valid(folder: Path) -> Path:
     (folder / "valid.yaml").write_text("base_model: m\ndatasets: [{path: x.jsonl}]\n")
     return folder / "valid.yaml"
+
+
+@pytest.mark.parametrize(
+    ("saved", "named"),
+    [
+        ({"plugins": ["somebodys.plugin"]}, "plugins: somebodys.plugin"),
+        ({"plugins": "somebodys"}, "plugins: somebodys"),
+        ({"attn_implementation": "somebody/kernel"}, "attn_implementation: somebody/kernel"),
+        ({"overrides_of_model_kwargs": {"attn_implementation": "a/b"}}, "overrides_of_model_kwargs: attn_implementation"),
+        ({"overrides_of_model_config": {"_attn_implementation": "a/b"}}, "overrides_of_model_config: _attn_implementation"),
+        ({"overrides_of_model_kwargs": {"weights_only": False}}, "overrides_of_model_kwargs: weights_only"),
+        ({"trust_remote_code": True, "base_model": "org/model"}, "trust_remote_code: org/model"),
+        ({"trl": {"reward_funcs": ["somebodys.reward", "org/reward-model"]}}, r"trl\.reward_funcs: somebodys\.reward\)"),
+    ],
+)
+def test_a_run_names_code(saved: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=rf"runs/a: its config would run code here \({named}.*; give --trust"):
+        refuse_code_of_run("runs/a", saved, rewards=True)
+    (key,) = saved.keys() - {"base_model"}
+    refuse_code_of_run("runs/a", saved, [f"{'trl.reward_funcs' if key == 'trl' else key}=x"], rewards=True)
+
+
+def test_what_runs_already_or_is_not_called_is_no_risk() -> None:
+    refuse_code_of_run("runs/a", {"base_model": "org/model", "trust_remote_code": False, "plugins": [], "trl": None})
+    refuse_code_of_run("runs/a", {"plugins": ["tests.tiny"], "attn_implementation": "sdpa", "trl": "x"}, rewards=True)
+    refuse_code_of_run("runs/a", {"trl": {"reward_funcs": ["somebodys.reward"]}})

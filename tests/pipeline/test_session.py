@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from cluster.addresses import why_unreachable
-from pipeline import session
 from pipeline.config import parse_config
 from pipeline.errors import UserError
-from pipeline.session import local_options
+from pipeline.ray import session
+from pipeline.ray.session import local_options
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def test_a_worker_computes_with_the_threads_of_its_cpus(ray_session: Any) -> Non
 
             import torch
 
-            from pipeline.session import use_own_threads
+            from pipeline.ray.session import use_own_threads
 
             torch.set_num_threads(3)
             use_own_threads()
@@ -64,7 +64,7 @@ def test_no_other_ray_is_asked_whether_a_controller_is_alive(ray_session: Any) -
     """Ray Train's cleaner asks any dashboard of this machine, and removes the placement group of a run that it doesn't know."""
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-    from pipeline.training.backend import ClusterTorchTrainer
+    from pipeline.training.torch_backend import ClusterTorchTrainer
 
     def cleaners() -> list[Any]:
         callbacks = ClusterTorchTrainer(print)._create_default_callbacks()
@@ -73,7 +73,7 @@ def test_no_other_ray_is_asked_whether_a_controller_is_alive(ray_session: Any) -
     assert not session.has_dashboard() and not cleaners()
     assert not ray_session.get(ray_session.remote(num_cpus=0)(session.has_dashboard).remote())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.training.backend.has_dashboard", lambda: True)
+        patch.setattr(ClusterTorchTrainer, "has_dashboard", staticmethod(lambda: True))
         assert len(cleaners()) == 1
 
 
@@ -101,6 +101,16 @@ def test_an_address_where_no_cluster_is(address: str, message: str, tmp_path: Pa
     assert message in line
 
 
+def test_drivers_start_without_models() -> None:
+    """A message comes sooner than torch and what is built on it are imported."""
+    modules = (
+        "pipeline.training.driver, pipeline.reference.scoring, pipeline.reference.token_budget, pipeline.evaluation.evaluate"
+    )
+    code = f"import sys, {modules}; print(*sorted(sys.modules.keys() & {{'torch', 'transformers', 'peft', 'accelerate'}}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
@@ -118,7 +128,7 @@ def test_a_variable_with_which_no_run_is_possible(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(UserError, match=re.escape(message)):
-        session.connect()
+        session.init_ray()
 
 
 @pytest.mark.parametrize("value", ["", "  ", "local"])
@@ -127,7 +137,7 @@ def test_a_blank_address_is_none(value: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RAY_ADDRESS", value)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr(session, "_start", lambda options, attempts: started.append(options))
-    session.connect()
+    session.init_ray()
     assert started[0]["address"] == "local"
 
 
@@ -145,7 +155,7 @@ def test_a_cluster_of_other_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = parse_config({"base_model": "m", "datasets": [{"path": "x"}], "ray": {"address": "head:6379"}})
     words = r"'head:6379' has other versions than this process: The cluster was started with: Ray: 2\.49"
     with pytest.raises(UserError, match=words):
-        session.connect(cfg)
+        session.init_ray(cfg)
 
 
 def test_a_jobs_own_variables_stand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +210,7 @@ def guarded_head(tmp_path: Path) -> Iterator[str]:
         f"--port={port}",
         "--num-cpus=1",
         "--include-dashboard=false",
+        "--dashboard-agent-listen-port=0",
         "--disable-usage-stats",
         "--block",
     ]

@@ -8,13 +8,16 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
+import boto3
 import pytest
 from pyarrow import fs
 
+from pipeline.data.sources.filesystem import File, list_files
 from pipeline.errors import UserError
-from pipeline.storage import Folder, Location, PatientS3, inside, locate, reason
-from tests.s3 import S3Server
+from pipeline.io.storage import Folder, Location, RetryingS3, inside, locate, reason
+from tests.s3 import Bucket
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -82,19 +85,54 @@ def test_where_things_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert inside("s3://bucket/run/?region=x", "model") == "s3://bucket/run/model?region=x"
 
 
-def test_another_process_gets_the_keys_and_the_patience_of_this_one(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_uri_is_a_path_of_this_machine(tmp_path: Path) -> None:
+    """As it is written where something has that name, whatever letters it has."""
+    assert locate("file:///runs/a%20%23b") == Path("/runs/a #b")
+    for name in ("a b", "50%", "a#b", "wha?t", "\u00e9[x]", "a%20b"):
+        (tmp_path / name).mkdir()
+        assert locate(f"file://{tmp_path}/{name}") == tmp_path / name
+    with pytest.raises(UserError, match="'file://tmp/x' names a machine, 'tmp'; a path on this one has three slashes"):
+        locate("file://tmp/x")
+
+
+ODD = ("a b", "a#b", "50%", "a%20b", "\u00e9", "[x]", "a+b=c&d")
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_letters_that_uris_do_not_have(name: str, s3: Bucket) -> None:
+    """`#` isn't the end, and what a store lists can be read again under the name that it has there."""
+    folder = Folder(s3.uri(f"run {name}"))
+    folder.write("run.json", "{}")
+    written = name.replace("%20", " ")
+    assert s3.objects() == [f"run {written}/run.json"] and folder.names() == ["run.json"]
+    assert Folder(s3.uri("run " + quote(written))).read("run.json") == "{}"
+    (listed,) = list_files(s3.uri(f"run {name}")).values()
+    assert File(listed).info().type == fs.FileType.File
+
+
+def test_names_of_files_in_a_bucket_may_have_any_letters(s3: Bucket) -> None:
+    client = boto3.Session().client("s3")
+    for name in (*ODD, "q?x"):
+        client.put_object(Bucket=s3.name, Key=f"data/{name}.jsonl", Body=b"{}")
+    found = list_files(s3.uri("data"))
+    assert sorted(found) == sorted(f"{name}.jsonl" for name in (*ODD, "q?x"))
+    assert all(File(where).info().type == fs.FileType.File for where in found.values())
+
+
+def test_another_process_gets_the_keys_and_the_patience_of_this_one(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder(s3.uri("run"))
     folder.create()
     folder.write("run.json", "{}")
     sent = pickle.dumps(folder.for_other_processes())
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name)
+    assert s3.variables["AWS_SECRET_ACCESS_KEY"].encode() not in sent
     received = pickle.loads(sent)
-    assert isinstance(received, PatientS3)
-    assert received.get_file_info("bucket/run/run.json").type == fs.FileType.File
+    assert isinstance(received, RetryingS3)
+    assert received.get_file_info(f"{s3.name}/run/run.json").type == fs.FileType.File
 
 
-def test_keys_of_a_profile_stay_where_they_are(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_of_a_profile_stay_where_they_are(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every node looks for itself, so that keys that change are read anew."""
     secret = "not-to-be-sent"
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -107,7 +145,7 @@ def test_an_unknown_scheme() -> None:
         Folder("nope://x/run")
 
 
-def test_a_bucket_that_does_not_exist(s3: S3Server) -> None:
+def test_a_bucket_that_does_not_exist(s3: Bucket) -> None:
     with pytest.raises(OSError, match="Bucket 'none' not found") as error:
         Folder("s3://none/run").create()
     assert reason(error.value).startswith("Bucket 'none' not found. To create buckets")

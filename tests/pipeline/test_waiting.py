@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import prepare, waiting
-from pipeline.display import SilentDisplay
-from pipeline.patience import waiting_for, waits
-from pipeline.storage import Folder
-from pipeline.waiting import WatchedDisplay
+from pipeline import prepare
+from pipeline.io.retry import waiting_for, waits
+from pipeline.io.storage import Folder
+from pipeline.ui import waiting
+from pipeline.ui.display import SilentDisplay
+from pipeline.ui.waiting import WatchedDisplay
 from tests.recipes import small_recipe
 from tests.waiting import wait_for
 

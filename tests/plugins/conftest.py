@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from pipeline.data.transforms import registry as types
-from strategies import loss_traits, plugins, registering
-from strategies import registry as strategies
+from strategies import callbacks, plugins
+from strategies.losses import table as loss_traits
+from strategies.methods import registry as strategies
 
 Write = Callable[[str, str], str]
 
@@ -22,10 +23,9 @@ def as_before() -> Iterator[None]:
     """Forget what a test registers and imports."""
     dicts: list[dict[Any, Any]] = [
         loss_traits.LOSSES,
-        loss_traits.OUTSIDE_LOSSES,
         strategies.STRATEGIES,
         strategies.STRATEGY_KEYS,
-        registering.CALLBACKS,
+        callbacks.CALLBACKS,
         plugins._LOADED,
         *types.FACTORIES.values(),
         *types._OUTSIDE.values(),

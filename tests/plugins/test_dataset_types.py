@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from pipeline.data import register_dataset_type
 from pipeline.data.plan import make_plan
-from pipeline.data.staging import Job, stage_shard
+from pipeline.data.process_shard import Job, stage_shard
 from pipeline.data.transforms import load_transform, pair_text
 from pipeline.errors import UserError
 from strategies.plugins import Plugins, load_plugins
@@ -51,6 +52,7 @@ def test_a_change_of_its_code_is_other_data_unless_its_version_says_otherwise(
     for number, code in enumerate(("pass", "row = {**row, 'prompt': 'Q'}", "pass")):
         path = write("my_type", TYPE.format(version=version, code=code))
         os.utime(path, (number, number))
+        sys.modules.pop("my_type", None)  # as in a new process
         load_plugins(["my_type"])
         found.append(make_plan(config, tiny_tokenizer(), 2000).fingerprint)
     assert found[0] == found[2]
@@ -63,6 +65,7 @@ def test_another_version_is_other_data(tmp_path: Path, write: Write) -> None:
     for version in ("1", "2"):
         path = write("my_type", TYPE.format(version=f", version={version!r}", code="pass"))
         os.utime(path, (int(version), int(version)))
+        sys.modules.pop("my_type", None)  # as in a new process
         load_plugins(["my_type"])
         found.add(make_plan(config, tiny_tokenizer(), 2000).fingerprint)
     assert len(found) == 2

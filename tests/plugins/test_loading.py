@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from pipeline.config import config_class, dump_config, parse_config
 from pipeline.errors import ConfigError, UserError
 from pipeline.jobs.submission import Submission, plan_job
+from pipeline.tuning.space import trial_recipe
 from strategies import load_plugins
 from strategies.config import as_config
 from strategies.losses import PAIR_LOSSES
@@ -54,20 +56,41 @@ def test_a_module_of_the_current_directory(write: Write) -> None:
     assert as_config({"base_model": "model", "plugins": ["my_loss"], "dpo_loss_type": "mine"}).dpo_loss_type == ["mine"]
 
 
-def test_one_that_has_changed_is_imported_anew(write: Write) -> None:
-    """As between two cells of a notebook; a mistake in between doesn't stay."""
+def test_one_that_has_changed_is_refused(write: Write) -> None:
+    """As between two cells of a notebook, where a mistake can be mended, and the same text may be written again."""
     from tests.plugins.test_registering import logps
 
-    path = write("my_loss", LOSS.format(factor=1))
-    for factor in (1, "[", 30):
-        write("my_loss", LOSS.format(factor=factor))
-        os.utime(path, (0, hash(str(factor)) % 10**6))
-        if factor == "[":
-            with pytest.raises(PluginError, match=r"my_loss raised SyntaxError: .*my_loss.py, line 6\) when it was imported"):
-                load_plugins(["my_loss"])
-            continue
+    write("my_loss", LOSS.format(factor="["))
+    with pytest.raises(PluginError, match=r"my_loss raised SyntaxError: .*my_loss.py, line 6\) when it was imported"):
         load_plugins(["my_loss"])
-        assert PAIR_LOSSES["mine"](logps(), None, None)[0] == -10 * factor  # type: ignore[arg-type]
+    for _ in range(2):
+        write("my_loss", LOSS.format(factor=30))
+        load_plugins(["my_loss"])
+        assert PAIR_LOSSES["mine"](logps(), None, None)[0] == -300  # type: ignore[arg-type]
+    write("my_loss", LOSS.format(factor=1))
+    with pytest.raises(PluginError, match="plugins.0: my_loss has changed since it was imported; restart Python"):
+        load_plugins(["my_loss"])
+
+
+def test_a_sweep_goes_on_with_the_plugin_that_it_began_with(write: Write) -> None:
+    write("my_loss", LOSS.format(factor=1))
+    space = {"space": {"learning_rate": {"choice": [1e-5, 1e-4]}}}
+    cfg = parse_config({**RECIPE, "plugins": ["my_loss"], "dpo_loss_type": "mine", "tune": space})
+    write("my_loss", LOSS.format(factor=30))
+    assert trial_recipe(cfg, {"learning_rate": 1e-4}, "trial").dpo_loss_type == ["mine"]
+
+
+def test_a_package_whose_part_is_mended(tmp_path: Path, write: Write) -> None:
+    write("my_other", "")  # moves to the folder
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("import my_package.part")
+    (package / "part.py").write_text("")
+    with pytest.raises(PluginError, match="my_package registers nothing"):
+        load_plugins(["my_package"])
+    (package / "part.py").write_text(textwrap.dedent(LOSS.format(factor=1)))
+    load_plugins(["my_package"])
+    assert "mine" in PAIR_LOSSES
 
 
 @pytest.mark.parametrize(
@@ -129,7 +152,7 @@ def test_a_config_brings_its_plugins_to_another_process(write: Write, tmp_path: 
     found = subprocess.run(
         [sys.executable, "-c", program], cwd="/", env=environment, capture_output=True, text=True, check=True
     )
-    assert found.stdout == "mine 2.0 <class 'pipeline.config.RunConfig'>\n"
+    assert found.stdout == "mine 2.0 <class 'pipeline.config.recipe.RunConfig'>\n"
 
 
 def test_the_schema_has_the_keys_of_plugins(write: Write) -> None:

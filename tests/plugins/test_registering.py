@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,17 +13,17 @@ import torch
 from transformers import TrainerCallback
 
 from pipeline import register_dataset_type
-from pipeline.config import parse_config
+from pipeline.config import config_class, parse_config
 from pipeline.config.tuning import perturbable
 from pipeline.data.transforms import load_transform
 from pipeline.errors import ConfigError
 from pipeline.tuning.space import check_trials, corners
 from strategies import DPOStrategy, HFRLTrainerBuilder, Keys, key, register_callback, register_loss, register_strategy
 from strategies.callbacks import registered_callbacks
-from strategies.errors import OutsideError
+from strategies.config import as_config
 from strategies.losses import PAIR_LOSSES, LossOptions, PairLogps
-from strategies.registering import RegistrationError
-from strategies.registry import STRATEGIES
+from strategies.methods.registry import STRATEGIES
+from strategies.outside import OutsideError, RegistrationError
 from tests.tiny import pairs, tiny_model, tiny_tokenizer
 
 RECIPE = {"base_model": "model", "datasets": [{"path": "pairs.jsonl"}]}
@@ -43,6 +44,11 @@ def strategy(name: str = "mine", **attributes: Any) -> Any:
 
 class MarginKeys(Keys):
     my_margin: float | None = key("A margin.", ge=0)
+
+
+class ShiftKeys(Keys):
+    my_shift: float = key("A shift.", 0.5, option="shift")
+    my_scale: float | None = key("A scale.", option="scale", gt=0)
 
 
 def logps() -> PairLogps:
@@ -103,13 +109,12 @@ def test_the_same_object_may_come_twice(register: Any) -> None:
         (lambda: register_loss("a b", flat), "loss 'a b': a name is a letter, then letters"),
         (lambda: register_loss("a", 3), "loss 'a': give a function or a class, got int"),  # type: ignore[arg-type]
         (lambda: register_strategy(strategy("dpo")), "strategy 'dpo' is built in"),
-        (lambda: register_strategy(int), "must be a class of strategies.base.Strategy"),  # type: ignore[arg-type]
+        (lambda: register_strategy(int), "must be a class of strategies.methods.base.Strategy"),  # type: ignore[arg-type]
         (
             lambda: register_strategy(type("Bare", (STRATEGIES["kto"].__base__,), {"rl": "bare"})),
             "Bare: lacks keys, requires_ref",
         ),
         (lambda: register_strategy(strategy(), keys=MarginKeys), "doesn't read its own key 'my_margin'; add it to"),
-        (lambda: register_strategy(strategy(keys={"my_margin"})), "reads 'my_margin', which is no key; declare it"),
         (lambda: register_callback(3), "callback 3: give a class of TrainerCallback, or a function"),  # type: ignore[arg-type]
         (lambda: register_dataset_type("chatml.intel", flat), "dataset type 'chatml.intel' is built in"),  # type: ignore[arg-type]
         (lambda: register_dataset_type("a", flat, kind="triple"), "kind must be one of pair, unpaired, prompt, got 'triple'"),  # type: ignore[arg-type]
@@ -118,6 +123,13 @@ def test_the_same_object_may_come_twice(register: Any) -> None:
 def test_what_is_refused(register: Any, message: str) -> None:
     with pytest.raises(RegistrationError, match=message):
         register()
+
+
+def test_a_strategy_that_reads_what_is_no_key() -> None:
+    register_strategy(strategy(keys={"my_margin"}))
+    with pytest.raises(ConfigError, match="reads 'my_margin', which is no key; declare it"):
+        parse_config(RECIPE)
+    assert parse_config(RECIPE).rl == "dpo"  # which isn't its fault
 
 
 def test_keys_of_a_strategy_need_defaults() -> None:
@@ -196,6 +208,27 @@ def test_the_numbers_of_a_loss_and_its_strategy(example: None, tmp_path: Any) ->
     builder.train_dataset = pairs(4)
     trainer = builder.build()
     assert trainer.train().training_loss == pytest.approx(math.log1p(math.exp(0.7)), abs=1e-6)
+
+
+def test_a_key_sets_an_option_of_a_loss(tmp_path: Path) -> None:
+    found = {}
+
+    @register_loss("shifted")
+    def shifted(policy: PairLogps, reference: PairLogps, options: LossOptions) -> torch.Tensor:
+        found.update(options.own)
+        return (policy.chosen - reference.chosen) + options.own["shift"]
+
+    losses = {"losses": classmethod(lambda cls, cfg: ["shifted"])}
+    register_strategy(strategy(keys=DPOStrategy.keys | set(ShiftKeys.model_fields), **losses), keys=ShiftKeys)
+    given = {"base_model": "given", "dpo_loss_type": "shifted", "bf16": False, "output_dir": str(tmp_path), "max_steps": 1}
+    for keys, own in (({"my_shift": 0.0}, {"shift": 0.0}), ({"my_scale": 2.0}, {"shift": 0.5, "scale": 2.0})):
+        tokenizer = tiny_tokenizer()
+        builder = HFRLTrainerBuilder({**given, "rl": "mine", "save_strategy": "no", **keys}, tiny_model(tokenizer), tokenizer)
+        builder.train_dataset = pairs(4)
+        assert builder.build().train().training_loss == pytest.approx(own["shift"], abs=1e-6)
+        assert found == own
+    assert "option" not in str(config_class().model_json_schema()["properties"]["my_shift"])
+    assert DPOStrategy.set_training_args_kwargs(as_config({"base_model": "given"})).keys().isdisjoint({"loss_options"})
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from strategies.config import as_config
-from strategies.merging.adapter import EmptyPolicy
-from strategies.merging.plan import MergePlan
-from strategies.merging.weights import open_weights
-from strategies.merging.writing import write_shards
-from strategies.models import load_config
+from strategies.merging.policy import Merged, Policy
+from tests.tiny import tiny_tokenizer
 
-__all__ = ["IDS", "change", "logits", "merge_folder", "open_plan", "unmerged", "write_adapter"]
+__all__ = ["IDS", "change", "logits", "merge_folder", "open_policy", "unmerged", "write_adapter"]
 
 IDS = torch.arange(2, 102)[None]
 """Tokens of a sequence, (1, 100)."""
@@ -36,22 +33,18 @@ def write_adapter(folder: Path, base: PreTrainedModel, *, save_embeddings: bool 
     return model.eval()
 
 
-def open_plan(base: Path, adapter: Path, dtype: torch.dtype | None = None) -> tuple[MergePlan, EmptyPolicy]:
-    """What merging the adapter in a folder into the base in another comes to."""
-    cfg = as_config({"base_model": str(base), "rl": "dpo"})
-    policy = EmptyPolicy(load_config(cfg), adapter)
-    return MergePlan(open_weights(cfg), policy, dtype), policy
+def open_policy(base: Path, adapter: Path) -> Policy:
+    """The adapter in a folder on the base in another."""
+    return Policy(as_config({"base_model": str(base), "rl": "dpo"}), adapter)
 
 
 def merge_folder(
-    base: Path, adapter: Path, out: Path, *, dtype: torch.dtype | None = None, shard_size: int = 10**9
-) -> MergePlan:
-    """Merge, and write the merged weights with the model's config."""
-    plan, _ = open_plan(base, adapter, dtype)
-    out.mkdir()
-    write_shards(plan, out, shard_size, lambda done, of: None)
-    plan.config().save_pretrained(out)
-    return plan
+    base: Path, adapter: Path, out: Path, *, dtype: torch.dtype | None = None, shard_size: int | str = "5GB"
+) -> Merged:
+    """Merge, and write the merged model."""
+    merged = open_policy(base, adapter).merge(dtype)
+    merged.save(out, tiny_tokenizer(), shard_size)
+    return merged
 
 
 def unmerged(base: Path, adapter: Path, prepare: Callable[[Any], Any] = lambda model: None) -> PeftModel:

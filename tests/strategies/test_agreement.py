@@ -150,7 +150,6 @@ def rank(number: int, port: int, folder: str) -> None:
     stopping.train()
     found["stopped"] = [stopping.stopped, stopping.state.global_step]
     (Path(folder) / f"{number}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.processes

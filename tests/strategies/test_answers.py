@@ -20,8 +20,8 @@ def test_answers_are_written_at_each_evaluation(build: Callable[..., Any], tmp_p
     trainer = build(
         4, learning_rate=1e-2, dpo_generate_during_eval=True, eval_on_start=True, eval_steps=4, evaluate=rows, **keys
     )
-    assert trainer.answers.max_new_tokens == 64
-    trainer.answers.max_new_tokens = 16
+    assert trainer.eval_generations.max_new_tokens == 64
+    trainer.eval_generations.max_new_tokens = 16
     trainer.train()
     folder = Path(trainer.args.output_dir) / "generations"
     assert sorted(path.name for path in folder.iterdir()) == ["step-000000.jsonl", "step-000004.jsonl"]
@@ -48,7 +48,7 @@ def test_generating_leaves_the_training_as_it_was(build: Callable[..., Any]) -> 
             evaluate=prepared_pairs(2),
         )
         if generate:
-            trainer.answers.max_new_tokens = 16
+            trainer.eval_generations.max_new_tokens = 16
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert losses[0] == losses[1]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.batching import BatchPlan, fill, share_out
+from strategies.batch.plan import BatchPlan, assign_forwards, first_fit_decreasing
 
 few = settings(max_examples=60, deadline=None)
 plans = st.builds(
@@ -76,7 +76,7 @@ def test_without_a_seed_rows_come_in_their_order() -> None:
 @given(batches, workers, st.integers(50, 120), most)
 def test_every_row_of_a_global_batch_runs_once(lengths: list[int], world: int, budget: int, most_rows: int | None) -> None:
     """Whatever the number of workers, the budget or the most rows, so that membership depends on none of them."""
-    shares = share_out(lengths, world, budget, most_rows)
+    shares = assign_forwards(lengths, world, budget, most_rows)
     places = [place for share in shares for forward in share for place in forward]
     assert len(shares) == world
     assert sorted(places) == list(range(len(lengths)))
@@ -85,7 +85,7 @@ def test_every_row_of_a_global_batch_runs_once(lengths: list[int], world: int, b
 @few
 @given(batches, workers, st.integers(50, 120), most)
 def test_forwards_stay_within_their_limits(lengths: list[int], world: int, budget: int, most_rows: int | None) -> None:
-    for forward in itertools.chain.from_iterable(share_out(lengths, world, budget, most_rows)):
+    for forward in itertools.chain.from_iterable(assign_forwards(lengths, world, budget, most_rows)):
         assert sum(lengths[place] for place in forward) <= budget
         assert most_rows is None or len(forward) <= most_rows
 
@@ -93,7 +93,7 @@ def test_forwards_stay_within_their_limits(lengths: list[int], world: int, budge
 @few
 @given(batches, workers, st.integers(50, 120), most)
 def test_workers_run_equally_many_forwards(lengths: list[int], world: int, budget: int, most_rows: int | None) -> None:
-    shares = share_out(lengths, world, budget, most_rows)
+    shares = assign_forwards(lengths, world, budget, most_rows)
     (number,) = {len(share) for share in shares}
     assert number >= 1
     for share in shares:
@@ -104,7 +104,7 @@ def test_workers_run_equally_many_forwards(lengths: list[int], world: int, budge
 @few
 @given(batches, workers, most)
 def test_workers_get_about_the_same_tokens(lengths: list[int], world: int, most_rows: int | None) -> None:
-    shares = share_out(lengths, world, budget=50, most_rows=most_rows)
+    shares = assign_forwards(lengths, world, budget=50, most_rows=most_rows)
     loads = [sum(lengths[place] for forward in share for place in forward) for share in shares]
     assert max(loads) - min(loads) <= max(lengths)
 
@@ -112,7 +112,7 @@ def test_workers_get_about_the_same_tokens(lengths: list[int], world: int, most_
 @few
 @given(batches, workers, st.integers(1, 8))
 def test_where_rows_are_counted_workers_get_equally_many(lengths: list[int], world: int, most_rows: int) -> None:
-    shares = share_out(lengths, world, 10**9, most_rows)
+    shares = assign_forwards(lengths, world, 10**9, most_rows)
     share = math.ceil(len(lengths) / world)
     assert max(sum(map(len, forwards)) for forwards in shares) <= share
     assert len(shares[0]) == max(1, math.ceil(share / most_rows))
@@ -122,7 +122,7 @@ def test_where_rows_are_counted_workers_get_equally_many(lengths: list[int], wor
 @given(batches, st.integers(50, 120))
 def test_forwards_are_filled(lengths: list[int], budget: int) -> None:
     """No two forwards would fit into one: at least half of the budget is used on average."""
-    loads = [sum(lengths[place] for place in forward) for forward in fill(lengths, budget)]
+    loads = [sum(lengths[place] for place in forward) for forward in first_fit_decreasing(lengths, budget)]
     assert all(left + right > budget for left, right in itertools.combinations(loads, 2))
 
 
@@ -130,18 +130,18 @@ def test_forwards_are_filled(lengths: list[int], budget: int) -> None:
 @given(batches, workers)
 def test_sharing_out_is_a_pure_function(lengths: list[int], world: int) -> None:
     """Workers compute it each for themselves, and must agree."""
-    assert share_out(lengths, world, 60) == share_out(tuple(np.array(lengths).tolist()), world, 60)
+    assert assign_forwards(lengths, world, 60) == assign_forwards(tuple(np.array(lengths).tolist()), world, 60)
 
 
 def test_a_batch_is_shared_out_by_hand() -> None:
     # Longest first, each to the worker with fewer tokens: 9 and 4 to one, 7, 5 and 2 to the other; then 9, 4 | 7 + 2, 5.
-    shares = share_out([5, 9, 4, 7, 2], world_size=2, budget=11)
+    shares = assign_forwards([5, 9, 4, 7, 2], world_size=2, budget=11)
     assert shares == [[[1], [2]], [[3, 4], [0]]]
 
 
 def test_workers_without_rows_keep_the_others_company() -> None:
-    assert share_out([5], world_size=3, budget=5) == [[[0]], [[]], [[]]]
-    assert share_out([5, 5, 5], world_size=2, budget=5) == [[[0], [2]], [[1], []]]
+    assert assign_forwards([5], world_size=3, budget=5) == [[[0]], [[]], [[]]]
+    assert assign_forwards([5, 5, 5], world_size=2, budget=5) == [[[0], [2]], [[1], []]]
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -149,5 +149,5 @@ def test_a_row_that_no_forward_takes_is_refused_with_the_budget_that_fits(world:
     with pytest.raises(
         ValueError, match="tokens_per_forward: a row has 31 tokens and a forward takes 30; set it to 31 or more"
     ):
-        share_out([3, 31, 12], world, budget=30)
-    assert share_out([3, 31, 12], world, budget=31)
+        assign_forwards([3, 31, 12], world, budget=30)
+    assert assign_forwards([3, 31, 12], world, budget=31)

@@ -9,11 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from strategies import HFRLTrainerBuilder
-from strategies.saving import save_final
-from tests.tiny import adapter_folder, prepared_pairs, save_tiny, tiny_model, tiny_tokenizer
+from strategies.models.saving import save_final
+from tests.tiny import (
+    adapter_folder,
+    prepared_labelled,
+    prepared_pairs,
+    save_tiny,
+    tiny_gpt2,
+    tiny_model,
+    tiny_qwen,
+    tiny_tokenizer,
+)
 
 Build = Callable[..., Any]
 
@@ -252,3 +262,59 @@ def test_the_model_card_says_how_it_was_made(build: Build, tmp_path: Path, base:
         "- dpo",
     ):
         assert fact in card
+
+
+def test_rows_beyond_learned_positions_are_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    for rl in ("dpo", "kto"):
+        rows = prepared_labelled(8) if rl == "kto" else prepared_pairs(8)
+        config = {"base_model": "tiny", "rl": rl, "output_dir": str(tmp_path), "micro_batch_size": 2, "max_steps": 1}
+        builder = HFRLTrainerBuilder(config, tiny_gpt2(tokenizer, n_positions=16), tokenizer)
+        builder.train_dataset = rows
+        with pytest.raises(ValueError, match="sequence_len: row 0 of .* tokens, and the model has .* positions for 16; set"):
+            builder.build().train()
+
+
+def test_single_tokens_of_an_embedding_that_is_the_head_too_are_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    keys = {"adapter": "lora", "peft_trainable_token_indices": [5, 6], "lora_target_modules": ["q_proj"]}
+    builder = HFRLTrainerBuilder({"base_model": "tiny", "output_dir": str(tmp_path), **keys}, tiny_qwen(tokenizer), tokenizer)
+    builder.train_dataset = prepared_pairs(8)
+    with pytest.raises(ValueError, match="peft_trainable_token_indices: the embeddings of this model are its output head too"):
+        builder.build()
+
+
+MEDIA: dict[str, tuple[dict[str, Any], str]] = {
+    "a picture": ({"images": [{"bytes": b"x", "path": None}]}, "the column 'images' is no text"),
+    "one picture": ({"image": "a.png"}, "the column 'image' is no text"),
+    "a part": (
+        {"prompt": [{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]}]},
+        "a part of type 'image' in 'prompt' is no text",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(MEDIA))
+@pytest.mark.parametrize("where", ["builder", "setter", "evaluation", "stream"])
+def test_pictures_are_refused(where: str, name: str, tmp_path: Path) -> None:
+    """In every way that rows come in; the vision tower would never see them."""
+    added, message = MEDIA[name]
+    answers: dict[str, Any] = {"chosen": "A", "rejected": "B"}
+    if name == "a part":
+        answers = {key: [{"role": "assistant", "content": [{"type": "text", "text": text}]}] for key, text in answers.items()}
+    rows = [{"prompt": "What?", **answers, **added}] * 2
+    tokenizer = tiny_tokenizer()
+    config = {"base_model": "tiny", "output_dir": str(tmp_path), "max_steps": 1}
+    builder = HFRLTrainerBuilder(config, tiny_model(tokenizer), tokenizer)
+
+    def give() -> None:
+        if where in ("builder", "stream"):
+            builder.train_dataset = Dataset.from_list(rows).to_iterable_dataset() if where == "stream" else rows
+            builder.build().train()
+        elif where == "setter":
+            builder.build().train_dataset = rows
+        else:
+            builder.build().eval_dataset = {"one": rows}
+
+    with pytest.raises(ValueError, match=message):
+        give()

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from strategies.cadence import RunLength, cadence_arguments, steps_per_epoch, total_steps
 from strategies.config import as_config
+from strategies.config.schedule import RunLength, schedule_arguments, steps_per_epoch, total_steps
 from tests.tiny import prepared_pairs
 
 UNKNOWN = RunLength(None, None, None)
 
 
 def cadence(length: RunLength = UNKNOWN, **keys: Any) -> dict[str, Any]:
-    return cadence_arguments(as_config({"base_model": "tiny", "rl": "dpo", **keys}), length)
+    return schedule_arguments(as_config({"base_model": "tiny", "rl": "dpo", **keys}), length)
 
 
 @pytest.mark.parametrize(

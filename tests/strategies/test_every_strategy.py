@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from strategies.config import as_config
+from strategies.methods.registry import STRATEGIES, get_strategy
 from strategies.mixins import (
     DistributedParallelMixin,
     OptimizerInitMixin,
@@ -22,8 +23,7 @@ from strategies.mixins import (
     SchedulerMixin,
     SyncedReferenceMixin,
 )
-from strategies.registry import STRATEGIES, get_strategy
-from strategies.saving import save_final
+from strategies.models.saving import save_final
 from tests.strategies.conftest import small_config, small_trainer
 from tests.tiny import labelled, pairs, prepared_labelled, prepared_pairs, tiny_model, tiny_tokenizer
 

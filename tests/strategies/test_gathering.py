@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from strategies import gathering
-from strategies.gathering import write_whole
+from strategies.models import gather_weights as gathering
+from strategies.models.gather_weights import write_whole
 from tests.tiny import tiny_model, tiny_qwen, tiny_tokenizer
 
 

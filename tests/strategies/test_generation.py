@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import GenerationConfig
 
-from strategies.generation import Sampling, generate
+from strategies.inference.generation import Sampling, generate
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = [[5, 6, 7, 8], [9, 10]]

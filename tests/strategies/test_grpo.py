@@ -12,8 +12,8 @@ import pytest
 from trl import GRPOConfig
 
 from strategies.config import as_config
-from strategies.grpo import GRPOStrategy
-from strategies.grpo_rules import NUM_GENERATIONS
+from strategies.methods.grpo import GRPOStrategy
+from strategies.methods.grpo_rules import NUM_GENERATIONS
 from tests import reward_functions
 
 REWARDS = ["tests.reward_functions.low_tokens"]
@@ -119,7 +119,7 @@ def test_vllm_must_be_installed_where_it_generates(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ValueError, match="trl.use_vllm: the package vllm is not installed here; install it"):
         GRPOStrategy.set_trainer_kwargs(cfg)
-    monkeypatch.setattr("strategies.grpo.find_spec", lambda name: ModuleSpec(name, None))
+    monkeypatch.setattr("strategies.methods.grpo.find_spec", lambda name: ModuleSpec(name, None))
     (reward,) = GRPOStrategy.set_trainer_kwargs(cfg)["reward_funcs"]
     assert inspect.unwrap(reward) is reward_functions.low_tokens
     found = GRPOStrategy.set_training_args_kwargs(cfg)

@@ -14,10 +14,10 @@ from datasets import Dataset, IterableDataset
 from transformers import LlamaConfig, LlamaForSequenceClassification
 from trl.trainer import grpo_trainer
 
-from strategies.cadence import steps_per_epoch, total_steps
 from strategies.config import as_config
-from strategies.grpo import GRPOStrategy
-from strategies.saving import write_model_card
+from strategies.config.schedule import steps_per_epoch, total_steps
+from strategies.methods.grpo import GRPOStrategy
+from strategies.models.saving import write_model_card
 from tests import reward_functions
 from tests.laws.runs import LORA, losses
 from tests.tiny import adapter_folder, save_tiny, tiny_model, tiny_tokenizer
@@ -190,16 +190,32 @@ def test_a_resumed_run_is_the_run(grpo: Callable[..., Any], tmp_path: Path, stop
     assert all(torch.equal(value, found[name]) for name, value in straight.model.state_dict().items())
 
 
-def test_a_run_resumed_within_a_generation_goes_on_with_its_rest(grpo: Callable[..., Any], tmp_path: Path) -> None:
-    keys = {"train": prompts(8), "trl": {"reward_funcs": ["tests.reward_functions.remember"], "steps_per_generation": 4}}
-    keys |= {"save_steps": 3, "save_strategy": "steps"}
+@pytest.mark.parametrize("stop", [1, 3, 6])
+def test_a_run_resumed_within_a_generation_is_the_run(grpo: Callable[..., Any], tmp_path: Path, stop: int) -> None:
+    """What was generated is in the checkpoint, and isn't judged again."""
+    trl = {"reward_funcs": ["tests.reward_functions.remember"], "steps_per_generation": 4, "beta": 0.04}
+    keys = {"train": prompts(8), "trl": trl, "save_steps": stop, "save_strategy": "steps", "save_total_limit": 9}
     reward_functions.SEEN.clear()
-    grpo(8, output_dir=str(tmp_path / "straight"), **keys).train()
+    straight = grpo(8, output_dir=str(tmp_path / "straight"), **keys)
+    straight.train()
+    assert len(reward_functions.SEEN) == 2
     resumed = grpo(8, output_dir=str(tmp_path / "resumed"), **keys)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / "checkpoint-3"))
-    assert resumed._step == 8
-    asked = [sorted(seen["prompts"]) for seen in reward_functions.SEEN]
-    assert len(asked) == 4 and asked[2:] == asked[:2]
+    resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / f"checkpoint-{stop}"))
+    assert len(reward_functions.SEEN) == 2 + (stop < 4)
+    assert losses(resumed) == losses(straight) and losses(resumed, "reward") == losses(straight, "reward")
+    found = weights(resumed.model)
+    assert all(torch.equal(value, found[name]) for name, value in straight.model.state_dict().items())
+
+
+def test_a_resumed_run_goes_on_with_its_coefficient_of_entropy(grpo: Callable[..., Any], tmp_path: Path) -> None:
+    adaptive = {"use_adaptive_entropy": True, "entropy_target": 9.0, "entropy_coef": 0.01}
+    keys = {"train": prompts(8), "trl": adaptive, "save_steps": 2, "save_strategy": "steps", "save_total_limit": 9}
+    straight = grpo(4, output_dir=str(tmp_path / "straight"), **keys)
+    straight.train()
+    resumed = grpo(4, output_dir=str(tmp_path / "resumed"), **keys)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / "checkpoint-2"))
+    assert resumed.entropy_coef == straight.entropy_coef != 0.01
+    assert losses(resumed) == losses(straight)
 
 
 def test_raw_and_prepared_rows_are_the_same(grpo: Callable[..., Any]) -> None:

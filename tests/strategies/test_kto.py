@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,9 @@ import pytest
 import torch
 from datasets import Dataset
 
+from strategies.batch.kto_sampler import MismatchedRows, MismatchedSampler, number_prompts
 from strategies.config import as_config
-from strategies.kl_rows import MismatchedRows, MismatchedSampler
-from strategies.kto import KTOStrategy
+from strategies.methods.kto import KTOStrategy
 from tests.tiny import prepared_labelled, tiny_model, tiny_tokenizer
 
 Build = Callable[..., Any]
@@ -42,6 +43,39 @@ def test_the_order_changes_with_seed_and_epoch_and_nothing_else() -> None:
     sampler.set_epoch(1)
     assert first != list(sampler)
     assert [row for row, _ in MismatchedSampler(5, 2, seed=None)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("seed", [7, None], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("rows", "block"), [(40, 4), (41, 4), (10, 2), (12, 64)])
+def test_no_completion_is_of_the_same_prompt(rows: int, block: int, seed: int | None) -> None:
+    """Halves of pairs stand beside each other, and a global batch may hold nothing but the two."""
+    prompts = [row // 2 for row in range(rows)]
+    for epoch in range(5):
+        sampler = MismatchedSampler(rows, block, seed, prompts)
+        sampler.set_epoch(epoch)
+        indices = list(sampler)
+        assert sorted(row for row, _ in indices) == list(range(rows))
+        assert all(prompts[row] != prompts[other] for row, other in indices)
+    if seed is None:  # each completion once, good and bad ones alike
+        assert sorted(other for _, other in indices) == list(range(rows))
+        assert [row for row, _ in indices] == list(range(rows))
+
+
+def test_partners_have_other_prompts_whatever_their_order() -> None:
+    """A permutation, as long as no prompt has more than half of the rows; and in no more time than there are rows."""
+    prompts = [row // 3 for row in range(3000)]
+    pairs = list(MismatchedSampler(3000, 3000, None, prompts))
+    assert all(prompts[row] != prompts[other] for row, other in pairs)
+    assert sorted(other for _, other in pairs) == list(range(3000))
+    most = [0] * 27_000 + list(range(1, 3001))
+    begun = time.process_time()
+    assert all(most[row] != most[other] for row, other in MismatchedSampler(30_000, 30_000, None, most))
+    assert time.process_time() - begun < 2
+
+
+def test_rows_of_one_prompt_meet_each_other() -> None:
+    assert all(row != other for row, other in MismatchedSampler(6, 4, 7, [0] * 6))
+    assert number_prompts([[1, 2], [3], [1, 2], []]) == [0, 1, 0, 2]
 
 
 def test_a_row_brings_the_other_rows_completion() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from strategies.config import as_config
-from strategies.merging.verification import Differences, compare, expected_logits, memory_needed
-from tests.strategies.merging import IDS, change, merge_folder, write_adapter
+from strategies.merging.base import memory_needed
+from strategies.merging.verification import Differences, compare, expected_logits
+from tests.strategies.merging import IDS, change, merge_folder, open_policy, write_adapter
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SEQUENCES = [IDS[0].tolist(), IDS[0].flip(0)[:40].tolist()]
@@ -25,13 +26,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def differences(base: Path, adapter: Path, out: Path, dtype: str, merged_adapter: Path | None = None) -> Differences:
     """Merge an adapter, and compare with another one, if it is given."""
-    plan = merge_folder(base, merged_adapter or adapter, out, dtype=getattr(torch, dtype))
+    written = merge_folder(base, merged_adapter or adapter, out, dtype=getattr(torch, dtype))
     steps: list[int] = []
-    expected = expected_logits(
-        as_config({"base_model": str(base), "rl": "dpo"}), adapter, None, SEQUENCES, lambda: steps.append(1)
-    )
-    found = compare(expected, out, plan.rounded, lambda: steps.append(1))
-    assert (found.sequences, found.tokens, len(steps)) == (2, 140, 6)
+    expected = expected_logits(open_policy(base, adapter).model, SEQUENCES, lambda: steps.append(1))
+    found = compare(expected, out, written.rounded, lambda: steps.append(1))
+    assert (found.sequences, found.tokens, len(steps)) == (2, 140, 8)
     return found
 
 
@@ -73,19 +72,19 @@ def test_numbers_that_are_none_are_a_difference(base: Path, tmp_path: Path) -> N
     from safetensors.torch import load_file, save_file
 
     write_adapter(tmp_path / "adapter", tiny_model(tiny_tokenizer()))
-    plan = merge_folder(base, tmp_path / "adapter", tmp_path / "merged")
-    expected = expected_logits(
-        as_config({"base_model": str(base), "rl": "dpo"}), tmp_path / "adapter", None, SEQUENCES, lambda: None
-    )
+    written = merge_folder(base, tmp_path / "adapter", tmp_path / "merged")
+    expected = expected_logits(open_policy(base, tmp_path / "adapter").model, SEQUENCES, lambda: None)
     tensors = load_file(tmp_path / "merged" / "model.safetensors")
     tensors["lm_head.weight"][5] = float("nan")
     save_file(tensors, tmp_path / "merged" / "model.safetensors", metadata={"format": "pt"})
-    assert not compare(expected, tmp_path / "merged", plan.rounded, lambda: None).is_explained
+    assert not compare(expected, tmp_path / "merged", written.rounded, lambda: None).is_explained
     del tensors["lm_head.weight"]
     save_file(tensors, tmp_path / "merged" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="the merged model lacks 1 weights, such as lm_head.weight"):
-        compare(expected, tmp_path / "merged", plan.rounded, lambda: None)
+        compare(expected, tmp_path / "merged", written.rounded, lambda: None)
 
 
-def test_the_memory_of_a_comparison_is_one_model_and_logits() -> None:
-    assert memory_needed(1000, [[1] * 3, [1] * 5], 10) == 4 * (1000 + 10 * (8 + 4 * 5))
+def test_the_memory_of_a_merge_is_one_model_and_logits(base: Path) -> None:
+    cfg = as_config({"base_model": str(base), "rl": "dpo"})
+    parameters = sum(parameter.numel() for parameter in tiny_model(tiny_tokenizer()).parameters())
+    assert memory_needed(cfg, 100) == 4 * (parameters + 100 * 259)

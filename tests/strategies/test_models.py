@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from strategies.config import as_config
-from strategies.models import build_peft_config, load_model
-from strategies.tokenizer import load_tokenizer
+from strategies.models.config import learned_positions
+from strategies.models.loading import build_peft_config, load_model
+from strategies.models.tokenizer import load_tokenizer
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 
@@ -130,3 +132,20 @@ def test_a_gguf_file_is_loaded_where_nothing_can_be_kept(tmp_path: Path, monkeyp
     (tmp_path / "home").write_text("a file, no folder")
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     assert load_model(config(write_gguf(tmp_path))).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "positions"),
+    [
+        ("gpt2", 1024),
+        ("opt", 2048),
+        ("gptj", 2048),
+        ("xglm", 2048),
+        ("llama", None),
+        ("bloom", None),
+        ("jamba", None),
+        ("rwkv", None),
+    ],
+)
+def test_positions_that_a_model_has_a_table_for(kind: str, positions: int | None) -> None:
+    assert learned_positions(CONFIG_MAPPING[kind]()) == positions

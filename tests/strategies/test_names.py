@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from strategies.config.names import OPTIMIZERS, OWN_SCHEDULES, SCHEDULES
+from strategies.config.names import CUSTOM_SCHEDULES, OPTIMIZERS, SCHEDULES
 
 
 def test_optimizers() -> None:
@@ -13,4 +13,4 @@ def test_optimizers() -> None:
 
 
 def test_schedules() -> None:
-    assert set(SCHEDULES) == {kind.value for kind in SchedulerType} | set(OWN_SCHEDULES)
+    assert set(SCHEDULES) == {kind.value for kind in SchedulerType} | set(CUSTOM_SCHEDULES)

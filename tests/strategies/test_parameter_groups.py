@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 
-from strategies.parameter_groups import GroupRates, parameter_groups
+from strategies.mixins.optimizer import GroupRates, parameter_groups
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from strategies import precision
 from strategies.config import as_config
+from strategies.models import precision
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -30,12 +30,12 @@ def test_auto_is_decided(
 ) -> None:
     monkeypatch.setattr(precision, "multiplies_bf16", lambda: has)
     cfg = as_config({"base_model": "x", "rl": "dpo", **given})
-    assert precision.settle_bf16(cfg, lambda: width).bf16 == expected
+    assert precision.resolve_bf16(cfg, lambda: width).bf16 == expected
 
 
 def test_the_width_is_not_asked_for_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "multiplies_bf16", lambda: False)
-    assert precision.settle_bf16(as_config({"base_model": "x", "rl": "dpo"}), lambda: pytest.fail("asked")).bf16 is False
+    assert precision.resolve_bf16(as_config({"base_model": "x", "rl": "dpo"}), lambda: pytest.fail("asked")).bf16 is False
 
 
 @pytest.mark.parametrize("width", [64, 512])

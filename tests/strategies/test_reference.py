@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,13 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from pipeline.config import parse_config
+from pipeline.errors import UserError
+from pipeline.planning import check_recipe
 from strategies import HFRLTrainerBuilder, TrainDatasetMeta, train
-from strategies.reference import load_reference
+from strategies.config import as_config
+from strategies.inference.reference import load_reference, load_reference_alone
+from strategies.methods.registry import get_strategy
 from tests.tiny import adapter_folder, prepared_labelled, prepared_pairs, save_tiny, tiny_model, tiny_tokenizer
 
 LORA = {"adapter": "lora", "lora_r": 4}
@@ -135,6 +141,22 @@ def test_a_resumed_run_goes_on_with_the_reference_that_it_had(build: Callable[..
         assert all(torch.equal(ours, theirs) for ours, theirs in pairs), model
 
 
+@pytest.mark.parametrize(
+    ("keys", "mode"),
+    [
+        ({"adapter": "lora"}, "cached"),
+        ({}, "live"),
+        ({"adapter": "lora", "reference_model": "other"}, "live"),
+        ({"adapter": "lora", "lora_model_dir": "adapter"}, "live"),
+        ({"adapter": "lora", "peft_init_lora_weights": "olora"}, "live"),
+    ],
+)
+def test_answers_are_generated_by_a_reference_that_is_there(keys: dict[str, Any], mode: str) -> None:
+    """Without a reference model, the policy without its adapter answers."""
+    cfg = as_config({"base_model": "model", "dpo_generate_during_eval": True, **keys})
+    assert get_strategy("dpo").reference_mode(cfg) == mode
+
+
 def test_the_copy_is_frozen_and_apart(config: dict[str, Any]) -> None:
     from strategies.config import as_config
 
@@ -144,3 +166,51 @@ def test_the_copy_is_frozen_and_apart(config: dict[str, Any]) -> None:
     assert not reference.training
     assert not any(param.requires_grad for param in reference.parameters())
     assert all(a.data_ptr() != b.data_ptr() for a, b in zip(model.parameters(), reference.parameters(), strict=True))
+
+
+def spoiled(folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    """A tiny model whose tokenizer's file was changed."""
+    save_tiny(folder)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    return str(folder)
+
+
+def swap(content: dict[str, Any]) -> None:
+    vocabulary = content["model"]["vocab"]
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+
+
+def rename_all(content: dict[str, Any]) -> None:
+    content["model"]["vocab"] = {f"{token}{token}": number for token, number in content["model"]["vocab"].items()}
+
+
+def rename_added(content: dict[str, Any]) -> None:
+    content["added_tokens"][1]["content"] = "<|reserved|>"
+
+
+def add(content: dict[str, Any]) -> None:
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 259, "content": "<|more|>"})
+
+
+@pytest.mark.parametrize("change", [swap, rename_all])
+def test_a_reference_of_another_tokenizer_is_refused(tmp_path: Path, tiny_base: str, change: Any) -> None:
+    """By the builder, before workers start, and where it is scored."""
+    other = spoiled(tmp_path / "other", change)
+    cfg = as_config({"base_model": tiny_base, "rl": "dpo", "reference_model": other})
+    words = r"reference_model: '.*other' has another tokenizer \(\d+ tokens differ, such as '.+'\)"
+    with pytest.raises(ValueError, match=words):
+        HFRLTrainerBuilder(cfg, tiny_model(tiny_tokenizer()), tiny_tokenizer()).build(1)
+    with pytest.raises(ValueError, match=words):
+        load_reference_alone(cfg, tiny_tokenizer())
+    with pytest.raises(UserError, match=words):
+        check_recipe(parse_config({**cfg.model_dump(exclude_unset=True), "datasets": [{"path": "x.jsonl"}]}))
+
+
+@pytest.mark.parametrize("change", [rename_added, add])
+def test_a_reference_that_reads_the_tokens_is_taken(tmp_path: Path, tiny_base: str, change: Any) -> None:
+    """Reserved tokens are given names later, and vocabularies grow."""
+    cfg = as_config({"base_model": tiny_base, "rl": "dpo", "reference_model": spoiled(tmp_path / "other", change)})
+    assert load_reference_alone(cfg, tiny_tokenizer()) is not None

@@ -128,6 +128,14 @@ def test_what_a_function_does_wrong_is_said_under_its_name(
         call()
 
 
+def test_an_object_with_an_asynchronous_call_is_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "    async def __call__(self, completions, **kwargs):\n        return [1.0 for _ in completions]\n"
+    (tmp_path / "late_judge.py").write_text(f"class Judge:\n{body}judge = Judge()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (function,) = load_reward_functions(["late_judge.judge"])
+    assert asyncio.run(function(completions=["a", "b"])) == [1.0, 1.0]  # type: ignore[arg-type]
+
+
 def test_a_function_may_abstain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shy.py").write_text("def f(completions, **kwargs):\n    return [None, 2]\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from strategies.config import as_config
-from strategies.sharding import find_problems
+from strategies.models.sharding import find_problems
 
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "a key": (

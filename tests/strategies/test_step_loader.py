@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from strategies.batching import BatchPlan, packed_tokens
+from strategies.batch.loader import ForwardLimits, StepLoader, pair_lengths, too_long
+from strategies.batch.pairs import PackedPairs, PaddedPairs, PairCollator, WorkerStep
+from strategies.batch.plan import BatchPlan, packed_tokens
 from strategies.packing.layout import pair_tokens
-from strategies.pair_batch import PackedPairs, PaddedPairs, PairCollator, StepShare
-from strategies.step_loader import ForwardLimits, StepLoader, pair_lengths, too_long
 from tests.tiny import prepared_pairs
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -73,9 +73,9 @@ def loader(
     return StepLoader(rows, tokens, BatchPlan(len(rows), size, seed=1), limits, collate, **options)
 
 
-def counted(share: StepShare) -> list[int]:
-    """Places in the global batch that a worker's forwards count."""
-    return [place for batch in share.batches if batch.counts for place in batch.places.tolist()]
+def counted(step: WorkerStep) -> list[int]:
+    """Positions in the global batch that a worker's forwards count."""
+    return [position for batch in step.batches if batch.is_real for position in batch.positions.tolist()]
 
 
 @pytest.mark.parametrize(
@@ -90,27 +90,27 @@ def test_the_shares_of_all_workers_are_the_global_batch(
     for step, shares in enumerate(zip(*everybody, strict=True)):
         size = 4 if step < 2 else 2
         assert {share.global_pairs for share in shares} == {size}
-        assert sorted(place for share in shares for place in counted(share)) == list(range(size))
+        assert sorted(position for share in shares for position in counted(share)) == list(range(size))
         assert len({len(share.batches) for share in shares}) == 1
 
 
 def test_a_worker_without_rows_runs_the_shortest_row_which_does_not_count() -> None:
     rows = prepared_pairs(4)
     tokens = packed_tokens(pair_lengths(rows), None, "keep_start")[BatchPlan(4, 4, seed=1).members(0, 0)]
-    idle = [batch for rank in range(6) for batch in next(iter(loader(rows, 6, rank))).batches if not batch.counts]
+    idle = [batch for rank in range(6) for batch in next(iter(loader(rows, 6, rank))).batches if not batch.is_real]
     assert len(idle) == 2
     for batch in idle:
-        assert batch.places.tolist() == [int(tokens.argmin())]
-        assert batch.pairs.fed_tokens == tokens.min()
+        assert batch.positions.tolist() == [int(tokens.argmin())]
+        assert batch.fed_tokens == tokens.min()
 
 
 def test_padded_and_packed_steps_have_the_same_rows() -> None:
     rows = prepared_pairs(10)
     for packed, padded in zip(loader(rows), loader(rows, budget=10**9, most_rows=2, collate=PADDED), strict=True):
         assert sorted(counted(packed)) == sorted(counted(padded))
-        assert isinstance(packed.batches[0].pairs, PackedPairs) and isinstance(padded.batches[0].pairs, PaddedPairs)
+        assert isinstance(packed.batches[0], PackedPairs) and isinstance(padded.batches[0], PaddedPairs)
         sums = [sum(batch.sequence_tokens for batch in share.batches) for share in (packed, padded)]
-        assert sums[0] == sums[1] == sum(batch.pairs.attention_mask.sum() for batch in padded.batches)
+        assert sums[0] == sums[1] == sum(batch.attention_mask.sum() for batch in padded.batches)
         assert packed.fed_tokens < sums[0] < padded.fed_tokens
 
 
@@ -118,8 +118,8 @@ def same_shares(left: Any, right: Any) -> None:
     for one, other in zip(left, right, strict=True):
         assert one.global_pairs == other.global_pairs
         for first, second in zip(one.batches, other.batches, strict=True):
-            assert torch.equal(first.places, second.places)
-            assert torch.equal(first.pairs.row.input_ids, second.pairs.row.input_ids)
+            assert torch.equal(first.positions, second.positions)
+            assert torch.equal(first.row.input_ids, second.row.input_ids)
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
@@ -143,11 +143,11 @@ def test_collating_in_other_processes_gives_the_same_steps() -> None:
 
 def test_epochs_have_orders_of_their_own() -> None:
     steps = loader(prepared_pairs(12))
-    first = [share.batches[0].pairs.row.labels.tolist() for share in steps]
+    first = [share.batches[0].row.labels.tolist() for share in steps]
     steps.set_epoch(1)
-    assert [share.batches[0].pairs.row.labels.tolist() for share in steps] != first
+    assert [share.batches[0].row.labels.tolist() for share in steps] != first
     steps.set_epoch(0)
-    assert [share.batches[0].pairs.row.labels.tolist() for share in steps] == first
+    assert [share.batches[0].row.labels.tolist() for share in steps] == first
 
 
 @pytest.mark.parametrize("scored", ["list", "array"])
@@ -160,7 +160,7 @@ def test_padded_pairs_bring_the_references_scores_where_their_tokens_are(scored:
         for side in ("chosen", "rejected"):
             values = [-float(token) for token in row[f"{side}_ids"]]
             row[f"ref_{side}_logps"] = values if scored == "list" else np.array(values, dtype=np.float32)
-    padded = PADDED(rows, [0, 1]).pairs
+    padded = PADDED(rows, [0, 1])
     assert padded.reference.tolist() == [[0, -3, -4], [-7, -8, 0], [0, -5, 0], [-10, 0, 0]]
-    packed = PACKED(rows, [0, 1]).pairs
+    packed = PACKED(rows, [0, 1])
     assert packed.reference.tolist() == [[-3, -4], [-7, -8], [-5, 0], [-10, 0]]

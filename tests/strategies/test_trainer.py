@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 from strategies import HFRLTrainerBuilder
-from strategies.packing.scoring import PairScorer
+from strategies.inference.scoring import PairScorer
 from tests.tiny import pairs, prepared_pairs, tiny_model, tiny_tokenizer
 
 
@@ -174,7 +174,7 @@ def test_losses_of_batches_are_evaluated_over_global_batches(build: Callable[...
 
 def test_padding_keeps_to_the_tokens_of_a_forward(build: Callable[..., Any]) -> None:
     trainer = build(2, micro_batch_size=8, tokens_per_forward=150, pad_to_multiple_of=64)
-    fed = [batch.pairs.fed_tokens for share in trainer.get_train_dataloader() for batch in share.batches]
+    fed = [batch.fed_tokens for share in trainer.get_train_dataloader() for batch in share.batches]
     assert set(fed) <= {64, 128}
     with pytest.raises(ValueError, match="takes 60, in multiples of 64 .pad_to_multiple_of.; set it to 64 or more"):
         build(2, tokens_per_forward=60, pad_to_multiple_of=64).get_train_dataloader()

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from strategies.cadence import RunLength
 from strategies.config import StrategyConfig, as_config
-from strategies.trackers import tracker_environment
-from strategies.training_args import SAME, AxolotlDPOConfig, common_arguments
+from strategies.config.arguments import SAME, common_arguments
+from strategies.config.schedule import RunLength
+from strategies.config.trackers import tracker_environment
+from strategies.trainers.arguments import AxolotlDPOConfig
 
 
 def arguments(**keys: Any) -> dict[str, Any]:

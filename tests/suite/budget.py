@@ -1,7 +1,7 @@
 """A test without a mark of cost takes little time: a run in which one didn't fails.
 
-Time is that of processors, of the test's process and of those that it has started and waited for, so that a busy machine
-changes nothing. What fixtures of modules and sessions take belongs to no single test and isn't counted.
+Time is that of processors, of the test's process and of those that it has started, so that a busy machine changes nothing.
+A fixture of a module is held to the same budget by itself; what fixtures of the session take isn't counted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,10 +26,42 @@ PRELOADED = ("strategies.preload", "trl")
 """What the first test that needs it would be charged for."""
 
 
-def processor_time() -> float:
-    """Seconds of this process and of its children that have ended."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+@dataclass(frozen=True)
+class ProcessorTime:
+    """Seconds of this process and, on Linux, of the children that run: pid -> seconds."""
+
+    own: float
+    ended_children: float
+    children: dict[str, float]
+
+    @classmethod
+    def now(cls) -> ProcessorTime:
+        times = os.times()
+        children = {pid: _time_of(pid) for pid in _children()}
+        return cls(times.user + times.system, times.children_user + times.children_system, children)
+
+    def since(self, start: ProcessorTime) -> float:
+        """Seconds since then. Children of before are others' (Ray's nodes count a worker's whole life when it ends)."""
+        started = sum(seconds for pid, seconds in self.children.items() if pid not in start.children)
+        ended_others = sum(seconds for pid, seconds in start.children.items() if pid not in self.children)
+        ended = max(0.0, self.ended_children - start.ended_children - ended_others)
+        return self.own - start.own + started + ended
+
+
+def _children() -> list[str]:
+    return [pid for file in Path("/proc/self/task").glob("*/children") for pid in _read(file).split()]
+
+
+def _time_of(pid: str) -> float:
+    """Of a process that runs, and of its own children that have ended."""
+    fields = _read(Path("/proc", pid, "stat")).rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _read(file: Path) -> str:
+    with suppress(OSError):  # it has ended meanwhile
+        return file.read_text()
+    return ""
 
 
 class Budget:
@@ -51,16 +85,19 @@ class Budget:
                     import_module(name)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[Any]:
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[Any]:
         if fixturedef.scope == "function":
             return (yield)
-        before, self._depth = processor_time(), self._depth + 1
+        before, self._depth = ProcessorTime.now(), self._depth + 1
         try:
             return (yield)
         finally:
             self._depth -= 1
             if not self._depth:
-                self._fixtures += processor_time() - before
+                spent = ProcessorTime.now().since(before)
+                self._fixtures += spent
+                if fixturedef.scope != "session" and not costs_of(item := request._pyfuncitem):
+                    item.user_properties.append((f"{PROPERTY} of {fixturedef.argname}", spent))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[Any]:
@@ -79,15 +116,18 @@ class Budget:
     def _measured(self, item: pytest.Item) -> Iterator[Any]:
         if costs_of(item):
             return (yield)
-        before, self._fixtures = processor_time(), 0.0
+        before, self._fixtures = ProcessorTime.now(), 0.0
         try:
             return (yield)
         finally:
-            item.user_properties.append((PROPERTY, processor_time() - before - self._fixtures))
+            item.user_properties.append((PROPERTY, ProcessorTime.now().since(before) - self._fixtures))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "teardown":  # the last one, with the times of all three
-            self._spent[report.nodeid] = sum(value for name, value in report.user_properties if name == PROPERTY)
+            for name, seconds in report.user_properties:
+                if name.startswith(PROPERTY):
+                    spender = f"{report.nodeid}{name.removeprefix(PROPERTY)}"
+                    self._spent[spender] = self._spent.get(spender, 0.0) + seconds
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:

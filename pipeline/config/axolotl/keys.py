@@ -1,4 +1,4 @@
-"""Axolotl's keys that this package doesn't have: those with an equivalent, those that change no result, and the others."""
+"""Tables of Axolotl's keys that this package lacks: keys with an equivalent, keys that change no result, unsupported ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ __all__ = [
     "DEEPSPEED_FILE",
     "FSDP1_KEYS",
     "FSDP_WORDS",
+    "KERNEL_PLUGINS",
     "NAME",
     "NAMES",
     "NEUTRAL_KEYS",
@@ -16,12 +17,12 @@ __all__ = [
     "OFF_WITH",
     "OFF_WORDS",
     "OLD_VALUES",
-    "OWN_PLUGINS",
     "REASONS",
     "RENAMED",
     "SECTIONS",
     "SHARDING_STRATEGIES",
     "UNUSUAL_LAYERS",
+    "USER_DEFINED",
     "Values",
 ]
 
@@ -36,7 +37,7 @@ RENAMED: dict[str, str] = {
     "float16": "fp16",
     "dataset_processes": "dataset_num_proc",
 }
-"""Axolotl's name, an older one or one that it doesn't read -> ours."""
+"""Axolotl's name (older or unread ones included) -> ours."""
 
 NEUTRAL: dict[str, str] = {
     "`sequence_len` covers prompt and answer; Axolotl 0.21 doesn't read it either": "max_prompt_len",
@@ -86,6 +87,7 @@ NEUTRAL: dict[str, str] = {
     "`ray.num_workers` says it": "dp_shard_size",
     "the last part of `output_dir` names the run": "ray_run_name",
     "Ray places the workers, and each loads the model where it trains it": (
+        "experimental_skip_move_to_device "
         "lora_on_cpu low_cpu_mem_usage local_rank world_size device device_map ddp ddp_backend gpu_memory_limit max_memory"
     ),
     "the data is prepared by `prefray prepare`, split and sharded by itself": (
@@ -141,7 +143,7 @@ UNSUPPORTED: dict[str, str] = {
     ),
     "it belongs to distributed training that is not available in this version": (
         "context_parallel_size ddp_broadcast_buffers ddp_bucket_cap_mb deepcompile "
-        "dp_replicate_size experimental_skip_move_to_device fp8 fp8_config "
+        "dp_replicate_size fp8 fp8_config "
         "fp8_enable_fsdp_float8_all_gather heads_k_stride layer_offloading qlora_sharded_model_loading "
         "ring_attn_func selective_checkpointing sequence_parallel_degree tensor_parallel_size"
     ),
@@ -176,7 +178,8 @@ UNSUPPORTED: dict[str, str] = {
         "mixlora_router_init_range mixlora_top_k model_quantization_config model_quantization_config_kwargs "
         "nf4_backend peft ple_cpu_offload quantize_moe_experts reinit_weights rope_scaling save_first_step "
         "scaling_softmax scaling_softmax_bias scaling_softmax_factor shrink_embeddings torch_compile_options "
-        "torch_compile_regional trainer_cls unfrozen_parameters use_kernels use_onebitllms"
+        "torch_compile_regional trainer_cls unfrozen_parameters use_kernels use_onebitllms use_scattermoe "
+        "use_sonicmoe"
     ),
     "it has no meaning for the rows of a preference dataset here": (
         "field field_human field_model field_thinking input_format input_transform "
@@ -184,7 +187,7 @@ UNSUPPORTED: dict[str, str] = {
         "trust_remote_code weight"
     ),
 }
-"""Reason -> names of the keys that are refused for it; one of a section as `section.key`."""
+"""Reason -> names of the keys that are rejected for it; a section's key is written `section.key`."""
 
 REASONS: dict[str, str] = {name: reason for reason, names in UNSUPPORTED.items() for name in names.split()}
 """Key -> reason."""
@@ -206,14 +209,14 @@ OFF_NUMBERS: dict[str, tuple[int, ...]] = {
     "sequence_parallel_degree": (1,),
     "tensor_parallel_size": (1,),
 }
-"""Numbers that turn a thing off."""
+"""Key -> numbers that turn its feature off."""
 OLD_VALUES: dict[str, dict[str, str]] = {
     "optimizer": {"ao_adamw_4bit": "adamw_torch_4bit", "ao_adamw_8bit": "adamw_torch_8bit"},
     "type": {"argilla_apply_chatml": "chatml.argilla", "intel_apply_chatml": "chatml.intel"},
 }
 """Key, of the recipe or of a dataset -> Axolotl's value -> ours."""
 OFF_WORDS = {"wandb_watch": ("false",), "wandb_log_model": ("false",)}
-"""Words that say the same."""
+"""Key -> words that turn its feature off."""
 OFF_WITH: dict[str, tuple[str, ...]] = {
     "adapter": ("lora_", "loraplus_", "peft_"),
     "gradient_checkpointing": ("gradient_checkpointing_kwargs",),
@@ -222,18 +225,20 @@ OFF_WITH: dict[str, tuple[str, ...]] = {
     "val_set_size": ("evals_per_epoch", "eval_steps", "eval_strategy", "evaluation_strategy"),
     "wandb_project": ("wandb_",),
 }
-"""A key that a recipe has, and leaves empty or turns off -> beginnings of keys that have no effect then."""
+"""Main key -> prefixes of keys that have no effect when it is empty or off."""
 UNUSUAL_LAYERS = re.compile(r"embed|head|wte|wpe|norm|router|\.gate\b")
-"""In the names of modules that `lora_target_linear` doesn't cover."""
+"""Matches names of modules that `lora_target_linear` doesn't cover."""
+USER_DEFINED = ("user_defined", "user_defined.default")
+"""Values of `type` whose keys Axolotl accepts under `type`."""
 SECTIONS = ("deepspeed", "fsdp_config", "trl", "vllm")
 """Keys whose values are sections, which may be off."""
-OWN_PLUGINS = ("axolotl.integrations.liger.", "axolotl.integrations.cut_cross_entropy.", "axolotl.integrations.kernels.")
-"""Plugins of Axolotl's that only bring kernels."""
+KERNEL_PLUGINS = ("axolotl.integrations.liger.", "axolotl.integrations.cut_cross_entropy.", "axolotl.integrations.kernels.")
+"""Prefixes of Axolotl's plugins that only add kernels."""
 DEEPSPEED_FILE = re.compile(r"zero([123])(?:_bf16)?(_cpuoffload_\w+)?(?:_torch_compile)?\.json")
-"""Axolotl's own files, which lie in its repository."""
+"""Names of Axolotl's config files, which are in its repository."""
 NAME = re.compile(r"[\w.]+")
 NAMES = re.compile(r"[\w.]+(?:[\s,]+[\w.]+)*")
-"""Names of modules in one text, with nothing of a regular expression; `all-linear` is PEFT's word."""
+"""Several names of modules in one string, without regular expression syntax; excludes PEFT's `all-linear`."""
 FSDP1_KEYS = {
     "activation_cpu_offload": "activations aren't offloaded",
     "cpu_ram_efficient_loading": "each worker loads its own part",
@@ -255,4 +260,4 @@ FSDP_WORDS: dict[str, Values] = {
     "shard_grad_op": {"reshard_after_forward": False},
     "offload": {"offload_params": True},
 }
-"""Words of `fsdp:` -> what of FSDP2's section says so."""
+"""Words of `fsdp:` -> keys of FSDP2's section."""

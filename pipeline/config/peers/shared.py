@@ -1,4 +1,4 @@
-"""What recipes of TRL, the alignment-handbook and LLaMA-Factory share: transformers' arguments, and how a tool is described."""
+"""Translations shared by TRL, the alignment-handbook and LLaMA-Factory: transformers' arguments; and the class of a tool."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config.changes import Change
+from strategies.config.trackers import TRACKER_NAMES
 
 __all__ = [
     "DROPPED",
     "OFF",
     "TRAINING",
-    "Found",
     "Problem",
+    "Results",
     "Step",
     "Tool",
     "Values",
@@ -28,30 +29,30 @@ __all__ = [
 
 Values = dict[str, Any]
 Problem = tuple[str, str]
-"""(key, message) of what a person has to settle."""
-Found = Iterator[Change | Problem]
-Step = Callable[[Values], Found]
-"""Takes what it translates out of a recipe, and yields what became of it."""
+"""(key, message) of a decision left to the user."""
+Results = Iterator[Change | Problem]
+Step = Callable[[Values], Results]
+"""Removes the keys that it translates from a recipe, and yields the changes and problems."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """One tool's recipes."""
+    """Translation tables and steps of one tool's recipes."""
 
     names: Mapping[str, str]
-    """Its names of our keys."""
+    """Its argument -> our key of the same meaning."""
     advice: Mapping[str, str]
-    """Its arguments that become ours by more than a name -> where to look."""
+    """Its argument that needs more than renaming -> our key to look up."""
     defaults: Values
-    """What it does where a recipe doesn't say, and ours would do otherwise."""
+    """Its defaults that differ from ours."""
     adapter_defaults: Values
-    """The same, of a recipe with an adapter."""
+    """The same, for a recipe with an adapter."""
     method_defaults: Mapping[str, Values]
-    """The same, of a method."""
+    """The same, by method."""
     steps: tuple[Step, ...]
-    """Translations that take more than a name."""
+    """Translations that need more than renaming."""
     method: Callable[[str | None], Step] = field(repr=False)
-    """The step that finds the method; takes what `--rl` says."""
+    """Builds the step that determines the method from the value of `--rl`."""
 
 
 TRAINING: dict[str, str] = {
@@ -64,7 +65,7 @@ TRAINING: dict[str, str] = {
     "preprocessing_num_workers": "dataset_num_proc",
     "model_name_or_path": "base_model",
 }
-"""Arguments of transformers' trainer, and of all three tools -> our keys."""
+"""Arguments of transformers' trainer, common to all three tools -> our keys."""
 
 DROPPED: dict[str, str] = {
     name: reason
@@ -82,30 +83,36 @@ DROPPED: dict[str, str] = {
     }.items()
     for name in names.split()
 }
-"""Arguments that are left out -> why."""
+"""Arguments that are left out -> reason."""
 OFF = "reference_free sync_ref_model callbacks benchmarks use_bnb_nested_quant dataset_streaming streaming packing".split()
-"""Arguments that have nothing like them here, and are left out where they are off."""
-TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
+"""Arguments without an equivalent here, which are left out if they are off."""
 DEEPSPEED_FILE = re.compile(r"(?:ds_z|zero|deepspeed_zero)([123])(?:_(offload)\w*)?\w*\.(?:json|ya?ml)")
 
 
 def taken(values: Values, *names: str) -> Values:
-    """Those of these keys that there are, taken out."""
+    """Remove these keys from `values`; returns those that exist."""
     return {name: values.pop(name) for name in names if name in values}
 
 
-def trackers(values: Values) -> Found:
-    given = values.pop("report_to", None)
-    if given is None:
+def trackers(values: Values) -> Results:
+    value = values.pop("report_to", None)
+    # `run_name` becomes `wandb_name`, which needs that tracker.
+    if "wandb" not in (value if isinstance(value, list) else [value]):
+        for name, value in taken(values, "run_name").items():
+            yield Change(name, value, {}, "it names runs of Weights & Biases, to which nothing is reported")
+    if value is None:
         return
-    names = given if isinstance(given, list) else [given]
-    known = {f"use_{name}": True for name in names if name in TRACKERS}
-    yield Change("report_to", given, known, "a key of each tracker" if known else "no tracker of these is there")
+    names = value if isinstance(value, list) else [value]
+    keys = {f"use_{name}": True for name in names if name in TRACKER_NAMES}
+    why = "a key of each tracker" if keys else "no tracker of these is there"
+    why = "which trackers are installed isn't asked; name one, such as use_wandb: true" if "all" in names else why
+    yield Change("report_to", value, keys, why)
 
 
-def precision(values: Values) -> Found:
+def precision(values: Values) -> Results:
     for name, value in taken(values, "dtype", "torch_dtype", "pure_bf16").items():
         half = value in (True, "bfloat16")
+        # bf16: full includes autocast's bf16: true, which would contradict it.
         if half:
             values.pop("bf16", None)
         if value == "auto":
@@ -113,23 +120,29 @@ def precision(values: Values) -> Found:
         yield Change(name, value, {"bf16": "full"} if half else {}, "weights in bfloat16" if half else "weights are float32")
 
 
-def length(values: Values) -> Found:
+def length(values: Values) -> Results:
     for name, value in taken(values, "truncation_mode").items():
+        if value == "keep_end":
+            yield (
+                "excess_length_strategy",
+                "keep_end cuts the beginning of prompts, which isn't done here; drop such rows, or cut them",
+            )
         yield Change(name, value, {"excess_length_strategy": "truncate"}, "answers are cut at their end")
     for name, value in taken(values, "cutoff_len").items():
         yield Change(name, value, {"sequence_len": value, "excess_length_strategy": "truncate"}, "longer rows are cut")
 
 
-def deepspeed(values: Values) -> Found:
-    given = values.get("deepspeed")
-    match = DEEPSPEED_FILE.search(given) if isinstance(given, str) else None
+def deepspeed(values: Values) -> Results:
+    value = values.get("deepspeed")
+    # The files of their repositories aren't here; their names give the stage.
+    match = DEEPSPEED_FILE.search(value) if isinstance(value, str) else None
     if match:
         stage = f"zero{match[1]}" + ("_offload" if match[2] else "")
         yield Change("deepspeed", values.pop("deepspeed"), {"deepspeed": stage}, "the stage has a name")
 
 
-def hub(values: Values) -> Found:
-    """A model is pushed where `push_to_hub` says so; here, where `hub_model_id` is given."""
+def hub(values: Values) -> Results:
+    # The tools push a model if `push_to_hub` is on; here `hub_model_id` alone decides.
     pushes = values.pop("push_to_hub", False)
     if pushes:
         yield Change("push_to_hub", pushes, {}, "`hub_model_id` says it")

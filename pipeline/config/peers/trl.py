@@ -1,6 +1,6 @@
-"""TRL's recipes, and the alignment-handbook's, which hold arguments of the same classes.
+"""Translation of TRL's recipes, and of the alignment-handbook's, which have arguments of the same classes.
 
-Those are `ModelConfig`, `ScriptArguments`, transformers' `TrainingArguments` and the trainer's own.
+Those are `ModelConfig`, `ScriptArguments`, transformers' `TrainingArguments` and the trainer's own arguments.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config.changes import Change
 from pipeline.config.peers.shared import (
     TRAINING,
-    Found,
+    Results,
     Step,
     Tool,
     Values,
@@ -66,127 +66,165 @@ ADVICE: dict[str, str] = {
 }
 
 
+ARGUMENTS_OF = {
+    "kto": {"desirable_weight", "undesirable_weight"},
+    "grpo": {"num_generations", "reward_funcs", "reward_weights", "steps_per_generation"},
+    "simpo": {"gamma_beta_ratio"},
+}
+"""Method of TRL -> arguments that only it has."""
+LOSSES_OF = {"simpo": "simpo", "kto": "kto", "apo_zero_unpaired": "kto"}
+"""`loss_type` -> the method that it belongs to."""
+LOSSES_OF_METHODS = {"kto": ("kto",), "simpo": ("simpo", "sigmoid"), "orpo": ("orpo",), "grpo": ()}
+"""Method -> values of `loss_type` that mean the method itself; grpo has its own losses."""
+SIMPO_BETA = 2.0
+"""Default beta of SimPO's own code."""
+
+
 def _method(rl: str | None) -> Step:
-    def method(values: Values) -> Found:
+    def method(values: Values) -> Results:
         loss = values.pop("loss_type", None)
+        # TRL takes several losses with weights.
         losses = loss if isinstance(loss, list) else [loss]
-        if losses == ["simpo"] or rl in ("orpo", "simpo", "kto", "grpo"):
-            found = rl or "simpo"
-            if loss is not None:
-                yield Change("loss_type", loss, {"rl": found}, "a method of its own")
+        # The method follows from --rl, else the loss, else arguments that only one trainer has.
+        by_arguments = next((method for method, names in ARGUMENTS_OF.items() if values.keys() & names), None)
+        by_loss = LOSSES_OF.get(losses[0]) if len(losses) == 1 else None
+        if (rl or by_loss or by_arguments) in LOSSES_OF_METHODS:
+            final = rl or by_loss or by_arguments
+            if loss is not None and final == "grpo":
+                yield Change("loss_type", loss, {"loss_type": loss}, "a key of the section trl here")
+            elif loss is not None:
+                yield Change("loss_type", loss, {"rl": final}, "a method of its own")
+                if unknown := [name for name in losses if name not in LOSSES_OF_METHODS[str(final)]]:
+                    yield "rl", f"{final} has no loss {unknown[0]!r} here; take the loss out, or another method"
         else:
-            found = rl or ("kto" if values.keys() & {"desirable_weight", "undesirable_weight"} else "dpo")
+            final = rl or "dpo"
             if loss is not None:
                 yield Change("loss_type", loss, {"dpo_loss_type": losses}, "its name here")
         why = (
-            "--rl says it" if rl else "by its arguments" if found != "dpo" else "the file doesn't say it; give --rl for another"
+            "--rl says it" if rl else "by its arguments" if final != "dpo" else "the file doesn't say it; give --rl for another"
         )
-        yield Change("rl", "not set", {"rl": found}, "--rl says it" if rl else why)
+        yield Change("rl", "not set", {"rl": final}, why)
+        # After the method: `gamma_beta_ratio` is among the arguments that identify simpo.
+        yield from _simpo(values)
 
     return method
 
 
-def _template(values: Values) -> Found:
-    """The handbook gives a template's text."""
-    given = values.get("chat_template")
-    if isinstance(given, str) and "{" in given:
+def _template(values: Values) -> Results:
+    # The handbook's `chat_template` is the text of a template.
+    text = values.get("chat_template")
+    if isinstance(text, str) and "{" in text:
         values.pop("chat_template")
-        yield Change("chat_template", given, {"chat_template": "jinja", "chat_template_jinja": given}, "a template's text")
+        yield Change("chat_template", text, {"chat_template": "jinja", "chat_template_jinja": text}, "a template's text")
 
 
-def _simpo(values: Values) -> Found:
-    """SimPO's own code gives the margin as a multiple of beta."""
-    for name, ratio in taken(values, "gamma_beta_ratio").items():
-        beta = values.get("beta", 0.1)
-        yield Change(name, ratio, {"simpo_gamma": ratio * beta}, f"times beta {beta}")
+def _simpo(values: Values) -> Results:
+    """Translate SimPO's own code: its margin is a multiple of beta, and its `sft_weight` is our `cpo_alpha`."""
+    for name, value in taken(values, "gamma_beta_ratio").items():
+        # Stored, since `_renamed` translates beta after this step.
+        ratio, beta = _number(name, value), _number("beta", values.setdefault("beta", SIMPO_BETA))
+        yield Change(name, value, {"simpo_gamma": ratio * beta}, f"times beta {beta}")
+        weight = values.pop("sft_weight", None)
+        origin = ("not set", "SimPO's own default") if weight is None else (weight, "its name here")
+        yield Change("sft_weight", origin[0], {"cpo_alpha": weight or 0.0}, origin[1])
 
 
-def _flash(values: Values) -> Found:
+def _flash(values: Values) -> Results:
     for name, value in taken(values, "use_flash_attention_2").items():
         becomes = {"attn_implementation": "flash_attention_2"} if value else {}
         yield Change(name, value, becomes, "its name here" if value else "it is off")
 
 
-def _quantization(values: Values) -> Found:
+def _quantization(values: Values) -> Results:
     for name, value in taken(values, "bnb_4bit_quant_type").items():
         becomes = {"bnb_config_kwargs": {name: value}} if values.get("load_in_4bit") else {}
         yield Change(name, value, becomes, "an argument of bitsandbytes" if becomes else "nothing is quantized")
 
 
-def _adapter(values: Values) -> Found:
+def _adapter(values: Values) -> Results:
     kind = "qlora" if values.get("load_in_4bit") else "lora"
-    given = taken(values, "use_peft")
-    if given.get("use_peft"):
+    arguments = taken(values, "use_peft")
+    if arguments.get("use_peft"):
         yield Change("use_peft", True, {"adapter": kind}, "its name here")
-    elif given:
+    # use_peft: false, beside LoRA keys that TRL would ignore.
+    elif arguments:
         yield Change("use_peft", False, {}, "all weights are trained without an adapter")
         for name, value in taken(values, *(name for name in list(values) if name.startswith("lora_"))).items():
             yield Change(name, value, {}, "without an adapter it has no effect")
 
 
-def _reference(values: Values) -> Found:
+def _reference(values: Values) -> Results:
     for name, value in taken(values, "precompute_ref_log_probs").items():
         if not isinstance(value, bool):
             raise UserError(f"{name}: must be true or false, got {value!r}")
         yield Change(name, value, {"reference": "cached"} if value else {}, "its name here" if value else "it is off")
 
 
-def _datasets(values: Values) -> Found:
-    """`dataset_name` with its splits, or the handbook's mixer or mixture."""
-    given = taken(values, "dataset_name", "dataset_mixer", "dataset_mixture")
+def _datasets(values: Values) -> Results:
+    """Translate `dataset_name` with its splits, or the handbook's mixer or mixture."""
+    arguments = taken(values, "dataset_name", "dataset_mixer", "dataset_mixture")
     splits = values.pop("dataset_splits", [])
     train, test, config = (values.pop(name, None) for name in ("dataset_train_split", "dataset_test_split", "dataset_config"))
-    if not isinstance(splits, list) or not all(isinstance(one, str) for one in splits):
+    if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
         raise UserError(f"dataset_splits: must be a list of names, got {splits!r}")
-    train = train or next((one for one in splits if "train" in one), "train")
-    test = test or next((one for one in splits if "test" in one), None)
-    if test is None and values.get("eval_strategy") not in (None, "no", False):
-        test = "test"  # TRL's default
-    for key, value in given.items():
-        entries, parts = _entries(key, value, config, train)
-        becomes: Values = {"datasets": entries}
-        if test:
-            becomes["test_datasets"] = [{**entry, "split": test} for entry in entries]
-        yield Change(key, value, becomes, "a list here")
+    train = train or next((split for split in splits if "train" in split), "train")
+    test = test or next((split for split in splits if "test" in split), None)
+    for key, value in arguments.items():
+        entries = _entries(key, value, config, train)
         for entry in entries:
-            if (part := parts.get(entry["path"])) is not None:  # which is refused until it is a number of rows
+            if (part := entry.pop("part")) != 1:  # a fraction; the split is rejected until it is a number of rows
+                yield (
+                    "datasets",
+                    f"{part:g} of {entry['path']} is asked for; write a number of rows: split: {entry['split']}[:1000]",
+                )
                 entry["split"] = f"{entry['split']}[:{part:.0%}]"
-                yield "datasets", f"{part:g} of {entry['path']} is asked for; write a number of rows: split: {train}[:1000]"
-        if key == "dataset_mixture" and isinstance(value, Mapping):
-            if value.get("test_split_size"):
-                size = value["test_split_size"]
-                yield Change(f"{key}.test_split_size", size, {"val_set_size": size}, "its name here")
-            if value.get("seed") is not None:
-                yield Change(f"{key}.seed", value["seed"], {}, "`seed` shuffles and splits the rows")
+        becomes: Values = {"datasets": entries}
+        held_out = value.get("test_split_size") if key == "dataset_mixture" else None
+        if held_out:
+            yield Change(f"{key}.test_split_size", held_out, {"val_set_size": held_out}, "its name here")
+        elif test or values.get("eval_strategy") not in (None, "no", False):
+            becomes["test_datasets"] = [{**entry, "split": test or "test"} for entry in entries]  # TRL's default
+        yield Change(key, value, becomes, "a list here")
+        if key == "dataset_mixture":
+            yield from _of_mixture(value)
 
 
-def _entries(key: str, value: Any, config: Any, split: str) -> tuple[list[Values], dict[str, float]]:
-    """The data sets of an argument, and those of which only a part is asked for."""
+def _of_mixture(value: Mapping[str, Any]) -> Results:
+    if value.get("seed") is not None:
+        yield Change("dataset_mixture.seed", value["seed"], {}, "`seed` shuffles and splits the rows")
+    if columns := [item["columns"] for item in value["datasets"] if item.get("columns")]:
+        yield Change("dataset_mixture.datasets.columns", columns, {}, "columns are found by the rows' type")
+
+
+def _entries(key: str, value: Any, config: Any, split: str) -> list[Values]:
+    """Return entries of `datasets` for an argument, with the requested fraction of each as `part`."""
     named = {"name": config} if config else {}
     if key == "dataset_name" and isinstance(value, str):
-        return [{"path": value, **named, "split": split}], {}
+        return [{"path": value, **named, "split": split, "part": 1.0}]
     if key == "dataset_mixer" and isinstance(value, Mapping):
-        parts = {path: _part(key, part) for path, part in value.items()}
-        return [{"path": path, **named, "split": split} for path in value], {k: part for k, part in parts.items() if part != 1}
+        return [{"path": path, **named, "split": split, "part": _number(f"{key}.{path}", part)} for path, part in value.items()]
     listed = value.get("datasets") if key == "dataset_mixture" and isinstance(value, Mapping) else None
     if (
         isinstance(listed, list)
         and listed
-        and all(isinstance(one, Mapping) and isinstance(one.get("id"), str) for one in listed)
+        and all(isinstance(item, Mapping) and isinstance(item.get("id"), str) for item in listed)
     ):
-        entries = [
-            {"path": one["id"], **({"name": one["config"]} if one.get("config") else {}), "split": one.get("split", split)}
-            for one in listed
+        return [
+            {
+                "path": item["id"],
+                **({"name": item["config"]} if item.get("config") else {}),
+                "split": item.get("split") or split,
+                "part": _number(f"{key}.{item['id']}", 1 if item.get("weight") is None else item["weight"]),
+            }
+            for item in listed
         ]
-        parts = {one["id"]: _part(key, one.get("weight") or 1) for one in listed}
-        return entries, {path: part for path, part in parts.items() if part != 1}
     takes = {"dataset_name": "a name", "dataset_mixer": "data sets and their parts"}.get(key, "`datasets:` with an id each")
     raise UserError(f"{key}: must be {takes}, got {str(value)[:80]!r}")
 
 
-def _part(key: str, value: Any) -> float:
+def _number(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{key}: a part must be a number, got {value!r}")
+        raise UserError(f"{key}: must be a number, got {value!r}")
     return float(value)
 
 
@@ -208,7 +246,6 @@ TRL = Tool(
     steps=(
         _datasets,
         _template,
-        _simpo,
         _flash,
         _quantization,
         _adapter,

@@ -1,1 +1,1 @@
-"""Where raw rows come from: `locate` finds files, `survey` hashes and cuts them, `read_rows` reads a shard."""
+"""Sources of raw rows: `locate` finds files, `survey` hashes and splits them into shards, `read_rows` reads a shard."""

@@ -1,4 +1,4 @@
-"""Opens local paths and URIs alike."""
+"""Access to files at local paths and URIs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.storage import inside, is_uri, resolve
+from pipeline.io.storage import inside, is_uri, resolve, without_scheme
 
 __all__ = ["File", "content_identity", "is_uri", "list_files", "local_path", "open_bytes", "open_seekable", "resolve"]
 
@@ -25,34 +26,42 @@ NETWORK_ERRORS = (OSError, EOFError, lzma.LZMAError, pa.ArrowException, ValueErr
 class File:
     """A filesystem and a path in it."""
 
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.filesystem, self.path = resolve(where)
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.filesystem, self.path = resolve(location)
 
     def info(self) -> pafs.FileInfo:
         return self.filesystem.get_file_info(self.path)
 
 
 def local_path(path: str) -> str:
-    """A local path, absolute, since tasks run in other folders; URIs (but `file://`) as they are."""
-    if path.startswith("file://"):
-        path = path.removeprefix("file://")
+    """Make a local path absolute, since tasks run in other folders; URIs other than `file://` are returned unchanged."""
+    path = without_scheme(path)
     return path if is_uri(path) else os.path.abspath(os.path.expanduser(path))
 
 
-def list_files(where: str) -> dict[str, str]:
-    """The files under a folder, sorted: name within the folder -> path or URI like `where`."""
-    folder = File(where)
+def list_files(location: str) -> dict[str, str]:
+    """List the files under a folder, sorted: name within the folder -> path or URI, as `location` is."""
+    folder = File(location)
     root = folder.path.rstrip("/")
-    found = folder.filesystem.get_file_info(pafs.FileSelector(folder.path, recursive=True))
-    names = sorted(info.path.removeprefix(root).lstrip("/") for info in found if info.type == pafs.FileType.File)
-    return {name: inside(where, name) if is_uri(where) else f"{where.rstrip('/')}/{name}" for name in names}
+    infos = folder.filesystem.get_file_info(pafs.FileSelector(folder.path, recursive=True))
+    names = sorted(info.path.removeprefix(root).lstrip("/") for info in infos if info.type == pafs.FileType.File)
+    # Joined to `location`, not taken from the filesystem, whose paths lack the scheme.
+    if not is_uri(location):
+        return {name: f"{location.rstrip('/')}/{name}" for name in names}
+    is_fsspec = isinstance(folder.filesystem, pafs.PyFileSystem)  # which doesn't decode percent escapes
+    return {name: inside(location, name if is_fsspec else quote(name)) for name in names}
 
 
 @contextmanager
-def open_bytes(where: str, compression: str | None = None, encoding: str | None = None) -> Iterator[IO[bytes]]:
-    """The bytes of a file from its start, decompressed (gzip, bz2, zstd, xz); text of another encoding as UTF-8."""
-    file = File(where)
+def open_bytes(location: str, compression: str | None = None, encoding: str | None = None) -> Iterator[IO[bytes]]:
+    """Open a file as a stream of bytes, decompressed (gzip, bz2, zstd, xz), and converted from `encoding` to UTF-8.
+
+    Raises:
+        NETWORK_ERRORS: (when opened or read) for a file that can't be reached, is cut off, or isn't what it should be.
+    """
+    file = File(location)
+    # pyarrow has no xz. None also switches off its own detection by extension: `sniff` has read the first bytes.
     by_arrow = None if compression == "xz" else compression
     with file.filesystem.open_input_stream(file.path, compression=by_arrow, buffer_size=1 << 20) as stream:
         unpacked: Any = lzma.LZMAFile(stream) if compression == "xz" else stream  # noqa: SIM115 - the stream is closed
@@ -63,24 +72,26 @@ class _AsUtf8(io.RawIOBase):
     """Text of another encoding, read as UTF-8."""
 
     def __init__(self, stream: Any, encoding: str) -> None:
+        # newline="": line ends within cells and strings stay as they are.
         self._text = io.TextIOWrapper(io.BufferedReader(stream), encoding=encoding, newline="")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """As many characters as surely fit, each of four bytes at most."""
+        # A character takes four bytes at most, so these fit into the buffer.
         read = self._text.read(max(len(buffer) // 4, 1)).encode()
         buffer[: len(read)] = read
         return len(read)
 
 
 @contextmanager
-def open_seekable(where: str, compression: str | None = None) -> Iterator[Any]:
-    """A file that can be read from any place; a compressed one is unpacked to a temporary file first."""
-    file = File(where)
+def open_seekable(location: str, compression: str | None = None) -> Iterator[Any]:
+    """Open a file for random access; a compressed one is decompressed to a temporary file first. Raises as `open_bytes`."""
+    file = File(location)
     if compression is None:
         if isinstance(file.filesystem, pafs.LocalFileSystem):
+            # Mapped: batches refer to the file's pages instead of copies in memory.
             with pa.memory_map(file.path) as source:
                 yield source
             return
@@ -88,26 +99,29 @@ def open_seekable(where: str, compression: str | None = None) -> Iterator[Any]:
             yield source
         return
     with tempfile.NamedTemporaryFile(prefix="prefray-") as spool:
-        with open_bytes(where, compression) as stream:
+        with open_bytes(location, compression) as stream:
             while chunk := stream.read(CHUNK):
                 spool.write(chunk)
+        # The map opens the file by its name, and wouldn't see what is still in the buffer.
         spool.flush()
         with pa.memory_map(spool.name) as source:
             yield source
 
 
-def content_identity(where: str) -> str:
-    """What stands for a remote file's content: size with modification time or etag; else a hash of the bytes."""
-    file = File(where)
+def content_identity(location: str) -> str:
+    """Return an identity of a remote file's content: size with modification time or etag; else a hash of the bytes."""
+    file = File(location)
     info = file.info()
+    # Object stores give the time of the last write; to read the object only to hash it would download it twice.
     if info.mtime_ns:
         return f"{info.size}:{info.mtime_ns}"
     if isinstance(file.filesystem, pafs.PyFileSystem):
         details = file.filesystem.handler.fs.info(file.path)
+        # fsspec's filesystems (https:// among them) have no time of modification, but mostly an etag.
         if etag := details.get("ETag") or details.get("etag"):
             return f"{info.size}:{etag}"
     digest = hashlib.sha256()
-    with open_bytes(where) as stream:
+    with open_bytes(location) as stream:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

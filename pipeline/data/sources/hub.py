@@ -15,44 +15,48 @@ __all__ = ["hub_keys", "load", "survey"]
 
 
 def hub_keys(dataset: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """What `datasets.load_dataset` is called with, hashable and in a fixed order."""
+    """Return the arguments of `datasets.load_dataset`, hashable and in a fixed order."""
     files = dataset.get("data_files")
     return (
         ("path", dataset["path"]),
         ("name", dataset.get("name")),
+        # Never None: `load_dataset` would return a dict of all splits.
         ("split", dataset.get("split") or "train"),
         ("revision", dataset.get("revision")),
         ("data_files", tuple(files) if isinstance(files, list | tuple) else files),
     )
 
 
+# Each shard of a worker process asks for it again.
 @functools.lru_cache(maxsize=4)
 def load(keys: tuple[tuple[str, Any], ...]) -> Dataset:
-    """The dataset, memory-mapped from the local hub cache.
+    """Load the dataset, memory-mapped from the local hub cache.
 
     Raises:
         UserError: when the hub cannot be reached or has no such dataset, configuration, split or file.
     """
     import datasets
 
-    wanted = dict(keys)
-    if isinstance(wanted["data_files"], tuple):
-        wanted["data_files"] = list(wanted["data_files"])
+    arguments = dict(keys)
+    # `hub_keys` made it a tuple, to be hashable.
+    if isinstance(arguments["data_files"], tuple):
+        arguments["data_files"] = list(arguments["data_files"])
     try:
-        return datasets.load_dataset(**wanted)
-    # datasets raises these for what a user can mend; all its own errors derive from them
+        return datasets.load_dataset(**arguments)
+    # `datasets` raises these for errors that a user can fix; all its own error classes derive from them
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"path: {wanted['path']!r} is no local file or folder, and loading it from the Hugging Face hub failed: {reason}"
+            f"path: {arguments['path']!r} is no local file or folder, and loading it from the Hugging Face hub failed: {reason}"
         ) from error
 
 
 def survey(keys: tuple[tuple[str, Any], ...]) -> tuple[str, int]:
-    """What stands for the content, and the number of rows.
+    """Return an identity of the dataset's content, and its number of rows.
 
-    The hub's files are named with the commit they come from, so their names stand for their content.
+    The names of the hub's files contain the commit, so they identify the content.
     """
     loaded = load(keys)
     files = sorted(loaded.info.download_checksums or ())
+    # A dataset without downloads, such as one read from a local copy, has only the fingerprint of `datasets`.
     return "\n".join(files) or loaded._fingerprint, loaded.num_rows

@@ -1,4 +1,4 @@
-"""Which files an entry of `datasets:` means, and what format they have."""
+"""Resolution of an entry of `datasets:` to its files and their formats."""
 
 from __future__ import annotations
 
@@ -9,42 +9,44 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow.fs as pafs
 
-from pipeline.config.secrets import redact_text
+from pipeline.data.row_kinds import SourceFormat
 from pipeline.data.sources.filesystem import NETWORK_ERRORS, File, is_uri, list_files, local_path
 from pipeline.data.sources.splits import files_of_split
 from pipeline.errors import UserError
+from pipeline.secrets import redact_text
 
 __all__ = ["FORMATS", "Located", "locate"]
 
-FORMATS = ("jsonl", "json", "csv", "parquet", "arrow")
+FORMATS: tuple[str, ...] = get_args(SourceFormat)
 EXTENSIONS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
     ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
     ".pq": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",
 }
 COMPRESSED = (".gz", ".bz2", ".zst", ".zstd", ".xz")
-ABOUT = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+METADATA_FILES = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 @dataclass(frozen=True)
 class Located:
-    """One file: where it is, what it is called in messages and in `source`, its format.
+    """One file: its location (a path or URI), its name in messages and in `source`, its format.
 
-    `rows_at` is where the rows of JSON that isn't one per line stand: `item` in an array, `NAME.item` in a list of an object,
-    "" where each is an object of its own. `sniff` finds it, as it finds compression and encoding (None: UTF-8).
+    `rows_at` is the ijson prefix of the rows of JSON that isn't one per line: `item` in an array, `NAME.item` in a list of an
+    object, "" for a sequence of objects. `sniff` detects it, and compression and encoding (None: UTF-8).
     """
 
-    where: str
+    location: str
     name: str
     format: str
     split: str = "train"
@@ -54,18 +56,19 @@ class Located:
 
     @property
     def is_packed(self) -> bool:
-        """Whether its bytes can't be read from any place."""
+        """Whether its rows can't be read from a byte offset."""
         return self.compression is not None or self.encoding is not None
 
 
 def locate(dataset: Mapping[str, Any]) -> list[Located] | None:
-    """The files of a dataset in order, or None when its path is an id on the Hugging Face hub.
+    """Find the files of a dataset, in order; returns None when its path is an id on the Hugging Face hub.
 
     Raises:
-        UserError: for a path that does not exist, a folder without data, an unknown format, a split that isn't there.
+        UserError: for a path that does not exist, a folder without data, an unknown format, a missing split.
     """
     files = _find(dataset)
     split = dataset.get("split") or "train"
+    # Files that a folder's card or names assign to a split have it in `Located.split`; all others are `train`.
     if files and split.split("[")[0] not in ("train", files[0].split):
         raise UserError(f"split: got {split!r}, but files of {dataset['path']!r} have one split, 'train'")
     return files
@@ -73,44 +76,49 @@ def locate(dataset: Mapping[str, Any]) -> list[Located] | None:
 
 def _find(dataset: Mapping[str, Any]) -> list[Located] | None:
     path, data_files = str(dataset["path"]), _as_list(dataset.get("data_files"))
+    # The form of `load_dataset("json", data_files=...)`; a file or folder of that name takes precedence.
     if path in FORMATS and data_files and not os.path.exists(path):
         wanted = dataset.get("ds_type") or path
         return [_located(file, file, wanted) for pattern in data_files for file in _matches(pattern)]
-    where = local_path(path)
-    if not is_uri(where) and glob.has_magic(where) and not os.path.exists(where):
+    location = local_path(path)
+    # A name may contain brackets, so an existing path is no pattern.
+    if not is_uri(location) and glob.has_magic(location) and not os.path.exists(location):
         return [_located(file, file, dataset.get("ds_type")) for file in _matches(path, "path")]
-    kind = _kind(where, path)
+    kind = _kind(location, path)
     if kind == pafs.FileType.Directory:
-        return _in_folder(where, path, dataset, data_files)
+        return _in_folder(location, path, dataset, data_files)
     if kind == pafs.FileType.File:
-        return [_located(where, path, dataset.get("ds_type"))]
+        return [_located(location, path, dataset.get("ds_type"))]
+    # A name with a known extension is a file that is missing, though a hub id may look the same.
     if not is_uri(path) and HUB_ID.fullmatch(path) and _format(path) is None:
         return None
-    raise UserError(f"path: no such file or folder: {path!r} (looked for {where})")
+    raise UserError(f"path: no such file or folder: {path!r} (looked for {location})")
 
 
 def _as_list(value: Any) -> list[str]:
     return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
-def _kind(where: str, path: str) -> pafs.FileType:
+def _kind(location: str, path: str) -> pafs.FileType:
     try:
-        return File(where).info().type
+        return File(location).info().type
     except NETWORK_ERRORS as error:
         raise UserError(f"path: cannot reach {path!r}: {error}") from error
 
 
 def _matches(pattern: str, key: str = "data_files") -> list[str]:
-    """Local files that match a pattern, or the one file that it names."""
-    where = local_path(pattern)
-    found = sorted(glob.glob(where, recursive=True)) if not is_uri(where) and glob.has_magic(where) else [where]
-    if not found or _kind(found[0], pattern) != pafs.FileType.File:
-        raise UserError(f"{key}: no such file: {pattern!r} (looked for {where})")
-    return found
+    """Return the local files that match a pattern, or the one file that it names."""
+    location = local_path(pattern)
+    is_pattern = not is_uri(location) and glob.has_magic(location) and not os.path.exists(location)
+    files = sorted(glob.glob(location, recursive=True)) if is_pattern else [location]
+    if not files or _kind(files[0], pattern) != pafs.FileType.File:
+        raise UserError(f"{key}: no such file: {pattern!r} (looked for {location})")
+    return files
 
 
-def _in_folder(where: str, path: str, dataset: Mapping[str, Any], data_files: list[str]) -> list[Located]:
-    inside, wanted = list_files(where), dataset.get("ds_type")
+def _in_folder(location: str, path: str, dataset: Mapping[str, Any], data_files: list[str]) -> list[Located]:
+    inside, wanted = list_files(location), dataset.get("ds_type")
+    # Before the search by extension, which would find the Arrow files in alphabetical order, and of all splits.
     if not data_files and (saved := _saved_files(inside, path, dataset.get("split") or "train")) is not None:
         return saved
     if data_files:
@@ -124,6 +132,7 @@ def _in_folder(where: str, path: str, dataset: Mapping[str, Any], data_files: li
         names = [name for name in inside if _is_data(name) and _format(name) in ([wanted] if wanted else FORMATS)]
     if not names:
         raise UserError(f"path: the folder {path!r} holds no {wanted or 'data'} files (known formats: {', '.join(FORMATS)})")
+    # For messages and `source`, without a query, which may hold credentials.
     folder = path.split("?")[0].rstrip("/") if is_uri(path) else path.rstrip("/")
     split = "train"
     if not data_files:
@@ -133,12 +142,12 @@ def _in_folder(where: str, path: str, dataset: Mapping[str, Any], data_files: li
 
 
 def _is_data(name: str) -> bool:
-    """Whether a file of a folder may be data: not hidden, nor what `datasets` writes about data."""
-    return not any(part.startswith((".", "__")) for part in name.split("/")) and os.path.basename(name) not in ABOUT
+    """Return whether a file of a folder may be data: neither hidden nor metadata that `datasets` writes."""
+    return not any(part.startswith((".", "__")) for part in name.split("/")) and os.path.basename(name) not in METADATA_FILES
 
 
 def _saved_files(inside: dict[str, str], path: str, split: str) -> list[Located] | None:
-    """The Arrow files of a `datasets.save_to_disk` folder, in the order that its state names them."""
+    """Return the Arrow files of a `datasets.save_to_disk` folder, in the order of its state; None for another folder."""
     folder = ""
     if "dataset_dict.json" in inside:
         splits = _read_json(inside["dataset_dict.json"])["splits"]
@@ -155,25 +164,27 @@ def _saved_files(inside: dict[str, str], path: str, split: str) -> list[Located]
     ]
 
 
-def _read_json(where: str) -> Any:
-    return json.loads(_read_text(where))
+def _read_json(location: str) -> Any:
+    return json.loads(_read_text(location))
 
 
-def _read_text(where: str) -> str:
-    file = File(where)
+def _read_text(location: str) -> str:
+    file = File(location)
     with file.filesystem.open_input_stream(file.path) as stream:
         return stream.read().decode(errors="replace")
 
 
 def _format(name: str) -> str | None:
-    stem, extension = os.path.splitext(name.split("?")[0].lower())
+    # Of `rows.jsonl.gz` the inner extension counts; the compression itself is detected by `sniff`.
+    stem, extension = os.path.splitext((name.split("?")[0] if is_uri(name) else name).lower())
     return EXTENSIONS.get(os.path.splitext(stem)[1] if extension in COMPRESSED else extension)
 
 
-def _located(where: str, name: str, wanted: str | None, split: str = "train") -> Located:
+def _located(location: str, name: str, wanted: str | None, split: str = "train") -> Located:
     if wanted is not None and wanted not in FORMATS:
         raise UserError(f"ds_type: must be one of {', '.join(FORMATS)}, got {wanted!r}")
     format = wanted or _format(name)
     if format is None:
         raise UserError(f"path: cannot tell the format of {name!r}; set ds_type to one of {', '.join(FORMATS)}")
-    return Located(where, redact_text(name), format, split)
+    # The name is stored with each row; the location keeps what is needed to open it.
+    return Located(location, redact_text(name), format, split)

@@ -1,4 +1,4 @@
-"""Which files of a folder belong to a split, as `datasets` finds them: by the card of the data set, else by their names."""
+"""Selection of the files of a split, as in `datasets`: by the dataset card of a folder, else by file names."""
 
 from __future__ import annotations
 
@@ -12,41 +12,69 @@ from pipeline.errors import UserError
 
 __all__ = ["files_of_split"]
 
-SHARD = re.compile(r"(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*")
+SHARD = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(?P<number>\d{5})-of-(?P<all>\d{5})(?P<rest>.*)")
 KEYWORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-APART = r"[-._ 0-9]"
-"""What stands around a keyword in a name."""
+DELIMITER = r"[-._ 0-9]"
+"""Characters around a keyword in a name."""
 CARD = re.compile(r"---\s*\n(.*?)\n---", re.DOTALL)
 
 
 def files_of_split(path: str, names: list[str], card: str, name: str | None, split: str | None) -> tuple[str, list[str]]:
-    """A split's name, and its files.
+    """Return the name of the split and its files.
 
     Args:
         path: the folder, for messages.
         names: its data files, by their paths within it.
         card: the text of its README.md, "" without one.
-        name: the configuration of the card that is asked for.
-        split: the split that is asked for, with a slice or without; the folder's only one, or `train`, when None.
+        name: the requested configuration of the card.
+        split: the requested split, with a slice or without; the folder's only one, or `train`, when None.
 
     Raises:
-        UserError: for a split or a configuration that there isn't.
+        UserError: for a split or a configuration that doesn't exist, or a missing shard.
     """
-    splits = _by_card(path, names, card, name) or _by_name(names)
-    wanted = split.split("[")[0] if split is not None else next(iter(splits)) if len(splits) == 1 else "train"
-    if wanted in splits:
-        return wanted, splits[wanted]
+    # Precedence as in `datasets`: the card's configuration, then names of files and folders.
+    by_card = _by_card(path, names, card, name)
+    splits = by_card or _by_name(names)
+    # A folder with one split needs no name for it, whatever that is.
+    requested = split.split("[")[0] if split is not None else next(iter(splits)) if len(splits) == 1 else "train"
+    if requested in splits:
+        if (
+            split is None
+            and not by_card
+            # Without a request, files that match no keyword would be left out silently.
+            and (others := sorted(set(names) - {file for files in splits.values() for file in files}))
+        ):
+            raise UserError(
+                f"path: the names of files in {path!r} say {', '.join(sorted(splits))}, but for {len(others)} of them, such as "
+                f"{others[0]}; name the files that are meant (data_files), or the split"
+            )
+        _refuse_gaps(path, splits[requested])
+        return requested, splits[requested]
     if list(splits) == ["train"]:
-        return "train", splits["train"]  # `locate` says that there is no other
-    raise UserError(f"split: {path!r} has no split {wanted!r}; it has: {', '.join(sorted(splits))}")
+        return "train", splits["train"]  # `locate` raises for another one
+    raise UserError(f"split: {path!r} has no split {requested!r}; it has: {', '.join(sorted(splits))}")
+
+
+def _refuse_gaps(path: str, names: list[str]) -> None:
+    """Raise UserError when a shard is missing, by the number of shards in the names of the others."""
+    numbers: dict[tuple[str, ...], set[int]] = {}
+    for name in names:
+        if match := SHARD.fullmatch(os.path.basename(name)):
+            key = (os.path.dirname(name), match["split"], match["all"], match["rest"])
+            numbers.setdefault(key, set()).add(int(match["number"]))
+    for (folder, split, number, rest), existing in numbers.items():
+        first = 0 if 0 in existing else 1  # some count from 1
+        if missing := sorted(set(range(first, int(number) + first)) - existing):
+            name = os.path.join(folder, f"{split}-{missing[0]:05d}-of-{number}{rest}")
+            raise UserError(f"path: {path!r} lacks {len(missing)} of {int(number)} shards, such as {name}; fetch it again")
 
 
 def _by_card(path: str, names: list[str], card: str, name: str | None) -> dict[str, list[str]]:
-    """The splits that `configs:` in the head of the card names."""
+    """Return the files of each split in `configs:` of the card's front matter; empty without any."""
     import yaml
 
     head = CARD.match(card)
@@ -56,45 +84,51 @@ def _by_card(path: str, names: list[str], card: str, name: str | None) -> dict[s
         configs = None
     if not isinstance(configs, list) or not all(isinstance(config, Mapping) for config in configs) or not configs:
         return {}
-    known = {str(config.get("config_name", "default")): config for config in configs}
-    chosen = name or next((key for key, config in known.items() if config.get("default")), None)
-    chosen = chosen or ("default" if "default" in known else next(iter(known)) if len(known) == 1 else None)
-    if chosen not in known:
-        raise UserError(f"name: {path!r} has the configurations {', '.join(known)}; got {name!r}")
-    config = known[chosen]
+    by_name = {str(config.get("config_name", "default")): config for config in configs}
+    # As `datasets` chooses: the requested one, the one marked as default, the one named so, or the only one.
+    selected = name or next((key for key, config in by_name.items() if config.get("default")), None)
+    selected = selected or ("default" if "default" in by_name else next(iter(by_name)) if len(by_name) == 1 else None)
+    if selected not in by_name:
+        raise UserError(f"name: {path!r} has the configurations {', '.join(by_name)}; got {name!r}")
+    config = by_name[selected]
     folder = str(config.get("data_dir") or "").strip("./")
-    inside = [one for one in names if not folder or one.startswith(f"{folder}/")]
+    inside = [file for file in names if not folder or file.startswith(f"{folder}/")]
     if not config.get("data_files"):
         return _by_name(inside) if folder and inside else {}
-    found: dict[str, list[str]] = {}
+    splits: dict[str, list[str]] = {}
     for split, pattern in _patterns(path, config["data_files"]):
         whole = f"{folder}/{pattern}" if folder else pattern.removeprefix("./")
         matching = [
-            one for one in inside if fnmatch.fnmatchcase(one, whole) and (one.count("/") == whole.count("/") or "**" in whole)
+            file
+            for file in inside
+            # fnmatch's `*` also matches slashes; in a card's patterns only `**` does.
+            if fnmatch.fnmatchcase(file, whole) and (file.count("/") == whole.count("/") or "**" in whole)
         ]
         if not matching:
             raise UserError(f"path: the card of {path!r} names {pattern!r}, and there is no such file")
-        found[split] = [*found.get(split, []), *(one for one in matching if one not in found.get(split, []))]
-    return found
+        existing = splits.get(split, [])
+        splits[split] = [*existing, *(file for file in matching if file not in existing)]
+    return splits
 
 
 def _patterns(path: str, data_files: Any) -> list[tuple[str, str]]:
-    """Split and pattern: text or a list are those of `train`; `{split, path}` entries, or a mapping, say which."""
+    """Return (split, pattern) pairs: text or a list is of `train`; `{split, path}` entries, or a mapping, name the split."""
     if isinstance(data_files, Mapping):
         data_files = [{"split": split, "path": pattern} for split, pattern in data_files.items()]
     entries = data_files if isinstance(data_files, list) else [data_files]
-    found = []
+    patterns = []
     for entry in entries:
-        split, given = (entry.get("split", "train"), entry.get("path")) if isinstance(entry, Mapping) else ("train", entry)
-        given = given if isinstance(given, list) else [given]
-        if not all(isinstance(pattern, str) for pattern in given):
+        split, paths = (entry.get("split", "train"), entry.get("path")) if isinstance(entry, Mapping) else ("train", entry)
+        paths = paths if isinstance(paths, list) else [paths]
+        if not all(isinstance(pattern, str) for pattern in paths):
             raise UserError(f"path: the card of {path!r} has data_files that are no patterns: {entry!r}")
-        found += [(str(split), pattern) for pattern in given]
-    return found
+        patterns += [(str(split), pattern) for pattern in paths]
+    return patterns
 
 
 def _by_name(names: list[str]) -> dict[str, list[str]]:
-    """The splits that names of shards, then of folders, then of files speak of; else all files are `train`."""
+    """Group files by the splits in names of shards, else of folders, else of files; else all files are `train`."""
+    # The first way that assigns any file decides for all: a folder named `test` may hold files named `train-...`.
     for splits_of in (_of_shard, _of_folder, lambda name: _keywords(os.path.splitext(os.path.basename(name))[0])):
         splits: dict[str, list[str]] = {}
         for name in names:
@@ -106,8 +140,10 @@ def _by_name(names: list[str]) -> dict[str, list[str]]:
 
 
 def _of_shard(name: str) -> list[str]:
-    match = SHARD.fullmatch(os.path.basename(name))
-    return [match["split"]] if match else []
+    # As in `datasets`: any name is a split within data/, elsewhere only one with a keyword.
+    folder, base = os.path.split(name)
+    match = SHARD.fullmatch(base)
+    return [match["split"]] if match and (os.path.basename(folder) == "data" or _keywords(match["split"])) else []
 
 
 def _of_folder(name: str) -> list[str]:
@@ -115,9 +151,9 @@ def _of_folder(name: str) -> list[str]:
 
 
 def _keywords(word: str) -> list[str]:
-    """The splits that a word speaks of."""
-    found = []
+    """Return the splits whose keywords occur in a word."""
+    splits = []
     for split, keywords in KEYWORDS.items():
-        if re.search(rf"(?:^|{APART})(?:{'|'.join(keywords)})(?:{APART}|$)", word):
-            found.append(split)
-    return found
+        if re.search(rf"(?:^|{DELIMITER})(?:{'|'.join(keywords)})(?:{DELIMITER}|$)", word, re.IGNORECASE):
+            splits.append(split)
+    return splits

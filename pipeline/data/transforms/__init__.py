@@ -1,4 +1,4 @@
-"""Dataset types: the one place where a raw row becomes text."""
+"""Dataset types, which convert raw rows to text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.kinds import raw_kind
+from pipeline.data.row_kinds import raw_kind
 from pipeline.data.transforms.base import (
     Context,
     Rendered,
@@ -25,7 +25,7 @@ from pipeline.data.transforms.prompts import prompt_rendering
 from pipeline.data.transforms.registry import FACTORIES, TypeFailed, dataset_types, outside_type, register_dataset_type
 from pipeline.data.transforms.rendering import ChatRenderer
 from pipeline.errors import UserError
-from strategies.base import BatchKind
+from strategies.types import BatchKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,31 +54,31 @@ __all__ = [
 ]
 
 
-def type_name(given: str | dict[str, Any] | None, rl: str, split_pairs: bool = False) -> str:
-    """The registered name that `type:` means.
+def type_name(value: str | dict[str, Any] | None, rl: str, split_pairs: bool = False) -> str:
+    """Resolve `type:` to a registered name.
 
     Raises:
-        UserError: when there is no such type; it names the nearest ones and all that there are. As `raw_kind`.
+        UserError: for an unknown type, with the nearest names and all available ones; as `raw_kind`.
     """
     names = dataset_types(raw_kind(rl, split_pairs))
-    if given is None:
+    if value is None:
         return "passthrough"
-    if isinstance(given, dict):
+    if isinstance(value, dict):
         return "user_defined.default"
-    for name in (given, f"{given}.default"):
+    for name in (value, f"{value}.default"):
         if name in names:
             return name
-    near = difflib.get_close_matches(given, names, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(value, names, n=2, cutoff=0.5)
     nearest = f"did you mean {' or '.join(near)}? " if near else ""
     where = f"rl: {rl} with split_pairs" if split_pairs else f"rl: {rl}"
-    raise UserError(f"type: no dataset type {given!r} for {where}; {nearest}There are: {', '.join(names)}")
+    raise UserError(f"type: no dataset type {value!r} for {where}; {nearest}There are: {', '.join(names)}")
 
 
 def build_transform(rl: str, context: Context) -> Transform:
-    """The transform of `context.keys["type"]`.
+    """Build the transform of `context.keys["type"]`.
 
     Raises:
-        UserError: for an unknown type, a bad format, or a chat template that is needed and missing. As `raw_kind`.
+        UserError: for an unknown type, a bad format, or a missing chat template; as `raw_kind`.
     """
     split_pairs = bool(context.keys.get("split_pairs"))
     name, kind = type_name(context.keys.get("type"), rl, split_pairs), raw_kind(rl, split_pairs)
@@ -86,30 +86,31 @@ def build_transform(rl: str, context: Context) -> Transform:
 
 
 def code_of(keys: dict[str, Any], rl: str) -> str | None:
-    """What stands for the code of a dataset's type, where that comes from outside. Raises UserError as `OutsideType.code`."""
+    """Return the code identity of a registered dataset type, None for a built-in one. Raises as `OutsideType.code`."""
     split_pairs = bool(keys.get("split_pairs"))
-    known = outside_type(raw_kind(rl, split_pairs), type_name(keys.get("type"), rl, split_pairs))
-    return None if known is None else known.code()
+    registered = outside_type(raw_kind(rl, split_pairs), type_name(keys.get("type"), rl, split_pairs))
+    return None if registered is None else registered.code()
 
 
 def _with_hint(kind: BatchKind, render: Callable[[Row], Rendered]) -> Callable[[Row], Rendered]:
-    """`render`, whose errors tell of rows that are something else altogether."""
+    """Wrap `render` so that its errors add a hint for rows of another kind."""
 
-    def hinting(row: Row) -> Rendered:
+    def render_with_hint(row: Row) -> Rendered:
         try:
             return render(row)
         except RowError as error:
-            raise RowError(f"{error}{hint(kind, row)}") from error
+            has_hint = "message_property_mappings" in str(error)
+            raise RowError(str(error) if has_hint else f"{error}{hint(kind, row)}") from error
 
-    return hinting
+    return render_with_hint
 
 
 def dataset_template(tokenizer: PreTrainedTokenizerBase | None, keys: dict[str, Any]) -> str | None:
-    """The Jinja source of a dataset's own `chat_template` or `chat_template_jinja`; None without either."""
+    """Return the Jinja source of a dataset's own `chat_template` or `chat_template_jinja`; None without either."""
     name, jinja = keys.get("chat_template"), keys.get("chat_template_jinja")
     if not (name or jinja) or tokenizer is None:
         return None
-    from strategies.chat_templates import resolve_chat_template
+    from strategies.models.chat_templates import resolve_chat_template
 
     try:
         return resolve_chat_template(name, jinja, tokenizer)
@@ -123,16 +124,16 @@ def load_transform(
     tokenizer: PreTrainedTokenizerBase | None = None,
     **dataset_keys: Any,
 ) -> Transform:
-    """The function that turns a raw row of dataset type `type` into text.
+    """Return the function that converts a raw row of dataset type `type` to text.
 
     `load_transform("chatml.intel")(row)` gives `{"prompt", "chosen", "rejected"}`; with `rl="kto"` `{"prompt",
-    "completion", "label"}`; with `rl="grpo"` `{"prompt", "row"}`, `row` being what the trainer is handed. `dataset_keys` are
-    the keys of an entry of `datasets:` (`roles`, `field_messages`, ...). With `split_pairs=True` it still gives the pair, and
+    "completion", "label"}`; with `rl="grpo"` `{"prompt", "row"}`, `row` being the columns for the trainer. `dataset_keys` are
+    the keys of an entry of `datasets:` (`roles`, `field_messages`, ...). With `split_pairs=True` it still returns the pair, and
     `.rows(row)` the two labelled halves.
 
     Raises:
-        UserError: for an unknown type, a bad format, or a chat template that is needed and missing.
-        RowError: (from the returned function) for a row that cannot be used.
+        UserError: for an unknown type, a bad format, or a missing chat template.
+        RowError: (from the returned function) for an invalid row.
     """
     keys = {**dataset_keys, "type": type}
     return build_transform(rl, Context(tokenizer, dataset_template(tokenizer, keys), keys))

@@ -1,4 +1,4 @@
-"""Control tokens in the text of messages, which the tokenizer doesn't read as text."""
+"""Control tokens in the text of messages, which the tokenizer doesn't encode as text."""
 
 from __future__ import annotations
 
@@ -7,53 +7,70 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.notes import Note
+from pipeline.data.transforms.base import RowError
 from pipeline.data.transforms.messages import Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["SIGN", "control_notes", "control_pattern", "control_tokens", "end_tokens", "spell", "spelled", "strings_of"]
+__all__ = [
+    "ENDS",
+    "ESCAPE",
+    "control_notes",
+    "control_pattern",
+    "control_tokens",
+    "end_tokens",
+    "escape",
+    "strings_of",
+    "unescape",
+]
 
 ENDS = {
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>"),
     *("</s>", "<eos>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<｜end▁of▁sentence｜>"),
 }
-SIGN = "\ufdd0"
-"""Behind the first character of a control token that is to be text. No character: Unicode keeps it for programs."""
-AROUND = 60
+ESCAPE = "\ufdd0"
+"""Inserted after the first character of a control token that is text: a noncharacter that Unicode reserves for programs."""
+CONTEXT = 60
 """Characters of an example on either side of the token."""
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-    """The tokenizer's special tokens: beginnings, ends, and headers of turns."""
+    """Return the tokenizer's special tokens: BOS, EOS, and turn markers."""
+    # Turn markers are often added tokens only, in none of `all_special_tokens`.
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     return frozenset({*tokenizer.all_special_tokens, *(token.content for token in added if token.special)})
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Those of them that end an answer: the tokenizer's EOS, and the ends of turns of the usual templates."""
+    """Return the control tokens that end an answer: EOS, and end-of-turn tokens of the usual templates."""
     return tuple(token for token in control_tokens(tokenizer) if token in ENDS or token == tokenizer.eos_token)
 
 
 def control_pattern(tokenizer: PreTrainedTokenizerBase | None) -> re.Pattern[str] | None:
-    """Finds control tokens in a text; None where there are none."""
+    """Compile a pattern of the control tokens, longest first; returns None without any."""
+    # A regular expression takes its first alternative that matches, and a token may begin another one.
     tokens = sorted(control_tokens(tokenizer), key=len, reverse=True) if tokenizer is not None else []
     return re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
 
 def control_notes(messages: Messages, pattern: re.Pattern[str] | None) -> list[Note]:
-    """A note of each control token that a message's text holds."""
+    """Return a note of each control token in the strings and keys of messages."""
     if pattern is None:
         return []
+    texts: list[str] = []
+    for value in (value for message in messages for value in message.values()):
+        # Templates also print the keys of tool calls' arguments.
+        texts += [value] if isinstance(value, str) else [*strings_of(value), *_keys_of(value)]
     return [
-        Note("control_tokens", found.group(), text[max(found.start() - AROUND, 0) : found.end() + AROUND])
-        for text in strings_of(messages)
-        for found in pattern.finditer(text)
+        Note("control_tokens", match.group(), text[max(match.start() - CONTEXT, 0) : match.end() + CONTEXT])
+        for text in texts
+        for match in pattern.finditer(text)
     ]
 
 
 def strings_of(value: Any) -> Iterator[str]:
-    """Every string that a value holds, however deep."""
+    """Yield every string in a nested value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -64,19 +81,34 @@ def strings_of(value: Any) -> Iterator[str]:
             yield from strings_of(member)
 
 
-def spell(value: Any, pattern: re.Pattern[str] | None) -> Any:
-    """A row's value with a sign in each control token that its strings hold, so that nobody takes it for one."""
+def _keys_of(value: Any) -> Iterator[str]:
+    """Yield every key of the objects in a nested value."""
+    if isinstance(value, Mapping):
+        yield from map(str, value)
+    for member in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _keys_of(member)
+
+
+def escape(value: Any, pattern: re.Pattern[str] | None) -> Any:
+    """Insert `ESCAPE` into each control token in the strings of a value, so that it is encoded as text.
+
+    Raises:
+        RowError: when a string contains `ESCAPE` already.
+    """
     if pattern is None:
         return value
     if isinstance(value, str):
-        return pattern.sub(lambda found: found[0][0] + SIGN + found[0][1:], value)
+        if ESCAPE in value:
+            raise RowError("the text holds U+FDD0, which is no character and stands for control tokens as text here")
+        # Within the token, so that the tokenizer doesn't match it, and the template's own tokens stay as they are.
+        return pattern.sub(lambda match: match[0][0] + ESCAPE + match[0][1:], value)
     if isinstance(value, Mapping):
-        return {name: spell(member, pattern) for name, member in value.items()}
+        return {escape(name, pattern): escape(member, pattern) for name, member in value.items()}
     if isinstance(value, list):
-        return [spell(member, pattern) for member in value]
+        return [escape(member, pattern) for member in value]
     return value
 
 
-def spelled(text: str) -> str:
-    """The text as it was given."""
-    return text.replace(SIGN, "")
+def unescape(text: str) -> str:
+    """Undo `escape`."""
+    return text.replace(ESCAPE, "")

@@ -1,18 +1,24 @@
-"""The way out for rows that are no use because they are something else than the method takes."""
+"""Hints for rows of another kind than the method takes."""
 
 from __future__ import annotations
 
-from pipeline.data.kinds import ROW_COLUMNS, methods
+from pipeline.data.row_kinds import ROW_COLUMNS, methods
 from pipeline.data.transforms.base import Row
-from strategies.base import BatchKind
+from strategies.types import BatchKind
 
 __all__ = ["hint"]
 
 
 def hint(kind: BatchKind, row: Row) -> str:
-    """What to add to the reason for refusing `row` where `kind` was wanted; "" when the row looks like that kind."""
-    if column := _only_list(row):
+    """Return advice to append to the error of a row that doesn't look like `kind`; "" when it does."""
+    # First: any other hint would be about columns that such a row can't have.
+    if column := _wrapped_list(row):
         return f"; the row is one object with a list under {column!r}, and rows must be a plain list or one object per line"
+    if column := _sharegpt_column(row):
+        return (
+            f"; {column!r} holds messages with from and value: name them (message_property_mappings: {{role: from, content: "
+            "value}) with a type of messages, such as chat_template.argilla_chat"
+        )
     is_pair = row.get("chosen") is not None and row.get("rejected") is not None
     is_labelled = row.get("completion") is not None or row.get("label") is not None
     if kind == "unpaired" and is_pair and not is_labelled:
@@ -27,8 +33,17 @@ def hint(kind: BatchKind, row: Row) -> str:
     return ""
 
 
-def _only_list(row: Row) -> str | None:
-    """The one column of a row that holds rows itself: a whole data set, wrapped into an object."""
+def _sharegpt_column(row: Row) -> str | None:
+    """Return the first column whose messages use ShareGPT's property names (from, value)."""
+    for column, value in row.items():
+        first = value[0] if isinstance(value, list) and value else value
+        if isinstance(first, dict) and {"from", "value"} <= first.keys():
+            return column
+    return None
+
+
+def _wrapped_list(row: Row) -> str | None:
+    """Return the only column of a row when it is a list of rows: a whole dataset wrapped in one object."""
     if len(row) != 1:
         return None
     ((column, value),) = row.items()

@@ -1,4 +1,4 @@
-"""The dataset types by name: those of this package, and those that are registered from outside."""
+"""Registry of dataset types: built-in ones, and those registered by plugins."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.data.transforms import chat, trl_shapes, turns, user_defined
+from pipeline.data.transforms import chat, chat_formats, trl_shapes, user_defined
 from pipeline.data.transforms.base import Context, Rendered, Row, RowError
 from pipeline.errors import UserError
-from strategies.base import BatchKind
-from strategies.registering import RegistrationError, claim, described
+from strategies.outside import RegistrationError, claim, described
+from strategies.types import BatchKind
 
 __all__ = ["FACTORIES", "Factory", "OutsideType", "TypeFailed", "dataset_types", "outside_type", "register_dataset_type"]
 
 Factory = Callable[[Context], Callable[[Row], Rendered]]
-"""Makes the function that turns raw rows of a dataset into text."""
+"""Builds the function that converts raw rows of a dataset to text."""
 
-_HOMES = (turns, chat, user_defined, trl_shapes)
+_MODULES = (chat_formats, chat, user_defined, trl_shapes)
 FACTORIES: dict[BatchKind, dict[str, Factory]] = {
-    "pair": {name: factory for home in _HOMES for name, factory in home.PAIR_TYPES.items()},
-    "unpaired": {name: factory for home in _HOMES for name, factory in home.UNPAIRED_TYPES.items()},
-    "prompt": {name: factory for home in _HOMES for name, factory in home.PROMPT_TYPES.items()},
+    "pair": {name: factory for module in _MODULES for name, factory in module.PAIR_TYPES.items()},
+    "unpaired": {name: factory for module in _MODULES for name, factory in module.UNPAIRED_TYPES.items()},
+    "prompt": {name: factory for module in _MODULES for name, factory in module.PROMPT_TYPES.items()},
 }
-"""What a raw row holds -> name -> factory."""
+"""Kind of raw row -> name -> factory."""
+# Taken before any plugin registers, so that `claim` can distinguish built-in names from registered ones.
 _BUILT_IN = {kind: frozenset(factories) for kind, factories in FACTORIES.items()}
 _SEQUENCES: dict[BatchKind, int] = {"pair": 2, "unpaired": 1, "prompt": 0}
 
 
 @dataclass(frozen=True)
 class OutsideType:
-    """A dataset type that was registered."""
+    """A dataset type registered by a plugin."""
 
     name: str
     factory: Factory
@@ -41,10 +42,10 @@ class OutsideType:
     version: str | None
 
     def code(self) -> str:
-        """What stands for its code in the fingerprint of prepared data: its version, or a hash of the file that defines it.
+        """Return the identity of its code for the fingerprint: its version, or a hash of the file that defines it.
 
         Raises:
-            UserError: for a function without a file, which workers couldn't import either.
+            UserError: for a factory without a file, which workers couldn't import either.
         """
         if self.version is not None:
             return f"version {self.version}"
@@ -58,12 +59,12 @@ class OutsideType:
             return hashlib.sha256(source.read()).hexdigest()
 
     def transform(self, context: Context) -> Callable[[Row], Rendered]:
-        """Its function for a dataset, whose failures are said under its name.
+        """Build its function for a dataset, with errors that name the type.
 
         Raises:
             UserError: when the factory fails.
-            TypeFailed: (from the returned function) when that fails.
-            RowError: (from the returned function) for a row that can't be used.
+            TypeFailed: (from the returned function) when the function fails.
+            RowError: (from the returned function) for an invalid row.
         """
         try:
             render = self.factory(context)
@@ -75,6 +76,7 @@ class OutsideType:
         def checked(row: Row) -> Rendered:
             try:
                 rendered = render(row)
+            # An invalid row is data; any other exception is the plugin's fault and ends the stage.
             except RowError:
                 raise
             except Exception as error:
@@ -99,7 +101,7 @@ class OutsideType:
 
 
 class TypeFailed(UserError):
-    """A registered dataset type failed at a row, which whoever reads the rows can name."""
+    """A registered dataset type failed at a row; the reader of the rows adds which."""
 
 
 _OUTSIDE: dict[BatchKind, dict[str, OutsideType]] = {kind: {} for kind in FACTORIES}
@@ -116,46 +118,49 @@ def register_dataset_type(
     """Make `name` a value of a dataset's `type`.
 
     Args:
-        name: of the type. One name may be registered for several kinds.
-        factory: `(context) -> (row) -> Rendered`: makes the function that turns a dataset's raw rows into text, which raises
-            `RowError` for a row that can't be used; anything else that it raises ends `prepare`. Left out, the decorator of
-            such a factory is returned.
-        kind: what a raw row holds: pair, unpaired (a labelled answer, for kto), or prompt (for grpo).
-        keys: keys of the dataset that it reads beside `path` and the like, such as `field_prompt`: it finds them in
-            `context.keys`. Any other is refused.
-        version: stands for its code: rows that were prepared by another version are prepared anew. When it isn't given, a
-            change of the file that defines the factory counts as one.
+        name: name of the type. One name may be registered for several kinds.
+        factory: `(context) -> (row) -> Rendered`: builds the function that converts a dataset's raw rows to text, which
+            raises `RowError` for an invalid row; any other exception ends `prepare`. Without it, a decorator for such a
+            factory is returned.
+        kind: kind of a raw row: pair, unpaired (a labelled completion, for kto), or prompt (for grpo).
+        keys: keys of the dataset that it reads from `context.keys`, such as `field_prompt`, besides `path` etc. Other keys
+            are rejected.
+        version: version of its code: rows prepared by another version are prepared again. By default, a hash of the file
+            that defines the factory.
 
     Raises:
-        RegistrationError: for a name that is taken, or a kind that doesn't exist.
+        RegistrationError: for a name in use, or an unknown kind.
     """
     if kind not in FACTORIES:
         raise RegistrationError(f"dataset type {name!r}: kind must be one of {', '.join(FACTORIES)}, got {kind!r}")
 
     def register(factory: Factory) -> Factory:
-        known = {other: one.factory for other, one in _OUTSIDE[kind].items()}
-        claim("dataset type", name, factory, known, _BUILT_IN[kind])
-        _OUTSIDE[kind][name] = made = OutsideType(name, factory, kind, frozenset(keys), version)
-        FACTORIES[kind][name] = made.transform
+        # A module that is loaded twice may register the same factory again; another one under its name is refused by `claim`.
+        existing = {other: registered.factory for other, registered in _OUTSIDE[kind].items()}
+        claim("dataset type", name, factory, existing, _BUILT_IN[kind])
+        _OUTSIDE[kind][name] = registered = OutsideType(name, factory, kind, frozenset(keys), version)
+        FACTORIES[kind][name] = registered.transform
         return factory
 
     return register if factory is None else register(factory)
 
 
 def dataset_types(kind: BatchKind) -> tuple[str, ...]:
-    """Names of the dataset types for what a raw row holds."""
+    """Return the sorted names of the dataset types for a kind of raw row."""
     return tuple(sorted(FACTORIES[kind]))
 
 
 def outside_type(kind: BatchKind, name: str) -> OutsideType | None:
-    """The dataset type of this name, when it was registered from outside."""
+    """Return the registered dataset type of this name; None for built-in and unknown ones."""
     return _OUTSIDE[kind].get(name)
 
 
 def _file(factory: Factory) -> str | None:
+    # `func` is that of functools.partial.
     inner = inspect.unwrap(getattr(factory, "func", factory))
     try:
         file = inspect.getsourcefile(inner if inspect.isfunction(inner) or inspect.isclass(inner) else type(inner))
     except TypeError:
         return None
+    # What a notebook or script defines has a file, but workers can't import `__main__`.
     return file if file is not None and inner.__module__ != "__main__" else None

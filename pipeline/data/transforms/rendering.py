@@ -1,35 +1,49 @@
-"""Renders conversations with a chat template."""
+"""Rendering of conversations with a chat template."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.notes import Note
-from pipeline.data.transforms.base import Context, Rendered, RowError
-from pipeline.data.transforms.control import control_notes, control_pattern, end_tokens, strings_of
+from pipeline.data.dates import dated, prints_date
+from pipeline.data.notes import UNREAD, Note
+from pipeline.data.transforms.base import EMPTY, Context, Rendered, RowError
+from pipeline.data.transforms.control import control_notes, control_pattern, end_tokens
 from pipeline.data.transforms.conversations import Conversation, check_prompt, conversation
 from pipeline.data.transforms.messages import MessageReader, Messages
-from pipeline.data.transforms.skeletons import Placed, Skeleton, form_of, search, signed
+from pipeline.data.transforms.skeletons import (
+    TEXTS,
+    Alignment,
+    Skeleton,
+    search,
+    skeleton_key,
+    with_placeholders,
+    written_forms,
+)
+from pipeline.data.transforms.tools import function_name, require_tools
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Asked", "ChatRenderer"]
+__all__ = ["ChatRenderer", "RenderedPrompt"]
 
-MOST_FORMS = 10_000
-"""Skeletons that are kept; with calls of tools nearly every row has a form of its own."""
+UNDEFINED = re.compile(r"'(\w+_token)' is undefined")
+RENDERED = ("role", "tool_calls", "tool_call_id", *TEXTS)
+"""Properties whose rendering is checked elsewhere, or that only refer to another message."""
+MAX_SKELETONS = 10_000
+"""Skeletons in the cache; with tool calls nearly every row has a form of its own."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt as text, with what opens the answer."""
+class RenderedPrompt:
+    """A prompt as text, including the generation prompt."""
 
     text: str
     notes: tuple[Note, ...]
@@ -37,17 +51,19 @@ class Asked:
 
 @dataclass(frozen=True)
 class ChatRenderer:
-    """Prompt and answers as text, rendered as whole conversations.
+    """Renderer of prompts and answers with a chat template, always as whole conversations.
 
-    An answer is never rendered alone: what the template does to it (closing an empty `<think>` block, say) depends on
-    what comes before it. `strip_end` removes what the template writes after the last turn's terminator, which no model
-    ever generates. What is rendered is compared with what was given (`skeletons.py`).
+    An answer is never rendered alone: its rendering (closing an empty `<think>` block, say) depends on the turns before it.
+    `strip_end` removes text that the template writes after the last turn's terminator, which no model generates. The rendered
+    text is compared with the messages (`skeletons.py`).
     """
 
     tokenizer: PreTrainedTokenizerBase
     template: str | None
     strip_end: bool
-    _skeletons: dict[str, Skeleton | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    day: date | None = None
+    """The date that the template prints as today's; None for that of the clock."""
+    _skeletons: dict[Hashable, Skeleton | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, context: Context, strip_end: bool) -> ChatRenderer:
@@ -58,7 +74,7 @@ class ChatRenderer:
                 "chat_template: the tokenizer has no chat template, and the data are conversations; "
                 "set chat_template (for instance chatml) or chat_template_jinja"
             )
-        return cls(context.tokenizer, context.template, strip_end)
+        return cls(context.tokenizer, context.template, strip_end, context.day)
 
     def pair(
         self,
@@ -68,9 +84,9 @@ class ChatRenderer:
         tools: list[dict[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> Rendered:
-        """Two answers to a prompt. Raises RowError for what is no such thing, or is lost by the template."""
-        answers = {"chosen": _read(chosen, "chosen"), "rejected": _read(rejected, "rejected")}
-        return self.render(conversation(_read(prompt, "prompt"), answers, None, tools, template_kwargs))
+        """Render two answers to a prompt. Raises RowError for invalid messages, and for text that the template loses."""
+        answers = {"chosen": _normalised(chosen, "chosen"), "rejected": _normalised(rejected, "rejected")}
+        return self.render(conversation(_normalised(prompt, "prompt"), answers, None, tools, template_kwargs))
 
     def completion(
         self,
@@ -80,65 +96,149 @@ class ChatRenderer:
         tools: list[dict[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> Rendered:
-        """A labelled answer to a prompt. Raises RowError as `pair`."""
-        answers = {"completion": _read(completion, "completion")}
-        return self.render(conversation(_read(prompt, "prompt"), answers, label, tools, template_kwargs))
+        """Render a labelled answer to a prompt. Raises RowError as `pair`."""
+        answers = {"completion": _normalised(completion, "completion")}
+        return self.render(conversation(_normalised(prompt, "prompt"), answers, label, tools, template_kwargs))
 
     def prompt(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> str:
-        """A prompt that the model is to answer, with what opens the answer. Raises RowError as `pair`."""
-        return self.asked(messages, tools).text
+        """Render a prompt with the generation prompt. Raises RowError as `pair`."""
+        return self.render_prompt(messages, tools).text
 
-    def asked(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> Asked:
-        """As `prompt`, with what is to be known of it."""
-        messages = _read(messages, "prompt")
+    def render_prompt(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> RenderedPrompt:
+        """Render a prompt as `prompt` does, with notes."""
+        messages = _normalised(messages, "prompt")
         check_prompt(messages)
         if messages[-1]["role"] == "assistant":
             raise RowError("the prompt ends in a turn of the assistant; it must end where the model is to answer")
         text = self._apply(messages, {"tools": tools}, add_generation_prompt=True)
-        placed = self._place(messages, text, {"tools": tools}, add_generation_prompt=True)
-        _require_tools(text, messages, tools)
-        return Asked(text, (*placed.notes, *control_notes(messages, self._control)))
+        alignment = self._align(messages, text, {"tools": tools}, add_generation_prompt=True)
+        notes = self._require_tools(text, messages, {"tools": tools}, add_generation_prompt=True)
+        if not self._opens_answers(messages, {"tools": tools}):
+            notes.append(Note("opens_nothing", example=text[-80:]))
+        return RenderedPrompt(text, (*alignment.notes, *notes, *control_notes(messages, self._control), *self._date_notes))
 
-    def render(self, given: Conversation) -> Rendered:
-        """Raises RowError where the template doesn't say what the conversation says."""
-        kwargs = {"tools": given.tools, **given.template_kwargs}
-        asked = self._apply(given.prompt, kwargs, add_generation_prompt=True)
-        answers = [self._answer(given, messages, kwargs, asked) for messages in given.whole]
+    def render(self, source: Conversation) -> Rendered:
+        """Render a conversation. Raises RowError where the template loses or changes its text."""
+        kwargs = {"tools": source.tools, **source.template_kwargs}
+        # The prompt includes the generation prompt if the answers begin with it; else it is found by `_before_answers`.
+        opened_prompt = self._apply(source.prompt, kwargs, add_generation_prompt=True)
+        # Prompt and answer in one rendering: a turn may be rendered differently as the last one.
+        answers = [self._answer(source, messages, kwargs, opened_prompt) for messages in source.whole]
         texts = [answer.text for answer in answers]
         if len(texts) == 2 and texts[0] == texts[1]:
             raise RowError("chosen and rejected are the same once the chat template has rendered them")
-        notes = [*given.notes, *(note for answer in answers for note in answer.notes)]
-        prompt = asked
-        if not all(text.startswith(asked) for text in texts):
-            prompt, found = _before_answers(answers, asked)
-            notes += found
-        return Rendered(prompt, tuple(texts), templated=True, label=given.label, notes=tuple(notes))
+        notes = [*source.notes, *(note for answer in answers for note in answer.notes), *self._date_notes]
+        notes += control_notes(source.prompt, self._control)
+        notes += [Note("unknown_kwarg", name) for name in source.template_kwargs if name not in self._source]
+        prompt = opened_prompt
+        # Such as where the generation prompt opens `<think>`, and an answer without reasoning doesn't.
+        if not all(text.startswith(opened_prompt) for text in texts):
+            prompt, prompt_notes = _before_answers(answers, opened_prompt)
+            notes += prompt_notes
+        else:
+            # What the template writes between prompt and answer: the header of the turn, if it opens none when asked.
+            before = {answer.text[len(opened_prompt) : answer.start] for answer in answers if answer.start is not None}
+            header = before.pop() if len(before) == 1 else ""
+            if header.strip() and not self._opens_answers(source.prompt, kwargs):
+                prompt = opened_prompt + header
+                notes.append(Note("opens_nothing", header.strip(), prompt[-80:]))
+        return Rendered(prompt, tuple(texts), templated=True, label=source.label, notes=tuple(notes))
 
-    def _answer(self, given: Conversation, messages: Messages, kwargs: Mapping[str, Any], asked: str) -> _Answer:
-        """One answer with its prompt, as text that ends in what ends the turn, once."""
-        first = len(given.prompt)
+    def _answer(self, source: Conversation, messages: Messages, kwargs: Mapping[str, Any], opened_prompt: str) -> _Answer:
+        """Render one answer with its prompt, with exactly one end token."""
+        # The end of the turn is whatever the template writes after the answer's last string. An answer that contains that end
+        # token itself is rendered again without it; text after the end is cut, and a missing end is replaced by EOS.
+        first = len(source.prompt)
         text = self._apply(messages, kwargs)
-        shared = _shared(asked, text)
-        placed = self._place(messages, text, kwargs, first, len(shared))
+        shared = _common_prefix(opened_prompt, text)
+        alignment = self._align(messages, text, kwargs, first, len(shared))
         self._require_calls(text, messages, kwargs)
-        _require_tools(text, messages, given.tools)
-        end, said = text[placed.end :].strip(), messages[-1]["content"].rstrip()
+        tool_notes = self._require_tools(text, messages, kwargs)
+        end, content = text[alignment.end :].strip(), messages[-1]["content"].rstrip()
+        # The calls stand behind the content, so only an end token can be distinguished from them.
         if messages[-1].get("tool_calls"):
-            end = next((one for one in self._ends if end.endswith(one)), "")
-        if end and said.endswith(end):
-            if not said.removesuffix(end).strip() and not messages[-1].get("tool_calls"):
+            end = next((token for token in self._ends if end.endswith(token)), "")
+        # Rendered again without it, not cut: the template may place its end elsewhere.
+        if end and content.endswith(end):
+            if not content.removesuffix(end).strip() and not messages[-1].get("tool_calls"):
                 raise RowError(f"an answer is empty but for its end token {end!r}")
-            trimmed = [*messages[:-1], {**messages[-1], "content": said.removesuffix(end).rstrip()}]
-            answer = self._answer(given, trimmed, kwargs, asked)
-            return replace(answer, notes=(*answer.notes, Note("end_given", end, said[-80:])))
-        silent = not messages[-1]["content"].strip() and not messages[-1].get("tool_calls")
-        if silent and any(note.kind == "reasoning_dropped" for note in placed.notes):
+            trimmed = [*messages[:-1], {**messages[-1], "content": content.removesuffix(end).rstrip()}]
+            answer = self._answer(source, trimmed, kwargs, opened_prompt)
+            return replace(answer, notes=(*answer.notes, Note("end_given", end, content[-80:])))
+        is_empty = not messages[-1]["content"].strip() and not messages[-1].get("tool_calls")
+        if is_empty and any(note.kind == "reasoning_dropped" for note in alignment.notes):
             raise RowError("an answer is nothing but reasoning, which the chat template leaves out")
-        notes = [*placed.notes, *control_notes(messages, self._control)]
-        if not end and self.tokenizer.eos_token:
+        notes = [
+            *alignment.notes,
+            *tool_notes,
+            *control_notes(messages[first:], self._control),
+            *self._unread(text, messages, kwargs),
+        ]
+        notes += _changed(text, messages, alignment)
+        if "<think>" in content and "</think>" not in content.rpartition("<think>")[2]:
+            notes.append(Note("think_unclosed", example=content[-80:]))
+        # Otherwise `alignment.end` is that of an earlier string, and the first end token behind it closes another turn.
+        if (len(messages) - 1, "content") in alignment.spans:
+            text, cut = self._until_end(text, alignment.end)
+            notes += [Note("cut_behind", cut.strip(), text[-80:])] if cut else []
+            end = text[alignment.end :].strip()
+        # Generation doesn't stop at an end that is plain text, so EOS follows it.
+        is_text = bool(end) and (self._control is None or self._control.search(end) is None)
+        if self.tokenizer.eos_token and (is_text or not end):
             text = text.rstrip() + self.tokenizer.eos_token
-            notes.append(Note("end_added", self.tokenizer.eos_token, text[-80:]))
-        return _Answer(text.rstrip() if self.strip_end else text, placed.start(first), placed.end_before(first), tuple(notes))
+            kind, detail = ("end_is_text", end) if is_text else ("end_added", self.tokenizer.eos_token)
+            notes.append(Note(kind, detail, text[-80:]))
+        return _Answer(
+            text.rstrip() if self.strip_end else text, alignment.start(first), alignment.end_before(first), tuple(notes)
+        )
+
+    def _opens_answers(self, prompt: Messages, kwargs: Mapping[str, Any]) -> bool:
+        """Return whether the template writes a generation prompt."""
+        # By skeletons, which are cached: two more renderings per row would be slow.
+        with_opening, without = (self._skeleton(prompt, kwargs, is_opened) for is_opened in (True, False))
+        return with_opening is None or with_opening != without
+
+    def _until_end(self, text: str, content_end: int) -> tuple[str, str]:
+        """Split the text after the end token of its last turn; returns the text, and the part that is cut off.
+
+        Args:
+            content_end: position after the last string of that turn.
+        """
+        ends = [(at, at + len(end)) for end in self._ends if (at := text.find(end, content_end)) >= 0]
+        if not ends:
+            return text, ""
+        end = min(ends)[1]
+        return (text, "") if not text[end:].strip() else (text[:end], text[end:])
+
+    def _unread(self, text: str, messages: Messages, kwargs: Mapping[str, Any]) -> list[Note]:
+        """Return a note of each property of messages that isn't rendered: without it, the text is the same."""
+        notes = []
+        for index, message in enumerate(messages):
+            for name in [name for name, value in message.items() if name not in RENDERED and value not in EMPTY]:
+                without = {other: value for other, value in message.items() if other != name}
+                # A template can't read a property that its text doesn't name, which saves a rendering.
+                if name not in self._source or self._renders_as(
+                    text, [*messages[:index], without, *messages[index + 1 :]], kwargs
+                ):
+                    notes.append(Note(UNREAD, f"{name} of messages", str(message[name])))
+        return notes
+
+    def _renders_as(self, text: str, messages: Messages, kwargs: Mapping[str, Any]) -> bool:
+        try:
+            return self._apply(messages, kwargs) == text
+        except RowError:  # the template requires the property
+            return False
+
+    @cached_property
+    def _source(self) -> str:
+        """The template's text."""
+        # A tokenizer may have several templates by name, as a dict.
+        default = self.tokenizer.chat_template
+        return self.template or (json.dumps(default) if isinstance(default, dict) else default or "")
+
+    @cached_property
+    def _date_notes(self) -> tuple[Note, ...]:
+        return (Note("dated", str(self.day)),) if self.day is not None and prints_date(self._source) else ()
 
     @cached_property
     def _ends(self) -> tuple[str, ...]:
@@ -148,7 +248,7 @@ class ChatRenderer:
     def _control(self) -> re.Pattern[str] | None:
         return control_pattern(self.tokenizer)
 
-    def _place(
+    def _align(
         self,
         messages: Messages,
         text: str,
@@ -156,46 +256,71 @@ class ChatRenderer:
         answer_from: int | None = None,
         earliest: int = 0,
         add_generation_prompt: bool = False,
-    ) -> Placed:
-        """Where the strings of the messages stand in what the template made of them. Raises RowError when they don't.
+    ) -> Alignment:
+        """Find the strings of the messages in the rendered text. Raises RowError when one is missing, repeated or moved.
 
         The answer's messages begin with `answer_from`, and its text not before `earliest`.
         """
         skeleton = self._skeleton(messages, kwargs, add_generation_prompt)
-        if skeleton is not None and (missing := skeleton.missing(messages)) is not None:
-            said = messages[missing]["content"].strip()[:80]
-            raise RowError(f"the chat template leaves out what turn {missing + 1} ({messages[missing]['role']}) says: {said!r}")
+        if skeleton is not None and (missing := skeleton.missing) is not None:
+            content = messages[missing]["content"].strip()[:80]
+            raise RowError(
+                f"the chat template leaves out what turn {missing + 1} ({messages[missing]['role']}) says: {content!r}"
+            )
         if skeleton is not None and skeleton.repeated is not None:
             raise RowError(f"the chat template renders what turn {skeleton.repeated + 1} says twice")
-        placed = None if skeleton is None else skeleton.place(messages, text)
-        return placed or search(messages, text, len(messages) if answer_from is None else answer_from, earliest)
+        moved = None if skeleton is None else skeleton.moved
+        # Templates put the system turn first on purpose; any other order changes the conversation.
+        if moved is not None and messages[moved]["role"] not in ("system", "developer"):
+            raise RowError(f"the chat template moves turn {moved + 1} ({messages[moved]['role']}) behind a later one")
+        alignment = None if skeleton is None else skeleton.align(messages, text)
+        if alignment is not None and moved is not None:
+            return replace(alignment, notes=(*alignment.notes, Note("system_moved", example=messages[moved]["content"])))
+        return alignment or search(messages, text, len(messages) if answer_from is None else answer_from, earliest)
+
+    def _require_tools(
+        self, text: str, messages: Messages, kwargs: Mapping[str, Any], add_generation_prompt: bool = False
+    ) -> list[Note]:
+        """Check as `require_tools` does, and that tools change the text: a name may occur in it by chance."""
+        tools = kwargs.get("tools")
+        notes = require_tools(text, messages, tools)
+        if tools:
+            try:
+                without = self._apply(messages, {**kwargs, "tools": None}, add_generation_prompt)
+            # A template may require tools; then they can't be without effect.
+            except RowError:
+                return notes
+            if without == text:
+                raise RowError(f"the chat template does not render tools ({function_name(tools[0])!r}); use one that does")
+        return notes
 
     def _require_calls(self, text: str, messages: Messages, kwargs: Mapping[str, Any]) -> None:
-        """Raises RowError where a turn's calls of tools change nothing of the text."""
+        """Raise RowError for tool calls that don't change the rendered text."""
         for index, message in enumerate(messages):
             if not message.get("tool_calls"):
                 continue
             without = {name: value for name, value in message.items() if name != "tool_calls"}
-            try:
-                lost = self._apply([*messages[:index], without, *messages[index + 1 :]], kwargs) == text
-            except RowError:  # it takes the turn with its calls only
-                continue
-            if lost:
-                name = _function_name(message["tool_calls"][0])
+            if self._renders_as(text, [*messages[:index], without, *messages[index + 1 :]], kwargs):
+                name = function_name(message["tool_calls"][0])
                 raise RowError(f"the chat template does not render tool_calls ({name!r} is missing); use one that does")
 
     def _skeleton(self, messages: Messages, kwargs: Mapping[str, Any], add_generation_prompt: bool) -> Skeleton | None:
-        """That of the conversation's form; None where the template doesn't take signs for text."""
-        form = json.dumps([form_of(messages), {**kwargs}, add_generation_prompt], default=str)
-        if form not in self._skeletons:
-            if len(self._skeletons) >= MOST_FORMS:
+        """Return the cached skeleton of the conversation's form; None where the template doesn't accept placeholders."""
+        key = (skeleton_key(messages, kwargs), add_generation_prompt)
+        if key not in self._skeletons:
+            if len(self._skeletons) >= MAX_SKELETONS:
                 self._skeletons.clear()
             try:
-                made = Skeleton.of(self._apply(signed(messages), kwargs, add_generation_prompt))
+                skeleton = Skeleton.of(messages, self._apply(with_placeholders(messages), kwargs, add_generation_prompt))
             except RowError:
-                made = None
-            self._skeletons[form] = made
-        return self._skeletons[form]
+                skeleton = None
+            self._skeletons[key] = skeleton
+        return self._skeletons[key]
+
+    def _dated_template(self, kwargs: Mapping[str, Any]) -> str:
+        assert self.day is not None
+        # `get_chat_template` chooses among several templates as `apply_chat_template` does: by name, or `tool_use` with tools.
+        return dated(self.tokenizer.get_chat_template(self.template, kwargs.get("tools")), self.day)
 
     def _apply(self, messages: Messages, kwargs: Mapping[str, Any], add_generation_prompt: bool = False) -> str:
         from jinja2 import TemplateError
@@ -204,18 +329,22 @@ class ChatRenderer:
             return self.tokenizer.apply_chat_template(
                 messages,
                 tokenize=False,
-                chat_template=self.template,
+                chat_template=self._dated_template(kwargs) if self._date_notes else self.template,
                 add_generation_prompt=add_generation_prompt,
                 **kwargs,
             )
-        # the template is a program that runs on the row: whatever it cannot digest is the row's fault
+        # A template is a program that runs on the row: any of its exceptions makes the row invalid.
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-            raise RowError(f"the chat template does not take this conversation: {error}") from error
+            token = UNDEFINED.search(str(error))
+            hint = (
+                f"; the tokenizer has none: give it one (special_tokens.{token[1]}), or another chat_template" if token else ""
+            )
+            raise RowError(f"the chat template does not take this conversation: {error}{hint}") from error
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """Prompt and answer as text: where the answer's first string begins (None without any), where the prompt's last ends."""
+    """Prompt and answer as text; `start` of the answer's first string (None without any), `prompt_end` of the prompt's last."""
 
     text: str
     start: int | None
@@ -226,56 +355,50 @@ class _Answer:
 _READER = MessageReader.from_keys({})
 
 
-def _read(messages: Messages, name: str) -> Messages:
-    """Messages of a type from outside in the form that ours have."""
+def _normalised(messages: Messages, name: str) -> Messages:
+    """Normalise messages of a registered dataset type."""
     return [_READER.message(message, f"{name}[{index}]") for index, message in enumerate(messages)]
 
 
-def _before_answers(answers: list[_Answer], asked: str) -> tuple[str, list[Note]]:
-    """The prompt where the template renders it otherwise when nobody answers: what stands before both answers.
+def _before_answers(answers: list[_Answer], opened_prompt: str) -> tuple[str, list[Note]]:
+    """Return the prompt where the template renders it differently without an answer: the common text before the answers.
 
     Raises:
-        RowError: when that isn't the same text before both, or can't be found.
+        RowError: when the prompt isn't the same text before both answers.
     """
-    begun = [answer.text[: answer.start] if answer.start is not None else _shared(asked, answer.text) for answer in answers]
-    head = _shared(*begun)
+    beginnings = [
+        answer.text[: answer.start] if answer.start is not None else _common_prefix(opened_prompt, answer.text)
+        for answer in answers
+    ]
+    head = _common_prefix(*beginnings)
     if len(head) < max(answer.prompt_end for answer in answers):
         raise RowError("the chat template renders the prompt otherwise before each answer, so that they share none")
-    if asked.startswith(head):
-        opening = asked[len(head) :].strip()
-        notes = [Note("opening_missing", opening, asked[-80:])] if opening else []
-        # Where an answer begins as asked, each has its own prompt, up to where the texts diverge. Elsewhere that would cost an
-        # answer that begins with `<b>` its bracket, which the opening `<think>` has too.
-        return asked if any(answer.text.startswith(asked) for answer in answers) else head, notes
-    shared = _shared(asked, head)
-    return head, [Note("prompt_differs", example=asked[len(shared) :][:80])]
+    if opened_prompt.startswith(head):
+        opening = opened_prompt[len(head) :].strip()
+        notes = [Note("opening_missing", opening, opened_prompt[-80:])] if opening else []
+        # Where an answer begins with the generation prompt, each has its own prompt, up to where the texts diverge. Otherwise
+        # an answer that begins with `<b>` would lose its bracket, which the opening `<think>` shares.
+        return opened_prompt if any(answer.text.startswith(opened_prompt) for answer in answers) else head, notes
+    shared = _common_prefix(opened_prompt, head)
+    return head, [Note("prompt_differs", example=opened_prompt[len(shared) :][:80])]
 
 
-def _shared(*texts: str) -> str:
-    """What all begin with."""
+def _common_prefix(*texts: str) -> str:
+    if all(text.startswith(texts[0]) for text in texts[1:]):  # the usual case; a comparison by character is slow
+        return texts[0]
     return os.path.commonprefix(texts)  # noqa: RUF071 - by character is what we want
 
 
-def _require_tools(text: str, messages: Messages, tools: list[dict[str, Any]] | None) -> None:
-    """A template without tools would drop them silently, and train the model to say nothing instead of calling."""
-    calls = [call for message in messages for call in message.get("tool_calls") or []]
-    for what, items in (("tool_calls", calls), ("tools", tools or [])):
-        if missing := [name for name in map(_function_name, items) if name not in text]:
-            raise RowError(f"the chat template does not render {what} ({missing[0]!r} is missing); use one that does")
-    for string in (string for call in calls for string in strings_of(_function(call).get("arguments"))):
-        if not any(form in text for form in (string, json.dumps(string, ensure_ascii=False)[1:-1], json.dumps(string)[1:-1])):
-            raise RowError(f"the chat template does not render an argument of a tool call ({string[:80]!r}); use one that does")
-
-
-def _function(item: Any) -> Mapping[str, Any]:
-    """What a tool or a tool call says of its function."""
-    function = item.get("function", item) if isinstance(item, Mapping) else item
-    return function if isinstance(function, Mapping) else {}
-
-
-def _function_name(item: Any) -> str:
-    """Name of the function that a tool or a tool call is about."""
-    name = _function(item).get("name")
-    if not isinstance(name, str) or not name:
-        raise RowError(f"a tool or tool call must name its function, got {item!r}")
-    return name
+def _changed(text: str, messages: Messages, alignment: Alignment) -> list[Note]:
+    """Return a note of each turn whose leading white space is dropped, or whose text is written as JSON."""
+    notes = []
+    for index, message in enumerate(messages):
+        content = message["content"]
+        if (index, "content") not in alignment.spans:
+            continue
+        start, end = alignment.spans[index, "content"]
+        if content[:1].isspace() and text[start : start + 1] != content[0]:
+            notes.append(Note("trimmed", example=content[:80]))
+        if text[start:end] not in content and text[start:end] in written_forms(content):
+            notes.append(Note("escaped", example=content[:80]))
+    return notes

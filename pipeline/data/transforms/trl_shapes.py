@@ -1,6 +1,6 @@
-"""TRL's own shapes, told apart row by row: explicit or implicit prompt, plain text or conversations.
+"""TRL's own dataset formats, distinguished row by row: explicit or implicit prompt, plain text or conversations.
 
-The ids that come of them are those of TRL 1.16 (`DPOTrainer._prepare_dataset`, `KTOTrainer._prepare_dataset`,
+Their ids are those of TRL 1.16 (`DPOTrainer._prepare_dataset`, `KTOTrainer._prepare_dataset`,
 `GRPOTrainer._tokenize_prompts`).
 """
 
@@ -11,9 +11,9 @@ from functools import cache
 from typing import Any
 
 from pipeline.data.transforms.base import Context, Rendered, Row, RowError, label_field, parsed, require_text, required
-from pipeline.data.transforms.conversations import conversation, is_told_in, with_system
+from pipeline.data.transforms.conversations import conversation, is_contained_in, with_system
 from pipeline.data.transforms.messages import MessageReader, Messages, common_messages, tools_of
-from pipeline.data.transforms.plain import labelled_text, paired_text, split_prompt
+from pipeline.data.transforms.plain import labelled_text, paired_text, split_prompt, unprompted_pair
 from pipeline.data.transforms.prompts import prompt_rendering
 from pipeline.data.transforms.rendering import ChatRenderer
 
@@ -24,16 +24,16 @@ def _reader(context: Context) -> MessageReader:
     return MessageReader.from_keys(context.keys)
 
 
-def _rendering(row: Row) -> dict[str, Any]:
-    """What TRL hands to the chat template besides the messages."""
+def _template_arguments(row: Row) -> dict[str, Any]:
+    """Return the arguments that TRL passes to the chat template besides the messages."""
     kwargs = parsed(row.get("chat_template_kwargs")) or {}
     if not isinstance(kwargs, Mapping):
         raise RowError(f"'chat_template_kwargs' must be a mapping, got {type(kwargs).__name__}")
     return {"tools": tools_of(row, "tools"), "template_kwargs": kwargs}
 
 
-def _same_kind(reader: MessageReader, **values: Any) -> bool:
-    """True for conversations, False for text, an error for a mixture."""
+def _are_conversations(reader: MessageReader, **values: Any) -> bool:
+    """Return True for conversations, False for text. Raises RowError for a mixture."""
     kinds = {name: reader.is_conversation(value) for name, value in values.items()}
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{name} is {'messages' if kind else 'text'}" for name, kind in kinds.items())
@@ -41,25 +41,26 @@ def _same_kind(reader: MessageReader, **values: Any) -> bool:
     return all(kinds.values())
 
 
-def _divided(row: Row, reader: MessageReader) -> tuple[Messages, dict[str, Messages]]:
-    """The prompt and the answers of a row whose answers are messages, which may be whole conversations."""
+def _split_conversation(row: Row, reader: MessageReader) -> tuple[Messages, dict[str, Messages]]:
+    """Split a row whose answers are messages, which may be whole conversations, into prompt and answers."""
     chosen, rejected = (reader.answer(row[name], name) for name in ("chosen", "rejected"))
-    given = row.get("prompt")
-    if reader.is_conversation(given):
-        return reader.messages(given, "prompt"), {"chosen": chosen, "rejected": rejected}
+    given_prompt = row.get("prompt")
+    if reader.is_conversation(given_prompt):
+        return reader.messages(given_prompt, "prompt"), {"chosen": chosen, "rejected": rejected}
+    # Implicit prompt: the common turns, as in TRL's `extract_prompt`; a text column may repeat them or add the question.
     shared = common_messages(chosen, rejected)
     prompt, answers = chosen[:shared], {"chosen": chosen[shared:], "rejected": rejected[shared:]}
-    if given is None or is_told_in(require_text(given, "prompt"), prompt):
+    if given_prompt is None or is_contained_in(require_text(given_prompt, "prompt"), prompt):
         if not any(message["role"] == "user" for message in prompt):
             raise RowError("chosen and rejected share no beginning that could be the prompt")
         return prompt, answers
     if any(message["role"] == "user" for message in chosen + rejected):
         raise RowError("the column 'prompt' is not in the turns that chosen and rejected share")
-    return [*prompt, {"role": "user", "content": given}], answers
+    return [*prompt, {"role": "user", "content": given_prompt}], answers
 
 
 def _renderer(context: Context) -> Callable[[], ChatRenderer]:
-    """Makes a renderer once, when the first row of messages needs one: rows of text need no chat template."""
+    """Return a function that builds the renderer at the first row of messages: rows of text need no chat template."""
     return cache(lambda: ChatRenderer.of(context, strip_end=False))
 
 
@@ -67,16 +68,17 @@ def _pair(context: Context) -> Callable[[Row], Rendered]:
     reader, renderer = _reader(context), _renderer(context)
 
     def render(row: Row) -> Rendered:
+        # The kind is decided by the answers: a text prompt may stand beside conversations that repeat it.
         chosen, rejected = required(row, "chosen"), required(row, "rejected")
-        if _same_kind(reader, chosen=chosen, rejected=rejected):
-            prompt, answers = _divided(row, reader)
-            made = conversation(with_system(prompt, row, reader), answers, **_rendering(row))
-            return renderer().render(made)
+        if _are_conversations(reader, chosen=chosen, rejected=rejected):
+            prompt, answers = _split_conversation(row, reader)
+            return renderer().render(conversation(with_system(prompt, row, reader), answers, **_template_arguments(row)))
         chosen, rejected = require_text(chosen, "chosen"), require_text(rejected, "rejected")
         if row.get("prompt") is None or reader.is_conversation(row["prompt"]):
             if row.get("prompt") is not None:
-                _same_kind(reader, prompt=row["prompt"], chosen=chosen, rejected=rejected)
-            return paired_text(*split_prompt(chosen, rejected))
+                # Raises for messages beside text; here it can't return.
+                _are_conversations(reader, prompt=row["prompt"], chosen=chosen, rejected=rejected)
+            return unprompted_pair(chosen, rejected)
         return paired_text(require_text(row["prompt"], "prompt"), chosen, rejected)
 
     return render
@@ -87,35 +89,41 @@ def _labelled(context: Context) -> Callable[[Row], Rendered]:
 
     def render(row: Row) -> Rendered:
         prompt, completion, label = required(row, "prompt"), required(row, "completion"), label_field(row)
-        if _same_kind(reader, prompt=prompt, completion=completion):
-            asked = with_system(reader.messages(prompt, "prompt"), row, reader)
-            made = conversation(asked, {"completion": reader.answer(completion, "completion")}, label, **_rendering(row))
-            return renderer().render(made)
+        if _are_conversations(reader, prompt=prompt, completion=completion):
+            messages = with_system(reader.messages(prompt, "prompt"), row, reader)
+            labelled = conversation(
+                messages, {"completion": reader.answer(completion, "completion")}, label, **_template_arguments(row)
+            )
+            return renderer().render(labelled)
         return labelled_text(require_text(prompt, "prompt"), require_text(completion, "completion"), label)
 
     return render
 
 
-def _asked(context: Context) -> Callable[[Row], str | Messages]:
-    """The prompt: `prompt`, or what chosen and rejected share where it is missing or only repeats their start as text."""
+def _prompt_reader(context: Context) -> Callable[[Row], str | Messages]:
+    """Read `prompt`, or the common beginning of chosen and rejected where it is missing or only repeats that as text."""
     reader = _reader(context)
 
     def read(row: Row) -> str | Messages:
-        given = row.get("prompt")
+        prompt = row.get("prompt")
         paired = row.get("chosen") is not None and row.get("rejected") is not None
-        if paired and not reader.is_conversation(given) and _same_kind(reader, chosen=row["chosen"], rejected=row["rejected"]):
-            return _unaided(row, with_system(_divided(row, reader)[0], row, reader))
-        if given is None and paired:
+        if (
+            paired
+            and not reader.is_conversation(prompt)
+            and _are_conversations(reader, chosen=row["chosen"], rejected=row["rejected"])
+        ):
+            return _refuse_template_arguments(row, with_system(_split_conversation(row, reader)[0], row, reader))
+        if prompt is None and paired:
             return split_prompt(require_text(row["chosen"], "chosen"), require_text(row["rejected"], "rejected"))[0]
         if reader.is_conversation(required(row, "prompt")):
-            return _unaided(row, with_system(reader.messages(given, "prompt"), row, reader))
-        return require_text(given, "prompt")
+            return _refuse_template_arguments(row, with_system(reader.messages(prompt, "prompt"), row, reader))
+        return require_text(prompt, "prompt")
 
     return read
 
 
-def _unaided(row: Row, prompt: Messages) -> Messages:
-    """The prompt, unless the trainer would render it without something that the row gives the chat template."""
+def _refuse_template_arguments(row: Row, prompt: Messages) -> Messages:
+    """Return the prompt. Raises RowError for arguments of the chat template that the trainer wouldn't pass."""
     if ignored := [name for name in ("tools", "chat_template_kwargs") if parsed(row.get(name))]:
         raise RowError(f"grpo renders messages without the row's {ignored[0]!r}; type: chat_template.default renders tools")
     return prompt
@@ -123,4 +131,4 @@ def _unaided(row: Row, prompt: Messages) -> Messages:
 
 PAIR_TYPES = {"passthrough": _pair}
 UNPAIRED_TYPES = {"passthrough": _labelled}
-PROMPT_TYPES = {"passthrough": lambda context: prompt_rendering(context, _asked(context))}
+PROMPT_TYPES = {"passthrough": lambda context: prompt_rendering(context, _prompt_reader(context))}

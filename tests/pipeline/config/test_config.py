@@ -12,10 +12,11 @@ import yaml
 from cluster.config import ClusterKeys
 from pipeline.config import RunConfig, dump_config, load_config, parse_config
 from pipeline.config.axolotl import NEUTRAL_KEYS, REASONS, RENAMED
-from pipeline.config.data import DatasetConfig
 from pipeline.config.loading import apply_overrides, parse_yaml
+from pipeline.data.keys import DatasetConfig
 from pipeline.errors import UserError
-from strategies.config import FOREIGN_KEYS, StrategyConfig, as_config
+from strategies.config import StrategyConfig, as_config
+from strategies.config.parsing import FOREIGN_KEYS
 
 ROOT = Path(__file__).parents[3]
 RECIPE = "base_model: model\ndatasets:\n  - path: pairs.jsonl\n"
@@ -63,6 +64,22 @@ def test_overrides_leave_the_original_alone() -> None:
     values = {"a": {"b": 1}, "c": [1, 2]}
     assert apply_overrides(values, ["a.b=2", "c.1=5"]) == {"a": {"b": 2}, "c": [1, 5]}
     assert values == {"a": {"b": 1}, "c": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("runs/a #1", "runs/a #1"),
+        ("#1", "#1"),
+        ("'a #1'", "a #1"),
+        ("[a, b] # c", ["a", "b"]),
+        ("3", 3),
+        ("a#b", "a#b"),
+        ("", None),
+    ],
+)
+def test_a_value_that_is_set_has_no_comment(text: str, value: object) -> None:
+    assert apply_overrides({}, [f"a={text}"]) == {"a": value}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +135,7 @@ def test_the_builder_knows_only_strategies_that_there_are() -> None:
 
 def test_loading_a_recipe_imports_neither_torch_nor_ray(recipe: Path) -> None:
     code = (
-        "import sys; from pipeline import load_config; import cluster.preflight; "
+        "import sys; from pipeline import load_config; import cluster.placement; "
         f"load_config({str(recipe)!r}); print(sorted({{'torch', 'ray', 'transformers', 'trl'}} & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout

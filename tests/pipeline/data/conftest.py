@@ -12,7 +12,7 @@ import pytest
 from tokenizers import processors
 
 from pipeline.data import prepare
-from pipeline.data.engine import run_here
+from pipeline.ray.tasks import run_here
 from tests.tiny import tiny_tokenizer
 
 prepare_here = partial(prepare, executor=run_here)
@@ -53,6 +53,7 @@ def make_config(folder: Path, *datasets: dict[str, Any], **changes: Any) -> Simp
         "seed": 7,
         "dataset_num_proc": None,
         "encode_special_tokens": True,
+        "template_date": None,
     }
     return SimpleNamespace(**{**defaults, **changes})
 

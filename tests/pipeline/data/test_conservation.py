@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import load_transform
-from pipeline.data.tokenise import tokenise
+from pipeline.data.tokenize import tokenise
 from pipeline.data.transforms import RowError
 from pipeline.report.rows import Rows
-from strategies.chat_templates import known_chat_templates, resolve_chat_template
+from strategies.models.chat_templates import known_chat_templates, resolve_chat_template
 from tests.pipeline.data.conftest import make_config, prepare_here, with_bos, write_jsonl
 from tests.tiny import tiny_tokenizer
 
@@ -461,7 +464,8 @@ def check_text(text: str, strings: list[str], answer: str, start: int) -> None:
     assert cursor <= start
     after = text[start:].removeprefix(EMPTY_THOUGHT)
     said_so = next(form for form in (answer, answer.strip(), answer.rstrip(), answer.lstrip()) if after.startswith(form))
-    assert after[len(said_so) :].strip() in ENDS
+    end = after[len(said_so) :].strip()
+    assert end in ENDS or end.removesuffix("<|im_end|>") in ENDS  # which closes what is text to this tokenizer
 
 
 ENDS = {
@@ -476,28 +480,99 @@ ENDS = {
 }
 
 
-def check_law(template: str, seed: int, number: int) -> None:
-    """Rows of every type of messages, of generated conversations."""
+Row = tuple[str, str | None, dict[str, Any], list[str]]
+"""Method, dataset type, row, and its answers."""
+
+
+def rows_of_messages(prompt: list[dict[str, Any]], chosen: str, rejected: str) -> Iterator[Row]:
+    """A conversation in the shape of each type that a chat template renders."""
+    both = [chosen, rejected]
+    yield "dpo", None, {"prompt": prompt, "chosen": [said(chosen)], "rejected": [said(rejected)]}, both
+    yield "dpo", "chat_template.default", {"messages": prompt, "chosen": chosen, "rejected": rejected}, both
+    whole = {"chosen": [*prompt, said(chosen)], "rejected": [*prompt, said(rejected)]}
+    yield "dpo", None, whole, both
+    yield "dpo", "chat_template.argilla_chat", whole, both
+    yield "kto", None, {"prompt": prompt, "completion": [said(chosen)], "label": True}, [chosen]
+    yield "kto", "chat_template.default", {"messages": prompt, "completion": chosen, "label": True}, [chosen]
+    yield "kto", "chat_template.argilla_chat", {"completion": [*prompt, said(chosen)], "label": False}, [chosen]
+    yield "grpo", "chat_template.default", {"messages": prompt}, []
+    yield "grpo", "chat_template.argilla_chat", whole, []
+
+
+def rows_of_text(question: str, chosen: str, rejected: str) -> Iterator[Row]:
+    """A question in the shape of each type that writes turns itself, or none."""
+    pair, both = {"chosen": chosen, "rejected": rejected}, [chosen, rejected]
+    asked = said(question, "user")
+    whole = {"chosen": [asked, said(chosen)], "rejected": [asked, said(rejected)]}
+    columns = {"default": "prompt", "argilla": "instruction", "icr": "input", "intel": "question", "prompt_pairs": "prompt"}
+    for family in ("chatml", "llama3"):
+        for shape, column in columns.items():
+            yield "dpo", f"{family}.{shape}", {column: question, **pair}, both
+            yield "grpo", f"{family}.{shape}", {column: question}, []
+        for shape in ("ultra", "argilla_chat"):
+            yield "dpo", f"{family}.{shape}", {"prompt": question, **whole}, both
+        for shape in ("default", "argilla", "intel", "prompt_pairs"):
+            yield "kto", f"{family}.{shape}", {columns[shape]: question, "completion": chosen, "label": True}, [chosen]
+        yield "kto", f"{family}.argilla_chat", {"completion": [asked, said(chosen)], "label": True}, [chosen]
+    yield "dpo", None, {"prompt": question, **pair}, both
+    yield "dpo", "user_defined", {"prompt": question, **pair}, both
+    yield "kto", None, {"prompt": question, "completion": chosen, "label": True}, [chosen]
+    yield "kto", "user_defined", {"prompt": question, "completion": chosen, "label": True}, [chosen]
+    answers = [{"answer": chosen, "rank": 1}, {"answer": rejected, "rank": 2}]
+    yield "dpo", "zephyr.nectar", {"prompt": question, "answers": answers}, both
+
+
+def check_row(tokenizer: Any, made: Row, strings: list[str]) -> None:
+    """Every string once and in order, then the answer, then one end; and the ids are those of the text."""
+    rl, type, row, answers = made
+    (rendered,) = load_transform(type, rl, tokenizer).rows(row)
+    if rl == "grpo":
+        cursor = 0
+        for string in strings:
+            cursor = rendered.prompt.index(string.strip(), cursor) + len(string.strip())
+        return
+    start = len(rendered.as_row()["prompt"])
+    for text, answer in zip(rendered.sequences, answers, strict=True):
+        check_text(
+            text if rendered.templated else text.rstrip() + tokenizer.eos_token * (not ends(text)), strings, answer, start
+        )
+    (ids,) = tokenise([rendered], tokenizer)
+    for text, completion in zip(rendered.sequences, ids.completions, strict=True):
+        decoded = tokenizer.decode(np.concatenate([ids.prompt, completion]))
+        assert decoded == text if rendered.templated else decoded.removeprefix(tokenizer.bos_token).startswith(text.rstrip())
+        assert completion.tolist().count(tokenizer.eos_token_id) == 1 or rendered.templated
+
+
+def ends(text: str) -> bool:
+    return any(text.rstrip().endswith(end) for end in ENDS)
+
+
+def check_law(template: str, seed: int, number: int, every: int = 1) -> None:
+    """Rows of every type of messages, of generated conversations; of each only one in so many types, in turn."""
     tokenizer = with_template(template)
-    kept, refused = 0, set()
+    kept, refused, tried = Counter[tuple[str, str | None]](), set(), 0
     for prompt, chosen, rejected in conversations(seed, number):
-        rows = {
-            None: {"prompt": prompt, "chosen": [said(chosen)], "rejected": [said(rejected)]},
-            "chat_template.default": {"messages": prompt, "chosen": chosen, "rejected": rejected},
-            "chat_template.argilla_chat": {"chosen": [*prompt, said(chosen)], "rejected": [*prompt, said(rejected)]},
-        }
-        for type, row in rows.items():
+        tried += 1
+        for made in islice(rows_of_messages(prompt, chosen, rejected), tried % every, None, every):
             try:
-                rendered = load_transform(type, tokenizer=tokenizer).rows(row)[0]
+                check_row(tokenizer, made, [message["content"] for message in prompt])
             except RowError as error:
                 refused.add(str(error).partition(":")[0])
                 continue
-            start = len(rendered.as_row()["prompt"])
-            for text, answer in zip(rendered.sequences, (chosen, rejected), strict=True):
-                check_text(text, [message["content"] for message in prompt], answer, start)
-            kept += 1
-    assert kept > number
+            kept[made[:2]] += 1
+    assert min(kept.values()) > tried / 2 / every and len(kept) == 8
     assert refused <= {"the chat template does not take this conversation"}
+
+
+def check_law_of_text(seed: int, number: int, every: int = 1) -> None:
+    """Rows of every other type, of generated questions; as `check_law`."""
+    tokenizer, kept = with_template("chatml"), Counter[tuple[str, str | None]]()
+    generated = [(prompt[-1]["content"], *answers) for prompt, *answers in conversations(seed, number)]
+    for tried, (question, chosen, rejected) in enumerate(generated):
+        for made in islice(rows_of_text(question, chosen, rejected), tried % every, None, every):
+            check_row(tokenizer, made, [question])
+            kept[made[:2]] += 1
+    assert min(kept.values()) >= len(generated) // every and len(kept) == 39
 
 
 @pytest.mark.parametrize("template", known_chat_templates())
@@ -505,7 +580,16 @@ def test_generated_conversations(template: str) -> None:
     check_law(template, seed=1, number=100)
 
 
+def test_generated_questions() -> None:
+    check_law_of_text(seed=1, number=100)
+
+
+@pytest.mark.many
+def test_many_generated_questions() -> None:
+    check_law_of_text(seed=2, number=2000, every=10)
+
+
 @pytest.mark.many
 @pytest.mark.parametrize("template", known_chat_templates())
 def test_many_generated_conversations(template: str) -> None:
-    check_law(template, seed=2, number=2000)
+    check_law(template, seed=2, number=2000, every=3)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.data.decide import DUPLICATE, TO_EVAL, TO_TRAIN, decide
+from pipeline.data.split import DUPLICATE, TO_EVAL, TO_TRAIN, decide
 from pipeline.errors import UserError
 
 

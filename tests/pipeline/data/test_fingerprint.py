@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 
 import pytest
+from transformers import CTRLTokenizer
 
+from pipeline.data.fingerprint import tokenizer_identity
 from pipeline.data.plan import make_plan
 from pipeline.errors import UserError
 from tests.pipeline.data.conftest import make_config, with_bos, write_jsonl
@@ -154,3 +157,32 @@ def test_no_datasets_and_a_bad_strategy(file, fingerprint):
         fingerprint({"path": str(file)}, excess_length_strategy="cut")
     with pytest.raises(UserError, match="^rl: unknown value 'ppo'; available: dpo, ipo, simpo, orpo, kto, grpo"):
         fingerprint({"path": str(file)}, rl="ppo")
+
+
+def test_switches_of_the_tokenizer_count(tokenizer):
+    """Of its config, and whatever it is loaded with; but not how ids become text again."""
+    before = tokenizer_identity(tokenizer)
+    for changes in ({"split_special_tokens": True}, {"add_eos_token": True}):
+        other = tiny_tokenizer()
+        other.init_kwargs |= changes
+        for name, value in changes.items():
+            setattr(other, name, value)
+        assert tokenizer_identity(other) != before, changes
+    cleaning = tiny_tokenizer()
+    cleaning.init_kwargs["clean_up_tokenization_spaces"] = cleaning.clean_up_tokenization_spaces = True
+    assert tokenizer_identity(cleaning) == before
+
+
+def test_merges_of_a_tokenizer_without_a_backend_count(tmp_path):
+    """The vocabulary is the same, and the ids of a text aren't."""
+    found = []
+    for name, merges in (("one", "a b\nab c"), ("other", "b c\na bc")):
+        folder = tmp_path / name
+        folder.mkdir()
+        vocabulary = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4, "abc": 5, "<|endoftext|>": 6}
+        (folder / "vocab.json").write_text(json.dumps(vocabulary))
+        (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+        tokenizer = CTRLTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), unk_token="<|endoftext|>")
+        assert getattr(tokenizer, "backend_tokenizer", None) is None
+        found.append(tokenizer_identity(tokenizer))
+    assert found[0] != found[1]

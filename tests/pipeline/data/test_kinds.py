@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from pipeline.data import load_transform
-from pipeline.data.kinds import COMPLETIONS, kind_of, methods, raw_kind
+from pipeline.data.row_kinds import COMPLETIONS, kind_of, methods, raw_kind
 from pipeline.data.transforms import RowError
 from pipeline.data.transforms.registry import FACTORIES
 from pipeline.errors import UserError
-from strategies.registry import STRATEGIES
+from strategies.methods.registry import STRATEGIES
 
 PAIR = {"prompt": "Q", "chosen": "C", "rejected": "R"}
 LABELLED = {"prompt": "Q", "completion": "C", "label": True}

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import prepare
-from pipeline.data.engine import run_on_ray
+from pipeline.data.store import open_store
 from pipeline.errors import UserError
+from pipeline.io.retry import waits
+from pipeline.ray.tasks import run_on_ray
 from tests.pipeline.data.conftest import SHARED_DATA, make_config, prepare_here, write_jsonl
 from tests.tiny import pairs
 from tests.waiting import wait_for
@@ -248,44 +252,70 @@ def test_a_full_disk(tmp_path, tokenizer):
         staged = list((small / "prepared").glob("*/staging/*"))
         assert staged and all(pq.read_table(path).num_rows == 10 for path in staged)
     finally:
-        subprocess.run(["umount", str(small)], check=True)
+        subprocess.run(["umount", "-l", str(small)], check=True)  # a task may be writing still
+
+
+@pytest.mark.parametrize("harm", ["swapped", "missing", "cut"])
+def test_a_store_that_was_changed_is_not_used(tmp_path, tokenizer, harm):
+    cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", pairs(10)))})
+    prepared = prepare_here(cfg, tokenizer)
+    (file,) = prepared.train_files()
+    if harm == "swapped":  # answers for each other: sizes stay what they are
+        table = pq.read_table(file)
+        names = [{"chosen_ids": "rejected_ids", "rejected_ids": "chosen_ids"}.get(name, name) for name in table.column_names]
+        pq.write_table(table.rename_columns(names), file, compression="zstd")
+    elif harm == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UserError, match="dataset_prepared_path: .* doesn't hold what was prepared: train/part-0.*; delete"):
+        prepare_here(cfg, tokenizer)
+
+
+def test_bad_rows_are_counted_whenever_a_store_is_opened(tmp_path, tokenizer):
+    rows = [*pairs(9), {"prompt": "P", "chosen": None, "rejected": "B"}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    prepare_here(make_config(tmp_path, {"path": str(path)}, max_rejected_fraction=0.5), tokenizer)
+    with pytest.raises(UserError, match=r"(?s)max_rejected_fraction: 1 of 10 rows are bad, more than 0.05 allows; .*row 10"):
+        prepare_here(make_config(tmp_path, {"path": str(path)}, max_rejected_fraction=0.05), tokenizer)
 
 
 RUN = """
-import sys, time
+import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from tests.pipeline.data.conftest import make_config
 from tests.tiny import tiny_tokenizer
 from pipeline.data import prepare
 
-def slowly(work, job, number, num_proc=None):
+def with_a_stop(work, job, number, num_proc=None):
     for index in range(number):
-        time.sleep({pause})
-        print("working on", index, flush=True)
+        if index == 3:
+            print("stopped", flush=True)
+            sys.stdin.readline()
         yield from work(job, index)
 
 cfg = make_config(Path({folder!r}), {{"path": {path!r}}})
-prepared = prepare(cfg, tiny_tokenizer(), rows_per_part=10, executor=slowly)
-print("done", prepared.train_rows, flush=True)
+print("done", prepare(cfg, tiny_tokenizer(), rows_per_part=10, executor=with_a_stop).train_rows, flush=True)
 """
 
 
-def start(tmp_path, path, pause):
-    """A process that prepares slowly; tasks run in it, so that its death is theirs."""
-    code = RUN.format(root=str(ROOT), pause=pause, folder=str(tmp_path), path=str(path))
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(tmp_path, path):
+    """A process that has prepared three of ten parts and goes on at a line of input; tasks run in it: its death is theirs."""
+    code = RUN.format(root=str(ROOT), folder=str(tmp_path), path=str(path))
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "stopped\n"
+    return process
 
 
 @pytest.mark.processes
 def test_a_killed_run_computes_only_what_is_missing(tmp_path, tokenizer, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", pairs(100))
-    process = start(tmp_path, path, pause=0.3)
-    wait_for(lambda: len(list((tmp_path / "prepared").glob("*/staging/*.parquet"))) >= 3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = start(tmp_path, path)
+    process.kill()
+    process.communicate()
     staged = sorted((tmp_path / "prepared").glob("*/staging/*.parquet"))
-    assert 3 <= len(staged) < 10
+    assert len(staged) == 3
     times = {file: file.stat().st_mtime_ns for file in staged}
     monkeypatch.setattr("pipeline.data.preparation.shutil.rmtree", lambda folder: None)
     prepared = prepare_here(make_config(tmp_path, {"path": str(path)}), tokenizer, rows_per_part=10)
@@ -294,13 +324,19 @@ def test_a_killed_run_computes_only_what_is_missing(tmp_path, tokenizer, monkeyp
 
 
 @pytest.mark.processes
-def test_of_two_runs_one_waits(tmp_path):
+def test_of_two_runs_one_waits(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "a.jsonl", pairs(100))
-    both = [start(tmp_path, path, pause=0.1) for _ in range(2)]
-    outputs = [process.communicate(timeout=300)[0] for process in both]
-    assert [output.splitlines()[-1] for output in outputs] == ["done 100"] * 2, outputs
-    worked = [output.count("working on") for output in outputs]
-    assert sorted(worked) == [0, 20]
+    process = start(tmp_path, path)
+    cfg = make_config(tmp_path, {"path": str(path)})
+
+    def no_work(*_):
+        raise AssertionError("the other one has done it")
+
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(prepare, cfg, tokenizer, rows_per_part=10, executor=no_work)
+        wait_for(lambda: "another process, which prepares the same data" in waits)
+        assert process.communicate("\n")[0].endswith("done 100\n")
+        assert numbers(waiting.result()) == list(range(100))
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real data are not here")
@@ -332,3 +368,46 @@ def test_real_completions(tmp_path, tokenizer):
     assert len(rows) + prepared.rejected_rows == 300
     assert all(row["label"] == raw[row["row_id"]]["label"] for row in rows)
     assert all(row["completion"] == raw[row["row_id"]]["messages"][-1]["content"] + "<|im_end|>" for row in rows)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["files"].pop(),
+        lambda manifest: manifest["files"][0].update(rows=99),
+        lambda manifest: manifest["files"][0].pop("sha256"),
+        lambda manifest: manifest.clear(),
+        None,
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(tmp_path, tokenizer, change):
+    cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", pairs(10)))}, val_set_size=3)
+    file = prepare_here(cfg, tokenizer).path / "manifest.json"
+    if change is None:
+        file.write_text(file.read_text()[:100])
+    else:
+        manifest = json.loads(file.read_text())
+        change(manifest)
+        file.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json isn't what was written there; delete the folder"):
+        prepare_here(cfg, tokenizer)
+
+
+def test_a_store_in_the_place_of_another_is_refused(tmp_path, tokenizer):
+    cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", pairs(10)))})
+    one, other = prepare_here(cfg, tokenizer), prepare_here(SimpleNamespace(**{**vars(cfg), "sequence_len": 999}), tokenizer)
+    shutil.rmtree(other.path)
+    shutil.copytree(one.path, other.path)
+    with pytest.raises(UserError, match=r"manifest\.json isn't what was written there"):
+        prepare_here(SimpleNamespace(**{**vars(cfg), "sequence_len": 999}), tokenizer)
+
+
+def test_a_store_of_an_earlier_version_is_shown(tmp_path, tokenizer):
+    """It has no checksums; what prepares data has another folder for them."""
+    store = prepare_here(make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", pairs(10)))}), tokenizer)
+    manifest = {**store.manifest, "format_version": 3}
+    del manifest["checksum"]
+    for entry in manifest["files"]:
+        del entry["sha256"]
+    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    assert open_store(store.path, verify=False).train_rows == open_store(store.path).train_rows == 10

@@ -9,7 +9,7 @@ import json
 import pytest
 from rich.console import Console
 
-from pipeline.data import dataset_types, load_transform, render_preview
+from pipeline.data import Preview, dataset_types, load_transform
 from pipeline.data.transforms import RowError
 from pipeline.errors import UserError
 from tests.pipeline.data.conftest import SHARED_DATA, make_config, prepare_here, write_jsonl
@@ -208,7 +208,7 @@ class TestPrepared:
     def test_the_preview_shows_the_other_columns(self, tokenizer, prepare_rows):
         out = io.StringIO()
         prepared = prepare_rows([{"prompt": "How much?", "answer": "four", "tests": [1, 2], "text": "x" * 500}])
-        render_preview(prepared, tokenizer, Console(file=out, width=600, no_color=True))
+        Console(file=out, width=600, no_color=True).print(Preview(prepared, tokenizer))
         text = out.getvalue()
         assert "prompt 9 tokens\nHow much?\nanswer four\ntests [1, 2]\n" in text
         assert f"text {'x' * 400} ...\n" in text

@@ -8,7 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
-from pipeline.data import load_transform, render_preview
+from pipeline.data import Preview, load_transform
 from pipeline.errors import UserError
 from tests.pipeline.data.conftest import SHARED_DATA, make_config, prepare_here, write_jsonl
 from tests.tiny import pairs
@@ -100,7 +100,7 @@ class TestPrepared:
 
     def test_the_preview_shows_the_halves(self, prepare_pairs, tokenizer):
         out = io.StringIO()
-        render_preview(prepare_pairs(pairs(3)), tokenizer, Console(file=out, width=200, no_color=True), examples=2)
+        Console(file=out, width=200, no_color=True).print(Preview(prepare_pairs(pairs(3)), tokenizer, examples=2))
         assert "completion 8 tokens, label true" in out.getvalue()
         assert "completion 8 tokens, label false" in out.getvalue()
 

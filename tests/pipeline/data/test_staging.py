@@ -7,10 +7,10 @@ import errno
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import files, staging
+from pipeline.data import process_shard as staging
+from pipeline.data.process_shard import Job, stage_shard
 from pipeline.data.sources.shards import survey
-from pipeline.data.staging import Job, stage_shard
-from pipeline.data.tokenise import tokenise
+from pipeline.data.tokenize import tokenise
 from pipeline.errors import UserError
 from strategies.plugins import Plugins
 from tests.pipeline.data.conftest import write_jsonl
@@ -101,6 +101,22 @@ def test_long_rows_truncated(make_job):
     assert pq.read_table(job.folder / part["part"])["chosen_length"].to_pylist() == [3]
 
 
+def test_megabytes_are_cut_before_tokens_are_counted(make_job, monkeypatch, tokenizer):
+    seen = []
+    monkeypatch.setattr(staging, "tokenise", lambda texts, tokenizer: seen.extend(texts) or tokenise(texts, tokenizer))
+    rows = [
+        {"prompt": "12345", "chosen": "a " * 3_000_000, "rejected": "d"},
+        {"prompt": "12345", "chosen": "a " * 3_000_000, "rejected": "a " * 3_000_000 + "b"},
+        {"prompt": "a " * 3_000_000, "chosen": "b", "rejected": "c"},
+    ]
+    job = make_job(rows, sequence_len=64, excess_length_strategy="truncate")
+    (part,) = stage(job)
+    assert (part["rows"], part["too_long"], part["truncated"], part["rejected"]) == (1, 2, 1, 0)
+    assert [max(map(len, text.sequences)) < 10_000 for text in seen] == [True]
+    chosen = pq.read_table(job.folder / part["part"])["chosen_ids"].to_pylist()[0]
+    assert tokenizer.decode(chosen) == ("a " * 64)[: 64 - len("12345")]
+
+
 def test_long_rows_raise(make_job):
     rows = [*pairs(2), {"prompt": "12345", "chosen": "a" * 60, "rejected": "d"}]
     message = (
@@ -120,7 +136,7 @@ def test_a_full_disk_leaves_what_was_complete(make_job, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(table, file, **kwargs)
 
-    monkeypatch.setattr(files.pq, "write_table", write_table)
+    monkeypatch.setattr(pq, "write_table", write_table)
     with pytest.raises(OSError, match="No space left"):
         stage(job)
     assert len(list(job.folder.iterdir())) == 1

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.data.tokenise import opening_ids, tokenise
+from pipeline.data.tokenize import opening_ids, tokenise
 from pipeline.data.transforms import Rendered, load_transform
 
 
@@ -56,6 +56,6 @@ def test_a_prompt_alone(tokenizer, bos_tokenizer):
 
 
 def test_rows_come_in_order_over_batches(tokenizer, monkeypatch):
-    monkeypatch.setattr("pipeline.data.tokenise.BATCH_CHARACTERS", 10)
+    monkeypatch.setattr("pipeline.data.tokenize.BATCH_CHARACTERS", 10)
     rows = [pair(f"prompt {number}", "C", "R") for number in range(7)]
     assert [tokenizer.decode(row.prompt) for row in tokenise(rows, tokenizer)] == [row.prompt for row in rows]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.data import load_transform
-from pipeline.data.tokenise import tokenise
+from pipeline.data.tokenize import tokenise
 from pipeline.data.transforms import RowError
 
 TEMPLATES = Path(next(iter(importlib.util.find_spec("trl").submodule_search_locations))) / "chat_templates"
@@ -144,7 +144,7 @@ def test_prompts(any_tokenizer, name):
     if refuses_tools(name, any_tokenizer, "grpo", row):
         return
     rendered = transform.render(row)
-    handed = json.loads(json.dumps(rendered.handed))
+    handed = json.loads(json.dumps(rendered.reward_columns))
     stand_in = SimpleNamespace(
         processing_class=any_tokenizer,
         tools=[],

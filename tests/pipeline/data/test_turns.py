@@ -146,7 +146,7 @@ def test_labels_that_mean_false(given):
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"), [("yes", "must be true, false, 1 or 0, got 'yes'"), (2, "got 2"), (None, "no column 'label'")]
+    ("given", "reason"), [("yes", "must be true, false, 1 or 0, got 'yes'"), (2, "got 2"), (None, "'label' is null")]
 )
 def test_labels_that_mean_nothing(given, reason):
     with pytest.raises(RowError, match=reason):

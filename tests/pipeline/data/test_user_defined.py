@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.config import parse_config
 from pipeline.data import load_transform
 from pipeline.data.transforms import RowError
-from pipeline.errors import UserError
+from pipeline.errors import ConfigError, UserError
 
 ROW = {"ask": "Q", "sys": "S", "good": "C", "bad": "R"}
 FIELDS = {"field_prompt": "ask", "field_system": "sys", "field_chosen": "good", "field_rejected": "bad"}
@@ -58,3 +59,20 @@ def test_bad_settings(given, message):
 def test_bad_row():
     with pytest.raises(RowError, match="no column 'ask'"):
         load_transform(FIELDS)({"good": "C", "bad": "R"})
+
+
+@pytest.mark.parametrize(
+    ("key", "template", "message"),
+    [
+        ("prompt_format", "{prompt:>9d}", "'{prompt:>9d}' formats a placeholder; write {prompt} alone"),
+        ("prompt_format", "{prompt!x}", "formats a placeholder"),
+        ("prompt_format", "Hello", "'Hello' holds {prompt} 0 times; it must stand there once"),
+        ("chosen_format", "yes", "'yes' holds {chosen} 0 times"),
+        ("prompt_format", "{prompt} {prompt}", "holds {prompt} 2 times"),
+    ],
+)
+def test_a_format_that_cannot_be_filled_is_a_problem_of_the_recipe(key: str, template: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"base_model": "m", "datasets": [{"path": "a", "type": {key: template}}]})
+    ((path, said),) = caught.value.problems
+    assert path == f"datasets.0.type.{key}" and message in said

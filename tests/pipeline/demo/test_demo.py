@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.demo.report import print_comparison
+from pipeline.demo.report import Comparison
 from pipeline.evaluation.generate import Answers
 
 ROOT = Path(__file__).parents[3]
@@ -29,7 +29,9 @@ def console() -> Console:
 
 def test_an_improvement_is_called_one(console: Console) -> None:
     given = answers(a=("It is.", "In short, it is."), b=("It is.", "It is."))
-    assert print_comparison(given, shown=1, seconds=3, console=console)
+    comparison = Comparison(given, shown=1, seconds=3)
+    console.print(comparison)
+    assert comparison.improved
     text = console.export_text()
     assert "opens with 'In short,': 0% before, 50% after, of 2 held-out prompts" in text
     assert "✓ In short, it is." in text
@@ -38,7 +40,9 @@ def test_an_improvement_is_called_one(console: Console) -> None:
 
 def test_no_improvement_is_called_that(console: Console) -> None:
     given = answers(a=("In short, it is.", "In short, it is."))
-    assert not print_comparison(given, shown=1, seconds=3, console=console)
+    comparison = Comparison(given, shown=1, seconds=3)
+    console.print(comparison)
+    assert not comparison.improved
     assert "It did NOT improve" in console.export_text()
 
 

@@ -12,9 +12,9 @@ from datasets import Dataset
 from peft import PeftModel
 
 from pipeline import load_config
-from pipeline.data.engine import run_here
 from pipeline.data.preparation import prepare
 from pipeline.demo.preferences import write_preferences
+from pipeline.ray.tasks import run_here
 from strategies import TrainDatasetMeta, train
 
 RECIPE = Path(__file__).parents[3] / "pipeline" / "recipes" / "quickstart.yaml"

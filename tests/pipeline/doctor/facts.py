@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.doctor.machine import Gpus, Machine
-from pipeline.doctor.node import PACKAGES, NodeFacts
-from pipeline.doctor.nodes import Answers
+from pipeline.doctor.node import PACKAGES, TEMPORARY, NodeFacts
+from pipeline.doctor.nodes import ProbeReport
 
 __all__ = ["GIB", "answers_of", "node"]
 
@@ -28,15 +28,17 @@ def node(name: str, /, **changes: Any) -> NodeFacts:
         interfaces={"lo": ("127.0.0.1",), "eth0": (name,)},
         gloo_interface=None,
         shared_memory=(8 * GIB, 8 * GIB),
-        disks={"output_dir": 100 * GIB},
+        disks={"output_dir": 100 * GIB, TEMPORARY: 50 * GIB},
         unwritable={},
         unreachable={},
     )
     return replace(right, **changes)
 
 
-def answers_of(*nodes: NodeFacts, blind: dict[str, list[str]] | None = None, silent: dict[str, str] | None = None) -> Answers:
-    """Answers of nodes that see each other's files in `output_dir`, but for what `blind` ones see."""
+def answers_of(
+    *nodes: NodeFacts, blind: dict[str, list[str]] | None = None, silent: dict[str, str] | None = None
+) -> ProbeReport:
+    """Report of nodes that see each other's files in `output_dir`, but for what `blind` ones see."""
     names = [each.name for each in nodes]
     seen = {name: {"output_dir": (blind or {}).get(name, names)} for name in names}
-    return Answers({each.name: each for each in nodes}, silent or {}, seen)
+    return ProbeReport({each.name: each for each in nodes}, silent or {}, seen)

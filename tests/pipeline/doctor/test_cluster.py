@@ -6,21 +6,21 @@ import pytest
 
 from pipeline.config import parse_config
 from pipeline.doctor.checks import Check
-from pipeline.doctor.cluster import check_nodes, check_resources, quick_checks
+from pipeline.doctor.cluster import check_checkpoint, check_nodes, check_resources, quick_checks
 from pipeline.doctor.machine import Gpu, Gpus
-from pipeline.doctor.node import Probe, Thing
-from pipeline.doctor.nodes import Answers, names_of
+from pipeline.doctor.node import TEMPORARY, ProbeRequest, Resource
+from pipeline.doctor.nodes import ProbeReport, names_of
 from tests.pipeline.doctor.facts import GIB, answers_of, node
 
 A, B = "10.0.0.1", "10.0.0.2"
 
 
-def quick(answers: Answers) -> dict[str, Check]:
+def quick(answers: ProbeReport) -> dict[str, Check]:
     return {check.name: check for check in quick_checks(answers, ["output_dir"])}
 
 
-def full(answers: Answers, things: tuple[Thing, ...] = (), stores: dict[str, float] | None = None) -> dict[str, Check]:
-    return {check.name: check for check in check_nodes(answers, Probe("run", {}, things), stores or {})}
+def full(answers: ProbeReport, things: tuple[Resource, ...] = (), stores: dict[str, float] | None = None) -> dict[str, Check]:
+    return {check.name: check for check in check_nodes(answers, ProbeRequest("run", {}, things), stores or {})}
 
 
 def test_nodes_that_are_right() -> None:
@@ -68,7 +68,7 @@ def test_storage_that_can_not_be_written() -> None:
 
 
 def test_models_and_data_that_can_not_be_reached() -> None:
-    things = (Thing("base_model", "org/m", "model"), Thing("datasets.0", "x.jsonl", "data"))
+    things = (Resource("base_model", "org/m", "model"), Resource("datasets.0", "x.jsonl", "data"))
     found = full(answers_of(node(A), node(B, unreachable={"datasets.0": "no such file"})), things)
     assert found["base_model"] == Check("base_model", "pass", "org/m can be reached from 2 nodes")
     assert found["datasets.0"].finding == f"'x.jsonl' can't be reached: no such file (on {B})"
@@ -82,6 +82,14 @@ def test_disks_and_shared_memory() -> None:
     assert "--shm-size" in found["shared memory"].finding and A not in found["shared memory"].finding
     fine = full(answers_of(node(A)))
     assert (fine["disk"].status, fine["shared memory"].status) == ("pass", "pass")
+
+
+def test_a_checkpoint_has_room_on_every_node() -> None:
+    small = node(B, disks={TEMPORARY: 3 * GIB})
+    assert check_checkpoint(2 * GIB, [node(A), small]).status == "pass"
+    found = check_checkpoint(4 * GIB, [node(A), small])
+    assert found.status == "fail" and "up to 4.0 GiB" in found.finding
+    assert f"{B} has 3.0 GiB free: set TMPDIR" in found.finding and A not in found.finding
 
 
 def test_gpus() -> None:

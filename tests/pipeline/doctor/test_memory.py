@@ -10,12 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.config import parse_config
+from pipeline.config import load_config, parse_config
 from pipeline.doctor.machine import Machine
-from pipeline.doctor.memory import Diagnosis, Room, diagnose, this_machine, usable, verdict
+from pipeline.doctor.memory import Diagnosis, Room, check_rows, diagnose, row_bytes, this_machine, usable, verdict
 from pipeline.errors import RunFailed, UserError
-from strategies.memory.measure import Measured
-from tests.tiny import tiny_model, tiny_tokenizer
+from strategies.memory import Measured
+from tests.pipeline.data.conftest import prepare_here, write_jsonl
+from tests.tiny import pairs, tiny_model, tiny_tokenizer
 
 runner = CliRunner()
 GIB = 2**30
@@ -51,14 +52,38 @@ def test_a_recipe_that_fits(recipe: Path) -> None:
     assert "126 tokens at sequence_len: 64" in result.stdout
     assert "cached: scored before training" in result.stdout
     assert "this machine has 2,048 MiB" in result.stdout
-    assert "fits: a worker needs 0.5" in result.stdout
+    assert "fits: a worker needs 0.6" in result.stdout
+
+
+def test_rows_are_counted_once_they_are_prepared(recipe: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", pairs(9))
+    cfg = load_config(recipe, ["sequence_len=512"])
+    before = diagnose(cfg)
+    assert "not prepared yet" in next(check.finding for check in before.checks if check.name == "rows")
+    prepared = prepare_here(cfg)
+    assert check_rows(cfg)[1] > 0
+    table = prepared.read("train", ["row_id", "prompt_ids", "chosen_ids", "rejected_ids"])
+    answers = sum(map(len, table["chosen_ids"].to_pylist() + table["rejected_ids"].to_pylist()))
+    size, tokens = row_bytes(cfg, prepared)
+    scores = 4 * answers + 2 * 4 * 9
+    assert size - scores == pytest.approx(table.nbytes, rel=0.05)
+    after = diagnose(cfg)
+    assert f"9 with {tokens:,} tokens" in next(check.finding for check in after.checks if check.name == "rows")
+    assert after.estimate.total - before.estimate.total == after.estimate.rows == size
+    live = load_config(recipe, ["sequence_len=512", "reference=live"])
+    assert check_rows(live)[1] == size - scores
+
+
+def test_a_checkpoint_is_counted(recipe: Path) -> None:
+    result = runner.invoke(app, ["doctor", str(recipe), "--quiet"])
+    assert re.search(r"pass │ checkpoint +│ up to 0\.0 GiB, of which a node holds one at most", result.stdout), result.stdout
 
 
 def test_a_recipe_that_does_not_fit(recipe: Path) -> None:
     result = runner.invoke(app, ["doctor", str(recipe), "--set", "ray.num_workers=4", "--quiet"])
     assert result.exit_code == 1
     assert "DDP's buckets" in result.stdout
-    assert "doesn't fit: 4 workers of 0.5" in result.stderr
+    assert "doesn't fit: 4 workers of 0.6" in result.stderr
     assert "fewer workers per node (ray.num_workers)" in result.stderr
     assert "adapter: lora" in result.stderr
 
@@ -74,19 +99,22 @@ def test_a_wrong_recipe(recipe: Path) -> None:
 
 def test_measuring_is_shown_beside_the_prediction(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = Measured(base=100, loading=GIB // 4, training=GIB // 2, tokens=128, seconds=1.0, gpu=False)
-    monkeypatch.setattr("strategies.memory.measure.measure", lambda *_: taken)
+    monkeypatch.setattr("strategies.memory.measure_peak", lambda *_: taken)
     result = runner.invoke(app, ["doctor", str(recipe), "--measure", "--quiet"])
     assert result.exit_code == 0, result.stderr
     assert re.search(r"measured in training +│ +512 │", result.stdout)
     assert re.search(r"measured in loading +│ +256 │", result.stdout)
     assert re.search(r"off by +│ +\+\d+ % │", result.stdout)
+    divided = ["--set", "deepspeed=zero3", "--set", "ray.num_workers=2"]
+    result = runner.invoke(app, ["doctor", str(recipe), "--measure", "--quiet", *divided])
+    assert re.search(r"total of an undivided model +│ +6\d\d │", result.stdout)
 
 
 def test_a_measurement_that_dies(tiny_base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object) -> None:
         raise RuntimeError("--measure: killed by signal 9")
 
-    monkeypatch.setattr("strategies.memory.measure.measure", die)
+    monkeypatch.setattr("strategies.memory.measure_peak", die)
     cfg = parse_config({"base_model": tiny_base, "datasets": [{"path": "x.jsonl"}]})
     with pytest.raises(RunFailed, match="killed by signal 9"):
         diagnose(cfg, with_measurement=True)
@@ -139,7 +167,11 @@ def test_this_machine_has_memory() -> None:
     assert usable(machine) < machine.total
 
 
-def test_a_sharded_run_takes_less_than_the_estimate(tiny_base: str) -> None:
-    found = find(tiny_base, deepspeed="zero3", ray={"num_workers": 2})
+def test_a_sharded_run_takes_less(tiny_base: str) -> None:
+    keys: dict[str, object] = {"sequence_len": 64, "ray": {"num_workers": 2}}
+    whole, found = find(tiny_base, **keys), find(tiny_base, deepspeed="zero3", **keys)
     said = {check.name: check.finding for check in found.checks}
-    assert said["sharding"] == "zero3 divides the model, and the estimate is that of DDP: a worker takes less"
+    divided = "zero3 divides weights, gradients and the optimizer's state among 2 workers; its buffers are not counted"
+    assert said["sharding"] == divided
+    assert found.estimate.optimizer == whole.estimate.optimizer // 2
+    assert found.estimate.checkpoint == whole.estimate.checkpoint

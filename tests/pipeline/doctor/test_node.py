@@ -11,17 +11,17 @@ import ray
 import torch
 import trl
 
-from pipeline.doctor.node import Probe, Thing, code_digest, inspect_node, list_probes, remove_probes
-from pipeline.doctor.reach import reach
-from pipeline.storage import Folder
-from tests.s3 import S3Server
+from pipeline.doctor.node import ProbeRequest, Resource, code_digest, inspect_node, list_probes, remove_probes
+from pipeline.doctor.reachability import reach
+from pipeline.io.storage import Folder
+from tests.s3 import Bucket
 
 
 def test_what_this_machine_is(tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.mkdir()
-    things = (Thing("base_model", str(there), "model"), Thing("datasets.0", str(tmp_path / "none"), "data"))
-    probe = Probe("run", {"output_dir": Folder(tmp_path / "new" / "run")}, things)
+    things = (Resource("base_model", str(there), "model"), Resource("datasets.0", str(tmp_path / "none"), "data"))
+    probe = ProbeRequest("run", {"output_dir": Folder(tmp_path / "new" / "run")}, things)
     facts = inspect_node(probe, "here", "127.0.0.1", gpus=0)
     assert facts.versions["torch"] == torch.__version__ and facts.versions["trl"] == trl.__version__
     assert facts.versions["ray"] == ray.__version__
@@ -33,7 +33,7 @@ def test_what_this_machine_is(tmp_path: Path) -> None:
     assert facts.unwritable == {}
     assert facts.unreachable == {"datasets.0": f"no such file or folder: {tmp_path / 'none'}"}
     assert list_probes(probe) == {"output_dir": ["here"]}
-    assert list_probes(Probe("other", probe.folders)) == {"output_dir": []}
+    assert list_probes(ProbeRequest("other", probe.folders)) == {"output_dir": []}
     (tmp_path / "new" / "run" / ".prefray-probe-run-there").touch()  # seen, and empty: it can't be read
     assert list_probes(probe) == {"output_dir": ["here"]}
     remove_probes(probe)
@@ -42,7 +42,7 @@ def test_what_this_machine_is(tmp_path: Path) -> None:
 
 def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    probe = Probe("run", {"output_dir": Folder(tmp_path / "file" / "run")})
+    probe = ProbeRequest("run", {"output_dir": Folder(tmp_path / "file" / "run")})
     facts = inspect_node(probe, "here", "127.0.0.1", gpus=0)
     assert list(facts.unwritable) == ["output_dir"] and "Not a directory" in facts.unwritable["output_dir"]
     assert list_probes(probe) == {"output_dir": []}
@@ -50,7 +50,7 @@ def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
 
 def test_what_was_in_a_folder_stays(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
-    probe = Probe("run", {"output_dir": Folder(tmp_path)})
+    probe = ProbeRequest("run", {"output_dir": Folder(tmp_path)})
     inspect_node(probe, "here", "127.0.0.1", gpus=0)
     assert len(os.listdir(tmp_path)) == 2
     remove_probes(probe)
@@ -60,12 +60,12 @@ def test_what_was_in_a_folder_stays(tmp_path: Path) -> None:
 def test_a_gpu_that_torch_does_not_see(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there are GPUs here")
-    facts = inspect_node(Probe("run"), "here", "127.0.0.1", gpus=1)
+    facts = inspect_node(ProbeRequest("run"), "here", "127.0.0.1", gpus=1)
     assert facts.gpus.found == () and str(facts.gpus.problem).startswith("torch ")
 
 
-def test_storage_of_objects(s3: S3Server) -> None:
-    probe = Probe("run", {"output_dir": Folder(s3.uri("new/run")).carried()})
+def test_storage_of_objects(s3: Bucket) -> None:
+    probe = ProbeRequest("run", {"output_dir": Folder(s3.uri("new/run")).carried()})
     assert inspect_node(probe, "here", "127.0.0.1", gpus=0).unwritable == {}
     assert list_probes(probe) == {"output_dir": ["here"]}
     assert reach(s3.uri("new/run/.prefray-probe-run-here"), "data") is None

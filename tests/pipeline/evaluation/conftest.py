@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import load_run, train
 from pipeline.config import RunConfig, parse_config
-from pipeline.training.driver import TrainResult
+from pipeline.runs.result import TrainResult
 from tests.suite.sharing import make_once
 from tests.tiny import pairs
 

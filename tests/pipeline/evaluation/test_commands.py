@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from pipeline import generate
 from pipeline.cli import app
 from pipeline.errors import UserError
-from pipeline.evaluation.answering import SamplingOptions
+from pipeline.evaluation.generate_on_ray import SamplingOptions
 from tests.tiny import tiny_gpt2, tiny_tokenizer
 
 runner = CliRunner()

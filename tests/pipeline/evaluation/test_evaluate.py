@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import evaluate
 from pipeline.errors import UserError
-from pipeline.evaluation.answering import SamplingOptions
+from pipeline.evaluation.generate_on_ray import SamplingOptions
 from tests.tiny import tiny_model, tiny_tokenizer
 
 LOGGED = ("rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
@@ -109,6 +109,21 @@ def test_an_adapter_by_itself_is_compared_with_its_base(found: Any, adapter_run:
     assert alone.metrics["rewards/accuracies"] == as_run.metrics["rewards/accuracies"]
     assert alone.metrics["rewards/margins"].value == pytest.approx(as_run.metrics["rewards/margins"].value / 2, rel=1e-4)
     assert as_run.metrics["rewards/accuracies"].n == 10
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_untrained_adapter_is_at_no_distance(tiny_base: str, evaluation_root: Path, tmp_path: Path) -> None:
+    """Law 11, of one that has taken a part of its base."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights="pissa", target_modules="all-linear")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base), config).save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer().save_pretrained(tmp_path / "adapter")
+    data, keys = [str(evaluation_root / "b.jsonl")], ["sequence_len=256", "bf16=false"]
+    found = evaluate(str(tmp_path / "adapter"), data=data, answers=2, options=SHORT, overrides=keys)
+    for name in ("logratios/chosen", "logratios/rejected", "rewards/margins", "answers/kl"):
+        assert found.metrics[name].value == pytest.approx(0, abs=5e-3), name
 
 
 def test_a_model_without_a_reference(tiny_base: str, adapter_run: Any, evaluation_root: Path) -> None:

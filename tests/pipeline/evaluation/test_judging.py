@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.evaluation.judging import load_judges
+from pipeline.evaluation.rewards import load_judges
 
 
 def test_a_judge_has_a_name_of_its_own() -> None:

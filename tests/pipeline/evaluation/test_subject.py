@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.evaluation.subject import find_subject
+from pipeline.evaluation.resolve_models import find_subject
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from cluster.manifests import MANIFESTS, Kubernetes, Machines, ManifestRequest
+from cluster.manifests import MANIFESTS, ManifestOptions, ManifestRequest
+from pipeline.cli import app
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.jobs import manifest_checks
-from pipeline.jobs.manifest import ManifestOptions, recipe_with, request_of
+from pipeline.jobs.manifest import CARRIES_RECIPE, SEES_FILES, request_of
 
 RECIPE: dict[str, Any] = {
     "base_model": "org/model",
@@ -26,7 +27,6 @@ RECIPE: dict[str, Any] = {
     "num_epochs": 1,
 }
 TUNE = {"space": {"rl_beta": {"choice": [0.1, 0.2]}}, "max_concurrent_trials": 3}
-CLAIM = Kubernetes(claim="scratch")
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +39,7 @@ def ask(
 ) -> ManifestRequest:
     path = Path("my_DPO.yaml")
     path.write_text(yaml.safe_dump({**RECIPE, **(recipe or {})}))
-    given = ManifestOptions(target, str(path), overrides=sets, image="img", **options)
-    return request_of(load_config(path, sets), recipe_with(path, sets), given)
+    return request_of(load_config(path, sets), ManifestOptions(target, str(path), sets, image="img", **options))
 
 
 def refused(recipe: dict[str, Any] | None = None, target: str = "kuberay", **options: Any) -> str:
@@ -51,6 +50,10 @@ def refused(recipe: dict[str, Any] | None = None, target: str = "kuberay", **opt
 
 def nodes(request: ManifestRequest) -> tuple[int, int]:
     return request.min_nodes, request.max_nodes
+
+
+def node(request: ManifestRequest) -> tuple[int, int, int | None]:
+    return request.cpus, request.gpus, request.memory
 
 
 @pytest.mark.parametrize("target", MANIFESTS)
@@ -64,24 +67,23 @@ def nodes(request: ManifestRequest) -> tuple[int, int]:
     ],
 )
 def test_every_manifest_is_written_from_every_recipe(target: str, recipe: dict[str, Any], options: dict[str, Any]) -> None:
-    machines = Machines(region="us-west-2", worker_type="g6.4xlarge")
-    request = ask(recipe, target, machines=machines, **options)
-    assert f"{request.command}-my-dpo" in MANIFESTS[target](request)
+    request = ask(recipe, target, region="us-west-2", worker_type="g6.4xlarge", **options)
+    assert f"{request.options.command}-my-dpo" in MANIFESTS[target](request)
 
 
 def test_every_manifest_says_what_it_carries() -> None:
-    assert set(manifest_checks.CARRIES_RECIPE) | set(manifest_checks.SEES_FILES) == set(MANIFESTS)
+    assert set(CARRIES_RECIPE) | set(SEES_FILES) == set(MANIFESTS)
 
 
 def test_a_node_for_each_worker() -> None:
     request = ask({"ray": {"num_workers": 4}})
-    assert (nodes(request), request.node, request.autoscales) == ((4, 4), {"CPU": 4, "GPU": 1}, False)
+    assert (nodes(request), node(request), request.autoscales) == ((4, 4), (4, 1, None), False)
 
 
 def test_workers_that_share_a_node() -> None:
     each = {"CPU": 3, "GPU": 2, "memory": 3 << 29}
     request = ask({"ray": {"num_workers": 5, "resources_per_worker": each}}, workers_per_node=2)
-    assert (nodes(request), request.node) == ((3, 3), {"CPU": 6, "GPU": 4, "memory": 3})
+    assert (nodes(request), node(request)) == ((3, 3), (6, 4, 3))
 
 
 def test_an_elastic_run() -> None:
@@ -115,14 +117,71 @@ def test_gpus(ray: dict[str, Any], gpu: bool | None, gpus: int) -> None:
 
 
 def test_what_is_asked_for_wins() -> None:
-    request = ask(cpus=12, memory=80, name="other", resume=True, kubernetes=CLAIM, mount="/mnt")
-    assert (request.node, request.name, request.resume) == ({"CPU": 12, "GPU": 1, "memory": 80}, "other", True)
-    assert (request.mount, ask(kubernetes=CLAIM).mount, ask().mount) == ("/mnt", "/mnt/shared", None)
+    request = ask(cpus=12, memory=80, name="other", resume=True, claim="scratch", mount="/mnt")
+    assert (node(request), request.name) == ((12, 1, 80), "other")
+    assert (request.mount, ask(claim="scratch").mount, ask().mount) == ("/mnt", "/mnt/shared", None)
 
 
 def test_overrides_are_in_the_recipe() -> None:
     written = yaml.safe_load(ask(sets=("rl_beta=0.25", "datasets.0.split=test")).recipe_text)
     assert (written["rl_beta"], written["datasets"][0]["split"]) == (0.25, "test")
+
+
+@pytest.mark.parametrize("target", CARRIES_RECIPE)
+def test_the_recipe_is_written_as_it_is_read(target: str) -> None:
+    odd = "a\u2028b\x85c __NAME__ ü $HOME 'x' \"y\"\n\n  d  \n"
+    text = MANIFESTS[target](ask({"chat_template_jinja": odd}, target))
+    found = text.partition("<<'RECIPE'\n")[2].partition("\nRECIPE\n")[0]
+    carried = next(yaml.safe_load_all(text))["data"]["recipe.yaml"] if target == "kuberay" else found
+    assert yaml.safe_load(carried) == {**RECIPE, "chat_template_jinja": odd}
+
+
+def test_the_command_line() -> None:
+    Path("r.yaml").write_text(yaml.safe_dump({**RECIPE, "ray": {"use_gpu": True}}))
+
+    def printed(*words: str) -> str:
+        result = CliRunner().invoke(app, ["manifest", *words])
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    shared = ("--set", "rl_beta=0.25", "--name", "n", "--nodes", "2", "--max-nodes", "3", "--cpus", "9", "--memory", "40")
+    kuberay = printed("kuberay", "r.yaml", *shared, "--image", "img", "--claim", "c", "--secret", "s", "--namespace", "lab")
+    config_map, job = yaml.safe_load_all(kuberay)
+    assert config_map["metadata"]["name"] == "n-recipe" and "rl_beta: 0.25" in config_map["data"]["recipe.yaml"]
+    group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    assert (group["minReplicas"], group["maxReplicas"], job["metadata"]["namespace"]) == (2, 3, "lab")
+    (container,) = group["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"cpu": 9, "memory": "40Gi", "nvidia.com/gpu": 1}
+    assert container["envFrom"] == [{"secretRef": {"name": "s"}}]
+
+    slurm = printed("slurm", "r.yaml", *shared, "--time", "20", "--setup", "a", "--setup", "b", "--partition", "p", "--resume")
+    for line in ("#SBATCH --nodes=2-3", "#SBATCH --time=20", "set +u\na\nb\nset -u", "#SBATCH --partition=p"):
+        assert f"{line}\n" in slurm
+    assert 'start=(python -m pipeline train "$work/recipe.yaml" --resume)' in slurm
+
+    written = printed(
+        *("cluster", "r.yaml", "--provider", "local", "--head-ip", "10.0.0.1", "--worker-ip", "10.0.0.2"),
+        *("--worker-ip", "10.0.0.3", "--ssh-user", "u", "--ssh-key", "k", "--output", "cluster.yaml"),
+    )
+    assert written == ""
+    cluster = yaml.safe_load(Path("cluster.yaml").read_text())
+    assert cluster["provider"]["worker_ips"] == ["10.0.0.2", "10.0.0.3"]
+    assert cluster["auth"] == {"ssh_user": "u", "ssh_private_key": "k"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["kuberay"], "prefray: --image: which image do the nodes run?"),
+        (["slurm", "--output", "no/such/job.sh"], "prefray: --output: 'no/such/job.sh' can't be written: No such file"),
+        (["cluster", "--provider", "ibm"], "prefray: --provider: unknown: 'ibm'; known: aws, gcp, azure, local"),
+    ],
+)
+def test_what_is_wrong_is_one_message(words: list[str], message: str) -> None:
+    Path("r.yaml").write_text(yaml.safe_dump(RECIPE))
+    result = CliRunner().invoke(app, ["manifest", words[0], "r.yaml", *words[1:]])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(message)
 
 
 def test_outputs_must_be_shared() -> None:
@@ -139,7 +198,7 @@ def test_outputs_must_be_shared() -> None:
 
 
 def test_outputs_must_be_on_the_claim() -> None:
-    found = refused({"output_dir": "/mnt/shared/../home/run"}, kubernetes=CLAIM)
+    found = refused({"output_dir": "/mnt/shared/../home/run"}, claim="scratch")
     assert found.startswith("output_dir: '/mnt/shared/../home/run' isn't under /mnt/shared, which is all that the nodes share")
 
 
@@ -147,7 +206,7 @@ def test_files_that_the_nodes_will_not_have() -> None:
     Path("pairs.jsonl").touch()
     Path("model").mkdir()
     recipe = {"base_model": "model", "datasets": [{"path": "pairs.jsonl", "type": "chatml.intel"}]}
-    assert refused(recipe, kubernetes=CLAIM).splitlines() == [
+    assert refused(recipe, claim="scratch").splitlines() == [
         f"{key}: {value!r} is a file or folder here, and the nodes won't have it; give a URI, a hub id, or a path under "
         "/mnt/shared"
         for key, value in (("base_model", "model"), ("datasets.0.path", "pairs.jsonl"))
@@ -157,7 +216,7 @@ def test_files_that_the_nodes_will_not_have() -> None:
     assert str(Path.cwd()) in refused({"base_model": str(Path("model").absolute())})
     for target in ("cluster", "slurm"):
         assert ask(recipe, target).name == "train-my-dpo"
-    assert ask({"base_model": "/mnt/shared/model"}, kubernetes=CLAIM).mount == "/mnt/shared"
+    assert ask({"base_model": "/mnt/shared/model"}, claim="scratch").mount == "/mnt/shared"
 
 
 @pytest.mark.parametrize("target", MANIFESTS)
@@ -186,7 +245,7 @@ def test_secrets_are_not_written() -> None:
         ({"ray": {"use_gpu": True}}, {"gpu": False}, "--no-gpu: contradicts the recipe, whose workers have 1 GPUs each"),
         ({"ray": {"use_gpu": False}}, {"gpu": True}, "--gpu: contradicts the recipe, whose workers have 0 GPUs each"),
         ({}, {"mount": "/mnt"}, "--mount /mnt: what is to be mounted there?"),
-        ({}, {"mount": "mnt", "kubernetes": CLAIM}, "--mount mnt: must be an absolute path of the nodes, such as /mnt/shared"),
+        ({}, {"mount": "mnt", "claim": "scratch"}, "--mount mnt: must be an absolute path of the nodes, such as /mnt/shared"),
     ],
 )
 def test_what_does_not_go_together(recipe: dict[str, Any], options: dict[str, Any], message: str) -> None:

@@ -22,6 +22,7 @@ from pipeline import load_config, train
 from tests.nodes import Cluster, cluster_of
 from tests.s3 import S3Server, s3_server
 from tests.tiny import pairs, save_tiny
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("cluster", "pipeline", "strategies")
@@ -181,10 +182,8 @@ def test_a_submitted_sweep_on_shared_storage_survives_a_node(
     (project / "sweep.yaml").write_text(yaml.safe_dump({**recipe, "tune": tune, "output_dir": str(storage / "sweep")}))
     follower = prefray("submit", "tune", "sweep.yaml", "--shared", str(storage), "--id", "sweep", "--follow")
     first, second = (storage / "sweep" / "trials" / name for name in ("000", "001"))
-    deadline = time.monotonic() + JOB_WITHIN_S
-    while not list(first.glob("checkpoint-000002/*")):
-        assert time.monotonic() < deadline and follower.poll() is None
-        time.sleep(0.1)
+    wait_for(lambda: list(first.glob("checkpoint-000002/*")) or follower.poll() is not None)
+    assert follower.poll() is None
     lose_a_node(cluster)
     assert not (first / "model").exists() and not second.exists()
     seen = finish(follower)

@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from cluster.packaging import list_package
+from pipeline import submit
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.jobs.recipe_paths import check_path
-from pipeline.jobs.submission import Submission, plan_job, submit
-from pipeline.session import our_packages
+from pipeline.jobs.submission import Submission, plan_job, send
+from pipeline.ray.session import our_packages
 
 RECIPE = {
     "base_model": "org/model",
@@ -49,12 +50,16 @@ def plan(**given: Any) -> Any:
     return plan_job(Submission(**{"command": "train", "recipe": "recipe.yaml", **given}))
 
 
+def modules(planned: Any) -> list[str]:
+    return planned.job["runtime_env"]["py_modules"]
+
+
 def test_a_packaged_recipe_comes_with_the_modules(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = plan(recipe="simpo", overrides=("output_dir=/mnt/shared/run",))
-    assert planned.request.entrypoint == "python -m pipeline train simpo --set output_dir=/mnt/shared/run"
-    assert planned.request.metadata["recipe"] == "simpo"
+    assert planned.job["entrypoint"] == "python -m pipeline train simpo --set output_dir=/mnt/shared/run"
+    assert planned.job["metadata"]["recipe"] == "simpo"
     assert planned.cfg.rl == "simpo"
-    (folder,) = [path for path in planned.request.py_modules if path.name == "pipeline"]
+    (folder,) = [path for path in map(Path, modules(planned)) if path.name == "pipeline"]
     assert (folder / "recipes" / "simpo.yaml").is_file()
     (project / "simpo").write_text(yaml.safe_dump(RECIPE))
     monkeypatch.chdir(tmp_path)
@@ -66,18 +71,21 @@ def test_a_packaged_recipe_comes_with_the_modules(project: Path, tmp_path: Path,
 def test_the_job_runs_the_words_that_were_given(project: Path) -> None:
     planned = plan(overrides=("rl_beta=0.2", "datasets.0.split=train[:10]"), flags=("--resume",))
     words = "python -m pipeline train recipe.yaml --set rl_beta=0.2 --set 'datasets.0.split=train[:10]' --resume"
-    assert planned.request.entrypoint == words
-    assert planned.request.package is planned.package and planned.package.root == project
+    assert planned.job["entrypoint"] == words
+    assert planned.package.root == project
     assert sorted(planned.package.files) == ["data/pairs.jsonl", "recipe.yaml"]
-    assert planned.request.py_modules == tuple(our_packages())
-    assert {path.name for path in planned.request.py_modules} == {"cluster", "pipeline", "strategies"}
-    assert planned.request.env_vars == {"RAY_JOB_STOP_WAIT_TIME_S": "600"}
-    assert planned.request.name.startswith("train-recipe-") and planned.notes == []
+    assert {Path(folder).name for folder in modules(planned)} == {"cluster", "pipeline", "strategies"}
+    assert planned.job["runtime_env"] == {
+        "py_modules": [str(folder) for folder in our_packages()],
+        "excludes": ["__pycache__"],
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "600"},
+    }
+    assert planned.job["submission_id"].startswith("train-recipe-") and planned.notes == []
 
 
 def test_a_sweep_goes_on_from_its_folder(project: Path) -> None:
     write(project, {"tune": {"space": {"rl_beta": {"grid": [0.1]}}}})
-    assert plan(command="tune", flags=("--resume",)).request.entrypoint == ("python -m pipeline tune --resume /mnt/shared/run")
+    assert plan(command="tune", flags=("--resume",)).job["entrypoint"] == ("python -m pipeline tune --resume /mnt/shared/run")
     with pytest.raises(UserError, match="--set: a sweep goes on with the recipe in its folder"):
         plan(command="tune", flags=("--resume",), overrides=("rl_beta=1",))
 
@@ -90,24 +98,26 @@ def test_what_the_job_would_refuse_anyway(project: Path) -> None:
 
 
 def test_a_cluster_can_be_looked_at_without_a_recipe(project: Path) -> None:
-    request = plan(command="doctor", recipe=None).request
-    assert request.entrypoint == "python -m pipeline doctor" and "recipe" not in request.metadata
-    assert request.package is None and request.py_modules == tuple(our_packages())
+    planned, server = plan(command="doctor", recipe=None), Server([])
+    assert planned.job["entrypoint"] == "python -m pipeline doctor" and "recipe" not in planned.job["metadata"]
+    assert modules(planned) == [str(folder) for folder in our_packages()]
+    send(planned, server, print)  # type: ignore[arg-type]
+    assert server.asked == [(planned.job["submission_id"], None)]
 
 
 def test_what_is_known_of_a_job(project: Path) -> None:
-    facts = plan().request.metadata
+    facts = plan().job["metadata"]
     assert facts["command"] == "train" and facts["recipe"] == "recipe.yaml" and facts["output_dir"] == "/mnt/shared/run"
     assert "git_revision" not in facts
     for words in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "x"]):
         subprocess.run(["git", *words], cwd=project, check=True)
-    again = plan().request.metadata
+    again = plan().job["metadata"]
     assert again["config_fingerprint"] == facts["config_fingerprint"] and len(again["git_revision"]) == 12
     write(project, {"rl_beta": 0.3})
-    changed = plan().request.metadata
+    changed = plan().job["metadata"]
     assert changed["git_revision"] == f"{again['git_revision']}+changes"
     assert changed["config_fingerprint"] != facts["config_fingerprint"]
-    assert plan(overrides=("rl_beta=0.3",)).request.metadata["config_fingerprint"] == changed["config_fingerprint"]
+    assert plan(overrides=("rl_beta=0.3",)).job["metadata"]["config_fingerprint"] == changed["config_fingerprint"]
 
 
 def test_only_named_variables_are_sent(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,13 +125,14 @@ def test_only_named_variables_are_sent(project: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-key")
     write(project, {"output_dir": "s3://bucket/run"})
     planned = plan()
-    assert "secret" not in str(planned.request)
+    assert "secret" not in str(planned.job)
     assert [note.partition(":")[0] for note in planned.notes] == ["not sent", "not sent"]
     assert "AWS_SECRET_ACCESS_KEY" in planned.notes[0] and "HF_TOKEN" in planned.notes[1]
     named = plan(env=("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "A=b=c"))
-    assert named.notes == []
+    (note,) = named.notes
+    assert note.startswith("sent: HF_TOKEN, AWS_SECRET_ACCESS_KEY; Ray shows a job's variables")
     sent = {"HF_TOKEN": "secret-token", "AWS_SECRET_ACCESS_KEY": "secret-key", "A": "b=c"}
-    assert sent.items() <= named.request.env_vars.items()
+    assert sent.items() <= named.job["runtime_env"]["env_vars"].items()
     with pytest.raises(UserError, match="--env NOT_SET: isn't set here"):
         plan(env=("NOT_SET",))
     with pytest.raises(UserError, match="--env 1: is no name of a variable"):
@@ -139,7 +150,7 @@ class Server:
 
     def __init__(self, nodes: list[dict[str, float]], scales: bool = False) -> None:
         self._nodes, self._scales = nodes, scales
-        self.asked: list[str] = []
+        self.asked: list[tuple[str, Any]] = []
 
     def nodes(self) -> list[dict[str, float]]:
         return self._nodes
@@ -147,9 +158,9 @@ class Server:
     def has_autoscaler(self) -> bool:
         return self._scales
 
-    def submit(self, request: Any) -> str:
-        self.asked.append(request.name)
-        return request.name
+    def submit(self, job: dict[str, Any], package: Any, note: Any) -> str:
+        self.asked.append((job["submission_id"], package))
+        return job["submission_id"]
 
 
 @pytest.mark.parametrize(
@@ -158,21 +169,32 @@ class Server:
         ({"overrides": ("ray.num_workers=3",)}, "3 workers of 1 CPU each don't fit: the cluster has 2 CPU on 2 nodes"),
         ({"command": "score", "overrides": ("ray.score.num_actors=50",)}, "50 actors of 1 CPU each don't fit"),
         ({"overrides": ("ray.score.num_actors=50",)}, "50 actors of 1 CPU each don't fit"),
-        ({"num_gpus": 8.0}, "no node of the cluster has 8 GPU, and the job would wait for ever"),
-        ({"resources": {"big": 1.0}}, "no node of the cluster has 1 big"),
-        ({"overrides": ("ray.num_workers=2",), "num_cpus": 1.0}, None),
+        ({"reserved": {"GPU": 8.0}}, "no node of the cluster has 8 GPU, and the job would wait for ever"),
+        ({"reserved": {"big": 1.0}}, "no node of the cluster has 1 big"),
+        ({"overrides": ("ray.num_workers=2",), "reserved": {"CPU": 1.0}}, None),
         ({"command": "prepare", "overrides": ("ray.num_workers=3",)}, None),
     ],
 )
 def test_what_the_cluster_lacks(project: Path, given: dict[str, Any], message: str | None) -> None:
     planned, server = plan(name="job", **given), Server([{"CPU": 1.0}, {"CPU": 1.0}])
     if message is None:
-        assert submit(planned, server) == "job" and server.asked == ["job"]  # type: ignore[arg-type]
+        assert send(planned, server, print) == "job"  # type: ignore[arg-type]
+        assert server.asked == [("job", planned.package)]
         return
     with pytest.raises(ValueError, match=message):
-        submit(planned, server)  # type: ignore[arg-type]
+        send(planned, server, print)  # type: ignore[arg-type]
     assert server.asked == []
-    assert submit(planned, Server([], scales=True)) == "job"  # type: ignore[arg-type]
+    assert send(planned, Server([], scales=True), print) == "job"  # type: ignore[arg-type]
+
+
+def test_what_the_driver_reserves(project: Path) -> None:
+    def arguments(**reserved: float) -> dict[str, Any]:
+        job = plan(reserved=reserved).job
+        return {name: amount for name, amount in job.items() if name.startswith("entrypoint_") and amount is not None}
+
+    assert arguments() == {}
+    assert arguments(CPU=1.0, GPU=0.5) == {"entrypoint_num_cpus": 1.0, "entrypoint_num_gpus": 0.5}
+    assert arguments(memory=5, big=1.0) == {"entrypoint_memory": 5, "entrypoint_resources": {"big": 1.0}}
 
 
 def test_a_recipe_elsewhere(project: Path, tmp_path: Path) -> None:
@@ -188,11 +210,16 @@ def test_a_recipe_elsewhere(project: Path, tmp_path: Path) -> None:
         plan()
 
 
+def test_a_recipe_is_looked_at_before_a_cluster_is(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="recipe.yaml: can't be read: no such file"):
+        submit("train", "recipe.yaml", address="http://127.0.0.1:9", working_dir=tmp_path)
+
+
 def test_a_working_directory_elsewhere(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     planned = plan(recipe="project/recipe.yaml", working_dir=Path("project"))
-    assert planned.request.entrypoint == "python -m pipeline train recipe.yaml"
-    assert plan(working_dir=Path("project")).request.entrypoint == planned.request.entrypoint
+    assert planned.job["entrypoint"] == "python -m pipeline train recipe.yaml"
+    assert plan(working_dir=Path("project")).job["entrypoint"] == planned.job["entrypoint"]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +308,7 @@ def test_every_key_that_names_a_file_is_looked_at(project: Path, tmp_path: Path)
 
 
 def test_where_a_job_writes_what_has_a_relative_path(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.paths import absolute_paths
+    from pipeline.config.paths import absolute_paths
 
     write(project, {"output_dir": "my-run", "dataset_prepared_path": "prepared"})
     for folder in ("my-run", "prepared"):
@@ -318,14 +345,14 @@ def test_a_folder_that_would_hide_ours(project: Path) -> None:
     with pytest.raises(UserError, match="has a 'pipeline' of its own, which would hide prefray's package"):
         plan()
     (project / ".rayignore").write_text("pipeline\n")
-    assert plan().request.entrypoint == "python -m pipeline train recipe.yaml"
+    assert plan().job["entrypoint"] == "python -m pipeline train recipe.yaml"
 
 
 def test_code_of_a_model_must_be_allowed_on_the_command_line(project: Path) -> None:
     write(project, {"trust_remote_code": True})
     with pytest.raises(UserError, match="trust_remote_code: runs Python code"):
         plan()
-    assert plan(overrides=("trust_remote_code=true",)).request.entrypoint.endswith("--set trust_remote_code=true")
+    assert plan(overrides=("trust_remote_code=true",)).job["entrypoint"].endswith("--set trust_remote_code=true")
 
 
 def test_the_repository_itself_needs_no_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,4 +363,4 @@ def test_the_repository_itself_needs_no_modules(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "pyproject.toml").symlink_to(root / "pyproject.toml")
     monkeypatch.chdir(root)
     monkeypatch.setattr("pipeline.jobs.submission.our_packages", lambda: [tmp_path / path.name for path in our_packages()])
-    assert plan(working_dir=tmp_path).request.py_modules == ()
+    assert plan(working_dir=tmp_path).job["runtime_env"]["py_modules"] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -13,18 +14,19 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from pipeline import TrainResult, merge, train
 from pipeline.cli import app
 from pipeline.config import parse_config
-from pipeline.display import SilentDisplay
 from pipeline.doctor.machine import Machine
 from pipeline.errors import RunFailed, UserError
+from pipeline.io.storage import Folder
 from pipeline.merging import merge as merging
-from pipeline.storage import Folder
-from tests.s3 import S3Server
+from pipeline.ui.display import SilentDisplay
+from tests.s3 import Bucket
 from tests.strategies.merging import change
 from tests.tiny import adapter_folder, pairs, save_tiny
 
@@ -96,10 +98,11 @@ def test_a_run_becomes_a_model(run: TrainResult, tiny_base: str) -> None:
     assert (result.tensors, result.merged, result.dtype) == (21, 16, "float32")  # 14 matrices, embedding and head
     assert display.stages == [
         "reading the base model and the adapter",
+        "computing base and adapter on evaluation rows of the run",
         "merging",
         "verifying on evaluation rows of the run",
     ]
-    assert {step["unit"] for step in display.steps} == {"tensors", "sequences"} and display.notes == []
+    assert [step["rows_done"] for step in display.steps] == 2 * list(range(1, 11)) and display.notes == []
     assert result.differences is not None and result.differences.sequences == 5  # four rows, and the new token
     assert result.differences.same_argmax == 1 and result.differences.logps.largest < 1e-5 < result.differences.adapter.rms
     files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"}
@@ -154,14 +157,20 @@ def test_a_base_that_is_somewhere_else(adapter: Path, base: Path, tmp_path: Path
 
 
 def test_a_merge_that_differs_is_deleted(adapter: Path, tmp_path: Path) -> None:
-    """The adapter changes while it is merged: PEFT computes the unmerged one with another scale."""
-    spoil = Recorder("verifying", lambda: change(adapter / "adapter_config.json", lora_alpha=16))
+    """The file is damaged after it was written."""
+
+    def spoil() -> None:
+        file = tmp_path / ".adapter-merged.partial" / "model.safetensors"
+        tensors = load_file(file)
+        tensors["model.layers.1.self_attn.v_proj.weight"] *= 1.5
+        save_file(tensors, file, metadata={"format": "pt"})
+
     with pytest.raises(RunFailed, match=r"differs from base and adapter: log-probabilities by up to .*; it was deleted"):
-        merge(adapter, display=spoil)
+        merge(adapter, display=Recorder("verifying", spoil))
     assert names(tmp_path) == {"base", "adapter"}
 
 
-@pytest.mark.parametrize("at", ["merging", "verifying"])
+@pytest.mark.parametrize("at", ["computing", "merging", "verifying"])
 def test_an_interrupted_merge_leaves_nothing(adapter: Path, tmp_path: Path, at: str) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -186,12 +195,24 @@ def test_a_disk_that_is_full(adapter: Path, tmp_path: Path, monkeypatch: pytest.
     assert names(tmp_path) == {"base", "adapter"}
 
 
-def test_a_machine_without_memory_for_the_comparison(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up(adapter: Path, tmp_path: Path) -> None:
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, most[1]))
+    try:
+        with pytest.raises(RunFailed, match=r"adapter-merged' can't be written, and nothing of it is left: .*File too large"):
+            merge(adapter)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert names(tmp_path) == {"base", "adapter"}
+
+
+def test_a_machine_without_memory_for_the_model(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "machine_memory", lambda: Machine("CPU", 1 << 20, 1 << 20))
-    with pytest.raises(UserError, match="takes 0.0 GiB of memory, and 0.0 GiB are free; --no-verify merges without it"):
+    with pytest.raises(
+        UserError, match=r"merging takes 0.0 GiB of memory \(the whole model in float32\), and 0.0 GiB are free"
+    ):
         merge(adapter)
     assert names(tmp_path) == {"base", "adapter"}
-    assert merge(adapter, verify=False).differences is None
 
 
 def test_a_place_that_cant_be_written(adapter: Path, tmp_path: Path) -> None:
@@ -208,6 +229,7 @@ def test_a_place_that_cant_be_written(adapter: Path, tmp_path: Path) -> None:
     [
         ({"dtype": "int8"}, "--dtype: must be one of float32, bfloat16, float16, got 'int8'"),
         ({"shard_size": "5"}, "--shard-size: must be a size such as 5GB or 500MB, got '5'"),
+        ({"shard_size": "0GB"}, "--shard-size: must be a size such as 5GB or 500MB, got '0GB'"),
         ({"shard_size": 0}, "--shard-size: must be a size such as 5GB or 500MB, got 0"),
     ],
 )
@@ -283,7 +305,7 @@ def test_a_quantized_run_is_merged_into_what_is_stored(copied: Path) -> None:
     assert result.differences is not None and result.dtype == "float32"
 
 
-def test_at_uris(adapter: Path, s3: S3Server, tmp_path: Path) -> None:
+def test_at_uris(adapter: Path, s3: Bucket, tmp_path: Path) -> None:
     for file in adapter.iterdir():
         Folder(s3.uri("adapter")).write(file.name, file.read_bytes())
     with pytest.raises(UserError, match="--output: must be given for an adapter at a URI"):

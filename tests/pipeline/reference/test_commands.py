@@ -13,6 +13,8 @@ from pipeline import train
 from pipeline.cli import app
 from pipeline.config import dump_config
 from pipeline.errors import UserError
+from pipeline.reference.score_store import describe
+from pipeline.ui.console import open_console
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 runner = CliRunner()
@@ -45,9 +47,7 @@ def test_score_ends_with_a_table_and_the_path(scores: Any, copied: Any, prepared
 
 
 def test_what_was_computed_is_printed_with_its_speed(scores: Any, prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.tables import print_scores
-
-    print_scores(scores, prepared, seconds=4.0)
+    open_console().print(describe(scores, prepared, seconds=4.0))
     assert f"forwards  {scores.forwards} over 60 rows in 4.0 s: 15.0 rows/s" in capsys.readouterr().out
 
 

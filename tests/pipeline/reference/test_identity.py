@@ -12,10 +12,12 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from pipeline.errors import UserError
-from pipeline.reference.hashing import file_digest, ids_digest
-from pipeline.reference.identity import base_fingerprint, pin_revision, reference_identity
+from pipeline.io.digests import file_digest
+from pipeline.reference.fingerprint import base_fingerprint, pin_base, pin_revision, reference_identity
+from pipeline.reference.hashing import ids_digest
 from pipeline.reference.precision import Precision, resolve_precision
 from tests.tiny import adapter_folder, save_tiny, tiny_tokenizer
 
@@ -108,6 +110,26 @@ def test_a_hub_id_is_its_commit(recipe: Any, tmp_path: Path, monkeypatch: pytest
     assert pin_revision(cfg, found).overrides_of_model_kwargs == {"revision": commit}
     with pytest.raises(UserError, match="^reference_model: no model could be loaded from 'owner/none'"):
         identity(recipe(reference_model="owner/none"))
+    assert pin_base(recipe(base_model="owner/name")).revision_of_model == commit
+    assert pin_base(cfg) == cfg  # whose base is a folder
+    with pytest.raises(UserError, match="^base_model: no model could be loaded from 'owner/none'"):
+        pin_base(recipe(base_model="owner/none"))
+
+
+def test_the_base_of_an_adapter_that_is_the_model_counts(recipe: Any, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    save_tiny(base)
+    adapter = Path(adapter_folder(tmp_path / "adapter"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+    (adapter / "config.json").write_bytes((base / "config.json").read_bytes())
+    cfg = recipe(reference_model=str(adapter))
+    before = identity(cfg)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.lm_head.weight += 1
+    model.save_pretrained(base)
+    assert identity(cfg)["model"]["files"] == before["model"]["files"] and identity(cfg) != before
 
 
 def test_an_empty_folder(recipe: Any, tmp_path: Path) -> None:

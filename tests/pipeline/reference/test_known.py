@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from pipeline import prepare, score
 from pipeline.data.fingerprint import digest
 from pipeline.reference.hashing import row_hashes
-from strategies.packing.scoring import PairScorer
+from strategies.inference.scoring import PairScorer
 from tests.pipeline.reference.conftest import ROWS_PER_TASK
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from pipeline import score
 from pipeline.config import dump_config
 from tests.pipeline.reference.conftest import ROWS_PER_TASK
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,7 +32,8 @@ def count_forwards():
         def mark(*_):
             with open({counter!r}, "a") as file:
                 file.write("x")
-            time.sleep({pause})
+            while Path({counter!r}).stat().st_size >= {until} and not Path({gate!r}).exists():
+                time.sleep(0.02)
         scorer.model.register_forward_hook(mark)
         return scorer
     ReferenceActor._load = counted
@@ -47,16 +48,18 @@ print("done", scores.forwards, flush=True)
 
 
 class Process:
-    """A process that scores slowly in this test's Ray, and counts the forwards of its reference."""
+    """A process that scores in this test's Ray, counts the forwards of its reference, and stops after some of them."""
 
-    def __init__(self, ray: Any, cfg: Any, folder: Path, pause: float) -> None:
-        recipe, self.counter = folder / "recipe.yaml", folder / "forwards"
+    def __init__(self, ray: Any, cfg: Any, folder: Path, until: int) -> None:
+        folder.mkdir()
+        recipe, self.counter, self.gate = (folder / name for name in ("recipe.yaml", "forwards", "go-on"))
         recipe.write_text(dump_config(cfg))
         self.counter.write_text("")
         code = RUN.format(
             root=str(ROOT),
             counter=str(self.counter),
-            pause=pause,
+            until=until,
+            gate=str(self.gate),
             address=ray.get_runtime_context().gcs_address,
             recipe=str(recipe),
             rows_per_task=ROWS_PER_TASK,
@@ -70,11 +73,8 @@ class Process:
         return len(self.counter.read_text())
 
     def wait_for(self, forwards: int) -> None:
-        deadline = time.monotonic() + 300
-        while self.forwards < forwards:
-            assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(lambda: self.forwards >= forwards or self.process.poll() is not None)
+        assert self.process.poll() is None, self.process.communicate()
 
 
 @pytest.fixture
@@ -90,10 +90,9 @@ def copied_data(recipe: Any, prepared: Any, tmp_path: Path) -> Any:
 def test_a_killed_run_is_continued_by_one_of_two_at_once(
     ray_session: Any, copied_data: Any, prepared: Any, scores: Any, tmp_path: Path
 ) -> None:
-    (tmp_path / "killed").mkdir()
-    (tmp_path / "next").mkdir()
-    killed = Process(ray_session, copied_data, tmp_path / "killed", pause=0.1)
-    killed.wait_for(scores.forwards // 2)
+    half = scores.forwards // 2
+    killed = Process(ray_session, copied_data, tmp_path / "killed", until=half)
+    killed.wait_for(half)
     killed.process.send_signal(signal.SIGKILL)
     killed.process.communicate()
     folder = tmp_path / "prepared" / "reference" / scores.fingerprint
@@ -101,10 +100,15 @@ def test_a_killed_run_is_continued_by_one_of_two_at_once(
     assert done
     assert not (folder / "manifest.json").exists()
 
-    following = Process(ray_session, copied_data, tmp_path / "next", pause=0.05)
+    following = Process(ray_session, copied_data, tmp_path / "next", until=2)
     following.wait_for(2)
     seen: list[dict[str, Any]] = []
-    mine = score(copied_data, prepared, progress=seen.append, rows_per_task=ROWS_PER_TASK)  # while the other is at it
+
+    def go_on(state: dict[str, Any]) -> None:
+        seen.append(state)
+        following.gate.touch()
+
+    mine = score(copied_data, prepared, progress=go_on, rows_per_task=ROWS_PER_TASK)  # while the other is at it
     assert [state.get("waiting") for state in seen] == [True]
     output, errors = following.process.communicate(timeout=300)
     assert output.split() == ["done", str(following.forwards)], errors

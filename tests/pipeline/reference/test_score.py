@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from pipeline import score
 from pipeline.errors import UserError
 from pipeline.reference.actor import Job, ReferenceActor
-from pipeline.reference.parts import Task
 from pipeline.reference.precision import resolve_precision
+from pipeline.reference.score_files import Task
 from tests.pipeline.reference.conftest import ROWS_PER_TASK, plain_logps
 from tests.tiny import adapter_folder, save_tiny, tiny_model, tiny_tokenizer
 

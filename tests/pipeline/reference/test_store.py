@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import score
+from pipeline.config import parse_config
 from pipeline.errors import UserError
+from pipeline.reference.token_budget import check_embeddings, check_positions
+from tests.pipeline.data.conftest import prepare_here, write_jsonl
+from tests.tiny import tiny_gpt2, tiny_model, tiny_tokenizer
 
 PART = "train/part-00001.parquet"
 
@@ -127,8 +132,97 @@ def test_what_a_killed_run_has_left_damaged_is_computed_again(
     assert_same(again.read(), scores.read())
 
 
+def test_what_a_killed_run_has_staged_and_not_joined_is_joined(copied: Any, prepared: Any, scores: Any) -> None:
+    cfg, folder = copied
+    (folder / "manifest.json").unlink()
+    (folder / "staging").mkdir()
+    (folder / PART).rename(folder / "staging" / "train-part-00001-00000000-00000010.parquet")
+    again = score(cfg, prepared)
+    assert (again.scored_rows, again.forwards) == (0, 0)
+    assert sorted(path.name for path in folder.iterdir()) == ["eval", "manifest.json", "train"]
+    assert_same(again.read(), scores.read())
+
+
 def assert_same(mine: pa.Table, theirs: pa.Table) -> None:
     assert len(mine) == len(theirs) > 0
     for one, other in zip(mine.to_pylist(), theirs.to_pylist(), strict=True):
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "rows", "words"),
+    [
+        (
+            {"rl": "grpo", "trl": {"reward_funcs": ["tests.reward_functions.short"], "max_completion_length": 64}},
+            [{"prompt": "a" * 40}] * 3,
+            r"row 1 of .* has 104 tokens, with the 64 of an answer that is generated, .* for 80; set sequence_len: 16",
+        ),
+        (
+            {"dpo_generate_during_eval": True, "val_set_size": 1},
+            [{"prompt": "a" * 40 + str(row), "chosen": "b", "rejected": "c"} for row in range(3)],
+            r"has 105 tokens, with the 64 of an answer that is generated",
+        ),
+    ],
+)
+def test_answers_have_learned_positions_too(tmp_path: Path, keys: Any, rows: Any, words: str) -> None:
+    base = tmp_path / "base"
+    tiny_gpt2(tiny_tokenizer(), n_positions=80).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    data = str(write_jsonl(tmp_path / "a.jsonl", rows))
+    places = {"dataset_prepared_path": str(tmp_path / "prepared"), "output_dir": str(tmp_path / "run")}
+    cfg = parse_config({"base_model": str(base), "datasets": [{"path": data}], "sequence_len": 60, **places, **keys})
+    with pytest.raises(UserError, match=words):
+        check_positions(cfg, prepare_here(cfg))
+
+
+@pytest.mark.parametrize("answer", ["b", "b <new>"])
+def test_a_reference_without_embeddings_of_the_rows_tokens_is_refused(tmp_path: Path, answer: str) -> None:
+    """They would be drawn at random; tokens that no row has are no matter."""
+    tokenizer = tiny_tokenizer()
+    tiny_model(tokenizer).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    data = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "chosen": answer, "rejected": "c"}] * 2)
+    cfg = parse_config(
+        {
+            "base_model": str(tmp_path / "base"),
+            "reference_model": str(tmp_path / "base"),
+            "tokens": ["<new>", "<newer>"],
+            "datasets": [{"path": str(data)}],
+            "dataset_prepared_path": str(tmp_path / "prepared"),
+            "output_dir": str(tmp_path / "run"),
+        }
+    )
+    message = r"reference_model: .*base' has no embedding for '<new>', which 2 rows have; give a reference that was trained"
+    with pytest.raises(UserError, match=message) if "new" in answer else nullcontext():
+        check_embeddings(cfg, prepare_here(cfg))
+
+
+def test_a_reference_is_held_to_its_own_positions_and_embeddings(tmp_path: Path) -> None:
+    """Also where answers are generated, which may have any token."""
+    tokenizer = tiny_tokenizer()
+    small = tiny_model(tokenizer, vocab_size=len(tokenizer) + 1)
+    for name, model in (("base", small), ("short", tiny_gpt2(tokenizer, n_positions=16)), ("known", tiny_model(tokenizer))):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    data = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a" * 12, "chosen": "b" * 8, "rejected": "c"}] * 2)
+    places = {"dataset_prepared_path": str(tmp_path / "prepared"), "output_dir": str(tmp_path / "run")}
+    keys = {"base_model": str(tmp_path / "base"), "datasets": [{"path": str(data)}], **places}
+    cfg = parse_config({**keys, "reference_model": str(tmp_path / "short")})
+    with pytest.raises(UserError, match=r"row 1 of .* has \d+ tokens, and '.*short' has learned positions for 16"):
+        check_positions(cfg, prepare_here(cfg))
+    rewards = {"trl": {"reward_funcs": ["tests.reward_functions.short"], "beta": 0.1}}
+    grpo = {**keys, "rl": "grpo", **rewards, "reference_model": str(tmp_path / "known")}
+    same = {**grpo, "base_model": str(tmp_path / "known")}
+    check_embeddings(cfg := parse_config(same), prepare_here(cfg))
+    for larger in ({**same, "tokens": ["<new>"]}, grpo):  # a policy's embeddings are padded in many models
+        cfg = parse_config(larger)
+        with pytest.raises(
+            UserError, match=r"reference_model: .*known' has embeddings for 259 tokens, and answers may have any of 260"
+        ):
+            check_embeddings(cfg, prepare_here(cfg))
+    cfg = parse_config({**grpo, "reference_model": str(tmp_path / "short"), "sequence_len": 32})
+    with pytest.raises(
+        UserError, match=r"has learned positions for 16; generate shorter answers \(trl.max_completion_length\)"
+    ):
+        check_positions(cfg, prepare_here(cfg))

@@ -16,8 +16,8 @@ from pipeline import TrainResult, write_report
 from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.report.run import run_page
-from pipeline.report.story import Story
-from pipeline.training.folder import RunFolder
+from pipeline.report.timeline import RunTimeline
+from pipeline.runs.folder import RunFolder
 from tests.browser import faint, needs_chromium, open_page, undrawn
 
 runner = CliRunner()
@@ -272,7 +272,7 @@ def test_the_story_of_a_run_that_was_hit() -> None:
         training(1010.0, 8, {"a": [0]}, repeated=None),
         {"event": "ended", "time": 1020.0, "step": 9, "how": "stopped", "why": "stopped by SIGTERM"},
     ]
-    story = Story({"status": "started", "events": events}, [{"step": 8, "time": 100.0}, {"step": 9, "time": 1015.0}])
+    story = RunTimeline({"status": "started", "events": events}, [{"step": 8, "time": 100.0}, {"step": 9, "time": 1015.0}])
     assert (story.status, story.restarts, story.marks, story.seconds) == ("stopped", 1, [4, 8], 100.0 + 20.0)
     table = story.section().table
     assert table is not None
@@ -290,7 +290,7 @@ def test_the_story_of_a_run_that_was_hit() -> None:
 
 
 def test_a_run_whose_end_nobody_has_recorded() -> None:
-    story = Story({"status": "started", "events": [{**BEGAN, "time": 5.0}]}, [{"step": 1, "time": 30.0}])
+    story = RunTimeline({"status": "started", "events": [{**BEGAN, "time": 5.0}]}, [{"step": 1, "time": 30.0}])
     assert (story.status, story.seconds) == ("not finished", 25.0)
     assert "it goes on, or its driver was killed" in story.section().words
 

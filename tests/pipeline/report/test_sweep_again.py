@@ -14,10 +14,10 @@ from pipeline.config import parse_config
 from pipeline.errors import UserError
 from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.records import TrialRecord
-from pipeline.tuning.sharing import Shared
+from pipeline.tuning.shared_stages import SharedStages
 
 METRIC = "eval_rewards/accuracies"
-SHARED = Shared(evaluations=2, stores=1, rows=40, prepare_seconds=1.0, score_seconds=2.0, forwards=8, scored=True)
+SHARED = SharedStages(evaluations=2, stores=1, rows=40, prepare_seconds=1.0, score_seconds=2.0, forwards=8, scored=True)
 
 
 @pytest.fixture

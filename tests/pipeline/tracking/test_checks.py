@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,18 +17,17 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.config import parse_config
-from pipeline.display import SilentDisplay
 from pipeline.errors import ConfigError, RunFailed, RunStopped, UserError
-from pipeline.tracking import line as lines
-from pipeline.tracking.line import Line
-from pipeline.tracking.of_sweep import SweepTracking
-from pipeline.tracking.run import Membership, flat, name_of
-from pipeline.tracking.tracking import Tracking, check_trackers, tracker_variables
-from pipeline.training.continuation import changed_settings
-from pipeline.training.folder import RunFolder
-from pipeline.tuning.folder import SweepFolder
-from strategies.trackers import used_trackers, without_trackers
-from tests.trackers import offline_runs, unused_port
+from pipeline.io.storage import Folder
+from pipeline.runs.resume import changed_settings
+from pipeline.tracking import dispatcher
+from pipeline.tracking.dispatcher import TRACKERS, TrackerThread, Tracking, check_trackers, tracker_variables
+from pipeline.tracking.tracker import TrialInfo, flatten, name_of
+from pipeline.tuning.folder import earlier_tracker_runs
+from pipeline.ui.display import SilentDisplay
+from strategies.config.trackers import used_trackers, without_trackers
+from tests.ports import unused_port
+from tests.trackers import offline_runs
 
 
 def config(**keys: Any) -> Any:
@@ -58,6 +59,20 @@ def test_a_project_or_an_experiment_asks_for_its_tracker(keys: dict[str, Any], n
     assert used_trackers(without_trackers(config(**keys))) == []
 
 
+def test_each_tracker_has_a_file_and_a_key() -> None:
+    folder = Path(dispatcher.__file__).parent
+    assert {file.stem for file in folder.glob("*.py")} == {"__init__", "dispatcher", "tracker", *TRACKERS}
+    assert [name for name in TRACKERS if TRACKERS[name].__module__ != f"pipeline.tracking.{name}"] == []
+    used = used_trackers(config(**{f"use_{name}": True for name in TRACKERS}))
+    assert used == [*TRACKERS]
+
+
+def test_trackers_are_imported_without_their_packages() -> None:
+    packages = {tracker.package for tracker in TRACKERS.values()}
+    code = f"import sys, pipeline.tracking.dispatcher; print(sorted({packages!r} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -78,7 +93,7 @@ def test_keys_that_do_nothing_are_refused(keys: dict[str, Any], message: str) ->
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.tracking.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("pipeline.tracking.dispatcher.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"use_mlflow: mlflow is not installed; pip install 'prefray\[trackers\]'"):
         check_trackers(config(use_mlflow=True))
 
@@ -105,7 +120,7 @@ def test_an_mlflow_server_that_does_not_answer(mute: str, monkeypatch: pytest.Mo
 
 
 def test_a_job_wants_a_place_for_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.tracking.tracking.is_in_job_package", lambda: True)
+    monkeypatch.setattr("pipeline.tracking.mlflow.is_in_job_package", lambda: True)
     with pytest.raises(UserError, match="mlflow_tracking_uri: a job's own folder is deleted after it"):
         check_trackers(config(use_mlflow=True))
 
@@ -162,13 +177,14 @@ class Broken:
 def test_a_tracker_that_fails_is_tried_again(
     failures: int, taken: list[Any], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "PAUSE_S", 0.01)
+    monkeypatch.setattr(dispatcher, "PAUSE_S", 0.01)
     tracker: Any = Broken(failures)
-    line = Line(tracker)
+    notes: list[str] = []
+    thread = TrackerThread(tracker, notes.append)
     for number in (1, 2):
-        line.tell(lambda number=number: tracker.log([number]))
-    line.close(tracker.end, within_s=60)
-    first, *others = line.notes()
+        thread.submit(lambda number=number: tracker.log([number]))
+    thread.close(tracker.end, within_s=60)
+    first, *others = notes
     assert tracker.taken == taken
     assert first == "Broken has failed, training goes on: RuntimeError: https://***@host is away"
     assert len(others) == len(words) and all(word in note for word, note in zip(words, others, strict=True))
@@ -176,15 +192,16 @@ def test_a_tracker_that_fails_is_tried_again(
 
 def test_a_tracker_that_hangs_is_left() -> None:
     tracker: Any = Broken(0)
-    line, over = Line(tracker), threading.Event()
-    line.tell(over.wait)
-    line.close(tracker.end, within_s=0.1)
-    assert line.notes() == ["Broken hasn't taken everything within 0 s; the rest is left out"]
+    notes: list[str] = []
+    thread, over = TrackerThread(tracker, notes.append), threading.Event()
+    thread.submit(lambda: over.wait() and None)
+    thread.close(tracker.end, within_s=0.1)
+    assert notes == ["Broken hasn't taken everything within 0 s; the rest is left out"]
     over.set()
 
 
 def test_names() -> None:
-    assert flat({"a": {"b": 1}, "c": [{"d": 2}, {"e": 3}], "f": [1, 2]}) == {"a.b": 1, "c.0.d": 2, "c.1.e": 3, "f": [1, 2]}
+    assert flatten({"a": {"b": 1}, "c": [{"d": 2}, {"e": 3}], "f": [1, 2]}) == {"a.b": 1, "c.0.d": 2, "c.1.e": 3, "f": [1, 2]}
     assert name_of("s3://bucket/my-run?region=x") == name_of(Path("/runs/my-run")) == "my-run"
 
 
@@ -205,21 +222,49 @@ def away(tmp_path: Path) -> Any:
 
 
 def test_a_run_that_a_tracker_does_not_begin(away: Any) -> None:
-    folder = RunFolder(Path(away.output_dir))
+    folder = Folder(Path(away.output_dir))
     with (
         pytest.raises(UserError, match="use_mlflow: MLflow can't begin the run: .*Connection refused"),
         Tracking(away, folder, resume=False).running(Notes()),
     ):
         raise AssertionError("has begun")
     display = Notes()
-    with Tracking(away, folder, resume=True, member=Membership("sweep", "003", {})).running(display):
+    with Tracking(away, folder, resume=True, trial=TrialInfo("sweep", "003", {})).running(display):
         assert display.notes == []  # trials say what is wrong when their display listens
     assert "MLflow can't begin the run: " in display.notes[0]
 
 
 def test_a_sweep_that_mlflow_does_not_begin(away: Any) -> None:
-    with pytest.raises(UserError, match="use_mlflow: MLflow can't begin the sweep's run: .*Connection refused"):
-        SweepTracking(away, SweepFolder(Path(away.output_dir)), Notes())
+    with (
+        pytest.raises(UserError, match="use_mlflow: MLflow can't begin the sweep's run: .*Connection refused"),
+        Tracking(away, Folder(Path(away.output_dir)), resume=False, is_sweep=True).running(Notes()),
+    ):
+        raise AssertionError("has begun")
+
+
+@pytest.mark.processes
+def test_a_sweep_is_one_run_of_mlflow_that_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the trackers, a sweep is a run in those alone that nest its trials."""
+    monkeypatch.chdir(tmp_path)  # where MLflow puts files without a server
+    folder, store = Folder(tmp_path), f"sqlite:///{tmp_path}/mlflow.db"
+    cfg = config(use_mlflow=True, mlflow_tracking_uri=store, use_tensorboard=True, output_dir=str(tmp_path))
+    first, display = Tracking(cfg, folder, resume=False, is_sweep=True), Notes()
+    with suppress(RunStopped), first.running(display):
+        raise RunStopped("SIGTERM")
+    assert [*first.ids] == ["mlflow"] and display.notes == [f"MLflow: {store}"]
+    assert MlflowClient(store).get_run(first.ids["mlflow"]).info.status == "KILLED"
+    second = Tracking(cfg, folder, resume=True, is_sweep=True)
+    with second.running(display):
+        (tmp_path / "best.yaml").write_text("learning_rate: 1")
+        second.add_result({"eval_loss": 0.5}, ["best.yaml", "missing.html"])
+    assert second.ids == first.ids
+    (tmp_path / "trackers.json").unlink()  # an earlier version wrote it to the sweep's own file
+    third = Tracking(cfg, folder, resume=True, is_sweep=True, saved=earlier_tracker_runs({"mlflow": first.ids["mlflow"]}))
+    with third.running(display):
+        assert third.ids == first.ids
+    found = MlflowClient(store).get_run(first.ids["mlflow"])
+    assert [file.path for file in MlflowClient(store).list_artifacts(found.info.run_id)] == ["best.yaml"]
+    assert (found.info.status, found.info.run_name, found.data.metrics) == ("FINISHED", tmp_path.name, {"best/eval_loss": 0.5})
 
 
 @pytest.mark.processes
@@ -228,7 +273,7 @@ def test_files_of_trackers_reach_a_uri(s3: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("WANDB_DIR", raising=False)
     where = s3.uri("runs/mine")
     cfg = config(use_tensorboard=True, wandb_project="p", wandb_mode="offline", output_dir=where)
-    tracking = Tracking(cfg, RunFolder(where), resume=False)
+    tracking = Tracking(cfg, Folder(where), resume=False)
     with tracking.running(Notes()):
         tracking.log([{"step": 1, "loss": 0.5, "time": time.time()}])
     names = [name.removeprefix("runs/mine/") for name in s3.objects()]
@@ -245,7 +290,7 @@ def test_how_a_run_has_ended_is_told(error: Exception, status: str, exit_code: i
     where, store = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
     where.mkdir()
     cfg = config(use_mlflow=True, mlflow_tracking_uri=store, use_wandb=True, wandb_mode="offline", output_dir=str(where))
-    tracking = Tracking(cfg, RunFolder(where), resume=False)
+    tracking = Tracking(cfg, Folder(where), resume=False)
     with suppress(RunStopped, RunFailed), tracking.running(Notes()):
         tracking.log([{"step": 1, "loss": 0.5}])
         raise error

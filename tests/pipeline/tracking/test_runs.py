@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 
 from benchmarks.chaos import training_workers
 from pipeline import TrainResult, train
-from pipeline.display import SilentDisplay
-from pipeline.training.folder import RunFolder
+from pipeline.runs.folder import RunFolder
+from pipeline.ui.display import SilentDisplay
 from tests.trackers import offline_runs, scalars, trackio_runs
 from tests.waiting import wait_for
 

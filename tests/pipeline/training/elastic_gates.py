@@ -27,7 +27,7 @@ class Gates(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if gate := GATES.get(state.global_step):
-            (self.folder / f"{gate}.awaited").touch()
+            (self.folder / f"{gate}.awaited.{args.process_index}").touch()
             wait_for((self.folder / gate).exists)
 
 

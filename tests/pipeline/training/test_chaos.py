@@ -16,4 +16,6 @@ def test_killed_at_random(tmp_path: Path) -> None:
     assert len(outcome.kills) == 2
     assert outcome.same_weights
     assert outcome.ledger == ""
-    assert all(kill.repeated is not None and kill.repeated <= options.save_steps for kill in outcome.kills)
+    # While a checkpoint is being stored, the one before it is the last.
+    repeated = [kill.repeated for kill in outcome.kills]
+    assert all(steps is not None and steps < 2 * options.save_steps for steps in repeated), repeated

@@ -1,19 +1,18 @@
-"""Checkpoints in a run's storage: complete, half stored, damaged, or not recorded yet."""
+"""Checkpoints in a run's storage: complete, half stored, damaged, or too many."""
 
 from __future__ import annotations
 
 import errno
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyarrow.fs import LocalFileSystem
 
-from pipeline import patience
-from pipeline.training import checkpoints
-from pipeline.training.checkpoints import RAY_STATE, clean, complete, free_name, recorded, repair, stage, step_of, store
-from strategies.checkpoints.manifest import find_damage, write_manifest
+from pipeline.io import retry as patience
+from pipeline.runs import checkpoints
+from pipeline.runs.checkpoints import clean, complete, free_name, rotate, stage, step_of, store
+from strategies.checkpoints.manifest import verify, write_manifest
 
 LOCAL = LocalFileSystem()
 
@@ -32,11 +31,8 @@ def write_whole(folder: Path, world_size: int = 2) -> None:
         write_part(folder, rank, world_size)
 
 
-def record(run: Path, *names: str) -> None:
-    """Write Ray's list of checkpoints."""
-    entries = [{"checkpoint_dir_name": name, "metrics": {}} for name in names]
-    state = {"checkpoint_results": entries, "checkpoint_report_indices": list(range(len(names)))}
-    (run / RAY_STATE).write_text(json.dumps({**state, "latest_checkpoint_result": entries[-1]}))
+def folders(run: Path) -> list[str]:
+    return sorted(path.name for path in run.iterdir())
 
 
 def test_ranks_store_their_parts_and_the_last_one_completes_it(tmp_path: Path) -> None:
@@ -46,7 +42,7 @@ def test_ranks_store_their_parts_and_the_last_one_completes_it(tmp_path: Path) -
         staged = stage(tmp_path / "local", rank, tmp_path / f"storing-{rank}")
         store(staged, LOCAL, str(tmp_path / "run" / "checkpoint-000004"))
     assert complete(LOCAL, str(tmp_path / "run")) == ["checkpoint-000004"]
-    assert find_damage(tmp_path / "run" / "checkpoint-000004") is None
+    assert verify(tmp_path / "run" / "checkpoint-000004") is None
 
 
 def test_the_manifest_is_stored_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,11 +92,10 @@ def test_what_is_half_stored_is_removed_and_what_is_complete_stays(tmp_path: Pat
     write_whole(tmp_path / "checkpoint-000004")
     write_whole(tmp_path / "checkpoint-000008")
     write_part(tmp_path / "checkpoint-000012", 1)
-    record(tmp_path, "checkpoint-000004")
-    clean(LOCAL, str(tmp_path))
+    assert clean(LOCAL, str(tmp_path)) == ["checkpoint-000012"]
     assert complete(LOCAL, str(tmp_path)) == ["checkpoint-000008", "checkpoint-000004"]
-    assert recorded(LOCAL, str(tmp_path)) == ["checkpoint-000004"]
-    assert not (tmp_path / "checkpoint-000012").exists()
+    assert folders(tmp_path) == ["checkpoint-000004", "checkpoint-000008"]
+    assert clean(LOCAL, str(tmp_path)) == []
 
 
 def test_a_name_that_is_taken_is_not_used_again(tmp_path: Path) -> None:
@@ -111,26 +106,44 @@ def test_a_name_that_is_taken_is_not_used_again(tmp_path: Path) -> None:
     assert free_name(LOCAL, str(tmp_path), 4) == "checkpoint-000004.3"
 
 
-def test_ray_is_not_left_with_checkpoints_that_are_gone(tmp_path: Path) -> None:
-    write_whole(tmp_path / "checkpoint-000004")
-    write_part(tmp_path / "checkpoint-000008", 0)
-    record(tmp_path, "checkpoint-000004", "checkpoint-000008", "checkpoint-000012")
-    assert repair(LOCAL, str(tmp_path)) == ["checkpoint-000008", "checkpoint-000012"]
-    assert recorded(LOCAL, str(tmp_path)) == ["checkpoint-000004"]
-    state = json.loads((tmp_path / RAY_STATE).read_text())
-    assert state["latest_checkpoint_result"]["checkpoint_dir_name"] == "checkpoint-000004"
-    assert not (tmp_path / "checkpoint-000008").exists()
-    assert repair(LOCAL, str(tmp_path)) == []
+ROTATIONS: dict[str, tuple[list[str], str, int, int | None, list[str]]] = {
+    "the oldest": (["04", "08", "12", "16"], "16", 2, None, ["12", "16"]),
+    "none yet": (["04", "08"], "08", 4, 4, ["04", "08"]),
+    "not the best": (["04", "08", "12", "16"], "16", 3, 4, ["04", "12", "16"]),
+    "latest and best alone": (["04", "08", "12", "16"], "16", 1, 8, ["08", "16"]),
+    "the best is the latest": (["04", "08", "12", "16"], "16", 2, 16, ["12", "16"]),
+    "a best that isn't there": (["04", "08", "12"], "12", 2, 6, ["08", "12"]),
+    "a damaged one of a later step": (["04", "08", "16", "10"], "10", 2, None, ["08", "10"]),
+    "a damaged one that was stored again": (["04", "08", "12", "12.2"], "12.2", 2, None, ["08", "12.2"]),
+    "damaged ones, while there is room": (["04", "08", "12", "12.2"], "12.2", 4, None, ["04", "08", "12", "12.2"]),
+    "none while the newest is incomplete": (["04", "08"], "20", 1, None, ["04", "08"]),
+    "the best, stored again": (["04", "04.2", "08", "12"], "12", 2, 4, ["04.2", "12"]),
+}
+"""What is deleted: checkpoints, the newest, how many to keep, the best one's step, and what is left."""
 
 
-@pytest.mark.parametrize("content", ["", '{"checkpoint_results": [{"checkp'])
-def test_what_ray_was_writing_when_it_was_killed_is_no_obstacle(tmp_path: Path, content: str) -> None:
-    write_whole(tmp_path / "checkpoint-000004")
-    (tmp_path / RAY_STATE).write_text(content)
-    assert recorded(LOCAL, str(tmp_path)) == []
-    assert repair(LOCAL, str(tmp_path)) == []
-    assert not (tmp_path / RAY_STATE).exists()
-    assert complete(LOCAL, str(tmp_path)) == ["checkpoint-000004"]
+@pytest.mark.parametrize("what", list(ROTATIONS))
+def test_checkpoints_beyond_the_limit_are_deleted(tmp_path: Path, what: str) -> None:
+    names, newest, limit, best, left = ROTATIONS[what]
+    for name in names:
+        write_whole(tmp_path / f"checkpoint-0000{name}")
+    write_part(tmp_path / "checkpoint-000020", 1)  # is being stored
+    rotate(LOCAL, str(tmp_path), f"checkpoint-0000{newest}", limit, best)
+    assert folders(tmp_path) == sorted(f"checkpoint-0000{name}" for name in [*left, "20"])
+
+
+def test_what_is_half_deleted_is_not_taken_for_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And doesn't end the run: storage may be away."""
+
+    class Away(LocalFileSystem):
+        def delete_dir(self, path: str) -> None:
+            raise OSError(errno.EIO, "gone")
+
+    for step in (4, 8):
+        write_whole(tmp_path / f"checkpoint-00000{step}")
+    rotate(Away(), str(tmp_path), "checkpoint-000008", 1, None)
+    assert complete(LOCAL, str(tmp_path)) == ["checkpoint-000008"]
+    assert clean(LOCAL, str(tmp_path)) == ["checkpoint-000004"]
 
 
 def test_a_folder_of_another_name_is_none_of_ours(tmp_path: Path) -> None:

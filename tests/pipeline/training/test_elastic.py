@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import dump_config
-from pipeline.training.metrics import MetricsFile
+from pipeline.runs.metrics import MetricsFile
 
 ROOT = Path(__file__).parents[3]
 KEYS: dict[str, Any] = {
@@ -37,7 +37,7 @@ def test_a_node_is_lost_and_another_comes(recipe: Any, tmp_path: Path) -> None:
     module = "tests.pipeline.training.elastic_scenario"
     command = [sys.executable, "-m", module, str(tmp_path / "quiet.yaml"), str(tmp_path / "elastic.yaml")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     expected, records = (_losses(tmp_path / name) for name in ("quiet", "elastic"))
     assert [record["step"] for record in records] == [record["step"] for record in expected] == list(range(1, 61))
     losses = [record["loss"] for record in expected]

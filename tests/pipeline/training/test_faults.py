@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,11 @@ from pipeline import train
 from pipeline.config import RunConfig, dump_config
 from pipeline.errors import RunFailed, UserError
 from pipeline.report.run import run_page
-from pipeline.training.checkpoints import RAY_STATE
-from pipeline.training.driver import TrainResult
-from pipeline.training.folder import RunFolder
-from pipeline.training.metrics import MetricsFile
-from strategies.checkpoints.manifest import find_damage
+from pipeline.runs.folder import FORMER_RECORD, RunFolder
+from pipeline.runs.metrics import MetricsFile
+from pipeline.runs.result import TrainResult
+from pipeline.runs.scratch import scratch_of
+from strategies.checkpoints.manifest import verify
 from tests.pipeline.training.test_train import Recorder
 from tests.runs import LONG
 from tests.waiting import WAIT_S, wait_for
@@ -62,6 +65,11 @@ def page_of(folder: RunFolder) -> str:
     """The page that the run has left, without plotly."""
     html = Path(str(folder.path), "report.html").read_text(encoding="utf-8")
     return html[html.index("<body>") :]
+
+
+def scratch_is_gone(folder: RunFolder) -> bool:
+    state = folder.state() or {}
+    return not any(scratch_of(state[name] or "none").exists() for name in ("scratch", "former_scratch"))
 
 
 def same_weights(one: TrainResult, other: TrainResult) -> None:
@@ -101,6 +109,8 @@ def test_a_killed_worker_changes_nothing_but_the_time(recipe: Any, quiet: TrainR
     text = "\n".join(display.notes)
     assert re.search(r"worker \d on \S+ died at \d\d:\d\d:\d\d after step \d+: ", text), text
     assert re.search(r"restarting from the checkpoint of step \d+ \(restart 1 of 1\)", text), text
+    saved = [note for note in display.notes if note.startswith("saved ")]
+    assert saved == sorted(set(saved))
     found = re.search(r"continuing from the checkpoint of step (\d+)(?:: (\d+) steps? (?:is|are) repeated)?", text)
     assert found is not None, text
     assert int(found[2] or 0) <= 8
@@ -111,6 +121,7 @@ def test_a_killed_worker_changes_nothing_but_the_time(recipe: Any, quiet: TrainR
     nothing_is_repeated_or_left_out(killed)
     assert ledger_of(killed) == ledger_of(quiet)
     same_weights(killed, quiet)
+    assert scratch_is_gone(RunFolder(killed.run_dir))
 
 
 def test_a_worker_that_hangs_is_killed_and_the_run_goes_on(recipe: Any, quiet: TrainResult, tmp_path: Path) -> None:
@@ -138,6 +149,7 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_was(recipe: Any, quiet:
     assert "Traceback" not in errors
     step = int(found[1])
     assert folder.checkpoints()[-1] == step < 40
+    assert scratch_is_gone(folder)
     assert (folder.finished_steps(), folder.model.exists()) == (None, False)
     assert "<b>stopped</b>" in page_of(folder) and f"stopped: stopped by SIGTERM after step {step}" in page_of(folder)
     assert [record["step"] for record in MetricsFile(folder.ledger).read()] == list(range(1, step + 1))
@@ -153,21 +165,61 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_was(recipe: Any, quiet:
 
 
 def test_a_damaged_checkpoint_is_passed_over(recipe: Any, ray_session: Any, tmp_path: Path) -> None:
-    """The one before it is used; and what Ray was writing when it was killed is no obstacle."""
+    """The one before it is used, and the damaged one is the first to be deleted."""
     folder = RunFolder(tmp_path / "run")
     train(recipe(folder.path))
     (tmp_path / "run" / "checkpoint-000012" / "manifest-00001-of-00002.json").write_text("{}")
-    (tmp_path / "run" / RAY_STATE).write_text('{"checkpoint_res')
     display = Recorder()
-    train(recipe(folder.path, num_epochs=4), resume=True, display=display)
+    train(recipe(folder.path, num_epochs=4, save_total_limit=3), resume=True, display=display)
+    assert checkpoints_of(folder) == ["checkpoint-000008", "checkpoint-000012.2", "checkpoint-000016"]
     assert any(re.match(r"checkpoint-000012 is not used: .* doesn't say what a manifest says", note) for note in display.notes)
     assert any(note.startswith("continuing from the checkpoint of step 8") for note in display.notes)
     assert [record["step"] for record in MetricsFile(folder.ledger).read()] == list(range(1, 17))
 
 
+def checkpoints_of(folder: RunFolder) -> list[str]:
+    return sorted(path.name for path in Path(str(folder.path)).glob("checkpoint-*"))
+
+
+def record_of(*names: str) -> str:
+    """What Ray wrote of the checkpoints that were reported to it."""
+    results = [{"version": 0, "checkpoint_dir_name": name, "metrics": {"selected": 0}} for name in names]
+    nothing: dict[str, list[Any]] = {"pending_training_results": [], "pending_validation_specs": []}
+    nothing |= {f"{what}_checkpoint_dir_names": [] for what in ("validated", "timed_out_validation", "failed_validation")}
+    listed = {"checkpoint_results": results, "checkpoint_report_indices": list(range(len(names))), **nothing}
+    return json.dumps({**listed, "latest_checkpoint_result": results[-1], "current_report_index": len(names)})
+
+
+def test_ray_keeps_no_record_and_that_of_an_earlier_version_is_no_obstacle(
+    recipe: Any, ray_session: Any, tmp_path: Path
+) -> None:
+    """Ray would restore it, and refuse to start without the checkpoint that is gone; the run's folder has nothing of Ray's."""
+    folder = RunFolder(tmp_path / "run")
+    train(recipe(folder.path))
+    shutil.rmtree(tmp_path / "run" / "checkpoint-000008")
+    (tmp_path / "run" / FORMER_RECORD).write_text(record_of("checkpoint-000004", "checkpoint-000008", "checkpoint-000012"))
+    display = Recorder()
+    train(recipe(folder.path, num_epochs=5, save_total_limit=2), resume=True, display=display)
+    assert [note for note in display.notes if note.startswith(("continuing", "saved"))] == [
+        "continuing from the checkpoint of step 12",
+        "saved checkpoint-000016",
+        "saved checkpoint-000020",
+    ]
+    left = {path.name for path in (tmp_path / "run").iterdir()} - {".validate_storage_marker"}  # of every run of Ray
+    files = {"config.yaml", "metrics.jsonl", "ledger.jsonl", "run.json", "report.html", "model"}
+    assert left == files | {"checkpoint-000016", "checkpoint-000020"}
+
+
 def has_ended(process: psutil.Process) -> bool:
     """Also when nobody has asked for its exit status, as in a container without an init process."""
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def name_of(process: psutil.Process) -> str:
+    """Empty of a process that has ended meanwhile."""
+    with suppress(psutil.NoSuchProcess):
+        return process.name()
+    return ""
 
 
 @pytest.mark.driver
@@ -177,7 +229,7 @@ def test_a_killed_driver_is_started_again(recipe: Any, quiet: TrainResult, tmp_p
     folder, process = RunFolder(tmp_path / "run"), started(cfg, tmp_path)
     wait_for(lambda: 8 in folder.checkpoints() or process.poll() is not None)
     agents = ("ray::Dashboard", "ray::RuntimeEnv")  # Ray's own, which look for its head for a minute
-    left = [child for child in psutil.Process(process.pid).children(recursive=True) if not child.name().startswith(agents)]
+    left = [child for child in psutil.Process(process.pid).children(recursive=True) if not name_of(child).startswith(agents)]
     process.kill()
     process.communicate(timeout=WAIT_S)
     wait_for(lambda: all(map(has_ended, left)))
@@ -201,6 +253,7 @@ def test_a_second_sigterm_stops_at_once(recipe: Any, ray_session: Any, tmp_path:
     assert process.returncode == 143, errors
     assert "stopped by SIGTERM" in errors
     assert "Traceback" not in errors
+    assert scratch_is_gone(folder)
 
 
 def is_pending(pid: int, number: signal.Signals) -> bool:
@@ -219,6 +272,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_pairs(recipe: Any, ray_
     assert not any("restart" in note for note in display.notes)
     page = page_of(RunFolder(tmp_path / "run"))
     assert "<b>failed</b>" in page and "failed: step 2: the loss is not finite for rows" in page
+    assert scratch_is_gone(RunFolder(tmp_path / "run"))
 
 
 def started(cfg: RunConfig, folder: Path) -> subprocess.Popen[str]:
@@ -253,8 +307,9 @@ def test_a_full_disk_leaves_the_last_complete_checkpoint(recipe: Any, small_disk
     folder = RunFolder(small_disk / "run")
     assert folder.checkpoints()
     assert not list(folder.path.glob(".*.partial"))
-    assert find_damage(folder.path / f"checkpoint-{folder.checkpoints()[-1]:06d}") is None
+    assert verify(folder.path / f"checkpoint-{folder.checkpoints()[-1]:06d}") is None
     assert folder.finished_steps() is None
+    assert scratch_is_gone(folder)
 
 
 @pytest.mark.driver
@@ -271,6 +326,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_status_130(recipe: Any, ray_session: Any
     assert "Traceback" not in errors
     last = folder.checkpoints()[-1]
     assert "<b>interrupted</b>" in page_of(folder)
+    assert scratch_is_gone(folder)
     display = Recorder()
     result = train(
         recipe(folder.path, num_epochs=4, eval_steps=50, save_steps=5) if last < 16 else cfg, resume=True, display=display

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pyarrow import fs
 from rich.console import Console
 
-from cluster.preflight import WorkerPlan
+from cluster.placement import WorkerPlan
 from pipeline.config import RunConfig, parse_config
 from pipeline.errors import RunCancelled, RunFailed, RunStopped, UserError
-from pipeline.tables import print_result
-from pipeline.training.checkpoints import RAY_STATE
-from pipeline.training.driver import TrainResult
-from pipeline.training.folder import RunFolder
-from pipeline.training.history import History
-from pipeline.training.ledger import merge, planned_steps
-from pipeline.training.metrics import MetricsFile
-from strategies.batching import BatchPlan
+from pipeline.runs import fork
+from pipeline.runs.events import RunEvents
+from pipeline.runs.folder import FORMER_RECORD, RunFolder
+from pipeline.runs.fork import fork_from_checkpoint
+from pipeline.runs.metrics import MetricsFile
+from pipeline.runs.result import TrainResult
+from pipeline.training.events import merge_ledgers
+from pipeline.training.row_ledger import planned_steps
+from strategies.batch.plan import BatchPlan
 from strategies.checkpoints.manifest import write_manifest
 
 
@@ -34,12 +38,9 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def stop_after(folder: RunFolder, *steps: int) -> None:
     """Leave what a run leaves that stopped after checkpoints at `steps`."""
-    names = [f"checkpoint-{step:06d}" for step in steps]
-    for name in names:
-        (folder.path / name).mkdir()
-        write_manifest(folder.path / name, 0, 1, {})
-    state = {"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]}
-    (folder.path / RAY_STATE).write_text(json.dumps(state))
+    for step in steps:
+        (folder.path / f"checkpoint-{step:06d}").mkdir()
+        write_manifest(folder.path / f"checkpoint-{step:06d}", 0, 1, {})
 
 
 def test_a_new_run_writes_its_config(folder: RunFolder) -> None:
@@ -168,15 +169,15 @@ def test_what_happens_is_kept_when_a_run_goes_on(folder: RunFolder) -> None:
     """An event that can't be written comes with the next one, and secrets stay out."""
     folder.open(config(), resume=False)
     folder.start("data", 12)
-    history = History(folder)
-    history.begin(WorkerPlan(2, False, {"CPU": 1.0}), None)
+    events = RunEvents(folder)
+    events.started(WorkerPlan(2, False, {"CPU": 1.0}), None)
     folder.path.rename(folder.path.with_name("away"))
     died = {"rank": 0, "node": None, "what": "died", "why": "s3://me:secret@bucket"}
-    history.add("failure", step=3, workers=[died], restart=1)
+    events.add("failure", step=3, workers=[died], restart=1)
     folder.path.with_name("away").rename(folder.path)
     stop_after(folder, 5)
-    history.step = 6
-    with pytest.raises(RunStopped), history:
+    events.step = 6
+    with pytest.raises(RunStopped), events:
         raise RunStopped("stopped by SIGTERM")
     folder.start("data", 24)
     state = folder.state() or {}
@@ -193,7 +194,7 @@ ENDS = {UserError: "failed", RunFailed: "failed", RunCancelled: "stopped", Keybo
 def test_how_a_run_ended(folder: RunFolder, error: type[BaseException]) -> None:
     folder.open(config(), resume=False)
     folder.start("data", 12)
-    with pytest.raises(error), History(folder):
+    with pytest.raises(error), RunEvents(folder):
         raise error
     assert (folder.state() or {})["events"][-1]["how"] == ENDS[error]
 
@@ -222,7 +223,7 @@ def test_a_checkpoints_history_fills_what_a_lost_driver_has_not_written(tmp_path
 def test_the_ledger_has_the_rows_of_all_ranks(tmp_path: Path) -> None:
     first = [{"step": 1, "row_ids": [4, 9]}, {"step": 2, "row_ids": [10], "skipped": True}]
     second = [{"step": 1, "row_ids": [7]}, {"step": 2, "row_ids": [], "skipped": True}]
-    merged = merge([first, second])
+    merged = merge_ledgers([first, second])
     assert merged == [{"step": 1, "row_ids": [4, 7, 9]}, {"step": 2, "row_ids": [10], "skipped": True}]
     ledger = MetricsFile(tmp_path / "ledger.jsonl")
     ledger.append(merged)
@@ -267,5 +268,71 @@ def test_numbers_that_arent_finite_are_null_in_json_and_nan_on_the_terminal(tmp_
     file.append([{"step": 1, "loss": float("nan"), "rewards/margins": float("inf")}])
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": None, "rewards/margins": None}
     console = Console(file=io.StringIO(), width=100)
-    print_result(TrainResult(tmp_path, 1), console)
+    console.print(TrainResult(tmp_path, 1))
     assert console.file.getvalue().count("nan") == 4
+
+
+def test_a_run_that_stopped_early_has_finished(folder: RunFolder) -> None:
+    folder.open(config(), resume=False)
+    folder.start("data", 12)
+    folder.model.mkdir()
+    folder.finish(5, None, ended_early=True)
+    assert folder.finished_steps() == folder.finished_steps(of=12) == 5
+    assert folder.finished_steps(of=24) is None  # more than it was to have
+    folder.finish(5, None)
+    assert folder.finished_steps(of=12) is None
+
+
+def test_what_a_run_without_its_model_has_left_is_kept(folder: RunFolder) -> None:
+    folder.open(config(), resume=False)
+    folder.start("data", 12)
+    folder.finish(12, None)
+    for resume in (False, True):
+        with pytest.raises(
+            UserError, match="what a run of 12 steps has left, and its model/ isn't there any more; put it back"
+        ):
+            folder.open(config(), resume)
+
+
+@pytest.mark.parametrize("steps", [(), (5, 10)])
+def test_rays_record_of_an_earlier_version_is_deleted(folder: RunFolder, steps: tuple[int, ...]) -> None:
+    folder.open(config(), resume=False)
+    stop_after(folder, *steps)
+    folder.storage.write(FORMER_RECORD, "{}")
+    folder.open(config(), resume=True)
+    assert folder.storage.read(FORMER_RECORD) is None
+    assert folder.checkpoints() == list(steps)
+
+
+def test_a_folder_that_is_being_cleared_is_a_run_at_every_moment(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in between would leave other files without `run.json`, which are refused as another's."""
+    folder.open(config(), resume=False)
+    folder.metrics.write_text("{}")
+    delete, seen = folder.storage.delete, []
+
+    def watched(name: str) -> None:
+        seen.append(folder.state())
+        delete(name)
+
+    monkeypatch.setattr(folder.storage, "delete", watched)
+    folder.open(config(), resume=False)
+    assert seen and all(state is not None and state["status"] == "opened" for state in seen)
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_copied_is_no_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one is copied."""
+    origin, target = RunFolder(tmp_path / "origin"), RunFolder(tmp_path / "target")
+    origin.storage.create()
+    stop_after(origin, 4, 8)
+    copy, copied = fs.copy_files, []
+
+    def racing(source: str, *args: Any, **options: Any) -> None:
+        if not copied:
+            shutil.rmtree(source)
+            Path(source).mkdir()
+        copied.append(source)
+        copy(source, *args, **options)
+
+    monkeypatch.setattr(fork.fs, "copy_files", racing)
+    assert fork_from_checkpoint(origin, 8, target, config()) == 4
+    assert [Path(path).name for path in copied] == ["checkpoint-000008", "checkpoint-000004"]

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from pipeline import train
-from strategies.checkpoints.manifest import find_damage, read_manifests
+from strategies.checkpoints.manifest import read_manifests, verify
 from tests.recipes import Recipe
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -35,7 +35,7 @@ def test_sharded_workers_give_the_run_of_ddp(recipe: Recipe, tmp_path: Path, nam
         folder = tmp_path / "run" / f"checkpoint-{step:06d}"
         files = [f"{kind}-{rank:05d}-of-00002" for kind in ("manifest", "state") for rank in (0, 1)]
         assert sorted(path.stem for path in folder.glob("*-of-*")) == files
-        assert find_damage(folder) is None
+        assert verify(folder) is None
         assert all(manifest["pieces"] for manifest in read_manifests(folder))
     if form:
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), str(result.model_dir))

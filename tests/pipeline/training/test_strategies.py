@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import TrainResult, train
-from strategies.registry import STRATEGIES, get_strategy
+from strategies.methods.registry import STRATEGIES, get_strategy
 from tests.recipes import Recipe
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import TrainResult, train
-from pipeline.display import SilentDisplay
 from pipeline.errors import UserError
+from pipeline.ui.display import SilentDisplay
+from tests.actors import actors
 from tests.recipes import Recipe
 from tests.runs import LONG, full_recipe
 
@@ -29,11 +31,14 @@ class Recorder(SilentDisplay):
         self.stages: list[str] = []
         self.notes: list[str] = []
         self.records: list[dict[str, Any]] = []
+        self.actors: Counter[str] = Counter()
+        """When the first record came."""
 
     def stage(self, name: str, total: int | None = None) -> None:
         self.stages.append(name)
 
     def record(self, record: dict[str, Any]) -> None:
+        self.actors = self.actors or actors()
         self.records.append(record)
 
     def note(self, text: str) -> None:
@@ -107,6 +112,11 @@ def test_what_is_shown(alone: TrainResult, shown: Recorder) -> None:
         f"saved checkpoint-0000{n}" for n in ("08", "16", "24", "32", "40")
     ]
     assert all(record["tokens_per_second"] > 0 for record in shown.records if "loss" in record)
+
+
+def test_a_run_has_no_actors_but_those_that_ray_train_starts(alone: TrainResult, shown: Recorder) -> None:
+    """Its events come to the driver without another process."""
+    assert shown.actors == {"TrainController": 1, "RayTrainWorker": 1, "SynchronizationActor": 1}
 
 
 def test_the_model_loads_and_generates(run: TrainResult) -> None:

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.training import watching
-from pipeline.training.pulse import Sign
-from pipeline.training.watching import Watch
+from pipeline.training import hang_detection as watching
+from pipeline.training.hang_detection import HangDetector
+from pipeline.training.heartbeat import Heartbeat
 
 
 class Answer:
     """An actor that gives the same sign whenever it is asked, or none."""
 
-    def __init__(self, sign: Sign | None) -> None:
+    def __init__(self, sign: Heartbeat | None) -> None:
         self.sign, self.killed = sign, False
 
     @property
@@ -36,16 +36,16 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Any:
     return ray
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, *signs: Sign | None) -> tuple[list[Answer], list[str]]:
+def watched(monkeypatch: pytest.MonkeyPatch, *signs: Heartbeat | None) -> tuple[list[Answer], list[str]]:
     """Workers that are as they are for 100 seconds, and what a watch with a limit of 60 says."""
-    actors, watch = [Answer(sign) for sign in signs], Watch(timeout_s=60)
+    actors, watch = [Answer(sign) for sign in signs], HangDetector(timeout_s=60)
     for rank, actor in enumerate(actors):
         watch.add(rank, actor, "node", pid=1)
     assert watch.check() == []
     watch._last_asked = 0.0
     assert watch.check() == []
-    later = time.time() + 100
-    monkeypatch.setattr(watching.time, "time", lambda: later)
+    later = time.monotonic() + 100
+    monkeypatch.setattr(watching.time, "monotonic", lambda: later)
     watch._last_asked = 0.0
     return actors, watch.check()
 
@@ -54,11 +54,11 @@ def watched(monkeypatch: pytest.MonkeyPatch, *signs: Sign | None) -> tuple[list[
 @pytest.mark.parametrize(
     ("signs", "blamed"),
     [
-        ([Sign(9, 3), None], [1]),
-        ([Sign(9, 3), Sign(8, 2)], [1]),
-        ([Sign(9, 3), Sign(9, 3)], [0, 1]),
-        ([Sign(5, 3, over=True), Sign(9, 3)], [1]),
-        ([Sign(9, 3, over=True), Sign(9, 3, over=True)], []),
+        ([Heartbeat(9, 3), None], [1]),
+        ([Heartbeat(9, 3), Heartbeat(8, 2)], [1]),
+        ([Heartbeat(9, 3), Heartbeat(9, 3)], [0, 1]),
+        ([Heartbeat(5, 3, over=True), Heartbeat(9, 3)], [1]),
+        ([Heartbeat(9, 3, over=True), Heartbeat(9, 3, over=True)], []),
     ],
 )
 def test_the_one_furthest_behind_is_killed(monkeypatch: pytest.MonkeyPatch, signs: list[Any], blamed: list[int]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import RunConfig, parse_config
 from pipeline.errors import UserError
-from pipeline.tuning.cadence import evaluations_of, with_cadence
+from pipeline.tuning.eval_schedule import evaluations_of, with_cadence
 
 
 def recipe(scheduler: str = "none", **keys: Any) -> RunConfig:

@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import parse_config
 from pipeline.config.tuning import Bounds
 from pipeline.errors import ConfigError
-from pipeline.tuning.objectives import Measure, Objective, measure_of
+from pipeline.tuning.objective import Objective, SweepObjective, resolve_objective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.space import check_trials, corners
 from pipeline.tuning.table import best_record, winners
@@ -18,10 +18,10 @@ BASE: dict[str, Any] = {"base_model": "m", "datasets": [{"path": "d.jsonl"}], "v
 RATE = {"learning_rate": {"uniform": [1e-6, 1e-5]}}
 
 
-def measure(space: dict[str, Any] | None = None, recipe: dict[str, Any] | None = None, **section: Any) -> Measure:
+def measure(space: dict[str, Any] | None = None, recipe: dict[str, Any] | None = None, **section: Any) -> SweepObjective:
     cfg = parse_config({**BASE, **(recipe or {}), "tune": {"space": space or RATE, **section}})
     assert cfg.tune is not None
-    return measure_of(cfg.tune, check_trials(cfg, corners(cfg.tune)))
+    return resolve_objective(cfg.tune, check_trials(cfg, corners(cfg.tune)))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def trial(number: int, status: str, **metrics: float) -> TrialRecord:
 
 
 def test_the_best_one_is_within_the_constraints_and_has_finished() -> None:
-    found = Measure((Objective("eval_a", "max"),), {"eval_kl": Bounds(min=-5, max=None)}, ("eval_a", "eval_kl"))
+    found = SweepObjective((Objective("eval_a", "max"),), {"eval_kl": Bounds(min=-5, max=None)}, ("eval_a", "eval_kl"))
     records = [
         trial(0, "finished", a=0.5, kl=-1),
         trial(1, "finished", a=0.9, kl=-6),
@@ -109,7 +109,7 @@ def test_the_best_one_is_within_the_constraints_and_has_finished() -> None:
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    found = Measure((Objective("eval_a", "max"), Objective("eval_b", "min")), {}, ("eval_a", "eval_b"))
+    found = SweepObjective((Objective("eval_a", "max"), Objective("eval_b", "min")), {}, ("eval_a", "eval_b"))
     points = [(0.5, 1.0), (0.7, 2.0), (0.6, 2.0), (0.9, 5.0), (0.9, 6.0), (0.5, 1.0)]
     records = [trial(number, "finished", a=a, b=b) for number, (a, b) in enumerate(points)]
     assert winners(records, found) == {0, 1, 3, 5}

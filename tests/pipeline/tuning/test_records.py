@@ -12,13 +12,13 @@ import pytest
 from pipeline.config import parse_config
 from pipeline.report.sweep import sweep_page
 from pipeline.tuning.folder import SweepFolder
-from pipeline.tuning.objectives import Measure, Objective
+from pipeline.tuning.objective import Objective, SweepObjective
 from pipeline.tuning.records import TrialRecord, dump, load, table_of
 from pipeline.tuning.result import SweepResult
-from pipeline.tuning.sharing import Saved, Shared
+from pipeline.tuning.shared_stages import SharedStages, SweepSavings
 
-MEASURE = Measure((Objective("eval_a", "max"),), {}, ("eval_a", "eval_kl"))
-SHARED = Shared(evaluations=4, stores=1, rows=40, prepare_seconds=1.0, score_seconds=2.0, forwards=8, scored=True)
+MEASURE = SweepObjective((Objective("eval_a", "max"),), {}, ("eval_a", "eval_kl"))
+SHARED = SharedStages(evaluations=4, stores=1, rows=40, prepare_seconds=1.0, score_seconds=2.0, forwards=8, scored=True)
 MIXED = [
     {"bf16": "auto", "weight_decay": 0.001, "rl": "dpo", "lora_target_modules": ["q_proj"]},
     {"bf16": False, "weight_decay": 0, "rl": "simpo", "lora_target_modules": None},
@@ -64,7 +64,7 @@ def test_a_page_of_values_of_several_kinds(tmp_path: Path) -> None:
 
 
 def test_what_sharing_has_saved() -> None:
-    saved = Saved.of(records(MIXED), SHARED)
+    saved = SweepSavings.of(records(MIXED), SHARED)
     assert (saved.trials, saved.tokens, saved.steps, saved.steps_left) == (4, 250, 32, 12)
     assert any("for each trial anew it would have taken 6.0 s more" in sentence for sentence in saved.sentences())
 

@@ -11,9 +11,9 @@ from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, MedianStoppin
 from pipeline.config import parse_config
 from pipeline.config.tuning import Bounds, TuneConfig
 from pipeline.tuning.importance import importances
-from pipeline.tuning.objectives import Measure, Objective
+from pipeline.tuning.objective import Objective, SweepObjective
 from pipeline.tuning.records import TrialRecord
-from pipeline.tuning.searching import DRAW, drawn_points, plan_search, trial_number
+from pipeline.tuning.search import SAMPLE, drawn_points, plan_search, trial_number
 
 SPACE: dict[str, Any] = {
     "learning_rate": {"loguniform": [1e-6, 1e-4]},
@@ -23,7 +23,7 @@ SPACE: dict[str, Any] = {
     "lora_r": {"randint": [4, 8]},
     "weight_decay": {"quniform": [0.0, 0.3, 0.1]},
 }
-MEASURE = Measure((Objective("eval_a", "max"),), {}, ("eval_a",))
+MEASURE = SweepObjective((Objective("eval_a", "max"),), {}, ("eval_a",))
 
 
 def section(**keys: Any) -> TuneConfig:
@@ -54,14 +54,14 @@ def test_random_draws_stand_beside_every_value_of_a_grid() -> None:
 def test_the_baseline_is_trial_0() -> None:
     points = drawn_points(section(num_samples=2), seed=0)
     plan = plan_search(section(num_samples=2), MEASURE, points, 4, seed=0)
-    draws = plan.space[DRAW]["grid_search"]
+    draws = plan.space[SAMPLE]["grid_search"]
     assert [(draw["number"], draw["values"]) for draw in draws] == list(enumerate([None, *(points or [])]))
     assert plan_search(section(num_samples=2, baseline=False), MEASURE, points, 4, seed=0).trials == 2
 
 
 def test_a_trial_that_takes_over_values_keeps_its_number() -> None:
-    assert trial_number("ab12c_00003", {DRAW: {"number": 1}}) == 3
-    assert trial_number("3f7a2b1c", {DRAW: {"number": 1}}) == 1
+    assert trial_number("ab12c_00003", {SAMPLE: {"number": 1}}) == 3
+    assert trial_number("3f7a2b1c", {SAMPLE: {"number": 1}}) == 1
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_optuna_learns_and_never_sees_the_baseline() -> None:
     search = plan.search
     seen = []
     for number in range(plan.trials):
-        draw = search.suggest(f"t{number}")[DRAW]
+        draw = search.suggest(f"t{number}")[SAMPLE]
         assert draw["number"] == number
         seen.append(draw["values"])
         score = 0.0 if draw["values"] is None else -abs(draw["values"]["learning_rate"] - 1e-5)
@@ -101,7 +101,7 @@ def test_optuna_learns_and_never_sees_the_baseline() -> None:
 
 def test_optuna_keeps_what_it_knows_when_the_driver_is_stored(tmp_path: Any) -> None:
     tune = section(search="optuna", num_samples=4, constraints={"eval_kl": {"min": -1}})
-    measure = Measure((Objective("eval_a", "max"),), {"eval_kl": Bounds(min=-1, max=None)}, ("eval_a", "eval_kl"))
+    measure = SweepObjective((Objective("eval_a", "max"),), {"eval_kl": Bounds(min=-1, max=None)}, ("eval_a", "eval_kl"))
     search = plan_search(tune, measure, None, 4, seed=0).search
     for number in range(3):
         search.suggest(f"t{number}")
@@ -110,7 +110,7 @@ def test_optuna_keeps_what_it_knows_when_the_driver_is_stored(tmp_path: Any) -> 
     other = plan_search(tune, measure, None, 4, seed=0).search
     other.restore(str(tmp_path / "state"))
     assert [trial.user_attrs["violation"] for trial in other._ot_study.trials] == [[2.0]] * 3
-    assert other.suggest("t3")[DRAW]["number"] == 3
+    assert other.suggest("t3")[SAMPLE]["number"] == 3
     pickle.dumps(other)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import RunConfig, parse_config
 from pipeline.errors import ConfigError
-from pipeline.tuning.space import check_trials, corners, draw, explore, grid, trial_recipe
+from pipeline.tuning.space import check_trials, corners, grid, perturb, sample, trial_recipe
 
 BASE: dict[str, Any] = {"base_model": "m", "datasets": [{"path": "d.jsonl"}], "val_set_size": 4, "output_dir": "sweep"}
 STRATEGIES = {
@@ -198,9 +198,9 @@ def test_explored_values_stay_in_the_space() -> None:
         }
     )
     assert cfg.tune is not None
-    chance = random.Random(0)
+    rng = random.Random(0)
     values = {"learning_rate": 1e-4, "weight_decay": 0.5, "seed": 3, "lr_scheduler": "cosine"}
-    seen = [explore(cfg.tune, values, chance) for _ in range(100)]
+    seen = [perturb(cfg.tune, values, rng) for _ in range(100)]
     assert all(1e-6 <= one["learning_rate"] <= 1e-4 and one["seed"] in (1, 2, 3) for one in seen)
     assert {one["weight_decay"] for one in seen} <= {0.1, 0.2, 0.3, 0.4, 0.5}
     assert {0.8e-4, 1e-4} <= {round(one["learning_rate"], 12) for one in seen}
@@ -210,8 +210,8 @@ def test_explored_values_stay_in_the_space() -> None:
 def test_draws_cover_a_distribution() -> None:
     cfg = sweep({"learning_rate": {"loguniform": [1e-6, 1e-2]}, "seed": {"randint": [0, 3]}})
     assert cfg.tune is not None
-    chance = random.Random(0)
-    rates = [draw(cfg.tune.space["learning_rate"][0], chance) for _ in range(400)]
+    rng = random.Random(0)
+    rates = [sample(cfg.tune.space["learning_rate"][0], rng) for _ in range(400)]
     assert all(1e-6 <= rate <= 1e-2 for rate in rates)
     assert 0.4 < sum(rate < 1e-4 for rate in rates) / 400 < 0.6
-    assert {draw(cfg.tune.space["seed"][0], chance) for _ in range(50)} == {0, 1, 2}
+    assert {sample(cfg.tune.space["seed"][0], rng) for _ in range(50)} == {0, 1, 2}

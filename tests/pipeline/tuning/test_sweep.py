@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 import pytest
 from ray.util import placement_group_table
 
 from benchmarks.common import SHAPE
 from pipeline import load_config, train, tune, write_report
 from pipeline.config import RunConfig, parse_config
-from pipeline.display import SilentDisplay
 from pipeline.errors import RunFailed, UserError
-from pipeline.training.metrics import MetricsFile
+from pipeline.runs.metrics import MetricsFile
 from pipeline.tuning.folder import SweepFolder, load_sweep
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.result import SweepResult
 from pipeline.tuning.sweep import _concurrency
+from pipeline.ui.display import SilentDisplay
+from tests.actors import actors
 from tests.browser import needs_chromium, open_page, undrawn
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-
-OF_TRIALS = (
-    "Mailbox",
-    "ResourceTrainable",
-    "TrialRun",
-    "TrainController",
-    "RayTrainWorker",
-    "SynchronizationActor",
-)
 
 
 class Shown(SilentDisplay):
@@ -46,9 +37,8 @@ class Shown(SilentDisplay):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.tables: list[Any] = []
-        self.processes: list[str] = []
-        """Of trials, when the first evaluation came."""
-
+        self.actors: Counter[str] = Counter()
+        """When the first evaluation came."""
         self.running: set[str] = set()
         self.most_at_once = 0
 
@@ -59,8 +49,8 @@ class Shown(SilentDisplay):
         elif " has finished " in text or " ended early " in text:
             self.running.discard(trial)
         self.most_at_once = max(self.most_at_once, len(self.running))
-        if "  step " in text and not self.processes:
-            self.processes = processes_of_trials()
+        if "  step " in text and not self.actors:
+            self.actors = actors()
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -78,29 +68,16 @@ def evaluations(result: SweepResult, record: TrialRecord) -> dict[int, float]:
     return {row["step"]: row["eval_loss"] for row in history(result, record) if "eval_loss" in row}
 
 
-def processes_of_trials() -> list[str]:
-    """Names of Ray's processes that belong to a trial."""
-    found = []
-    for process in psutil.Process(os.getpid()).children(recursive=True):
-        try:
-            name = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        if any(kind in name for kind in OF_TRIALS):
-            found.append(name)
-    return found
-
-
 def nothing_is_left(ray: Any) -> bool:
     groups = {group["state"] for group in placement_group_table().values()}
-    return groups <= {"REMOVED"} and not processes_of_trials() and ray.available_resources()["CPU"] == 2
+    return groups <= {"REMOVED"} and not actors() and ray.available_resources()["CPU"] == 2
 
 
 def assert_nothing_is_left(ray: Any) -> None:
     try:
         wait_for(lambda: nothing_is_left(ray))
     except AssertionError as error:
-        raise AssertionError((placement_group_table(), processes_of_trials(), ray.available_resources())) from error
+        raise AssertionError((placement_group_table(), actors(), ray.available_resources())) from error
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +144,13 @@ def test_no_more_trials_run_at_once_than_have_room(swept: SweepResult, shown: Sh
     assert shown.most_at_once == 2 < len(swept.records)
 
 
+def test_a_sweep_has_no_actors_but_trials_and_what_ray_train_starts(swept: SweepResult, shown: Shown) -> None:
+    """Their events come to the driver without another process."""
+    kinds = {kind.replace("ResourceTrainable", "TrialRun") for kind in shown.actors}  # as Tune wraps it
+    assert kinds == {"TrialRun", "TrainController", "RayTrainWorker", "SynchronizationActor"}
+    assert shown.actors.total() <= 4 * shown.most_at_once
+
+
 def test_every_trial_is_in_the_table(swept: SweepResult) -> None:
     table = swept.table
     assert table["trial"].tolist() == [0, 1, 2, 3, 4, 5]
@@ -179,8 +163,7 @@ def test_every_trial_is_in_the_table(swept: SweepResult) -> None:
 
 
 def test_trials_that_end_early_free_their_workers(swept: SweepResult, shown: Shown, ray_session: Any) -> None:
-    for kind in ("Mailbox", "ResourceTrainable", "TrainController", "RayTrainWorker"):
-        assert any(kind in name for name in shown.processes)  # so that what isn't left would be seen
+    assert shown.actors  # so that what isn't left would be seen
     early = [record for record in swept.records if record.status == "stopped"]
     assert early and all(record.step < record.total_steps for record in early)
     assert_nothing_is_left(ray_session)
@@ -308,7 +291,9 @@ def test_hyperband_lets_good_trials_go_on(recipe: Any, tmp_path: Path) -> None:
         "baseline": False,
         "metric": "eval_rewards/margins",
     }
-    result = tune(recipe(tmp_path / "sweep", section, evals_per_epoch=1))
+    # All at once: a trial that is alone in its bracket when it evaluates isn't compared with those that are still to come.
+    ray = {"num_workers": 1, "resources_per_worker": {"CPU": 0.5}}
+    result = tune(recipe(tmp_path / "sweep", section, evals_per_epoch=1, ray=ray))
     # Its first bracket holds two trials, which run to their ends; of the second one's two, one goes on.
     assert [record.status for record in result.records] == ["finished", "finished", "stopped", "finished"]
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from pipeline.config import RunConfig
-from pipeline.training.folder import RunFolder
+from pipeline.runs.folder import RunFolder
 from pipeline.tuning.folder import SweepFolder, recipe_text
 from tests.waiting import WAIT_S, wait_for
 
@@ -64,6 +65,15 @@ def stop(driver: subprocess.Popen[str], run: RunFolder, beyond: int, how: signal
     return said, run.last_checkpoint()
 
 
+def trials_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Processes of `TrialRun`, as Tune wraps it."""
+    found = []
+    for child in psutil.Process(driver.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [child] * ("ResourceTrainable" in " ".join(child.cmdline()))
+    return found
+
+
 def test_a_stopped_sweep_goes_on(start: Start, long: RunConfig, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     (tmp_path / "recipe.yaml").write_text(recipe_text(long))
@@ -77,8 +87,7 @@ def test_a_stopped_sweep_goes_on(start: Start, long: RunConfig, tmp_path: Path) 
 
     driver = start("--resume", str(sweep))
     wait_for(lambda: driver.poll() is not None or second.last_checkpoint() > first_stop)
-    children = psutil.Process(driver.pid).children(recursive=True)
-    (trial,) = [child for child in children if "ResourceTrainable" in " ".join(child.cmdline())]  # TrialRun, as Tune wraps it
+    (trial,) = wait_for(lambda: trials_of(driver))
     killed_at = second.last_checkpoint()
     trial.kill()
     said, second_stop = stop(driver, second, killed_at, signal.SIGKILL)

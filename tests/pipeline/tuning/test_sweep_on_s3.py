@@ -9,11 +9,11 @@ import pytest
 
 from pipeline import tune, write_report
 from pipeline.tuning.folder import load_sweep
-from tests.s3 import S3Server
+from tests.s3 import Bucket
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_sweep_on_s3(recipe: Any, s3: S3Server, tmp_path: Path) -> None:
+def test_a_sweep_on_s3(recipe: Any, s3: Bucket, tmp_path: Path) -> None:
     """Trials know neither address nor keys but from their driver."""
     section = {"space": {"learning_rate": {"grid": [1e-3]}}, "search": "grid", "baseline": False}
     where = s3.uri("sweeps/one")
@@ -30,5 +30,7 @@ def test_a_sweep_on_s3(recipe: Any, s3: S3Server, tmp_path: Path) -> None:
     assert write_report(f"{where}/trials/000") == f"{where}/trials/000/report.html"
     assert write_report(where, tmp_path / "page.html") == tmp_path / "page.html"
     assert "Sweep of s3://" in (tmp_path / "page.html").read_text()
+    leaks = [key for key in s3.objects() if s3.variables["AWS_SECRET_ACCESS_KEY"].encode() in s3.content(key)]
+    assert not leaks and any(key.endswith("tuner.pkl") for key in s3.objects())
     again = tune(load_sweep(where), resume=True)
     assert again.best_metrics == result.best_metrics

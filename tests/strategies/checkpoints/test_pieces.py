@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from strategies.checkpoints.manifest import (
-    differences,
-    find_damage,
+    identity_mismatch,
     missing_manifests,
     own_files,
     read_manifests,
+    verify,
     write_manifest,
 )
-from strategies.checkpoints.pieces import Piece, PieceReader, write_pieces
+from strategies.checkpoints.shards import Shard, ShardReader, write_shards
 
 WHOLE = {"weights/a": torch.arange(12, dtype=torch.float32).view(4, 3), "optimizer.step/a": torch.tensor(7.0)}
 IDENTITY = {"strategy": "dpo", "base model": "tiny"}
@@ -30,8 +30,8 @@ def write(folder: Path, world_size: int) -> None:
             flat = tensor.flatten()
             start, stop = (flat.numel() * part // world_size for part in (rank, rank + 1))
             if stop > start:
-                pieces.append(Piece(name, flat[start:stop], start, tuple(tensor.shape)))
-        described = write_pieces(folder, rank, world_size, pieces)
+                pieces.append(Shard(name, flat[start:stop], start, tuple(tensor.shape)))
+        described = write_shards(folder, rank, world_size, pieces)
         if rank == 0:
             (folder / "trainer_state.json").write_text("{}")
         write_manifest(folder, rank, world_size, {"pieces": described, **({"identity": IDENTITY} if rank == 0 else {})})
@@ -41,7 +41,7 @@ def write(folder: Path, world_size: int) -> None:
 @pytest.mark.parametrize("readers", [1, 2, 4])
 def test_what_some_ranks_wrote_others_read(tmp_path: Path, writers: int, readers: int) -> None:
     write(tmp_path / "c", writers)
-    with PieceReader(tmp_path / "c", read_manifests(tmp_path / "c")) as reader:
+    with ShardReader(tmp_path / "c", read_manifests(tmp_path / "c")) as reader:
         for name, tensor in WHOLE.items():
             total = tensor.numel()
             bounds = [(total * rank // readers, total * (rank + 1) // readers) for rank in range(readers)]
@@ -54,7 +54,7 @@ def test_what_some_ranks_wrote_others_read(tmp_path: Path, writers: int, readers
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     write(tmp_path / "c", 2)
-    with PieceReader(tmp_path / "c", read_manifests(tmp_path / "c")[:1]) as reader:
+    with ShardReader(tmp_path / "c", read_manifests(tmp_path / "c")[:1]) as reader:
         with pytest.raises(ValueError, match="c has no elements 6 to 12 of weights/a"):
             reader.read("weights/a")
         with pytest.raises(ValueError, match="c has no weights/b"):
@@ -73,9 +73,9 @@ def test_a_checkpoint_is_complete_when_every_rank_has_said_so(tmp_path: Path) ->
     write(tmp_path / "c", 3)
     names = [path.name for path in (tmp_path / "c").iterdir()]
     assert missing_manifests(names) == []
-    assert find_damage(tmp_path / "c") is None
+    assert verify(tmp_path / "c") is None
     (tmp_path / "c" / "manifest-00002-of-00003.json").unlink()
-    assert find_damage(tmp_path / "c") == "c is incomplete: it lacks manifest-00002-of-00003.json"
+    assert verify(tmp_path / "c") == "c is incomplete: it lacks manifest-00002-of-00003.json"
     assert missing_manifests([]) == ["manifest-00000-of-00001.json"]
 
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_is_complete_when_every_rank_has_said_so(tmp_path: Path) ->
 def test_damage_is_found(tmp_path: Path, change, message: str) -> None:
     write(tmp_path / "c", 2)
     change(tmp_path / "c" / "state-00001-of-00002.safetensors")
-    found = find_damage(tmp_path / "c")
+    found = verify(tmp_path / "c")
     assert found is not None
     with pytest.raises(ValueError, match=message):
         raise ValueError(found)
@@ -99,15 +99,15 @@ def test_damage_is_found(tmp_path: Path, change, message: str) -> None:
 def test_a_manifest_that_is_no_json_is_damage(tmp_path: Path) -> None:
     write(tmp_path / "c", 1)
     (tmp_path / "c" / "manifest-00000-of-00001.json").write_text('{"format')
-    assert "json is no JSON" in str(find_damage(tmp_path / "c"))
+    assert "json is no JSON" in str(verify(tmp_path / "c"))
 
 
 def test_another_runs_checkpoint_differs(tmp_path: Path) -> None:
     write(tmp_path / "c", 1)
     manifest = read_manifests(tmp_path / "c")[0]
-    assert differences(manifest, IDENTITY) == []
-    assert differences(manifest, {**IDENTITY, "strategy": "ipo", "new": 1}) == ["strategy: was dpo, is ipo"]
-    assert differences({**manifest, "format_version": 9}, IDENTITY) == ["format: was 9, this version of prefray reads 1"]
+    assert identity_mismatch(manifest, IDENTITY) == []
+    assert identity_mismatch(manifest, {**IDENTITY, "strategy": "ipo", "new": 1}) == ["strategy: was dpo, is ipo"]
+    assert identity_mismatch({**manifest, "format_version": 9}, IDENTITY) == ["format: was 9, this version of prefray reads 1"]
 
 
 def test_a_manifest_that_another_rank_is_writing_is_in_no_other(tmp_path: Path) -> None:

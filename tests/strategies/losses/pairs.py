@@ -1,18 +1,22 @@
-"""Pairs to compute losses of."""
+"""Pairs to compute losses of, and the losses that TRL has too."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from trl import DPOConfig
 
 from strategies.losses import PAIR_LOSSES, LossOptions, PairLogps
 
 OPTIONS: dict[str, LossOptions] = {name: LossOptions(label_smoothing=0.1) for name in PAIR_LOSSES}
 """Options that every loss accepts: exo_pair needs label smoothing."""
+
+TRL_LOSSES = frozenset(re.findall(r"'(\w+)'", DPOConfig.__dataclass_fields__["loss_type"].metadata["help"]))
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from strategies.loss_traits import LOSSES
 from strategies.losses import PAIR_LOSSES, LossOptions, PairLogps, nll
+from strategies.losses.table import LOSSES
 from tests.strategies.losses.pairs import DIVERGENCES, OPTIONS, batch, corners, gradients, logps
 
 VARIANTS = [

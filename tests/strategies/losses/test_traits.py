@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from strategies import loss_traits as table
-from strategies.loss_traits import LOSSES
+from strategies.keys import options_of
 from strategies.losses import F_DIVERGENCES, PAIR_LOSSES, LossOptions, PairLogps
+from strategies.losses import table as table
+from strategies.losses.table import LOSSES
+from strategies.methods.registry import BuiltInKeys
 from tests.strategies.losses.pairs import OPTIONS, batch, shifted
 
 OTHER_VALUES: list[tuple[str, dict[str, Any]]] = [
@@ -42,8 +44,12 @@ def test_names_are_the_same_in_the_same_order() -> None:
 
 
 def test_the_table_names_options() -> None:
-    known = set(LossOptions.__dataclass_fields__) - {"alpha", "own"}
-    assert set().union(*(traits.reads for traits in LOSSES.values())) == known
+    """What losses read are the fields of the options, and what keys set; `test_reads` changes all of it."""
+    fields = set(LossOptions.__dataclass_fields__) - {"own"}
+    keys = set(options_of(BuiltInKeys).values())
+    read = set().union(*(traits.reads for traits in LOSSES.values()))
+    assert read | {"alpha"} == fields | keys == keys
+    assert read == {option for option, _ in OTHER_VALUES}
 
 
 @pytest.mark.parametrize(("option", "change"), OTHER_VALUES)
@@ -102,6 +108,6 @@ def test_exo_refuses_certain_labels(smoothing: float) -> None:
 
 
 def test_the_table_loads_without_torch() -> None:
-    code = "import sys, strategies.loss_traits; print('torch' in sys.modules)"
+    code = "import sys, strategies.losses.table; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

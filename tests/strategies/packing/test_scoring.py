@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from strategies.packing.scoring import PairScorer
+from strategies.inference.scoring import PairScorer
 from tests.laws.runs import FAMILIES, opinionated
 from tests.tiny import prepared_pairs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -47,6 +48,7 @@ PACKS: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama",
         {**SIZE, "max_position_embeddings": 64, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}},
     ),
+    "hyperclovax, scaled logits": ("HyperCLOVAX", {**SIZE, "num_key_value_heads": 2, "logits_scaling": 3.0}),
     "cohere, scaled logits": ("Cohere", {**SIZE, "num_key_value_heads": 2, "logit_scale": 0.25}),
 }
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -217,3 +219,14 @@ def test_preparing_twice_changes_nothing() -> None:
     once = together(model)
     prepare_packing(model)
     assert torch.equal(together(model), once)
+
+
+def test_a_copy_of_a_prepared_model_computes_with_its_own_weights() -> None:
+    model = build(*PACKS["llama"])
+    prepare_packing(model)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.lm_head.weight *= 2
+        tokens = torch.tensor([[3, 4, 5]])
+        torch.testing.assert_close(twin(input_ids=tokens).logits, 2 * model(input_ids=tokens).logits)
+    assert not torch.equal(together(twin), together(model))

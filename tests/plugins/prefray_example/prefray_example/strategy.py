@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from strategies import DPOStrategy, Keys, key, register_strategy
-from strategies.ipo import CHOOSE_THE_LOSS
+from strategies.methods.ipo import CHOOSE_THE_LOSS
 
 
 class OffsetKeys(Keys):

@@ -1,0 +1,90 @@
+"""Paths in a config: resolves those relative to the current directory for the workers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cluster.sharding import STAGES
+from pipeline.errors import UserError
+from pipeline.io.storage import is_uri, locate
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+__all__ = ["IF_THERE", "absolute_paths", "is_in_job_package", "lasting_outputs"]
+
+Config = TypeVar("Config", bound="RunConfig")
+OUTPUTS = ("output_dir", "dataset_prepared_path")
+JOB_PACKAGES = "/runtime_resources/working_dir_files/"
+"""Folder in which Ray unpacks the working directories of jobs, which it deletes after the jobs."""
+LASTING = "~/prefray"
+"""Base folder of relative output paths in jobs, as ~/ray_results is Ray's."""
+IF_THERE = (
+    "base_model",
+    "base_model_config",
+    "tokenizer_config",
+    "reference_model",
+    "lora_model_dir",
+    "chat_template_jinja",
+)
+"""Keys whose values are local paths if such a file exists."""
+
+
+def absolute_paths(cfg: Config) -> Config:
+    """Return `cfg` with its local paths made absolute, since Ray's workers run in other folders.
+
+    Hub ids, URIs and inline templates are unchanged: a value is a path if that path exists. Paths of datasets are unchanged
+    too: they name the source of a row, so they are part of the fingerprint of the prepared data.
+
+    Raises:
+        UserError: for prepared data at a URI.
+    """
+    # Ray deletes the package that a job runs in, and relative outputs with it.
+    outputs = lasting_outputs(cfg) if is_in_job_package() else {name: getattr(cfg, name) for name in OUTPUTS}
+    changed: dict[str, Any] = {name: str(locate(location)) for name, location in outputs.items()}
+    if is_uri(prepared := changed["dataset_prepared_path"]):
+        raise UserError(
+            f"dataset_prepared_path: must be a folder that all nodes share, got the URI {prepared!r}; "
+            "only output_dir may be one"
+        )
+    for name in IF_THERE:
+        value = getattr(cfg, name)
+        # A value that is no path here may be a hub id.
+        if value is not None and _exists(value):
+            changed[name] = _absolute(value)
+    # Anything but a stage's name is the path of a file.
+    if isinstance(cfg.deepspeed, str) and cfg.deepspeed not in STAGES:
+        changed["deepspeed"] = _absolute(cfg.deepspeed)
+    if cfg.trl is not None and cfg.trl.reward_funcs:
+        rewards = [_absolute(reward) if _exists(reward) else reward for reward in cfg.trl.reward_funcs]
+        changed["trl"] = cfg.trl.model_copy(update={"reward_funcs": rewards})
+    return cfg.model_copy(update=changed)
+
+
+def is_in_job_package() -> bool:
+    """Return whether the current directory is the package of a submitted job."""
+    return JOB_PACKAGES in f"{Path.cwd()}/"
+
+
+def lasting_outputs(cfg: RunConfig) -> dict[str, str]:
+    """Return the output folders of a job: relative paths move to the nodes' home, since Ray deletes the job's package."""
+    return {name: _in_home(getattr(cfg, name)) for name in OUTPUTS}
+
+
+def _in_home(path: str) -> str:
+    is_relative = not is_uri(path) and not Path(os.path.expanduser(path)).is_absolute()
+    # Not expanded here: a client that submits a job calls this too, and `~` is the home on the nodes.
+    return f"{LASTING}/{PurePosixPath(path)}" if is_relative else path
+
+
+def _absolute(value: str) -> str:
+    return str(Path(os.path.expanduser(value)).absolute())
+
+
+def _exists(value: str) -> bool:
+    try:
+        return Path(os.path.expanduser(value)).exists()
+    except OSError:  # an inline template is longer than a name may be
+        return False

@@ -1,0 +1,333 @@
+"""Preparation of one shard in a task: its rows become staged parts, one file per `rows_per_part` rows.
+
+Existing parts are not computed again, which is how a killed run resumes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.data.columns import StagedRow, staged_table
+from pipeline.data.notes import Note, Tally
+from pipeline.data.row_kinds import kind_of
+from pipeline.data.sources.readers import RawRow, read_rows
+from pipeline.data.sources.shards import Shard
+from pipeline.data.tokenize import Tokenised, tokenise
+from pipeline.data.transforms import Rendered, RowError, Transform, TypeFailed, build_transform
+from pipeline.data.transforms.base import Context
+from pipeline.data.transforms.control import ENDS, control_pattern, control_tokens, end_tokens, escape, unescape
+from pipeline.data.truncation import truncate_all
+from pipeline.errors import UserError
+from pipeline.io.atomic import write_table
+from strategies.plugins import PluginError, Plugins
+from strategies.types import BatchKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Job", "stage_shard"]
+
+FIRST_BAD = 5
+SUMMARY = b"prefray"
+REJECTED_SCHEMA = pa.schema(
+    [("source", pa.string()), ("row_number", pa.int64()), ("reason", pa.string()), ("raw", pa.string())]
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Settings of the tasks. `datasets` and `templates` (Jinja or None) are indexed by `Shard.dataset`."""
+
+    rl: str
+    tokenizer: PreTrainedTokenizerBase
+    datasets: tuple[dict[str, Any], ...]
+    templates: tuple[str | None, ...]
+    shards: tuple[Shard, ...]
+    sequence_len: int
+    excess_length_strategy: str
+    rows_per_part: int
+    folder: Path
+    plugins: Plugins
+    encode_special_tokens: bool = True
+    day: date | None = None
+    """The date that chat templates print."""
+
+    @property
+    def kind(self) -> BatchKind:
+        return kind_of(self.rl)
+
+    @cached_property
+    def _max_characters(self) -> int:
+        """Upper bound of the characters of a row that may fit into `sequence_len`.
+
+        A token covers at most the characters of the longest one, times four for characters that normalisation removes. There
+        is no bound where an unknown token may cover any number of characters (without byte-level tokens or byte fallback).
+        """
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        model = backend.to_str() if backend is not None else ""
+        if self.tokenizer.unk_token is not None and '"ByteLevel"' not in model and '"byte_fallback":true' not in model:
+            return sys.maxsize // 2
+        return 4 * self.sequence_len * max(map(len, self.tokenizer.get_vocab()), default=1)
+
+    def _is_short(self, text: Rendered) -> bool:
+        """Return whether a row is short enough to be tokenised without a check of its length in characters."""
+        return all(len(part) <= 4 * self.sequence_len for part in (text.prompt, *text.sequences))
+
+    @cached_property
+    def escaped_tokens(self) -> re.Pattern[str] | None:
+        """Control tokens that rows hold as plain text; None where they are encoded as control tokens."""
+        return None if self.encode_special_tokens else control_pattern(self.tokenizer)
+
+    @cached_property
+    def is_control_id(self) -> NDArray[np.bool_]:
+        """Mask of the ids of control tokens. Shape: (vocabulary,)."""
+        # Ids may have gaps, so the largest one can exceed the number of tokens.
+        control = np.zeros(max([len(self.tokenizer), *self.tokenizer.get_vocab().values()]) + 1, dtype=bool)
+        control[self.tokenizer.convert_tokens_to_ids(sorted(control_tokens(self.tokenizer)))] = True
+        return control
+
+    @cached_property
+    def foreign_ends(self) -> frozenset[str]:
+        """End-of-turn tokens of other models, which this tokenizer encodes as text."""
+        return frozenset(ENDS - control_tokens(self.tokenizer))
+
+    @cached_property
+    def ends(self) -> tuple[str, ...]:
+        """End-of-turn tokens of this tokenizer."""
+        return end_tokens(self.tokenizer)
+
+    def foreign_end(self, sequence: str) -> str | None:
+        """Return the foreign end token that a text ends in, this tokenizer's own end tokens aside; None without one."""
+        text = sequence.rstrip()
+        while (end := next((end for end in self.ends if text.endswith(end)), None)) is not None:
+            text = text.removesuffix(end).rstrip()
+        return next((end for end in self.foreign_ends if text.endswith(end)), None)
+
+    def is_too_long(self, texts: list[Rendered]) -> bool:
+        """Return whether a row is certainly too long, by its characters: to tokenise megabytes of text takes a minute."""
+        if self.excess_length_strategy == "raise":  # its message reports the number of tokens
+            return False
+        # First the cheap test, which most rows pass: `_max_characters` serialises the tokenizer once.
+        if all(map(self._is_short, texts)):
+            return False
+        is_cut = self.excess_length_strategy == "truncate"
+        lengths = [len(text.prompt) if is_cut else max(map(len, (text.prompt, *text.sequences))) for text in texts]
+        would_be_equal = any(len(set(text.sequences)) < len(text.sequences) for text in texts)  # once `clip` has cut both
+        # The shortest: of a split pair, one half may still fit, which only tokenising shows.
+        return min(lengths) > self._max_characters or would_be_equal
+
+    def clip(self, text: Rendered) -> Rendered:
+        """Return the text without most of what truncation will cut off, so that less has to be tokenised."""
+        if self.excess_length_strategy != "truncate" or self._is_short(text):
+            return text
+        # Twice the bound: the prompt may take all of it, and the completion as much again.
+        return replace(text, sequences=tuple(sequence[: 2 * self._max_characters] for sequence in text.sequences))
+
+    def transform(self, dataset: int) -> Transform:
+        return build_transform(self.rl, Context(self.tokenizer, self.templates[dataset], self.datasets[dataset], self.day))
+
+
+@dataclass
+class Part:
+    """One staged part under construction. `end` is the index after that of its last row."""
+
+    kept: list[StagedRow] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    read: int = 0
+    end: int = 0
+    too_long: int = 0
+    truncated: int = 0
+    notes: Tally = field(default_factory=Tally)
+
+    def reject(self, source: str, row: RawRow, reason: str) -> None:
+        # The row as it was given where it doesn't parse; else as JSON, whatever its format.
+        raw = row.raw or json.dumps(row.value, ensure_ascii=False, default=str)
+        # Parquet takes only valid UTF-8, and a row may be rejected for a lone surrogate.
+        raw = raw.encode(errors="backslashreplace").decode()
+        self.rejected.append({"source": source, "row_number": row.index + 1, "reason": reason, "raw": raw})
+
+
+def stage_shard(job: Job, shard: Shard) -> Iterator[dict[str, Any]]:
+    """Stage every part of a shard; yields the summary of each part, existing ones included.
+
+    Raises:
+        UserError: for a file that cannot be read, a missing chat template, a row too long under `raise`, a plugin that fails.
+        OSError: when a part cannot be written.
+    """
+    try:
+        # In the task: its process may be another than the driver's, without the plugins' dataset types.
+        job.plugins.load()
+    except PluginError as error:
+        raise UserError(str(error)) from error
+    if (summaries := _existing_summaries(job, shard)) is not None:
+        yield from summaries
+        return
+    transform = job.transform(shard.dataset)
+    # By index in the file, as `_existing_summaries` expects the parts, not by the order of reading.
+    for group, rows in itertools.groupby(read_rows(shard), key=lambda row: row.index // job.rows_per_part):
+        # A shard that begins within a group (a row group of Parquet, a slice) has a file of its own for its rest.
+        path = _path(job, shard, max(group * job.rows_per_part, shard.start))
+        if not path.exists():
+            _write_part(job, shard, path, _process_rows(job, shard, transform, rows))
+        yield _summary(path)
+
+
+def _path(job: Job, shard: Shard, start: int) -> Path:
+    # The names sort in the order of the sources: the parts of a store are listed by name.
+    return job.folder / f"{shard.dataset:04d}-{shard.file:06d}-{start:012d}.parquet"
+
+
+def _existing_summaries(job: Job, shard: Shard) -> list[dict[str, Any]] | None:
+    """Return the summaries of a shard all of whose parts exist, so that it need not be read; else None."""
+    # Without the number of rows, the parts to expect are unknown until the file has been read.
+    if shard.stop is None:
+        return None
+    first = shard.start // job.rows_per_part * job.rows_per_part
+    starts = range(first, shard.stop, job.rows_per_part)
+    paths = [_path(job, shard, max(start, shard.start)) for start in starts]
+    return [_summary(path) for path in paths] if all(path.exists() for path in paths) else None
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    # Kept in the file's footer: rows and their counts appear together, or not at all.
+    return json.loads(pq.read_metadata(path).metadata[SUMMARY])
+
+
+def _process_rows(job: Job, shard: Shard, transform: Transform, rows: Iterable[RawRow]) -> Part:
+    part, source, rendered = Part(), shard.located.name, []
+    # Each half of a split pair has an index of its own, from which `row_id` follows.
+    indices_per_row = 2 if transform.splits_pairs else 1
+    for row in rows:
+        # Counted before anything can reject the row, so that row ids don't depend on which rows are kept.
+        part.read, part.end = part.read + 1, (row.index + 1) * indices_per_row
+        try:
+            texts = [job.clip(_require_utf8(text)) for text in transform.rows(escape(_value(row), job.escaped_tokens))]
+            if job.is_too_long(texts):
+                part.too_long += len(texts)
+            else:
+                rendered.append((row, texts))
+        except RowError as error:
+            part.reject(source, row, unescape(str(error)))
+        except RecursionError:
+            # Without the value, at whose depth `json.dumps` would fail as well.
+            part.reject(source, replace(row, value=None), "a value is nested too deep to be read")
+        except TypeFailed as error:
+            raise UserError(f"row {row.index + 1} of {source}: {error}") from error
+    # All rows of the part at once, for the tokenizer's threads.
+    tokenised = tokenise([text for _, texts in rendered for text in texts], job.tokenizer)
+    for row, texts in rendered:
+        _add_rows(job, part, source, row, [(text, next(tokenised)) for text in texts])
+    return part
+
+
+def _require_utf8(text: Rendered) -> Rendered:
+    """Return the text if it can be encoded as UTF-8; raise RowError for a lone surrogate, which JSON may contain escaped."""
+    try:
+        for part in (text.prompt, *text.sequences):
+            part.encode()
+        if text.reward_columns is not None:
+            json.dumps(text.reward_columns, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"the text is not valid Unicode: {error.reason}") from error
+    return text
+
+
+def _value(row: RawRow) -> dict[str, Any]:
+    if row.value is None:
+        raise RowError(row.fault)
+    return row.value
+
+
+def _add_rows(job: Job, part: Part, source: str, row: RawRow, prepared: list[tuple[Rendered, Tokenised]]) -> None:
+    """Add the prepared rows of one raw row to the part: all or none of them, except those that are too long."""
+    if not all(len(ids.prompt) for _, ids in prepared):
+        part.reject(source, row, "the prompt has no tokens, so nothing predicts the first token of the answer")
+        return
+    if not all(len(completion) for _, ids in prepared for completion in ids.completions):
+        part.reject(source, row, "an answer has no tokens of its own")
+        return
+    if any(job.is_control_id[completion].all() for _, ids in prepared for completion in ids.completions):
+        part.reject(source, row, "an answer is nothing but control tokens")
+        return
+    if any(len(ids.completions) == 2 and np.array_equal(*ids.completions) for _, ids in prepared):
+        part.reject(source, row, "chosen and rejected are the same tokens")
+        return
+    # Both halves of a split pair carry the row's notes, so the first one's are enough.
+    row_notes = (*prepared[0][0].notes, *_control_notes(job, prepared), *_foreign_ends(job, prepared))
+    notes = [replace(note, example=unescape(note.example)) for note in row_notes]
+    part.notes.add(source, row.index + 1, notes)
+    # A pair or its two halves are truncated together, since a cut may make the answers equal.
+    all_truncated = truncate_all([ids for _, ids in prepared], job.sequence_len, job.excess_length_strategy)
+    for half, ((text, ids), truncated) in enumerate(zip(prepared, all_truncated, strict=True)):
+        if truncated is None and job.excess_length_strategy == "raise":
+            raise UserError(
+                f"excess_length_strategy: raise, and row {row.index + 1} of {source} has {ids.length} tokens, more than "
+                f"sequence_len {job.sequence_len}; raise sequence_len, or set excess_length_strategy to drop or truncate"
+            )
+        part.too_long += truncated is None
+        if truncated is not None:
+            part.truncated += truncated is not ids
+            # Stored without escapes, which only the tokenizer had to see.
+            original = text if job.escaped_tokens is None else text.map_texts(unescape)
+            # Counted whether its other half is kept or not: `row_id` follows from the index.
+            part.kept.append(StagedRow(row.index + 1, row.index * len(prepared) + half, original, truncated))
+
+
+def _control_notes(job: Job, prepared: list[tuple[Rendered, Tokenised]]) -> Iterator[Note]:
+    """Yield a note of each control token inside a completion of plain text, before its end token."""
+    for text, ids in prepared:
+        for completion in () if text.templated else ids.completions:
+            # The last token is the end, a control token in every answer.
+            for token in dict.fromkeys(completion[:-1][job.is_control_id[completion[:-1]]].tolist()):
+                yield Note("control_tokens", job.tokenizer.convert_ids_to_tokens(token), text.sequences[0][len(text.prompt) :])
+
+
+def _foreign_ends(job: Job, prepared: list[tuple[Rendered, Tokenised]]) -> Iterator[Note]:
+    """Yield a note of each completion that ends in another model's end token, which this tokenizer encodes as text."""
+    for text, _ in prepared:
+        # The renderer has reported these for the template already.
+        reported = {note.detail for note in text.notes if note.kind == "end_is_text"}
+        ends = [(job.foreign_end(sequence), sequence) for sequence in text.sequences]
+        # Where both answers have the same, the template wrote it, not the rows.
+        of_template = text.templated and len(ends) > 1 and all(end == ends[0][0] for end, _ in ends)
+        for end, sequence in ends:
+            if end is not None and end not in reported:
+                kind = "end_is_text" if sequence.rstrip().endswith(end) else "text_in_end" if of_template else "foreign_end"
+                yield Note(kind, end, sequence[-80:])
+
+
+def _write_part(job: Job, shard: Shard, path: Path, part: Part) -> None:
+    # The rejected rows are written first: an existing part means that its rejected file exists too.
+    if part.rejected:
+        write_table(pa.Table.from_pylist(part.rejected, REJECTED_SCHEMA), path.with_suffix(".rejected"))
+    summary = {
+        "part": path.name,
+        "dataset": shard.dataset,
+        "file": shard.file,
+        "source": shard.located.name,
+        "read": part.read,
+        "end": part.end,
+        "rows": len(part.kept),
+        "conversational": sum(row.text.reward_columns is not None and row.text.templated for row in part.kept),
+        "rejected": len(part.rejected),
+        "too_long": part.too_long,
+        "truncated": part.truncated,
+        "notes": part.notes.entries(),
+        "first_bad": [{key: row[key] for key in ("source", "row_number", "reason")} for row in part.rejected[:FIRST_BAD]],
+    }
+    table = staged_table(job.kind, part.kept)
+    write_table(table.replace_schema_metadata({SUMMARY: json.dumps(summary).encode()}), path)

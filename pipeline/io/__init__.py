@@ -1,0 +1,1 @@
+"""Files and storage: atomic writes, retries, digests."""

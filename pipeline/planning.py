@@ -1,0 +1,132 @@
+"""Plan and checks of a run before anything starts: its recipe, its workers, its batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.placement import WorkerPlan, plan_workers
+from cluster.sharding import is_own, sharding_arguments
+from pipeline.config import RunConfig
+from pipeline.errors import UserError
+from strategies import models
+from strategies.config.schedule import steps_per_epoch, total_steps
+from strategies.methods.registry import get_strategy
+from strategies.models.config import load_config
+from strategies.models.location import resolve_model_location
+from strategies.models.tokenizer import check_reads_tokens, load_tokenizer
+
+if TYPE_CHECKING:
+    from strategies.methods.base import Strategy
+    from strategies.types import ReferenceMode
+
+__all__ = ["RunPlan", "check_batch", "check_recipe", "plan_run", "resolve", "resolve_bf16"]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What is decided about a run before its data are prepared; the stages after that take it."""
+
+    recipe: RunConfig
+    """The recipe, its paths absolute: what the run's folder keeps, and what a resumed run is compared with."""
+    cfg: RunConfig
+    """The recipe with its precision resolved, as this run computes."""
+    workers: WorkerPlan
+    strategy: type[Strategy]
+    """The strategy of `rl`."""
+    reference: ReferenceMode | None
+    """Source of the reference's log-probabilities; None without a reference."""
+
+    def total_steps(self, rows: int) -> int:
+        """Return the optimizer steps of the run over `rows` training rows."""
+        return total_steps(rows, self.cfg, self.workers.num_workers)
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Return the optimizer steps of one epoch over `rows` training rows."""
+        return steps_per_epoch(rows, self.cfg, self.workers.num_workers)
+
+
+def resolve(cfg: RunConfig, nodes: list[dict[str, float]]) -> RunPlan:
+    """Decide the workers of a run, the precision that they compute in, and where the reference's values come from.
+
+    Args:
+        cfg: the recipe, its paths absolute.
+        nodes: total resources of each node.
+
+    Raises:
+        ValueError: when the workers don't fit; UserError: for batch sizes that don't work with their number.
+    """
+    workers = plan_run(cfg, nodes)
+    check_batch(cfg, workers.num_workers)
+    # Workers with GPUs resolve it themselves; those on CPUs, which may differ, would not all agree.
+    resolved = resolve_bf16(cfg) if cfg.bf16 == "auto" and not workers.use_gpu else cfg
+    strategy = get_strategy(cfg.rl)
+    return RunPlan(cfg, resolved, workers, strategy, strategy.reference_mode(resolved))
+
+
+def resolve_bf16(cfg: RunConfig) -> RunConfig:
+    """Return the config with `bf16: auto` resolved by this machine's CPU, so that all workers without a GPU agree."""
+    return models.resolve_bf16(cfg, lambda: getattr(load_config(cfg).get_text_config(), "hidden_size", None))
+
+
+def check_recipe(cfg: RunConfig) -> None:
+    """Check models, method and sharding of a recipe, which would otherwise fail in every worker.
+
+    Raises:
+        UserError: naming the key.
+    """
+    _check_models(cfg)
+    _check_method(get_strategy(cfg.rl), cfg)
+    _check_sharding(cfg)
+
+
+def plan_run(cfg: RunConfig, nodes: list[dict[str, float]]) -> WorkerPlan:
+    """Decide the workers of a run.
+
+    Args:
+        nodes: total resources of each node.
+
+    Raises:
+        ValueError: when they don't fit.
+    """
+    least = cfg.min_workers if cfg.is_elastic else None
+    return plan_workers(cfg.num_workers, cfg.ray.use_gpu, cfg.worker_resources(), nodes, least)
+
+
+def check_batch(cfg: RunConfig, num_workers: int) -> None:
+    """Check the batch sizes against the number of workers.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if problems := [f"{path}: {text}" for path, text in get_strategy(cfg.rl).find_batch_problems(cfg, num_workers)]:
+        raise UserError("\n".join(problems))
+
+
+def _check_models(cfg: RunConfig) -> None:
+    for key in ("base_model", "reference_model", "lora_model_dir"):
+        if getattr(cfg, key) is not None:
+            resolve_model_location(getattr(cfg, key), key)
+    try:
+        if cfg.adapter is not None or cfg.lora_model_dir is not None:
+            models.check_adapter(cfg)
+        if cfg.reference_model is not None:
+            check_reads_tokens(cfg, load_tokenizer(cfg), cfg.reference_model)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _check_method(strategy: type[Strategy], cfg: RunConfig) -> None:
+    """Load the method's objects, such as reward functions, as every worker will."""
+    try:
+        strategy.set_trainer_kwargs(cfg)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _check_sharding(cfg: RunConfig) -> None:
+    """Validate a custom sharding config with DeepSpeed or FSDP2, as every worker will."""
+    if not is_own(cfg):
+        return
+    if problems := [f"{path}: {message}" for path, message in models.find_problems(cfg, sharding_arguments(cfg))]:
+        raise UserError("\n".join(problems))

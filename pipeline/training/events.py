@@ -1,0 +1,85 @@
+"""Events that workers and Ray's controller report to the driver; on the way, only the reports of all ranks are merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["AttemptStarted", "ControllerStarted", "Event", "StepReport", "WorkerStarted", "WorkersFailed", "merge_ledgers"]
+
+
+@dataclass(frozen=True)
+class ControllerStarted:
+    """Ray Train's controller runs; its actor handle can abort it."""
+
+    actor: Any
+
+
+@dataclass(frozen=True)
+class WorkerStarted:
+    """A worker's process runs."""
+
+    rank: int
+    actor: Any
+    """Handle for requests of its heartbeat, and to stop."""
+    node: str
+    """Name of its host."""
+    node_id: str
+    """Ray's id of the node."""
+    pid: int
+
+
+@dataclass(frozen=True)
+class AttemptStarted:
+    """Workers have started to train, for the first time or after a restart."""
+
+    resumed_step: int
+    """Step of the checkpoint that they start from; 0 for none."""
+    repeated_steps: int | None
+    """Steps that will be repeated, where the former workers' last step is known."""
+    notes: list[str]
+    """Notes of the trainer for the user."""
+    skipped: list[int]
+    """Steps that were skipped for a loss that isn't finite."""
+    setup: dict[str, Any]
+    """Device and dtypes of a worker."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Records since the last report, up to an optimizer step."""
+
+    step: int
+    records: list[dict[str, Any]]
+    """Logged metrics, of `metrics.jsonl`."""
+    ledger: list[dict[str, Any]]
+    """Rows of each step, of `ledger.jsonl`: one rank's, and from the controller on, all ranks'."""
+    attempt: AttemptStarted | None = None
+    """Set in the first report of an attempt."""
+    checkpoint: str | None = None
+    """Name of a checkpoint that is complete since the last report; in the first one, of that which the attempt starts from."""
+
+
+@dataclass(frozen=True)
+class WorkersFailed:
+    """An attempt has ended with errors of workers."""
+
+    failures: dict[int, str]
+    """Rank -> reason, on one line."""
+    died: list[int]
+    """Ranks whose process died, rather than raised an error."""
+    time: float
+    """Seconds since the epoch."""
+
+
+Event = ControllerStarted | WorkerStarted | StepReport | WorkersFailed
+
+
+def merge_ledgers(parts: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Merge the records of all ranks: one record per step, with the sorted rows of all ranks."""
+    steps: dict[int, dict[str, Any]] = {}
+    for record in (record for part in parts for record in part):
+        rows = steps[record["step"]]["row_ids"] if record["step"] in steps else []
+        steps[record["step"]] = {**record, "row_ids": sorted(rows + record["row_ids"])}
+    return [steps[step] for step in sorted(steps)]

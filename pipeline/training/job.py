@@ -1,0 +1,38 @@
+"""Arguments of a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import RunConfig
+
+if TYPE_CHECKING:
+    from pipeline.data import Prepared
+    from pipeline.reference import Scores
+
+__all__ = ["WorkerJob"]
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """Arguments of every worker, from the driver."""
+
+    cfg: RunConfig
+    """The recipe, its paths made absolute."""
+    prepared: Prepared
+    """Handle of the rows in the store."""
+    total_steps: int
+    run: str
+    """`RunFolder.run_id`."""
+    scratch: str
+    """Name of the run's scratch folder on each node."""
+    former_scratch: str | None
+    """Name of the scratch folder of a former driver that was killed or lost."""
+    import_path: str
+    """The driver's current directory, from which reward functions may be imported."""
+    sharding: dict[str, Any]
+    """`cluster.sharding.sharding_arguments` of the config."""
+    scores: Scores | None = None
+    """Reference log-probabilities of the rows, where they are cached."""
+    debug: bool = False

@@ -1,0 +1,149 @@
+"""Stages that trials share: data preparation and reference scoring, run once before the first trial."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.planning import resolve
+from pipeline.ray.session import node_resources
+from pipeline.training.driver import prepare_data, score_reference
+from pipeline.tuning.eval_schedule import evaluations_of
+from pipeline.tuning.records import TrialRecord
+from pipeline.ui.display import Display
+from strategies.config.optimizer import OptimizerKeys
+from strategies.config.trainer import HubKeys, TrackerKeys, TrainerKeys
+from strategies.methods.base import MethodKeys, PairKeys
+from strategies.methods.registry import keys_of_strategies
+
+__all__ = ["SharedStages", "SweepSavings", "prepare_shared_stages", "value_of"]
+
+CHANGES_DATA = {"rl", "sequence_len", "seed", "reference"}
+"""Training keys that affect prepared data or scores."""
+
+
+def training_only() -> frozenset[str]:
+    """Return the keys that affect neither prepared data nor scores."""
+    groups = (OptimizerKeys, TrainerKeys, TrackerKeys, HubKeys, MethodKeys, PairKeys)
+    return keys_of_strategies().union(*(group.model_fields for group in groups)) - CHANGES_DATA
+
+
+@dataclass(frozen=True)
+class SharedStages:
+    """Outcome of the shared stages."""
+
+    evaluations: int
+    """Evaluations of one full run of the recipe."""
+    stores: int
+    """Prepared data sets that trials share."""
+    rows: int
+    """Rows of all of them."""
+    prepare_seconds: float
+    score_seconds: float
+    forwards: int
+    """Forward passes of the reference; 0 where the scores were cached."""
+    scored: bool
+    """Whether any recipe uses a cached reference."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return plain values for `sweep.json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SweepSavings:
+    """Cost of a sweep, and what sharing stages and stopping trials early has saved."""
+
+    trials: int
+    tokens: int
+    steps: int
+    """Steps of all trials, had each run to its end."""
+    steps_left: int
+    """Steps not run by trials that were stopped early."""
+    seconds_per_step: float
+    shared: SharedStages
+
+    @classmethod
+    def of(cls, records: Sequence[TrialRecord], shared: SharedStages) -> SweepSavings:
+        """Sum up the trials that have begun."""
+        started = [record for record in records if record.folder is not None]
+        steps, done = sum(record.total_steps for record in started), sum(record.step for record in started)
+        left = sum(max(record.total_steps - record.step, 0) for record in started if record.status == "stopped")
+        tokens = sum(record.tokens for record in started)
+        return cls(len(started), tokens, steps, left, sum(record.seconds for record in started) / max(done, 1), shared)
+
+    def sentences(self) -> list[str]:
+        """Describe the savings for the report, one sentence each."""
+        shared = self.shared
+        stores = f"{shared.stores} prepared data set{'s' * (shared.stores != 1)} of {shared.rows:,} rows"
+        sentences = [f"{self.trials} trials share {stores}, made in {shared.prepare_seconds:.1f} s."]
+        if shared.scored and shared.forwards:
+            again = max(self.trials / shared.stores - 1, 0) * shared.score_seconds
+            sentences.append(
+                f"The reference went over the rows once, {shared.forwards} forward passes in {shared.score_seconds:.1f} s; "
+                f"for each trial anew it would have taken {again:.1f} s more."
+            )
+        elif shared.scored:
+            sentences.append("The reference's log-probabilities were there already, so no trial has run it.")
+        if self.steps_left:
+            fraction = self.steps_left / self.steps
+            sentences.append(
+                f"Ending trials early left out {self.steps_left:,} of {self.steps:,} steps ({fraction:.0%}), at the speed of "
+                f"these trials about {self.steps_left * self.seconds_per_step:.0f} s of their workers' time."
+            )
+        return sentences
+
+
+def prepare_shared_stages(cfg: RunConfig, recipes: list[RunConfig], display: Display) -> SharedStages:
+    """Prepare data, and score it where the reference is cached, once per distinct data recipe among the trials.
+
+    Args:
+        cfg: the sweep's recipe.
+        recipes: recipes of the trials if known in advance, else of the corners of the space.
+    """
+    assert cfg.tune is not None
+    prepare_seconds = score_seconds = 0.0
+    forwards, scored = 0, False
+    stores: dict[Any, int] = {}
+    evaluations: list[int] = []
+    nodes = node_resources()
+    for recipe in _distinct_data_recipes(cfg, recipes):
+        plan = resolve(recipe, nodes)
+        start = time.monotonic()
+        prepared = prepare_data(plan.cfg, display)
+        prepare_seconds += time.monotonic() - start
+        # By path: recipes that differ in such a key may still share prepared data.
+        stores[prepared.path] = prepared.train_rows + prepared.eval_rows
+        steps, epoch = plan.total_steps(prepared.train_rows), plan.steps_per_epoch(prepared.train_rows)
+        evaluations.append(evaluations_of(plan.cfg, cfg.tune.scheduler, steps, epoch))
+        if plan.reference == "cached":
+            start = time.monotonic()
+            forwards += score_reference(plan.cfg, prepared, display).forwards
+            score_seconds += time.monotonic() - start
+            scored = True
+    return SharedStages(evaluations[0], len(stores), sum(stores.values()), prepare_seconds, score_seconds, forwards, scored)
+
+
+def _distinct_data_recipes(cfg: RunConfig, recipes: list[RunConfig]) -> list[RunConfig]:
+    """One recipe per distinct combination of searched keys that affect data or scores. Continuous ranges are ignored."""
+    assert cfg.tune is not None
+    without = training_only()
+    searched = [key for key in cfg.tune.space if not {key, key.partition(".")[0]} & without]
+    ranges = {key for key in searched for dimension in cfg.tune.space[key] if not dimension.is_list}
+    distinct: dict[str, RunConfig] = {}
+    for recipe in recipes:
+        values = {key: value_of(recipe, key) for key in searched if key not in ranges}
+        distinct.setdefault(json.dumps(values, sort_keys=True, default=str), recipe)
+    return list(distinct.values())
+
+
+def value_of(recipe: RunConfig, key: str) -> Any:
+    """Return the value of a dotted key."""
+    value: Any = recipe.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[int(part)] if isinstance(value, list) else (value or {}).get(part)
+    return value

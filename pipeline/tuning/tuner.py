@@ -1,0 +1,167 @@
+"""One call of Ray's Tuner: new, or restored from the state of an interrupted driver."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import tune as ray_tune
+
+from cluster.environment import environment
+from cluster.ray_compat import trials_without_keys
+from pipeline.config import RunConfig
+from pipeline.config.paths import is_in_job_package
+from pipeline.errors import RunFailed, RunStopped
+from pipeline.runs.owner import Ownership
+from pipeline.tracking.dispatcher import tracker_variables
+from pipeline.training.signals import SigtermHandler
+from pipeline.tuning.channel import SweepChannel
+from pipeline.tuning.earlier import earlier_names
+from pipeline.tuning.folder import TUNE, SweepFolder
+from pipeline.tuning.monitor import MonitorCallback, SweepMonitor
+from pipeline.tuning.objective import SweepObjective
+from pipeline.tuning.records import TrialRecord
+from pipeline.tuning.search import NEEDS_CHECKPOINTS, plan_search
+from pipeline.tuning.shared_stages import value_of
+from pipeline.tuning.space import Values
+from pipeline.tuning.trial import TrialJob, TrialRun
+from pipeline.ui.display import Display
+
+__all__ = ["SweepTuner"]
+
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the runs write their logs themselves
+    "TUNE_GLOBAL_CHECKPOINT_S": "2",  # a killed driver loses at most this much of Tune's state
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # A buffer would run several `step` calls at once, past the evaluation at which a scheduler decides.
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output ignores verbosity
+}
+
+
+class SweepTuner:
+    """One call of Ray's Tuner."""
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        folder: SweepFolder,
+        measure: SweepObjective,
+        evaluations: int,
+        concurrent: int,
+        debug: bool,
+        owner: Ownership,
+        parents: dict[str, str],
+    ) -> None:
+        self.cfg, self.folder, self.measure = cfg, folder, measure
+        self.evaluations, self.concurrent, self.debug = evaluations, concurrent, debug
+        self.owner, self.parents = owner, parents
+
+    def run(self, points: list[Values] | None, seed: int, display: Display) -> list[TrialRecord]:
+        """Run all trials and return their records.
+
+        Raises:
+            RunStopped, KeyboardInterrupt: when interrupted; the sweep can be resumed.
+            RunFailed: when another process has taken the folder over.
+        """
+        assert self.cfg.tune is not None
+        with SweepChannel.opened() as channel, SigtermHandler() as stop:
+            monitor = SweepMonitor(self.folder, display, channel, self.measure, list(self.cfg.tune.space), stop, self.owner)
+            MonitorCallback.monitor = monitor
+            display.stage("running trials")
+            try:
+                with environment(TUNE_ENVIRONMENT), trials_without_keys(), _quiet(self.debug), earlier_names():
+                    self._tuner(channel, points, seed).fit()
+            finally:
+                MonitorCallback.monitor = None
+                records = monitor.close()
+            if self.owner.is_lost:
+                raise RunFailed(self.owner.message(self.folder.path))
+            if monitor.unfinished:
+                here = f"tune --resume {shlex.quote(str(self.folder.path))}"
+                again = "submit tune RECIPE --resume" if is_in_job_package() else here
+                advice = f"continue with `prefray {again}`"
+                if stop.received:
+                    raise RunStopped(f"stopped by SIGTERM; {advice}")
+                display.note(f"interrupted: finished trials and the checkpoints of others stay; {advice}")
+                raise KeyboardInterrupt
+        return records
+
+    def _tuner(self, channel: SweepChannel, points: list[Values] | None, seed: int) -> Any:
+        section = self.cfg.tune
+        assert section is not None
+        at_checkpoints = section.scheduler in NEEDS_CHECKPOINTS
+        variables = {**self.folder.environment(), **tracker_variables(self.cfg)}
+        job = TrialJob(
+            self.cfg,
+            self.folder.path,
+            os.getcwd(),
+            channel,
+            self.evaluations,
+            at_checkpoints,
+            self.debug,
+            variables,
+            self.parents,
+        )
+        # A fraction of the driver's node resource: trials run on its node, as Ray Train's controllers do, and at most
+        # `concurrent` at once, so that their workers fit the cluster.
+        # Rounded down to 0.0001, Ray's smallest unit: rounded up, one trial fewer would fit.
+        slot = {_node_resource(): math.floor(10_000 / self.concurrent) / 10_000}
+        trainable = ray_tune.with_resources(ray_tune.with_parameters(TrialRun, job=job), slot)
+        storage = self.folder.for_tune()
+        location = f"{storage['storage_path']}/{TUNE}"
+        if ray_tune.Tuner.can_restore(location, storage_filesystem=storage["storage_filesystem"]):
+            # With this trainable: the saved one refers to objects and a channel of the driver that is gone.
+            return ray_tune.Tuner.restore(
+                location, trainable, storage_filesystem=storage["storage_filesystem"], resume_unfinished=True
+            )
+        baseline = {key: value_of(self.cfg, key) for key in section.space}
+        baseline = {key: value for key, value in baseline.items() if value is not None}
+        plan = plan_search(section, self.measure, points, self.evaluations, seed, baseline)
+        return ray_tune.Tuner(
+            trainable,
+            param_space=plan.space,
+            tune_config=ray_tune.TuneConfig(
+                search_alg=plan.search,
+                scheduler=plan.scheduler,
+                # The grid in `param_space` has all trials already, and each sample would repeat it.
+                num_samples=1 if points is not None else plan.trials,
+                # A new process would import everything again.
+                reuse_actors=True,
+                time_budget_s=section.time_budget,
+            ),
+            run_config=ray_tune.RunConfig(
+                **storage,
+                failure_config=ray_tune.FailureConfig(max_failures=section.max_failures),
+                # The runs store their checkpoints; Tune's are pointers, and none is needed of a trial that has ended.
+                checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[MonitorCallback()],
+                verbose=2 if self.debug else 0,
+            ),
+        )
+
+
+def _node_resource() -> str:
+    """Return the name of the Ray resource that only the driver's node has."""
+    node_id = ray.get_runtime_context().get_node_id()
+    resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
+    return next(name for name in resources if name.startswith("node:") and not name.startswith("node:__"))
+
+
+@contextmanager
+def _quiet(debug: bool) -> Iterator[None]:
+    """Silence Tune's logger unless debugging: trials report their events themselves."""
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(level if debug else logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

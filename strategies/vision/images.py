@@ -1,0 +1,95 @@
+"""The pictures of a row: reading them, and keeping them without loss."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image, ImageOps
+
+__all__ = ["encode_pictures", "picture_key", "pictures_of"]
+
+DEEP = ("I", "F")
+"""Beginnings of Pillow's modes of more than 8 bits a channel."""
+
+
+def pictures_of(row: Mapping[str, Any]) -> list[Image.Image]:
+    """Return a row's pictures, in the order of their placeholders.
+
+    Raises:
+        ValueError: for what is no picture, or not one that can be shown in 8 bits a channel.
+    """
+    image, images = row.get("image"), row.get("images")
+    if images is not None and not isinstance(images, list | tuple):
+        raise ValueError(f"images: expected a list of pictures, got {type(images).__name__}; one picture is given in image")
+    if image is not None and images:
+        raise ValueError("the row has pictures in image and in images; give all of them in images")
+    return [_decode(value) for value in ([image] if image is not None else images or ())]
+
+
+def _decode(value: Any) -> Image.Image:
+    """Return an RGB picture, upright, of a picture, encoded bytes, a path, or a mapping of `bytes` and `path`."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    try:
+        if isinstance(value, bytes | str):
+            value = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+        if not isinstance(value, Image.Image):
+            raise ValueError(f"expected a picture, its bytes or a path, got {type(value).__name__}")
+        return _upright(value)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"a picture can't be read: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return an RGB picture as it is looked at: turned as its EXIF data say."""
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise ValueError(f"a picture has {frames} frames; give one of them")
+    if image.mode.startswith(DEEP):  # Pillow would cut values off at 255
+        raise ValueError(f"a picture has more than 8 bits a channel (mode {image.mode}); convert it to RGB")
+    # First: a composed picture has no EXIF data.
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:  # on white, as transformers' processors have it
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def picture_key(row: Mapping[str, Any]) -> bytes:
+    """Return a digest of a row's pictures, encoded ones by their bytes, so that equal prompts of other pictures differ."""
+    digest = hashlib.blake2b(digest_size=16)
+    for value in (row.get("image"), *(row.get("images") or ())):
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        digest.update(value if isinstance(value, bytes) else repr(value).encode())
+    return digest.digest()
+
+
+def encode_pictures(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row with its pictures as mappings of `bytes` and `path`, opened ones encoded without loss.
+
+    `datasets` would read the file again that a picture was opened from, whatever was drawn on it since, or encode it as JPEG.
+
+    Raises:
+        ValueError: as `pictures_of`.
+    """
+    encoded = dict(row)
+    if row.get("image") is not None:
+        encoded["image"] = _encode(row["image"])
+    if isinstance(row.get("images"), list | tuple):
+        encoded["images"] = [*map(_encode, row["images"])]
+    return encoded
+
+
+def _encode(value: Any) -> Any:
+    """Return a mapping of `bytes` and `path`, so that a column may have pictures of several kinds."""
+    if isinstance(value, Image.Image):
+        buffer = io.BytesIO()
+        # A fast level: PNG loses nothing at any of them.
+        _upright(value).save(buffer, format="PNG", compress_level=1)
+        value = buffer.getvalue()
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    return {"bytes": None, "path": os.fspath(value)} if isinstance(value, str | os.PathLike) else value

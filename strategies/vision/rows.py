@@ -1,0 +1,71 @@
+"""Raw rows about pictures, of TRL's shapes, to prepared rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from trl.data_utils import apply_chat_template, is_conversational, prepare_multimodal_messages
+
+from strategies.vision.images import pictures_of
+from strategies.vision.processing import VisionProcessing
+
+__all__ = ["with_pictures"]
+
+TEXTS = ("prompt", "chosen", "rejected", "completion")
+
+
+def with_pictures(rows: Any, vision: VisionProcessing, name: str) -> Any:
+    """Tokenise raw rows with a processor. Their pictures stay where they are, in `image` or `images`.
+
+    Raises:
+        ValueError: naming the first row whose pictures and placeholders don't match, or whose picture can't be read.
+    """
+    if not isinstance(rows, (Dataset, IterableDataset)):
+        rows = Dataset.from_list([dict(rows[index]) for index in range(len(rows))])
+    indices = {"with_indices": True, "fn_kwargs": {"vision": vision, "name": name}}
+    return rows.map(_tokenise, **indices)
+
+
+def _tokenise(row: Mapping[str, Any], index: int, vision: VisionProcessing, name: str) -> dict[str, Any]:
+    try:
+        return tokenise(row, vision)
+    except ValueError as error:
+        raise ValueError(f"{name}: row {index}: {error}") from error
+
+
+def tokenise(row: Mapping[str, Any], vision: VisionProcessing) -> dict[str, Any]:
+    """Return the ids of a prepared row."""
+    images = pictures_of(row)
+    texts = {key: row[key] for key in TEXTS if row.get(key) is not None}
+    if "prompt" not in texts:
+        raise ValueError("no prompt; with a processor every row needs one, apart from its answers")
+    if is_conversational(texts):
+        texts = {
+            # Without pictures TRL refuses placeholders, so an answer can't have any.
+            key: prepare_multimodal_messages(_plain_parts(turns), images if key == "prompt" else None)
+            for key, turns in texts.items()
+        }
+        options = {"chat_template_kwargs": row["chat_template_kwargs"]} if row.get("chat_template_kwargs") else {}
+        # As TRL: JSON text, since Arrow would give the schemas in a column each other's keys.
+        tools = row.get("tools")
+        texts = apply_chat_template(
+            {**texts, **options}, vision.processor, tools=json.loads(tools) if isinstance(tools, str) else tools
+        )
+    ids = {f"{key}_ids": vision.completion_ids(text) for key, text in texts.items() if key != "prompt"}
+    return {"prompt_ids": vision.prompt_ids(texts["prompt"], images), **ids}
+
+
+def _plain_parts(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop the keys that a table adds to parts of a message that haven't them; a part without a type is text."""
+    return [
+        {**turn, "content": [*map(_part, turn["content"])]} if isinstance(turn["content"], list) else turn for turn in turns
+    ]
+
+
+def _part(part: Any) -> dict[str, Any]:
+    if not isinstance(part, Mapping):
+        return {"type": "text", "text": str(part)}
+    return {"type": "text", **{key: value for key, value in part.items() if value is not None}}
