@@ -25,6 +25,8 @@ TRACKIO_DIR = Path(tempfile.mkdtemp(prefix="trackio-"))
 atexit.register(shutil.rmtree, TRACKIO_DIR, ignore_errors=True)
 os.environ.update(TRACKIO_DIR=str(TRACKIO_DIR), TRACKIO_STORAGE_MODE="sqlite")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Ray's default, 15, leaves a worker 4 % of a core beside any busy process, as other tests are.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
 
 
