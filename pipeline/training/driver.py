@@ -126,8 +126,18 @@ def train_run(
         events.started(plan.workers, sharding_of(plan.cfg))
         try:
             with tracking.running(display):
-                opened = (folder, events, prepared, steps, debug, tracking, scores, cancel, owner)
-                training = TrainingPlan(plan.recipe, plan.cfg, plan.workers, plan.strategy, plan.reference, *opened)
+                training = TrainingPlan(
+                    **vars(plan),
+                    folder=folder,
+                    events=events,
+                    prepared=prepared,
+                    steps=steps,
+                    debug=debug,
+                    tracking=tracking,
+                    scores=scores,
+                    cancel=cancel,
+                    owner=owner,
+                )
                 with events:  # which write `run.json` as they end, so before it is finished
                     returned = run_training(training, display)
                 folder.finish(returned["step"], returned["best_metric"], returned["ended_early"])

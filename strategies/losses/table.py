@@ -138,7 +138,7 @@ def register_loss(
         )
 
     def register(function: PairLoss) -> PairLoss:
-        # `claim` compares unwrapped names, so that a reloaded module may register its function again.
+        # `claim` compares unwrapped names, so that a notebook cell that is run again may register its function again.
         others = {known: loss.function for known, loss in LOSSES.items() if known not in _BUILT_IN}
         claim("loss", name, function, others, _BUILT_IN)
         LOSSES[name] = LossInfo(_checked(name, function), "", frozenset(reads), reference, couples, lengths)

@@ -87,7 +87,7 @@ def register_strategy(strategy: type[Strategy] | None = None, *, keys: type[Keys
         _check_strategy(strategy, keys)
         claim("strategy", strategy.rl, strategy, STRATEGIES, _BUILT_IN)
         STRATEGIES[strategy.rl] = strategy
-        # Those of an earlier version, if the plugin was reloaded.
+        # Those of an earlier definition, such as a notebook cell that was run before.
         STRATEGY_KEYS.pop(strategy.rl, None)
         if keys is not None:
             STRATEGY_KEYS[strategy.rl] = keys
