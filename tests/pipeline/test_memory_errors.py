@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pipeline.config import dump_config
 from pipeline.ray.actor_pool import StageInfo
 from pipeline.ray.memory import out_of_memory
 from tests.recipes import small_recipe
+from tests.tiny import pairs
 
 ROOT = Path(__file__).parents[2]
 RAYS = """2 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.2, ID: 6689a3) was \
@@ -45,8 +47,11 @@ def test_actors_say_what_lowers_it() -> None:
 @pytest.mark.driver
 def test_prepare_gives_up(tiny_base: str, tmp_path: Path) -> None:
     """Ray's memory monitor is told that any use of memory is too much."""
+    # So many that a task runs for seconds, and the monitor looks at it.
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs(4000)))
     (tmp_path / "recipe.yaml").write_text(dump_config(small_recipe(tiny_base, tmp_path)(tmp_path / "run")))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_memory_usage_threshold": "0.01", "RAY_task_oom_retries": "0"}
+    limits = {"RAY_memory_usage_threshold": "0.01", "RAY_task_oom_retries": "0", "RAY_memory_monitor_refresh_ms": "20"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **limits}
     command = [sys.executable, "-m", "pipeline", "prepare", "recipe.yaml"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
