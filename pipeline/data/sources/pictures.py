@@ -23,6 +23,7 @@ MAX_BYTES = 256 << 20
 """Bytes of a picture's file; far above those of any that fits Pillow's limit of pixels."""
 SHOWN = 120
 """Characters of a path in a message."""
+HTTP = ("http://", "https://")
 NO_ANSWER = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError)
 """Errors of a host that can't be reached; of S3, pyarrow has only the text (`NO_CONNECTION`)."""
 NO_CONNECTION = ("curlCode", "NETWORK_CONNECTION")
@@ -75,8 +76,7 @@ class PictureReader:
         if host in self._failed:
             raise HostFailed(host, self._failed[host])
         try:
-            with open_bytes(location) as stream:
-                data = stream.read(MAX_BYTES + 1)
+            data = _fetched(location) if location.startswith(HTTP) else _opened(location)
         except (UserError, *NETWORK_ERRORS, aiohttp.ClientError) as error:
             if not host or not _is_unreachable(error):
                 raise RowError(f"a picture can't be read: {shown}: {_reason(error)}") from error
@@ -99,6 +99,18 @@ def _folder_of(location: str) -> str:
     if is_uri(location):
         return location.partition("?")[0].rpartition("/")[0]
     return os.path.dirname(os.path.abspath(location))
+
+
+def _opened(location: str) -> bytes:
+    with open_bytes(location) as stream:
+        return stream.read(MAX_BYTES + 1)
+
+
+def _fetched(url: str) -> bytes:
+    # Not by `open_bytes`: it asks for the size first, and any failure of that is a missing file.
+    from fsspec.implementations.http import HTTPFileSystem
+
+    return HTTPFileSystem(client_kwargs={"timeout": aiohttp.ClientTimeout(total=120, sock_connect=10)}).cat_file(url)
 
 
 def _is_unreachable(error: Exception) -> bool:

@@ -7,6 +7,9 @@ import io
 import json
 import re
 import socket
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -409,6 +412,26 @@ def test_an_unreachable_host_is_asked_once(tmp_path: Path) -> None:
     assert all(f"a picture can't be fetched: {host} can't be reached" in reason for reason in reasons(store))
     assert len(reasons(store)) == 3
     assert [f"3 rows: rejected, since '{host}' can't be reached" in note for note in store.notes] == [True]
+
+
+def test_pictures_by_http(tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(RED)
+    handler = partial(SilentHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        # A file that is missing says nothing about the host.
+        store = prepared(tmp_path, [{"image": f"{url}/{name}.png", **ONE} for name in ("none", "red")])
+        server.shutdown()
+    assert picture_path(store.path, store.read()[IMAGES][0][0].as_py()).read_bytes() == RED
+    assert len(reasons(store)) == 1 and "a picture can't be read: http://" in reasons(store)[0]
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    """Serves files without a log."""
+
+    def log_message(self, *_: Any) -> None:
+        return
 
 
 def test_the_preview_shows_names_and_sizes(tmp_path: Path) -> None:
