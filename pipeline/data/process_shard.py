@@ -178,13 +178,15 @@ class Part:
 
 
 def _without_data(value: Any) -> Any:
-    """Return a row's value with the number of bytes instead of a picture's, which `rejected` files would repeat."""
+    """Return a row's value without the bytes of its pictures, but with their number."""
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
     if isinstance(value, str):
-        return f"{value[:40]}... <{len(value)} characters>" if value.startswith("data:") and len(value) > 200 else value
+        return f"{value[:40]}... <{len(value)} characters>" if value.startswith("data:") and ";base64," in value[:80] else value
     if isinstance(value, dict):
-        return {name: _without_data(member) for name, member in value.items()}
+        # Base64 without a URL stands only under this name.
+        bare = {"base64": f"<{len(value['base64'])} characters>"} if isinstance(value.get("base64"), str) else {}
+        return {name: bare.get(name) or _without_data(member) for name, member in value.items()}
     return [_without_data(member) for member in value] if isinstance(value, list) else value
 
 
@@ -256,7 +258,7 @@ def _process_rows(job: Job, shard: Shard, transform: Transform, pictures: ShardP
             if job.is_too_long(texts):
                 part.too_long += len(texts)
             else:
-                rendered.append(_RenderedRow(row, texts, pictures.prepare(texts[0].pictures) if pictures is not None else ()))
+                rendered.append(_rendered(row, texts, pictures))
         except RowError as error:
             part.reject(source, row, without_marks(unescape(str(error))))
             if isinstance(error, HostFailed):
@@ -277,6 +279,15 @@ def _process_rows(job: Job, shard: Shard, transform: Transform, pictures: ShardP
         else:
             _add_rows(job, part, source, one.row, prepared, tuple(picture.name for picture in one.pictures))
     return part
+
+
+def _rendered(row: RawRow, texts: list[Rendered], pictures: ShardPictures | None) -> _RenderedRow:
+    """Prepare the pictures of a row. Raises as `ShardPictures.prepare`."""
+    if pictures is None or not texts[0].pictures:
+        return _RenderedRow(row, texts)
+    prepared = pictures.prepare(texts[0].pictures)
+    # Their bytes are in the store now, and those of a whole part may not fit into memory.
+    return _RenderedRow(replace(row, value=_without_data(row.value)), [replace(text, pictures=()) for text in texts], prepared)
 
 
 def _require_utf8(text: Rendered) -> Rendered:

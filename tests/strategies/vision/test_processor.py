@@ -58,7 +58,10 @@ def test_keys_of_the_processor(folder: str) -> None:
     ("keys", "message"),
     [
         ({"processor_type": "NoProcessor"}, "processor_type: transformers has no processor 'NoProcessor'"),
-        ({"processor_kwargs": {"tokenizer_type": 3}, "processor_type": "CLIPModel"}, "processor_type: no processor of pictures"),
+        (
+            {"processor_type": "CLIPModel"},
+            "processor_type: no processor of pictures",
+        ),
         (
             {"processor_type": "LlavaProcessor", "overrides_of_model_config": {"image_token_index": 5}},
             r"processor_type: the LlavaProcessor writes the tokens \[259\] for a picture, and the model looks for 5",
