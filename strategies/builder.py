@@ -32,7 +32,8 @@ from strategies.models.loading import (
 )
 from strategies.models.precision import resolve_bf16
 from strategies.models.sharding import localize_arguments
-from strategies.vision.modules import freeze_tower
+from strategies.vision.modules import freeze_tower, has_tower
+from strategies.vision.sizes import with_size
 
 __all__ = ["HFRLTrainerBuilder"]
 
@@ -99,8 +100,7 @@ class HFRLTrainerBuilder:
         arguments = {**common_arguments(cfg, self._length(total_num_steps)), **strategy.set_training_args_kwargs(cfg)}
         arguments |= strategy.batch_arguments(cfg, self.world_size)
         args = strategy.get_training_args_class()(**{**arguments, **localize_arguments(self._extra_arguments())})
-        if self.processor is None:  # rows are text alone
-            freeze_tower(self.model)
+        self._apply_picture_keys()
         model, peft_config = self._policy()
         uses_reference = strategy.uses_reference(cfg)
         references: dict[str, Any] = {}
@@ -140,6 +140,16 @@ class HFRLTrainerBuilder:
         if cfg.peft_autocast_adapter_dtype is False:
             match_adapter_dtype(trainer.model)
         return trainer
+
+    def _apply_picture_keys(self) -> None:
+        """Set the size of pictures, and freeze the tower where rows are text alone or the config says so."""
+        cfg = self.cfg
+        if cfg.freeze_mm_modules and not has_tower(self.model):
+            raise ValueError(f"freeze_mm_modules: base_model {cfg.base_model!r} takes no pictures; remove the key")
+        if self.processor is None or cfg.freeze_mm_modules:
+            freeze_tower(self.model)
+        if self.processor is not None:
+            with_size(self.processor, cfg.image_size, cfg.image_resize_algorithm)
 
     def _extra_arguments(self) -> dict[str, Any]:
         """Return the extra arguments. Sharding keys of the config must have been converted to them by the caller."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipeline.data.pictures import IMAGES
 from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.tokenize import Tokenised
 from pipeline.data.transforms import Rendered
@@ -28,10 +29,14 @@ class StagedRow:
     row_index: int
     text: Rendered
     ids: Tokenised
+    images: tuple[str, ...] = ()
+    """Names of its pictures, in the order of their placeholders."""
 
 
 def staged_table(kind: BatchKind, rows: list[StagedRow]) -> pa.Table:
-    """Return a table of the kept rows: row numbers, ids, lengths, columns of the kind, texts, and those of `STAGED_ONLY`."""
+    """Return a table of the kept rows: row numbers, ids, lengths, columns of the kind, texts, pictures, and those of
+    `STAGED_ONLY`.
+    """
     texts = [row.text.as_row() for row in rows]
     # As JSON text: reward columns are the user's, so their types may differ from row to row.
     reward_columns = [json.dumps(row.text.reward_columns, ensure_ascii=False) if kind == "prompt" else "" for row in rows]
@@ -48,6 +53,9 @@ def staged_table(kind: BatchKind, rows: list[StagedRow]) -> pa.Table:
     columns |= {name: pa.array([text[name] for text in texts], pa.large_string()) for name in ids}
     if kind == "prompt":
         columns["row"] = pa.array(reward_columns, pa.large_string())
+    # Only where there are any, so that a store of text has the columns that it always had.
+    if any(row.images for row in rows):
+        columns[IMAGES] = pa.array([list(row.images) for row in rows], pa.list_(pa.string()))
     hashes = [_hash(row, json_text) for row, json_text in zip(rows, reward_columns, strict=True)]
     # Fixed width: `StagedRows.load` reads the bytes of all rows as one numpy array.
     columns["hash"] = pa.array(hashes, pa.binary(16))
@@ -58,15 +66,19 @@ def staged_table(kind: BatchKind, rows: list[StagedRow]) -> pa.Table:
 
 def _prompt_hash(row: StagedRow) -> bytes:
     # By text, not by ids: rows of one prompt belong to one split however they are tokenised.
-    return hashlib.blake2b(row.text.prompt.encode(), digest_size=16).digest()
+    # The same question about another picture is another prompt.
+    digest = hashlib.blake2b(row.text.prompt.encode(), digest_size=16)
+    digest.update("".join(row.images).encode())
+    return digest.digest()
 
 
 def _hash(row: StagedRow, reward_columns: str) -> bytes:
-    """Hash a row for deduplication: ids, label, and the columns for reward functions."""
+    """Hash a row for deduplication: ids, label, pictures, and the columns for reward functions."""
     # Ids, not texts: rows with equal ids train the same.
     digest = hashlib.blake2b(f"{row.text.label}{reward_columns}".encode(), digest_size=16)
     for ids in (row.ids.prompt, *row.ids.completions):
         # Lengths are hashed too: the same ids split otherwise into prompt and completions are another row.
         digest.update(np.int64(len(ids)).tobytes())
         digest.update(np.ascontiguousarray(ids).tobytes())
+    digest.update("".join(row.images).encode())
     return digest.digest()

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.tokenize import opening_ids
+from strategies import vision
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-__all__ = ["FORMAT_VERSION", "digest", "tokenizer_identity"]
+__all__ = ["FORMAT_VERSION", "digest", "processor_identity", "tokenizer_identity"]
 
 IRRELEVANT_SETTINGS = ("clean_up_tokenization_spaces", "local_files_only", "trust_remote_code", "use_fast")
 """Boolean settings of a tokenizer that change no ids: those of decoding and of loading."""
@@ -37,6 +38,22 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         "special_tokens": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
         "opening_ids": opening_ids(tokenizer).tolist(),
         "chat_template": tokenizer.chat_template,
+    }
+
+
+def processor_identity(processor: ProcessorMixin) -> dict[str, Any]:
+    """Return what decides how a processor places and counts the tokens of pictures; its tokenizer aside.
+
+    `token` is what stands for a picture in texts of the store.
+    """
+    size = vision.size_of(processor)
+    settings = {name: value for name, value in processor.to_dict().items() if name not in ("name_or_path", "_name_or_path")}
+    return {
+        "class": type(processor).__name__,
+        "settings": json.loads(json.dumps(settings, sort_keys=True, default=str)),
+        "chat_template": processor.chat_template,
+        "token": processor.image_token,
+        **({} if size is None else {"image_size": size.size, "image_resize_algorithm": size.algorithm}),
     }
 
 

@@ -127,6 +127,18 @@ KINDS = {
     "tool_results": NoteKind(
         "answers hold results of tools, which are trained on as the answer is", "end the answer at the call of the tool"
     ),
+    "picture_placed": NoteKind(
+        "messages don't say where their pictures stand, which are put before the text of the user's first turn",
+        "give content as parts ({type: image}), if they stand elsewhere",
+    ),
+    "picture_moved": NoteKind(
+        "the chat template puts pictures before the text of their turn",
+        "see that the text doesn't refer to their order, or set chat_template_jinja to one that keeps it",
+    ),
+    "unreachable": NoteKind(
+        "rejected, since {detail} can't be reached, where their pictures are",
+        "once it answers, delete the prepared data's folder, and prepare again",
+    ),
     UNREAD: NoteKind("no part of the text: column {detail}", "choose a type that reads it if it should be"),
 }
 """Kind -> its sentence, which follows `N rows: `, and the setting or change that avoids it."""

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.dates import prints_date
-from pipeline.data.fingerprint import FORMAT_VERSION, digest, tokenizer_identity
+from pipeline.data.fingerprint import FORMAT_VERSION, digest, processor_identity, tokenizer_identity
 from pipeline.data.keys import DataConfig
 from pipeline.data.row_kinds import kind_of
 from pipeline.data.sources.shards import Shard, Source, survey
-from pipeline.data.transforms import build_transform, code_of, dataset_template
-from pipeline.data.transforms.base import Context
+from pipeline.data.transforms import build_transform, code_of, dataset_template, find_placeholder
+from pipeline.data.transforms.base import Context, Placeholder
 from pipeline.data.truncation import STRATEGIES
 from pipeline.errors import UserError
 from pipeline.io.atomic import write_text
 from pipeline.secrets import redact
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
     from strategies.types import BatchKind
 
@@ -45,6 +45,10 @@ class Plan:
     val_set_size: float
     undated: dict[str, Any]
     day: date | None = None
+    processor: ProcessorMixin | None = None
+    """Processor of pictures; None where rows are text alone."""
+    placeholders: tuple[Placeholder | None, ...] = ()
+    """What stands for a picture in the text of each dataset."""
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -67,13 +71,23 @@ class Plan:
         return sum(sizes) if len(sizes) == len(counts) else None
 
 
-def make_plan(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, rows_per_part: int) -> Plan:
+def make_plan(
+    cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, rows_per_part: int, processor: ProcessorMixin | None = None
+) -> Plan:
     """Survey every source and collect the inputs of the fingerprint.
+
+    Args:
+        cfg: the recipe.
+        tokenizer: the recipe's tokenizer.
+        rows_per_part: raw rows per staged part.
+        processor: the recipe's processor of pictures, if its model takes any.
 
     Raises:
         UserError: for any problem with a dataset, with its key: `datasets[1].path: ...`.
     """
     kind = kind_of(cfg.rl)
+    # Prompts alone are text, and rendered as without a processor.
+    processor = processor if kind != "prompt" else None
     train, test = list(cfg.datasets or []), list(cfg.test_datasets or [])
     if not train:
         raise UserError("datasets: must name one dataset at least")
@@ -82,9 +96,13 @@ def make_plan(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, rows_per_part
     entries = [(f"datasets[{index}]", _keys(entry)) for index, entry in enumerate(train)]
     entries += [(f"test_datasets[{index}]", _keys(entry)) for index, entry in enumerate(test)]
     datasets, templates, sources, codes = [], [], [], []
+    placeholders: list[Placeholder | None] = []
     for index, (path, keys) in enumerate(entries):
         try:
             template = dataset_template(tokenizer, keys)
+            if processor is not None:
+                template = template or _template_of(processor)
+                placeholders.append(find_placeholder(Context(tokenizer, template, keys), processor.image_token))
             # Built only for its errors, before the survey reads whole files; tasks build their own.
             build_transform(cfg.rl, Context(tokenizer, template, keys))
             codes.append(code_of(keys, cfg.rl))
@@ -112,11 +130,29 @@ def make_plan(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, rows_per_part
         "rows_per_part": rows_per_part,
         # Absent by default, so that the key left the fingerprints of existing stores unchanged.
         **({} if cfg.encode_special_tokens else {"encode_special_tokens": False}),
+        **({} if processor is None else {"processor": processor_identity(processor)}),
     }
     # The stored day is found by the fingerprint of all other inputs, so the same data keep their day.
     is_dated = any(prints_date(template or tokenizer.chat_template) for template in templates)
     day = day_of(cfg, digest(inputs)) if is_dated else None
-    return Plan(kind, tuple(datasets), tuple(templates), tuple(sources), len(train), val_set_size, inputs, day)
+    return Plan(
+        kind,
+        tuple(datasets),
+        tuple(templates),
+        tuple(sources),
+        len(train),
+        val_set_size,
+        inputs,
+        day,
+        processor,
+        tuple(placeholders),
+    )
+
+
+def _template_of(processor: ProcessorMixin) -> str | None:
+    """Return the processor's chat template: of several, the one that it uses by default."""
+    template = processor.chat_template
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def _keys(entry: Any) -> dict[str, Any]:

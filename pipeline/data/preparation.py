@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.data import write_store
 from pipeline.data.fingerprint import digest
 from pipeline.data.keys import DataConfig
+from pipeline.data.pictures import list_pictures
 from pipeline.data.plan import Plan, make_plan, remember_day
 from pipeline.data.process_shard import Job, stage_shard
 from pipeline.data.split import decide
@@ -23,11 +24,12 @@ from pipeline.io.retry import waiting_for
 from pipeline.ray.session import init_ray
 from pipeline.ray.tasks import Executor, run_on_ray, write_error
 from pipeline.secrets import redact_text
+from strategies.models.processor import find_processor
 from strategies.models.tokenizer import load_tokenizer
 from strategies.plugins import Plugins
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 __all__ = ["PART_ROWS", "find_prepared", "prepare"]
 
@@ -43,6 +45,7 @@ def prepare(
     progress: Progress | None = None,
     rows_per_part: int = PART_ROWS,
     executor: Executor | None = None,
+    processor: ProcessorMixin | None = None,
 ) -> Prepared:
     """Prepare the data of `cfg`, or open the store if it is cached (then Ray is not started).
 
@@ -50,19 +53,21 @@ def prepare(
 
     Args:
         cfg: the recipe.
-        tokenizer: the recipe's tokenizer when None.
+        tokenizer: the recipe's tokenizer, and its processor of pictures if its model has one, when None.
         progress: called after every part with `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, totals None
             while unknown.
         rows_per_part: raw rows per staged part.
         executor: runs the tasks; Ray Data when None, on a Ray cluster that is started or joined.
+        processor: with a tokenizer, the processor of pictures.
 
     Raises:
         UserError: for a bad dataset, bad rows beyond `max_rejected_fraction`, no rows left, an unwritable folder, a full disk.
     """
     from filelock import FileLock
 
-    tokenizer = tokenizer or _load_tokenizer(cfg)
-    plan = make_plan(cfg, tokenizer, rows_per_part)
+    if tokenizer is None:
+        tokenizer, processor = _load(cfg)
+    plan = make_plan(cfg, tokenizer, rows_per_part, processor)
     root = _root(cfg)
     folder = root / plan.fingerprint
     if (store := open_store(folder)) is not None:
@@ -91,7 +96,8 @@ def find_prepared(cfg: DataConfig) -> Prepared | None:
     # Without any store there is no need to load the tokenizer and to hash the sources.
     if not any(_root(cfg).glob(f"*/{MANIFEST}")):
         return None
-    plan = make_plan(cfg, _load_tokenizer(cfg), PART_ROWS)
+    tokenizer, processor = _load(cfg)
+    plan = make_plan(cfg, tokenizer, PART_ROWS, processor)
     return open_store(_root(cfg) / plan.fingerprint, verify=False)
 
 
@@ -108,9 +114,11 @@ def _within_limits(store: Prepared, cfg: DataConfig) -> Prepared:
     return store
 
 
-def _load_tokenizer(cfg: DataConfig) -> PreTrainedTokenizerBase:
+def _load(cfg: DataConfig) -> tuple[PreTrainedTokenizerBase, ProcessorMixin | None]:
+    """Load the recipe's tokenizer, and its processor of pictures if its model has one."""
     try:
-        return load_tokenizer(cfg)
+        tokenizer = load_tokenizer(cfg)
+        return tokenizer, find_processor(cfg, tokenizer)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -142,6 +150,8 @@ def _build(
         plugins=Plugins.of(cfg),
         encode_special_tokens=cfg.encode_special_tokens,
         day=plan.day,
+        processor=plan.processor,
+        placeholders=plan.placeholders,
     )
     parts = _stage(job, plan, run_tasks, cfg.dataset_num_proc, progress)
     # Before the check, whose message names the folder of the rejected rows.
@@ -221,7 +231,8 @@ def _finish(
     destination = decide(rows.hashes, rows.prompts, is_test, dedup, plan.val_set_size, seed)
     # The last sum is the end of the array, where nothing is split.
     by_part = np.split(destination, np.cumsum([part["rows"] for part in parts])[:-1])
-    write_job = write_store.WriteJob(staging, folder, parts, by_part, write_store.first_row_ids(parts))
+    names = write_store.picture_names(staging, parts, by_part)
+    write_job = write_store.WriteJob(staging, folder, parts, by_part, write_store.first_row_ids(parts), bool(names))
     # These write the same bytes on each attempt, and atomically, so a retried task does no harm.
     files = files + list(run_tasks(write_store.write_final, write_job, len(parts), cfg.dataset_num_proc))
     manifest = {
@@ -234,5 +245,6 @@ def _finish(
         "notes": write_store.notes(parts, rows, destination),
         "files": sorted(files, key=lambda entry: entry["file"]),
         "inputs": inputs,
+        **({"pictures": len(names), "picture_list": list_pictures(folder, names)} if names else {}),
     }
     write_json({**manifest, CHECKSUM: checksum(manifest)}, folder / MANIFEST)

@@ -11,6 +11,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from pipeline.data.keys import DataConfig
+from pipeline.data.pictures import IMAGES, picture_path
 from pipeline.data.preparation import prepare
 from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.store import TRAIN, Prepared
@@ -28,6 +29,7 @@ MARK = "▏"
 WRAPPED: dict[str, Any] = {"no_wrap": False, "overflow": "fold"}
 MAX_TOKENS = 400
 MAX_CHARACTERS = 400
+PROMPT_CHARACTERS = 4 * MAX_TOKENS
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Preview(Printable):
         if COMPLETIONS[self.prepared.manifest["kind"]]:
             parts.append(Text(f"Trained tokens are coloured, each behind a {MARK}; the prompt is not trained on.", "dim"))
         for row in _first_rows(self.prepared, self.examples):
-            parts += _example(row, self.tokenizer)
+            parts += _example(row, self.prepared, self.tokenizer)
         return Group(*parts)
 
 
@@ -68,13 +70,12 @@ def _first_rows(prepared: Prepared, count: int) -> list[dict[str, Any]]:
     return rows[:count]
 
 
-def _example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[RenderableType]:
+def _example(row: dict[str, Any], prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> list[RenderableType]:
     label = f", label {str(row['label']).lower()}" if "label" in row else ""
     parts: list[RenderableType] = [
         Rule(Text(f"{TRAIN} row {row['row_id']} ({row['source']} row {row['row_number']})", "rule.text")),
         Text.assemble(("prompt ", "bold"), f"{row['prompt_length']} tokens"),
-        # The end of a long prompt, which is what the answer follows.
-        Text(tokenizer.decode(row["prompt_ids"][-MAX_TOKENS:]), "dim", **WRAPPED),
+        Text(_prompt(row, prepared, tokenizer), "dim", **WRAPPED),
     ]
     for name, style in STYLES.items():
         if f"{name}_ids" in row:
@@ -82,6 +83,25 @@ def _example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Re
             parts.append(_marked_tokens(row[f"{name}_ids"], tokenizer, style))
     parts += [Text.assemble((f"{name} ", "bold"), _short(value), **WRAPPED) for name, value in _reward_columns(row).items()]
     return parts
+
+
+def _prompt(row: dict[str, Any], prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the end of a prompt, which is what the answer follows; pictures as their names and sizes."""
+    if not row.get(IMAGES):
+        return tokenizer.decode(row["prompt_ids"][-MAX_TOKENS:])
+    # Of the text, where one token stands for a picture: its ids have hundreds.
+    first, *others = row["prompt"].split(prepared.manifest["inputs"]["processor"]["token"])
+    shown = [f"{_picture(prepared, name)}{text}" for name, text in zip(row[IMAGES], others, strict=True)]
+    return "".join([first, *shown])[-PROMPT_CHARACTERS:]
+
+
+def _picture(prepared: Prepared, name: str) -> str:
+    from PIL import Image
+
+    path = picture_path(prepared.path, name)
+    with Image.open(path) as image:
+        width, height = image.size
+    return f"[{name} {width}x{height}, {path.stat().st_size / 1024:,.0f} KiB]"
 
 
 def _reward_columns(row: dict[str, Any]) -> dict[str, Any]:

@@ -24,12 +24,15 @@ from numpy.typing import NDArray
 from pipeline.data.columns import StagedRow, staged_table
 from pipeline.data.notes import Note, Tally
 from pipeline.data.row_kinds import kind_of
+from pipeline.data.shard_pictures import PreparedPicture, ShardPictures
+from pipeline.data.sources.pictures import HostFailed
 from pipeline.data.sources.readers import RawRow, read_rows
 from pipeline.data.sources.shards import Shard
 from pipeline.data.tokenize import Tokenised, tokenise
 from pipeline.data.transforms import Rendered, RowError, Transform, TypeFailed, build_transform
-from pipeline.data.transforms.base import Context
+from pipeline.data.transforms.base import Context, Placeholder
 from pipeline.data.transforms.control import ENDS, control_pattern, control_tokens, end_tokens, escape, unescape
+from pipeline.data.transforms.marks import without_marks
 from pipeline.data.truncation import truncate_all
 from pipeline.errors import UserError
 from pipeline.io.atomic import write_table
@@ -37,7 +40,7 @@ from strategies.plugins import PluginError, Plugins
 from strategies.types import BatchKind
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 __all__ = ["Job", "stage_shard"]
 
@@ -65,6 +68,10 @@ class Job:
     encode_special_tokens: bool = True
     day: date | None = None
     """The date that chat templates print."""
+    processor: ProcessorMixin | None = None
+    """Processor of pictures; None where the model takes none."""
+    placeholders: tuple[Placeholder | None, ...] = ()
+    """Of each dataset."""
 
     @property
     def kind(self) -> BatchKind:
@@ -138,7 +145,16 @@ class Job:
         return replace(text, sequences=tuple(sequence[: 2 * self._max_characters] for sequence in text.sequences))
 
     def transform(self, dataset: int) -> Transform:
-        return build_transform(self.rl, Context(self.tokenizer, self.templates[dataset], self.datasets[dataset], self.day))
+        placeholder = self.placeholders[dataset] if self.placeholders else None
+        context = Context(self.tokenizer, self.templates[dataset], self.datasets[dataset], self.day, placeholder)
+        return build_transform(self.rl, context)
+
+    def pictures(self, shard: Shard) -> ShardPictures | None:
+        """Return what prepares the pictures of a shard's rows; None where rows have none."""
+        if self.processor is None:
+            return None
+        location = None if shard.located.format == "hub" else shard.located.location
+        return ShardPictures(self.processor, location, self.folder.parent)
 
 
 @dataclass
@@ -155,10 +171,23 @@ class Part:
 
     def reject(self, source: str, row: RawRow, reason: str) -> None:
         # The row as it was given where it doesn't parse; else as JSON, whatever its format.
-        raw = row.raw or json.dumps(row.value, ensure_ascii=False, default=str)
+        raw = row.raw or json.dumps(_without_data(row.value), ensure_ascii=False, default=str)
         # Parquet takes only valid UTF-8, and a row may be rejected for a lone surrogate.
         raw = raw.encode(errors="backslashreplace").decode()
         self.rejected.append({"source": source, "row_number": row.index + 1, "reason": reason, "raw": raw})
+
+
+def _without_data(value: Any) -> Any:
+    """Return a row's value without the bytes of its pictures, but with their number."""
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, str):
+        return f"{value[:40]}... <{len(value)} characters>" if value.startswith("data:") and ";base64," in value[:80] else value
+    if isinstance(value, dict):
+        # Base64 without a URL stands only under this name.
+        bare = {"base64": f"<{len(value['base64'])} characters>"} if isinstance(value.get("base64"), str) else {}
+        return {name: bare.get(name) or _without_data(member) for name, member in value.items()}
+    return [_without_data(member) for member in value] if isinstance(value, list) else value
 
 
 def stage_shard(job: Job, shard: Shard) -> Iterator[dict[str, Any]]:
@@ -176,13 +205,13 @@ def stage_shard(job: Job, shard: Shard) -> Iterator[dict[str, Any]]:
     if (summaries := _existing_summaries(job, shard)) is not None:
         yield from summaries
         return
-    transform = job.transform(shard.dataset)
+    transform, pictures = job.transform(shard.dataset), job.pictures(shard)
     # By index in the file, as `_existing_summaries` expects the parts, not by the order of reading.
     for group, rows in itertools.groupby(read_rows(shard), key=lambda row: row.index // job.rows_per_part):
         # A shard that begins within a group (a row group of Parquet, a slice) has a file of its own for its rest.
         path = _path(job, shard, max(group * job.rows_per_part, shard.start))
         if not path.exists():
-            _write_part(job, shard, path, _process_rows(job, shard, transform, rows))
+            _write_part(job, shard, path, _process_rows(job, shard, transform, pictures, rows))
         yield _summary(path)
 
 
@@ -207,31 +236,58 @@ def _summary(path: Path) -> dict[str, Any]:
     return json.loads(pq.read_metadata(path).metadata[SUMMARY])
 
 
-def _process_rows(job: Job, shard: Shard, transform: Transform, rows: Iterable[RawRow]) -> Part:
-    part, source, rendered = Part(), shard.located.name, []
+@dataclass(frozen=True)
+class _RenderedRow:
+    """A raw row with its texts, one or the two halves of a pair, and the pictures of its prompt."""
+
+    row: RawRow
+    texts: list[Rendered]
+    pictures: tuple[PreparedPicture, ...] = ()
+
+
+def _process_rows(job: Job, shard: Shard, transform: Transform, pictures: ShardPictures | None, rows: Iterable[RawRow]) -> Part:
+    part, source, rendered = Part(), shard.located.name, list[_RenderedRow]()
     # Each half of a split pair has an index of its own, from which `row_id` follows.
     indices_per_row = 2 if transform.splits_pairs else 1
     for row in rows:
         # Counted before anything can reject the row, so that row ids don't depend on which rows are kept.
         part.read, part.end = part.read + 1, (row.index + 1) * indices_per_row
         try:
-            texts = [job.clip(_require_utf8(text)) for text in transform.rows(escape(_value(row), job.escaped_tokens))]
+            found = transform.rows(_value(row), lambda value: escape(value, job.escaped_tokens))
+            texts = [job.clip(_require_utf8(text)) for text in found]
             if job.is_too_long(texts):
                 part.too_long += len(texts)
             else:
-                rendered.append((row, texts))
+                rendered.append(_rendered(row, texts, pictures))
         except RowError as error:
-            part.reject(source, row, unescape(str(error)))
+            part.reject(source, row, without_marks(unescape(str(error))))
+            if isinstance(error, HostFailed):
+                part.notes.add(source, row.index + 1, [Note("unreachable", error.host, str(error))])
         except RecursionError:
             # Without the value, at whose depth `json.dumps` would fail as well.
             part.reject(source, replace(row, value=None), "a value is nested too deep to be read")
         except TypeFailed as error:
             raise UserError(f"row {row.index + 1} of {source}: {error}") from error
     # All rows of the part at once, for the tokenizer's threads.
-    tokenised = tokenise([text for _, texts in rendered for text in texts], job.tokenizer)
-    for row, texts in rendered:
-        _add_rows(job, part, source, row, [(text, next(tokenised)) for text in texts])
+    whole = [text if pictures is None else pictures.expanded(text, one.pictures) for one in rendered for text in one.texts]
+    tokenised = tokenise(whole, job.tokenizer)
+    for one in rendered:
+        prepared = [(text, next(tokenised)) for text in one.texts]
+        problem = None if pictures is None else pictures.problem([ids for _, ids in prepared], one.pictures)
+        if problem is not None:
+            part.reject(source, one.row, problem)
+        else:
+            _add_rows(job, part, source, one.row, prepared, tuple(picture.name for picture in one.pictures))
     return part
+
+
+def _rendered(row: RawRow, texts: list[Rendered], pictures: ShardPictures | None) -> _RenderedRow:
+    """Prepare the pictures of a row. Raises as `ShardPictures.prepare`."""
+    if pictures is None or not texts[0].pictures:
+        return _RenderedRow(row, texts)
+    prepared = pictures.prepare(texts[0].pictures)
+    # Their bytes are in the store now, and those of a whole part may not fit into memory.
+    return _RenderedRow(replace(row, value=_without_data(row.value)), [replace(text, pictures=()) for text in texts], prepared)
 
 
 def _require_utf8(text: Rendered) -> Rendered:
@@ -252,7 +308,9 @@ def _value(row: RawRow) -> dict[str, Any]:
     return row.value
 
 
-def _add_rows(job: Job, part: Part, source: str, row: RawRow, prepared: list[tuple[Rendered, Tokenised]]) -> None:
+def _add_rows(
+    job: Job, part: Part, source: str, row: RawRow, prepared: list[tuple[Rendered, Tokenised]], images: tuple[str, ...]
+) -> None:
     """Add the prepared rows of one raw row to the part: all or none of them, except those that are too long."""
     if not all(len(ids.prompt) for _, ids in prepared):
         part.reject(source, row, "the prompt has no tokens, so nothing predicts the first token of the answer")
@@ -284,7 +342,7 @@ def _add_rows(job: Job, part: Part, source: str, row: RawRow, prepared: list[tup
             # Stored without escapes, which only the tokenizer had to see.
             original = text if job.escaped_tokens is None else text.map_texts(unescape)
             # Counted whether its other half is kept or not: `row_id` follows from the index.
-            part.kept.append(StagedRow(row.index + 1, row.index * len(prepared) + half, original, truncated))
+            part.kept.append(StagedRow(row.index + 1, row.index * len(prepared) + half, original, truncated, images))
 
 
 def _control_notes(job: Job, prepared: list[tuple[Rendered, Tokenised]]) -> Iterator[Note]:

@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.text import Text
 
 from pipeline.data.notes import sentences
+from pipeline.data.pictures import picture_damage
 from pipeline.errors import UserError
 from pipeline.io.digests import damage
 from pipeline.ui.console import Printable, table_of
@@ -41,6 +42,10 @@ class Prepared(Printable):
     * prompt: `row`, the columns that the trainer receives, as JSON. Its `prompt` is text, or messages where the raw row has
       messages and no dataset type renders them; `prompt_ids` are those that TRL computes from it. Its other keys are the raw
       row's other columns, without those that JSON can't represent.
+
+    Where any row has pictures, `manifest["pictures"]` is their number, and every row has `images`: the names of its pictures,
+    in the order of their placeholders in `prompt`. `pipeline.data.pictures.picture_path` gives their files. In `prompt_ids`
+    the placeholders are expanded to the tokens that the model has for the picture.
     """
 
     path: Path
@@ -116,7 +121,7 @@ def open_store(folder: Path, verify: bool = True) -> Prepared | None:
     """Open the store in `folder`; returns None when it doesn't exist or isn't complete.
 
     Args:
-        verify: read every file once, and compare its size and hash with the manifest.
+        verify: read every file once, and compare its size and hash with the manifest; of pictures, compare the size.
 
     Raises:
         UserError: when a file is missing or was changed.
@@ -127,6 +132,8 @@ def open_store(folder: Path, verify: bool = True) -> Prepared | None:
     manifest = _read_manifest(manifest_file)
     # Stores of earlier versions have no hashes, and can still be shown.
     problems = [damage(folder / entry["file"], entry) for entry in manifest["files"] if verify and "sha256" in entry]
+    if verify and "picture_list" in manifest:
+        problems += picture_damage(folder, manifest["picture_list"])
     if damaged := [problem for problem in problems if problem is not None]:
         raise UserError(
             f"dataset_prepared_path: {folder} doesn't hold what was prepared: {damaged[0]}"

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.data.columns import STAGED_ONLY
 from pipeline.data.notes import Tally
+from pipeline.data.pictures import IMAGES
 from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.split import DUPLICATE, TO_EVAL, TO_TRAIN
 from pipeline.data.store import EVAL, REJECTED, TRAIN
@@ -31,6 +33,7 @@ __all__ = [
     "first_row_ids",
     "notes",
     "percentiles",
+    "picture_names",
     "write_final",
     "write_rejected",
 ]
@@ -71,13 +74,17 @@ class StagedRows:
 
 @dataclass(frozen=True)
 class WriteJob:
-    """Settings of the tasks that write the store; by part, the split of its rows and the row_id of its file's first row."""
+    """Settings of the tasks that write the store; by part, the split of its rows and the row_id of its file's first row.
+
+    `has_pictures`: whether any row of the store has one, so that all its files have their column.
+    """
 
     staging: Path
     folder: Path
     parts: list[dict[str, Any]]
     destination: list[NDArray[np.uint8]]
     first_row_id: list[int]
+    has_pictures: bool = False
 
 
 def write_final(job: WriteJob, index: int) -> Iterator[dict[str, Any]]:
@@ -90,6 +97,7 @@ def write_final(job: WriteJob, index: int) -> Iterator[dict[str, Any]]:
     # Added here, not staged: it is the same for every row of a part.
     source = pa.array([part["source"]] * len(table), pa.string())
     table = table.add_column(table.column_names.index("row_number"), "source", source)
+    table = _with_pictures(table) if job.has_pictures else table
     for split, code in SPLITS:
         chosen = job.destination[index] == code
         if chosen.any():
@@ -97,6 +105,24 @@ def write_final(job: WriteJob, index: int) -> Iterator[dict[str, Any]]:
             name = f"{split}/part-{index:05d}.parquet"
             write_table(table.filter(pa.array(chosen)), job.folder / name)
             yield {"file": name, "rows": int(chosen.sum()), **as_written(job.folder / name)}
+
+
+def _with_pictures(table: pa.Table) -> pa.Table:
+    """Return the table with a column of pictures, empty where the part has none."""
+    if IMAGES in table.column_names:
+        return table
+    return table.append_column(IMAGES, pa.array([[]] * len(table), pa.list_(pa.string())))
+
+
+def picture_names(staging: Path, parts: list[dict[str, Any]], destination: list[NDArray[np.uint8]]) -> set[str]:
+    """Return the names of the pictures of all rows that the store keeps."""
+    names: set[str] = set()
+    for part, split in zip(parts, destination, strict=True):
+        file = staging / part["part"]
+        if IMAGES in pq.read_schema(file).names:
+            kept = pq.read_table(file, columns=[IMAGES], partitioning=None).filter(pa.array(split != DUPLICATE))
+            names.update(pc.list_flatten(kept[IMAGES]).unique().to_pylist())
+    return names
 
 
 def write_rejected(staging: Path, folder: Path, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:

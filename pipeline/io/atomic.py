@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["copy_file", "write_json", "write_table", "write_text"]
+__all__ = ["copy_file", "write_bytes", "write_json", "write_table", "write_text"]
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -31,6 +31,11 @@ def write_json(value: Any, path: Path) -> None:
 def write_text(text: str, path: Path) -> None:
     """Write text as UTF-8 atomically. Raises as `write_table`."""
     _write(path, lambda file: file.write(text.encode()))
+
+
+def write_bytes(data: bytes, path: Path) -> None:
+    """Write bytes atomically. Raises as `write_table`."""
+    _write(path, lambda file: file.write(data))
 
 
 def copy_file(source: Path, path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from strategies.keys import Keys, key
 
 __all__ = ["ModelKeys", "SpecialTokens"]
+
+ImageResizeAlgorithm = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
 
 class SpecialTokens(Keys):
@@ -43,6 +45,20 @@ class ModelKeys(Keys):
     special_tokens: SpecialTokens | None = key("Special tokens to set on the tokenizer.")
     tokens: list[str] | None = key("Tokens to add to the vocabulary; the embeddings grow with them.")
     resize_token_embeddings_to_32x: bool | None = key("Round the grown vocabulary up to a multiple of 32.")
+    processor_type: str | None = key(
+        "Class of the processor of pictures, of transformers; `AutoProcessor`, which finds the model's own, when not set."
+    )
+    processor_kwargs: dict[str, Any] | None = key("Further arguments of the processor's `from_pretrained`.")
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = key(
+        "Size in pixels that pictures get before the processor: a number pads them to a square with black, `[width, height]` "
+        "stretches them. Not set: as they are; the processor's own resizing follows either way."
+    )
+    image_resize_algorithm: ImageResizeAlgorithm | None = key("Resampling with image_size; bilinear when not set.")
+    freeze_mm_modules: bool = key(
+        "Leave the weights that encode pictures (tower and projector) as they are; rows of text alone always do. An adapter "
+        "leaves them alone unless lora_target_modules names a part of them.",
+        False,
+    )
     chat_template: str | None = key(
         "`tokenizer_default` (also when not set), `tokenizer_default_fallback_NAME`, `jinja` with "
         "chat_template_jinja, or a built-in NAME."

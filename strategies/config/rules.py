@@ -41,6 +41,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "resize_token_embeddings_to_32x": ("tokens", "tokens, or special_tokens.additional_special_tokens"),
     "greater_is_better": ("metric_for_best_model", "metric_for_best_model"),
     "bnb_config_kwargs": ("load_in_4bit", "load_in_4bit: true or load_in_8bit: true"),
+    "image_resize_algorithm": ("image_size", "image_size"),
 }
 # A needed key -> another one that serves as well.
 ALTERNATIVES = {"load_in_4bit": "load_in_8bit", "tokens": "special_tokens"}
@@ -65,6 +66,10 @@ def find_problems(cfg: StrategyConfig) -> Iterator[Problem]:
     """Yield (path, message) for every problem of the config."""
     if "trust_remote_code" in (cfg.overrides_of_model_kwargs or {}):
         yield "overrides_of_model_kwargs.trust_remote_code", "has a key of its own: write trust_remote_code"
+    for name in ("trust_remote_code", "revision"):
+        if name in (cfg.processor_kwargs or {}):
+            instead = "trust_remote_code" if name == "trust_remote_code" else "revision_of_model"
+            yield f"processor_kwargs.{name}", f"has a key of its own: write {instead}"
     for rule in (_method, _adapter, _schedule, _pairs_of_keys, _trackers, _cadence, _quantization):
         yield from rule(cfg)
 
@@ -119,6 +124,11 @@ def _reference(cfg: StrategyConfig, strategy: type[Strategy]) -> Iterator[Proble
 
 
 def _adapter(cfg: StrategyConfig) -> Iterator[Problem]:
+    if cfg.adapter is not None and cfg.freeze_mm_modules:
+        yield (
+            "freeze_mm_modules",
+            "has no effect with an adapter, which leaves the tower alone unless lora_target_modules names it; remove it",
+        )
     if cfg.adapter is None:
         for name in AdapterKeys.model_fields:
             if _is_set(cfg, name):

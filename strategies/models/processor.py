@@ -2,36 +2,108 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from strategies import vision
+from strategies.models.config import load_config
+from strategies.models.location import ModelLocation, resolve_model_location
 
-from strategies.models.location import resolve_model_location
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-__all__ = ["load_processor"]
+__all__ = ["find_processor", "load_processor"]
+
+KEYS = ("processor_type", "processor_kwargs", "image_size", "image_resize_algorithm")
+"""Keys that only a processor reads."""
+
+
+def find_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
+    """Load the processor of a vision-language model as `load_processor`; None for a model that takes no pictures.
+
+    That is one whose config has no tower (`vision_config`), or for which no processor can be loaded.
+
+    Raises:
+        ValueError: if there is none, and the config has keys for it.
+    """
+    given = [name for name in KEYS if getattr(cfg, name) is not None]
+    if not _has_tower(cfg):
+        if given:
+            raise ValueError(f"{given[0]}: base_model {cfg.base_model!r} takes no pictures; remove the key")
+        return None
+    try:
+        processor = load_processor(cfg, tokenizer)
+    # Rows of text alone need none; rows with pictures are refused where there is none.
+    except ValueError:
+        if given:
+            raise
+        return None
+    # One that expands no token takes its pictures in a way of its own.
+    return processor if getattr(processor, "image_token", None) is not None else None
+
+
+def _has_tower(cfg: Any) -> bool:
+    # A GGUF file has the text model's weights alone, and reading its config would convert it.
+    if cfg.base_model.endswith(".gguf"):
+        return False
+    try:
+        config = load_config(cfg)
+    # A folder of a tokenizer alone is enough to prepare text.
+    except ValueError:
+        return False
+    return getattr(config, "vision_config", None) is not None
 
 
 def load_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
-    """Load the processor of `cfg.base_model`, with the tokenizer of the config and its chat template.
+    """Load the processor of `cfg.base_model`, with the config's keys of pictures, its tokenizer and its chat template.
 
     Raises:
-        ValueError: if the model has none, or its picture processor can't be loaded.
+        ValueError: if the model has none, its picture processor can't be loaded, or `processor_type` is no class of one.
     """
+    from transformers import ProcessorMixin
+
     location = resolve_model_location(cfg.base_model)
-    revision = {"revision": cfg.revision_of_model} if cfg.revision_of_model else {}
-    try:
-        processor = AutoProcessor.from_pretrained(location.path, trust_remote_code=cfg.trust_remote_code, **revision)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ValueError(f"base_model: no processor of pictures could be loaded from {location.given!r}: {error}") from error
+    processor = _open(cfg, location)
     # For a folder without a processor AutoProcessor returns its tokenizer, or its image processor alone.
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(
             f"base_model: {location.given!r} has no processor of pictures (a {type(processor).__name__} was found); "
             "give a vision-language model, whose folder has preprocessor_config.json"
         )
+    _check_token(cfg, processor)
     # Otherwise the processor keeps its own template: the tokenizer's may have no placeholders for pictures.
     if cfg.chat_template or cfg.chat_template_jinja:
         processor.chat_template = tokenizer.chat_template
     # The policy's, with the added tokens of the config: rows with pictures are tokenised by the processor.
     processor.tokenizer = tokenizer
-    return processor
+    return vision.with_size(processor, cfg.image_size, cfg.image_resize_algorithm)
+
+
+def _check_token(cfg: Any, processor: ProcessorMixin) -> None:
+    """Raise ValueError for a processor that writes other tokens for a picture than the model looks for."""
+    config = load_config(cfg)
+    expected = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    written = {getattr(processor, "image_token_id", None), *processor.image_token_ids} - {None}
+    if expected is not None and written and expected not in written:
+        raise ValueError(
+            f"{'processor_type' if cfg.processor_type else 'base_model'}: the {type(processor).__name__} writes the tokens "
+            f"{sorted(written)} for a picture, and the model looks for {expected}; it belongs to another model"
+        )
+
+
+def _open(cfg: Any, location: ModelLocation) -> Any:
+    import transformers
+
+    name = cfg.processor_type or "AutoProcessor"
+    kind = getattr(transformers, name, None)
+    if kind is None or not hasattr(kind, "from_pretrained"):
+        raise ValueError(f"processor_type: transformers has no processor {name!r}; remove the key to have the model's own")
+    revision = {"revision": cfg.revision_of_model} if cfg.revision_of_model else {}
+    try:
+        return kind.from_pretrained(
+            location.path, trust_remote_code=cfg.trust_remote_code, **revision, **(cfg.processor_kwargs or {})
+        )
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{'processor_type' if cfg.processor_type else 'base_model'}: no processor of pictures could be loaded from "
+            f"{location.given!r}: {error}"
+        ) from error

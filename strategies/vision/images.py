@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image, ImageOps
 
-__all__ = ["encode_pictures", "picture_key", "pictures_of"]
+__all__ = ["decode_picture", "encode_pictures", "picture_format", "picture_key", "pictures_of"]
 
 DEEP = ("I", "F")
 """Beginnings of Pillow's modes of more than 8 bits a channel."""
+BROKEN = (OSError, SyntaxError, EOFError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for a broken file, by format, and for one that would take too much memory."""
 
 
 def pictures_of(row: Mapping[str, Any]) -> list[Image.Image]:
@@ -27,26 +31,46 @@ def pictures_of(row: Mapping[str, Any]) -> list[Image.Image]:
         raise ValueError(f"images: expected a list of pictures, got {type(images).__name__}; one picture is given in image")
     if image is not None and images:
         raise ValueError("the row has pictures in image and in images; give all of them in images")
-    return [_decode(value) for value in ([image] if image is not None else images or ())]
+    return [decode_picture(value) for value in ([image] if image is not None else images or ())]
 
 
-def _decode(value: Any) -> Image.Image:
-    """Return an RGB picture, upright, of a picture, encoded bytes, a path, or a mapping of `bytes` and `path`."""
+def decode_picture(value: Any) -> Image.Image:
+    """Return an RGB picture, upright, of a picture, encoded bytes, a path, or a mapping of `bytes` and `path`.
+
+    Raises:
+        ValueError: for what is no picture, is broken or too large, moves, or has more than 8 bits a channel.
+    """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     try:
         if isinstance(value, bytes | str):
-            value = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+            value = _open(value)
         if not isinstance(value, Image.Image):
             raise ValueError(f"expected a picture, its bytes or a path, got {type(value).__name__}")
         return _upright(value)
-    except (OSError, Image.DecompressionBombError) as error:
+    except (*BROKEN, Image.DecompressionBombWarning) as error:
         raise ValueError(f"a picture can't be read: {error}") from error
+
+
+def picture_format(data: bytes) -> str:
+    """Return the name of the format of an encoded picture, such as `png`. Raises ValueError as `decode_picture`."""
+    try:
+        return (_open(data).format or "").lower()
+    except (*BROKEN, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"a picture can't be read: {error}") from error
+
+
+def _open(value: bytes | str) -> Image.Image:
+    with warnings.catch_warnings():
+        # Pillow only warns of a picture between its limit and twice as many pixels.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Return an RGB picture as it is looked at: turned as its EXIF data say."""
-    if (frames := getattr(image, "n_frames", 1)) > 1:
+    # A phone's photograph may be several pictures (MPO), of which the first is the one that is shown.
+    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
         raise ValueError(f"a picture has {frames} frames; give one of them")
     if image.mode.startswith(DEEP):  # Pillow would cut values off at 255
         raise ValueError(f"a picture has more than 8 bits a channel (mode {image.mode}); convert it to RGB")

@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from strategies.vision.sizes import size_of
+
 __all__ = ["VisionProcessing"]
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
@@ -28,9 +30,30 @@ class VisionProcessing:
         Raises:
             ValueError: if the number of placeholders isn't that of the pictures.
         """
-        pictures = {"images": [list(images)]} if images else {}
+        pictures = {"images": [self._sized(images)]} if images else {}
         # A chat template has written special tokens into the text.
         return self.processor(text=[text], **pictures, add_special_tokens=False)["input_ids"][0]
+
+    def expansion(self, image: Image.Image) -> str:
+        """Return the text that the processor puts in place of `image_token` for a picture.
+
+        Raises:
+            ValueError: for a processor that writes no such text.
+        """
+        token = self.processor.image_token
+        inputs = self.processor(text=[token], images=[self._sized([image])], return_text_replacement_offsets=True)
+        replacements = inputs.get("text_replacement_offsets")
+        if not replacements or len(replacements[0]) != 1:
+            raise ValueError(f"{type(self.processor).__name__} doesn't say which tokens stand for a picture")
+        return replacements[0][0]["replacement"]
+
+    def picture_ids(self) -> list[int]:
+        """Return the ids of tokens that stand for parts of pictures, which no text may hold."""
+        return sorted({self.image_token, *(token for token in self.processor.image_token_ids if token is not None)})
+
+    def _sized(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        size = size_of(self.processor)
+        return list(images) if size is None else [size.apply(image) for image in images]
 
     def completion_ids(self, text: str) -> list[int]:
         """Return the ids of a completion, in which no picture stands."""
@@ -45,7 +68,7 @@ class VisionProcessing:
         """Return the model's inputs for pictures, in their order."""
         # The whole processor would want a text with placeholders as well.
         processor = self.processor.image_processor
-        inputs = processor(list(images), return_tensors="pt")
+        inputs = processor(self._sized(images), return_tensors="pt")
         return {name: torch.as_tensor(inputs[name]) for name in processor.model_input_names if name in inputs}
 
     @property

@@ -138,9 +138,7 @@ UNSUPPORTED: dict[str, str] = {
         "relora_prune_ratio reward_model role_boundaries streaming total_num_tokens total_supervised_tokens "
         "use_dft use_eaft use_pose"
     ),
-    "text models only": (
-        "freeze_mm_modules image_resize_algorithm image_size processor_kwargs processor_type trl.log_multimodal"
-    ),
+    "prompts are text alone with grpo": "trl.log_multimodal",
     "it belongs to distributed training that is not available in this version": (
         "context_parallel_size ddp_broadcast_buffers ddp_bucket_cap_mb deepcompile "
         "dp_replicate_size fp8 fp8_config "

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.data.sources.arrow import decoded_rows, without_nulls
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["hub_keys", "load", "survey"]
+__all__ = ["hub_keys", "load", "rows", "survey"]
 
 
 def hub_keys(dataset: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -49,6 +50,25 @@ def load(keys: tuple[tuple[str, Any], ...]) -> Dataset:
         raise UserError(
             f"path: {arguments['path']!r} is no local file or folder, and loading it from the Hugging Face hub failed: {reason}"
         ) from error
+
+
+def rows(dataset: Dataset, first: int, last: int) -> Iterator[dict[str, Any]]:
+    """Yield rows [first, last), pictures as they are stored: mappings of `bytes` and `path`."""
+    chosen = dataset.select(range(first, last))
+    if not _has_pictures(dataset.features):
+        yield from map(without_nulls, chosen)
+        return
+    # `datasets` would decode pictures, and their files' own bytes be lost.
+    for batch in chosen.with_format("arrow")[:].to_batches():
+        yield from decoded_rows(batch)
+
+
+def _has_pictures(feature: Any) -> bool:
+    if isinstance(feature, Mapping):
+        return any(map(_has_pictures, feature.values()))
+    # A list has one feature for all of its elements.
+    inner = getattr(feature, "feature", None) if not isinstance(feature, list) else feature[0]
+    return type(feature).__name__ == "Image" or (inner is not None and _has_pictures(inner))
 
 
 def survey(keys: tuple[tuple[str, Any], ...]) -> tuple[str, int]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.sources import hub
-from pipeline.data.sources.arrow import arrow_batches, decoded_rows, without_nulls
+from pipeline.data.sources.arrow import arrow_batches, decoded_rows
 from pipeline.data.sources.filesystem import NETWORK_ERRORS, File, open_bytes, open_seekable
 from pipeline.data.sources.shards import Shard
 from pipeline.data.strict_json import TWICE, strict_json
@@ -253,8 +253,8 @@ def _hub(shard: Shard) -> Iterator[RawRow]:
     for first in range(shard.start, shard.stop or 0, BATCH_ROWS):
         last = min(first + BATCH_ROWS, shard.stop or 0)
         # strict=False, since one of them is endless.
-        for index, row in zip(itertools.count(first), dataset.select(range(first, last)), strict=False):
-            yield RawRow(index, without_nulls(row))
+        for index, row in zip(itertools.count(first), hub.rows(dataset, first, last), strict=False):
+            yield RawRow(index, row)
 
 
 READERS: dict[str, Callable[[Shard], Iterator[RawRow]]] = {

@@ -12,7 +12,6 @@ from pipeline.data.transforms.base import (
     Rendered,
     Row,
     RowError,
-    Transform,
     completion_text,
     label_field,
     list_field,
@@ -21,9 +20,11 @@ from pipeline.data.transforms.base import (
     text_field,
 )
 from pipeline.data.transforms.hints import hint
+from pipeline.data.transforms.messages import MessageReader
 from pipeline.data.transforms.prompts import prompt_rendering
 from pipeline.data.transforms.registry import FACTORIES, TypeFailed, dataset_types, outside_type, register_dataset_type
-from pipeline.data.transforms.rendering import ChatRenderer
+from pipeline.data.transforms.rendering import ChatRenderer, find_placeholder
+from pipeline.data.transforms.transform import Transform
 from pipeline.errors import UserError
 from strategies.types import BatchKind
 
@@ -42,6 +43,7 @@ __all__ = [
     "code_of",
     "completion_text",
     "dataset_types",
+    "find_placeholder",
     "label_field",
     "list_field",
     "load_transform",
@@ -82,7 +84,10 @@ def build_transform(rl: str, context: Context) -> Transform:
     """
     split_pairs = bool(context.keys.get("split_pairs"))
     name, kind = type_name(context.keys.get("type"), rl, split_pairs), raw_kind(rl, split_pairs)
-    return Transform(name, _with_hint(kind, FACTORIES[kind][name](context)), split_pairs)
+    render = _with_hint(kind, FACTORIES[kind][name](context))
+    # Prompts go to the trainer as they are, and take no pictures.
+    placeholder = None if kind == "prompt" else context.placeholder
+    return Transform(name, render, split_pairs, placeholder, MessageReader.from_keys(context.keys))
 
 
 def code_of(keys: dict[str, Any], rl: str) -> str | None:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.notes import UNREAD, Note
+from pipeline.data.notes import Note
 from pipeline.data.strict_json import strict_json
-from strategies.media import MEDIA
+from strategies.media import MEDIA, PICTURES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "Context",
+    "Placeholder",
     "Rendered",
     "Row",
     "RowError",
-    "Transform",
     "completion_text",
     "label_field",
     "list_field",
@@ -41,54 +40,30 @@ class RowError(ValueError):
 
 
 EMPTY: tuple[Any, ...] = (None, "", [], {})
-INDEX = ("", "Unnamed: 0", "__index_level_0__")
-"""Columns in which pandas writes its index."""
-CHANCE_LENGTH = 12
-"""A value of more characters doesn't occur in a text by chance."""
-LABEL = re.compile(r"labels?|(\w+_)?(preference|preferred|better|winner)(_\w+)?|(score|rating)_[012ab]", re.IGNORECASE)
-"""Names of columns that may say which of two answers is preferred."""
 
 
 def refuse_media(row: Row) -> None:
     """Raise RowError for a row with images, audio or video."""
     if media := [name for name in MEDIA if row.get(name) not in EMPTY]:
-        raise RowError(f"the column {media[0]!r} is no text, which alone can be trained on; drop it if the rest stands alone")
+        hint = (
+            " (pairs and labelled completions may have pictures, with a vision-language model)" if media[0] in PICTURES else ""
+        )
+        raise RowError(
+            f"the column {media[0]!r} is no text, which alone can be trained on; drop it if the rest stands alone{hint}"
+        )
 
 
-def _is_in(value: Any, texts: tuple[str, ...]) -> bool:
-    return isinstance(value, str) and len(value) > CHANCE_LENGTH and any(value.strip() in text for text in texts)
+@dataclass(frozen=True)
+class Placeholder:
+    """What stands for a picture in a text.
 
+    `token` is what the processor expands. `written` is what the chat template writes for a picture, with the token in it; None
+    where it takes no pictures. `takes_parts`: the template takes content as a list of parts.
+    """
 
-class ReadRow(Mapping[str, Any]):
-    """A row that records which of its columns were read."""
-
-    def __init__(self, row: Row) -> None:
-        self._row, self._read = row, set[str]()
-
-    # `Mapping` implements `get` and `in` by this method, so they count as reading too.
-    def __getitem__(self, name: str) -> Any:
-        self._read.add(name)
-        return self._row[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._row)
-
-    def __len__(self) -> int:
-        return len(self._row)
-
-    def notes(self, texts: tuple[str, ...]) -> list[Note]:
-        """Return a note of each non-empty column that wasn't read and whose value occurs in none of the texts.
-
-        Raises:
-            RowError: for images, audio and video.
-        """
-        unread = [name for name, value in self._row.items() if name not in self._read and value not in EMPTY]
-        # A column that repeats what another one gave, such as the question beside the messages, loses nothing.
-        unread = [name for name in unread if name not in INDEX and not _is_in(self._row[name], texts)]
-        # An error, not a note: text that refers to a picture can't be trained on without it.
-        refuse_media({name: self._row[name] for name in unread})
-        kinds = {name: UNREAD if LABEL.fullmatch(name) is None else "may_be_the_label" for name in unread}
-        return [Note(kind, name, str(self._row[name])) for name, kind in kinds.items()]
+    token: str
+    written: str | None = None
+    takes_parts: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,13 +72,14 @@ class Context:
 
     `template` is the Jinja source of the dataset's own chat template, None for the tokenizer's. `keys` are the keys of
     the dataset as given in the config, including `path` etc. `day` is the date that chat templates print as today's, None for
-    that of the clock.
+    that of the clock. `placeholder` is what stands for a picture, None for a model that takes none.
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
     template: str | None = None
     keys: Mapping[str, Any] = field(default_factory=dict)
     day: date | None = None
+    placeholder: Placeholder | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +99,8 @@ class Rendered:
     label: bool | None = None
     reward_columns: Mapping[str, Any] | None = None
     notes: tuple[Note, ...] = ()
+    pictures: tuple[Any, ...] = ()
+    """The pictures whose placeholders stand in the prompt, in order, as the row gives them."""
 
     def as_row(self) -> dict[str, Any]:
         """Return `{prompt, chosen, rejected}`, `{prompt, completion, label}` or `{prompt, row}`.
@@ -147,38 +125,6 @@ class Rendered:
         """Split a pair into two labelled completions, chosen first, each with the whole prompt, as TRL does."""
         chosen, rejected = self.sequences
         return replace(self, sequences=(chosen,), label=True), replace(self, sequences=(rejected,), label=False)
-
-
-@dataclass(frozen=True)
-class Transform:
-    """A dataset type for one dataset, which converts raw rows to text. `render` raises `RowError` for an invalid row."""
-
-    name: str
-    render: Callable[[Row], Rendered]
-    splits_pairs: bool = False
-
-    def rows(self, row: Row) -> tuple[Rendered, ...]:
-        """Convert a raw row to text: one row, or the two halves of a pair. Raises RowError."""
-        # Columns that the type doesn't read become notes, so that no data are lost silently.
-        read = ReadRow(row)
-        rendered = self.render(read)
-        notes = read.notes((rendered.prompt, *rendered.sequences))
-        rendered = replace(rendered, notes=(*rendered.notes, *notes, *_read_as_messages(row, rendered)))
-        return rendered.halves() if self.splits_pairs else (rendered,)
-
-    def __call__(self, row: Row) -> dict[str, Any]:
-        return self.render(row).as_row()
-
-
-def _read_as_messages(row: Row, rendered: Rendered) -> Iterator[Note]:
-    """Yield a note of each column that was parsed as a single JSON message, though it may have been the answer itself."""
-    for name, value in row.items():
-        # A cheap test first: most columns are plain text, and parsing each would be slow.
-        if not isinstance(value, str) or value.lstrip()[:1] != "{" or ('"role"' not in value and '"from"' not in value):
-            continue
-        is_message = isinstance(message := parsed(value), Mapping) and message.keys() & {"role", "from"}
-        if is_message and not any(value.strip() in text for text in (rendered.prompt, *rendered.sequences)):
-            yield Note("read_as_message", name, value)
 
 
 def pair_text(prompt: str, chosen: str, rejected: str) -> Rendered:

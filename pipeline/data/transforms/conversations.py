@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.data.notes import Note
 from pipeline.data.transforms.base import Row, RowError, optional_text
+from pipeline.data.transforms.marks import MARK
 from pipeline.data.transforms.messages import ASSISTANT, MessageReader, Messages
 
 __all__ = [
@@ -139,6 +140,9 @@ def is_contained_in(question: str, turns: Messages) -> bool:
 
     A part has at least a few words; a text of all turns has only the names of speakers between them.
     """
+    # A picture may stand in the turns alone.
+    question = MARK.sub("", question)
+    turns = [{**turn, "content": MARK.sub("", turn["content"])} for turn in turns]
     text = question.strip()
     is_short = not is_distinctive(text)
     if any(

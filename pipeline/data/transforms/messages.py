@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.transforms.base import EMPTY, Row, RowError, list_field, parsed
+from pipeline.data.transforms.marks import MARK_END, MARK_START
 from strategies.media import media_in
 
 __all__ = ["ASSISTANT", "MessageReader", "Messages", "common_messages", "tools_of"]
@@ -153,6 +154,8 @@ def _content(content: Any, name: str) -> str:
         text = _part(part, f"{name}[{index}]")
         # Parts are paragraphs of one content: without a break their words would run together.
         needs_break = joined and text and not joined[-1].isspace() and not text[0].isspace()
+        # Not beside a picture, where the template decides.
+        needs_break = needs_break and joined[-1] != MARK_END and text[0] != MARK_START
         joined += f"\n{text}" if needs_break else text
     return joined
 

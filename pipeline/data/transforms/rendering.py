@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.dates import dated, prints_date
 from pipeline.data.notes import UNREAD, Note
-from pipeline.data.transforms.base import EMPTY, Context, Rendered, RowError
+from pipeline.data.transforms.base import EMPTY, Context, Placeholder, Rendered, RowError
 from pipeline.data.transforms.control import control_notes, control_pattern, end_tokens
 from pipeline.data.transforms.conversations import Conversation, check_prompt, conversation
+from pipeline.data.transforms.marks import MARK, mark
 from pipeline.data.transforms.messages import MessageReader, Messages
+from pipeline.data.transforms.pictures import as_parts
 from pipeline.data.transforms.skeletons import (
     TEXTS,
     Alignment,
@@ -32,11 +34,13 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChatRenderer", "RenderedPrompt"]
+__all__ = ["ChatRenderer", "RenderedPrompt", "find_placeholder"]
 
 UNDEFINED = re.compile(r"'(\w+_token)' is undefined")
 RENDERED = ("role", "tool_calls", "tool_call_id", *TEXTS)
 """Properties whose rendering is checked elsewhere, or that only refer to another message."""
+PROBES = ("\ue005", "\ue006")
+"""Texts before and after the picture by which a template's placeholder is found."""
 MAX_SKELETONS = 10_000
 """Skeletons in the cache; with tool calls nearly every row has a form of its own."""
 
@@ -63,6 +67,8 @@ class ChatRenderer:
     strip_end: bool
     day: date | None = None
     """The date that the template prints as today's; None for that of the clock."""
+    placeholder: Placeholder | None = None
+    """What stands for a picture; None where messages have none."""
     _skeletons: dict[Hashable, Skeleton | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -74,7 +80,7 @@ class ChatRenderer:
                 "chat_template: the tokenizer has no chat template, and the data are conversations; "
                 "set chat_template (for instance chatml) or chat_template_jinja"
             )
-        return cls(context.tokenizer, context.template, strip_end, context.day)
+        return cls(context.tokenizer, context.template, strip_end, context.day, context.placeholder)
 
     def pair(
         self,
@@ -323,6 +329,31 @@ class ChatRenderer:
         return dated(self.tokenizer.get_chat_template(self.template, kwargs.get("tools")), self.day)
 
     def _apply(self, messages: Messages, kwargs: Mapping[str, Any], add_generation_prompt: bool = False) -> str:
+        """Render messages, with marks for the pictures that the template writes. Raises RowError."""
+        placeholder = self.placeholder
+        if placeholder is None:
+            return self._render(messages, kwargs, add_generation_prompt)
+        marks = [number for message in messages for number in MARK.findall(message["content"])]
+        if marks and placeholder.written is None:
+            raise RowError("the chat template renders no pictures; set chat_template_jinja to one that does")
+        if not placeholder.takes_parts:
+            return self._render(messages, kwargs, add_generation_prompt)
+        # All turns, as TRL does, whether they have pictures or not.
+        parts = [{**message, "content": as_parts(message["content"])} for message in messages]
+        text = self._render(parts, kwargs, add_generation_prompt)
+        if not marks:
+            return text
+        # Split into the texts around the pictures: a placeholder in a turn's own text would be one more.
+        around = text.split(placeholder.written or "")
+        if len(around) != len(marks) + 1:
+            raise RowError(
+                f"the rendered text has {len(around) - 1} placeholders of pictures ({placeholder.written!r}), and the messages "
+                f"have {len(marks)} pictures"
+            )
+        marked = [before + mark(int(number)) for before, number in zip(around, marks, strict=False)]
+        return "".join([*marked, around[-1]])
+
+    def _render(self, messages: Messages, kwargs: Mapping[str, Any], add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
         try:
@@ -340,6 +371,35 @@ class ChatRenderer:
                 f"; the tokenizer has none: give it one (special_tokens.{token[1]}), or another chat_template" if token else ""
             )
             raise RowError(f"the chat template does not take this conversation: {error}{hint}") from error
+
+
+def find_placeholder(context: Context, token: str) -> Placeholder:
+    """Return what the chat template of a context writes for a picture: what is more with a picture than without.
+
+    Args:
+        context: template and tokenizer.
+        token: what the processor expands, once in what is written.
+    """
+    if context.tokenizer is None or not (context.template or context.tokenizer.chat_template):
+        return Placeholder(token)
+    texts: list[dict[str, Any]] = [{"type": "text", "text": probe} for probe in PROBES]
+    renderer = ChatRenderer.of(context, strip_end=False)
+    try:
+        without = renderer._render([{"role": "user", "content": texts}], {}, add_generation_prompt=False)
+    except RowError:
+        return Placeholder(token)
+    # A list that is printed as Python prints it has escapes.
+    if not all(probe in without for probe in PROBES):
+        return Placeholder(token)
+    try:
+        content = [texts[0], {"type": "image"}, texts[1]]
+        text = renderer._render([{"role": "user", "content": content}], {}, add_generation_prompt=False)
+    except RowError:
+        return Placeholder(token, takes_parts=True)
+    start, length = len(_common_prefix(without, text)), len(text) - len(without)
+    written = text[start : start + length]
+    is_added = length > 0 and text[:start] + text[start + length :] == without
+    return Placeholder(token, written if is_added and written.count(token) == 1 else None, takes_parts=True)
 
 
 @dataclass(frozen=True)

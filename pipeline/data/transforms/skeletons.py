@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.data.notes import Note
 from pipeline.data.transforms.base import RowError
+from pipeline.data.transforms.marks import MARK
 from pipeline.data.transforms.messages import REASONING, Messages
 
 __all__ = ["TEXTS", "Alignment", "Skeleton", "search", "skeleton_key", "with_placeholders", "written_forms"]
@@ -25,6 +26,8 @@ TEXTS = (*REASONING, "content")
 """Properties of a message that hold its text."""
 PLACEHOLDER = re.compile("\ue000(\\d+)\\.(\\d)\ue001")
 THINK = re.compile(r"</?think>")
+WITH_MARKS = re.compile(f"({MARK.pattern.replace('(', '(?:')})")
+"""A picture, as a separator that `split` keeps."""
 CHANCE_LENGTH = 12
 """A string of this length doesn't occur in a text by chance."""
 Slot = tuple[int, str]
@@ -148,6 +151,10 @@ def search(messages: Messages, text: str, answer_from: int, earliest: int) -> Al
             span = _find(text, part, cursor)
             if span is None and role in ("system", "developer"):
                 span = _find(text, part, 0)
+            if span is None and MARK.fullmatch(part) and part in text:
+                # Some templates put the pictures of a turn before its text.
+                notes.append(Note("picture_moved", example=string))
+                continue
             if span is None and not is_reasoning:
                 turn = f"turn {index + 1} ({role})"
                 raise RowError(f"the chat template leaves out, changes or moves what {turn} says: {part[:80]!r}")
@@ -189,9 +196,10 @@ def _hashable(value: Any) -> str | None:
 
 
 def _parts(name: str, string: str) -> list[tuple[str, bool]]:
-    """Split a string at think tags, which a template may render apart; returns (part, whether it is reasoning)."""
+    """Split a string at think tags and pictures, which a template may render apart; returns (part, whether it is reasoning)."""
     parts = [part.strip() for part in THINK.split(string) if part.strip()]
-    return [(part, name in REASONING or (index < len(parts) - 1)) for index, part in enumerate(parts)]
+    flags = [(part, name in REASONING or (index < len(parts) - 1)) for index, part in enumerate(parts)]
+    return [(piece.strip(), is_reasoning) for part, is_reasoning in flags for piece in WITH_MARKS.split(part) if piece.strip()]
 
 
 def written_forms(string: str) -> Iterator[str]:

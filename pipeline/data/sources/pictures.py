@@ -1,0 +1,137 @@
+"""Reading of the pictures that rows name or hold."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from pipeline.data.sources.filesystem import NETWORK_ERRORS, is_uri, open_bytes
+from pipeline.data.transforms.base import RowError
+from pipeline.errors import UserError
+from pipeline.io.storage import inside, without_scheme
+from pipeline.secrets import redact_text
+
+__all__ = ["HostFailed", "PictureReader"]
+
+MAX_BYTES = 256 << 20
+"""Bytes of a picture's file; far above those of any that fits Pillow's limit of pixels."""
+SHOWN = 120
+"""Characters of a path in a message."""
+HTTP = ("http://", "https://")
+NO_ANSWER = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError)
+"""Errors of a host that can't be reached; of S3, pyarrow has only the text (`NO_CONNECTION`)."""
+NO_CONNECTION = ("curlCode", "NETWORK_CONNECTION")
+
+
+class HostFailed(RowError):
+    """A host that can't be reached; `host` is its name."""
+
+    def __init__(self, host: str, message: str) -> None:
+        super().__init__(message)
+        self.host = host
+
+
+class PictureReader:
+    """Reads pictures for the rows of one file. A host that has failed once isn't asked again.
+
+    Args:
+        location: path or URI of the data file, to which relative paths are relative; None for a dataset of the hub.
+    """
+
+    def __init__(self, location: str | None) -> None:
+        self._folder = None if location is None else _folder_of(location)
+        self._failed: dict[str, str] = {}
+
+    def read(self, value: Any) -> bytes:
+        """Return the bytes of a picture: bytes, a mapping of `bytes` or `path`, a path, a URI or a data URL.
+
+        Raises:
+            RowError: for another value, or a file that can't be read; HostFailed if the host is to blame.
+        """
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes | bytearray | memoryview):
+            data = bytes(value)
+        elif not isinstance(value, str) or not value.strip():
+            raise RowError(f"a picture must be a path, a URI, bytes, or a mapping of bytes and path, got {_described(value)}")
+        else:
+            data = _decoded(value) if value.startswith("data:") else self._from_file(value)
+        if not data:
+            raise RowError("a picture is empty")
+        return data
+
+    def _from_file(self, given: str) -> bytes:
+        shown = redact_text(given if len(given) <= SHOWN else f"{given[:SHOWN]}...")
+        try:
+            location = self._located(given, shown)
+        except UserError as error:
+            raise RowError(f"a picture can't be read: {error}") from error
+        host = urlsplit(location).netloc.rpartition("@")[2] if is_uri(location) else ""
+        if host in self._failed:
+            raise HostFailed(host, self._failed[host])
+        try:
+            data = _fetched(location) if location.startswith(HTTP) else _opened(location)
+        except (UserError, *NETWORK_ERRORS, aiohttp.ClientError) as error:
+            if not host or not _is_unreachable(error):
+                raise RowError(f"a picture can't be read: {shown}: {_reason(error)}") from error
+            self._failed[host] = f"a picture can't be fetched: {host} can't be reached ({_reason(error)})"
+            raise HostFailed(host, self._failed[host]) from error
+        if len(data) > MAX_BYTES:
+            raise RowError(f"a picture has more than {MAX_BYTES >> 20} MiB: {shown}")
+        return data
+
+    def _located(self, given: str, shown: str) -> str:
+        path = without_scheme(given)
+        if is_uri(path) or os.path.isabs(path):
+            return path
+        if self._folder is None:
+            raise RowError(f"a picture has a relative path, {shown!r}, which names no file in a dataset of the hub")
+        return inside(self._folder, path) if is_uri(self._folder) else os.path.join(self._folder, path)
+
+
+def _folder_of(location: str) -> str:
+    if is_uri(location):
+        return location.partition("?")[0].rpartition("/")[0]
+    return os.path.dirname(os.path.abspath(location))
+
+
+def _opened(location: str) -> bytes:
+    with open_bytes(location) as stream:
+        return stream.read(MAX_BYTES + 1)
+
+
+def _fetched(url: str) -> bytes:
+    # Not by `open_bytes`: it asks for the size first, and any failure of that is a missing file.
+    from fsspec.implementations.http import HTTPFileSystem
+
+    return HTTPFileSystem(client_kwargs={"timeout": aiohttp.ClientTimeout(total=120, sock_connect=10)}).cat_file(url)
+
+
+def _is_unreachable(error: Exception) -> bool:
+    return isinstance(error, NO_ANSWER) or any(part in str(error) for part in NO_CONNECTION)
+
+
+def _decoded(url: str) -> bytes:
+    """Decode a data URL. Raises RowError."""
+    head, comma, data = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise RowError(f"a picture's data URL must hold base64 (data:image/png;base64,...), got {head[:40]!r}")
+    try:
+        return base64.b64decode("".join(data.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RowError(f"a picture's data URL is no base64: {error}") from error
+
+
+def _described(value: Any) -> str:
+    return "nothing" if value in (None, "") or value == b"" else type(value).__name__
+
+
+def _reason(error: BaseException) -> str:
+    reason = str(error).strip() or type(error).__name__
+    return redact_text(reason.splitlines()[0])[:200]

@@ -1,0 +1,133 @@
+"""The processor of a config, and the keys of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import LlavaProcessor
+
+from strategies import HFRLTrainerBuilder
+from strategies.config import as_config
+from strategies.models.processor import find_processor, load_processor
+from strategies.models.tokenizer import load_tokenizer
+from strategies.vision.processing import VisionProcessing
+from strategies.vision.sizes import with_size
+from tests.laws.runs import CONFIG, LORA
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny_vision import FAMILIES, llava, picture, picture_pairs, save_vision, vision_trained
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_vision(tmp_path_factory.mktemp("llava"), "llava")
+
+
+def found(base: str, **keys: Any) -> Any:
+    cfg = as_config({**CONFIG, "base_model": base, **keys})
+    return find_processor(cfg, load_tokenizer(cfg))
+
+
+def test_a_processor_is_found_from_the_models_config(folder: str, tmp_path: Path) -> None:
+    processor = found(folder)
+    assert isinstance(processor, LlavaProcessor) and processor.chat_template == llava().processor.chat_template
+    assert found(folder, chat_template="chatml").chat_template == load_tokenizer(chatml(folder)).chat_template
+    assert found(save_tiny(tmp_path / "text")) is None
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in Path(folder).glob("*"):
+        if "processor" not in file.name:
+            (bare / file.name).symlink_to(file)
+    assert found(str(bare)) is None
+
+
+def chatml(folder: str) -> Any:
+    return as_config({**CONFIG, "base_model": folder, "chat_template": "chatml"})
+
+
+def test_keys_of_the_processor(folder: str) -> None:
+    processor = found(folder, processor_type="LlavaProcessor", processor_kwargs={"patch_size": 4}, image_size=[16, 8])
+    assert processor.patch_size == 4
+    assert VisionProcessing(processor)._sized([picture("red", "circle")])[0].size == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"processor_type": "NoProcessor"}, "processor_type: transformers has no processor 'NoProcessor'"),
+        (
+            {"processor_type": "CLIPModel"},
+            "processor_type: no processor of pictures",
+        ),
+        (
+            {"processor_type": "LlavaProcessor", "overrides_of_model_config": {"image_token_index": 5}},
+            r"processor_type: the LlavaProcessor writes the tokens \[259\] for a picture, and the model looks for 5",
+        ),
+        ({"processor_type": "AutoTokenizer"}, "has no processor of pictures"),
+    ],
+)
+def test_processors_that_are_none_of_the_models(folder: str, keys: dict[str, Any], message: str) -> None:
+    cfg = as_config({**CONFIG, "base_model": folder, **keys})
+    for load in (load_processor, find_processor):
+        with pytest.raises(ValueError, match=message):
+            load(cfg, load_tokenizer(cfg))
+
+
+@pytest.mark.parametrize("keys", [{"image_size": 32}, {"processor_type": "AutoProcessor"}, {"processor_kwargs": {"a": 1}}])
+def test_keys_of_pictures_with_a_text_model(tmp_path: Path, keys: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{min(keys)}: base_model '.*' takes no pictures; remove the key"):
+        found(save_tiny(tmp_path), **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"image_resize_algorithm": "bicubic"}, "image_resize_algorithm: has no effect without image_size"),
+        ({"image_size": 0}, "image_size"),
+        ({"image_size": [32]}, "image_size"),
+        ({"image_size": 32, "image_resize_algorithm": "cubic"}, "image_resize_algorithm"),
+        ({"processor_kwargs": {"trust_remote_code": True}}, "processor_kwargs.trust_remote_code: has a key of its own"),
+        ({"processor_kwargs": {"revision": "a"}}, "processor_kwargs.revision: has a key of its own: write revision_of_model"),
+        ({"freeze_mm_modules": True, **LORA}, "freeze_mm_modules: has no effect with an adapter"),
+    ],
+)
+def test_wrong_keys(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        as_config({**CONFIG, **keys})
+
+
+def test_a_number_pads_to_a_square_and_two_stretch() -> None:
+    image = Image.new("RGB", (40, 20), "white")
+    processor = llava().processor
+    (square,) = VisionProcessing(with_size(processor, 20, None))._sized([image])
+    assert square.size == (20, 20) and square.getpixel((10, 0)) == (0, 0, 0) and square.getpixel((10, 10)) == (255,) * 3
+    (stretched,) = VisionProcessing(with_size(processor, [10, 20], None))._sized([image])
+    assert stretched.size == (10, 20) and stretched.getpixel((5, 0)) == (255,) * 3
+
+
+def test_the_trainer_resizes_as_the_config_says(tmp_path: Path) -> None:
+    vision = FAMILIES["qwen2_5_vl"]()
+    trainer = vision_trained(tmp_path, vision, rows=picture_pairs(2), max_steps=1, image_size=32)
+    image = vision.processor.image_token_id
+    # 32 pixels a side are 4 patches, and 4 tokens.
+    assert [list(row["prompt_ids"]).count(image) for row in trainer.train_dataset] == [4, 4]
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_the_tower_is_frozen(tmp_path: Path, freeze: bool) -> None:
+    vision = llava()
+    before = {name: weight.clone() for name, weight in vision.model.named_parameters()}
+    vision_trained(tmp_path, vision, rows=picture_pairs(2), max_steps=1, freeze_mm_modules=freeze)
+    changed = {name.split(".")[1] for name, weight in vision.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert ("vision_tower" in changed, "multi_modal_projector" in changed) == (not freeze, not freeze)
+    assert "language_model" in changed
+
+
+def test_a_text_model_has_nothing_to_freeze(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    keys = {**CONFIG, "output_dir": str(tmp_path), "freeze_mm_modules": True}
+    with pytest.raises(ValueError, match="freeze_mm_modules: base_model 'tiny' takes no pictures"):
+        HFRLTrainerBuilder(keys, tiny_model(tokenizer), tokenizer).build()
