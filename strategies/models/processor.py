@@ -6,9 +6,19 @@ from typing import Any
 
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
+from strategies.models.config import load_config
 from strategies.models.location import resolve_model_location
 
-__all__ = ["load_processor"]
+__all__ = ["find_processor", "load_processor"]
+
+
+def find_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
+    """Load the processor of `cfg.base_model` as `load_processor`; None where the model takes no pictures.
+
+    Raises:
+        ValueError: as `load_config` and `load_processor`.
+    """
+    return load_processor(cfg, tokenizer) if getattr(load_config(cfg), "vision_config", None) is not None else None
 
 
 def load_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:

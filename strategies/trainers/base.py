@@ -299,7 +299,9 @@ class PreferenceTrainer(
         # A worker without real rows runs a repeated one, since collectives need every rank, but records nothing.
         self._is_real = real > 0
         try:
-            return super().prediction_step(model, first_rows(inputs, max(real, 1)), prediction_loss_only, ignore_keys)
+            return super().prediction_step(
+                model, first_rows(inputs, max(real, 1), self.vision), prediction_loss_only, ignore_keys
+            )
         finally:
             self._is_real = True
 
