@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, ProcessorMixin, TrainerCallback
 
 from strategies.callbacks import registered_callbacks
 from strategies.config import as_config
@@ -32,6 +32,7 @@ from strategies.models.loading import (
 )
 from strategies.models.precision import resolve_bf16
 from strategies.models.sharding import localize_arguments
+from strategies.vision.checks import check_belongs
 from strategies.vision.modules import freeze_tower
 
 __all__ = ["HFRLTrainerBuilder"]
@@ -101,6 +102,8 @@ class HFRLTrainerBuilder:
         args = strategy.get_training_args_class()(**{**arguments, **localize_arguments(self._extra_arguments())})
         if self.processor is None:  # rows are text alone
             freeze_tower(self.model)
+        elif isinstance(self.processor, ProcessorMixin):
+            check_belongs(self.model.config, self.processor, self.model.name_or_path or self.model.config.model_type)
         model, peft_config = self._policy()
         uses_reference = strategy.uses_reference(cfg)
         references: dict[str, Any] = {}

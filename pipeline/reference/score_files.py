@@ -1,8 +1,8 @@
 """Score files: those staged by tasks, and the part that is joined from them.
 
-Columns of both: `row_id`; `ids`, the hash of the row's token ids and pictures (`hashing.row_hashes`), by which other scores find it; and
-`ref_chosen_logps`, `ref_rejected_logps` (list<float32>, one value per completion token). The footer holds the number of
-forwards and a digest of the content, by which a file is verified without a manifest.
+Columns of both: `row_id`; `ids`, the hash of the row's token ids and pictures (`hashing.row_hashes`), by which other scores
+find it; and `ref_chosen_logps`, `ref_rejected_logps` (list<float32>, one value per completion token). The footer holds the
+number of forwards and a digest of the content, by which a file is verified without a manifest.
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ def check_belongs(config: Any, processor: ProcessorMixin, given: str) -> None:
     of_model = next((value for name in ("image_token_id", "image_token_index") if (value := getattr(config, name, None))), None)
     if of_model is not None and of_model != processor.image_token_id:
         raise ValueError(
-            f"{type(processor).__name__} marks pictures by the token {processor.image_token_id} ({processor.image_token!r}), and "
-            f"{given!r} looks for {of_model}: the processor belongs to another model, or the tokenizer was changed; give the "
-            "model's own"
+            f"{type(processor).__name__} marks pictures by the token {processor.image_token_id} ({processor.image_token!r}), "
+            f"and {given!r} looks for {of_model}: the processor belongs to another model, or the tokenizer was changed; give "
+            "the model's own"
         )
 
 
