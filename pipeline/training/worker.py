@@ -129,7 +129,7 @@ def _checkpoints(storage: Any) -> list[str]:
 
 
 def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tuple[Any, Any]:
-    """Return the trainer, and what is saved beside its model: the processor of a model that takes pictures, or the tokenizer."""
+    """Return the trainer, and what is saved beside its model: the processor where it takes pictures, or the tokenizer."""
     # Ray has changed the current directory, from which the driver could import.
     sys.path.append(job.import_path)
     cfg = without_trackers(job.cfg).model_copy(update={"output_dir": str(scratch)})  # the driver reports

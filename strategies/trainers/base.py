@@ -20,7 +20,6 @@ from strategies.dataset_rows import (
     checked_rows,
     each_split,
     first_row,
-    have_pictures,
     is_prepared,
     is_scored,
     placeholder_rows,
@@ -196,10 +195,6 @@ class PreferenceTrainer(
         self._eval_rows = None if rows is None else each_split(self._prepare_split, rows, "eval")
 
     def _prepare_split(self, rows: Any, name: str) -> Any:
-        if name == "eval" and self.eval_generations is not None and have_pictures(rows):
-            raise ValueError(
-                "dpo_generate_during_eval: answers are generated from text alone, and rows have pictures; remove it"
-            )
         return self._prepare_dataset(self._checked(rows, f"{name}_dataset"), self.text_tokenizer, self.args, name)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:

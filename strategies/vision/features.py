@@ -49,6 +49,10 @@ class Pictures:
         """Return the pictures on `device`; called by accelerate."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def inputs(self, ids: Tensor) -> dict[str, Tensor]:
+        """Return the model's inputs beside `ids`, in which the tokens of the pictures stand, of any shape."""
+        return {**self.pixels, **dict.fromkeys(self.token_types, (ids == self.image_token).long())}
+
     @property
     def device(self) -> torch.device:
         """Where the pixels are."""
@@ -109,14 +113,9 @@ def run_padded(model: Any, inputs: dict[str, Tensor], pictures: Pictures | None,
     rows, columns = inputs["input_ids"].shape
     if pictures.unscored:
         inputs = _append(inputs, pictures.unscored, copies)
-    is_image = (inputs["input_ids"] == pictures.image_token).long()
-    arguments = {
-        **inputs,
-        # Repeated although only the first part is encoded: Qwen2-VL, for example, reads its grids for positions as well.
-        **{name: torch.cat([tensor] * copies) for name, tensor in pictures.pixels.items()},
-        **dict.fromkeys(pictures.token_types, is_image),
-        **options,
-    }
+    # Repeated although only the first part is encoded: Qwen2-VL, for example, reads its grids for positions as well.
+    repeated = pictures.map(lambda tensor: torch.cat([tensor] * copies))
+    arguments = {**inputs, **repeated.inputs(inputs["input_ids"]), **options}
     with encoded_once(model, copies) if copies > 1 else nullcontext():
         outputs = model(**arguments, use_cache=False, fused_lm_head=True)
     for name, value in outputs.items() if pictures.unscored else ():
