@@ -90,7 +90,7 @@ class Answerer:
         Args:
             pictures: the columns of pictures of each prompt's row; empty where there are none.
         """
-        shown = {"pictures": pictures, "vision": self._vision}
+        shown: dict[str, Any] = {"pictures": pictures, "vision": self._vision}
         with self._computing():
             first = generate(self.policy, self.tokenizer, prompts, sampling, seed, **shown)
         if self.reference is None:

@@ -79,9 +79,7 @@ PICTURES = (
     "pictures: what encoding them holds is not known here, and left out; where rows have none, the tower is not trained, and "
     "takes only its weights"
 )
-PADDED_PICTURES = (
-    "pictures: their positions have three dimensions in this model, so that batches are padded where rows have any"
-)
+PADDED_PICTURES = "pictures: their positions have three dimensions in this model, and batches are padded where rows have any"
 
 
 @dataclass(frozen=True)
