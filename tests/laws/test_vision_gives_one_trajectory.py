@@ -43,7 +43,7 @@ def test_resumed_equals_never_stopped_whoever_makes_the_pixels(tmp_path: Path, r
     whole = trained_on(tmp_path / "whole", "llava", rows, **keys)
     beside = trained_on(tmp_path / "beside", "llava", rows, **keys, dataloader_num_workers=2)
     same_history(whole, beside, rel=1e-6)
-    fresh = trained_on(tmp_path / "resumed", "llava", rows, **{**keys, "max_steps": 1, "save_strategy": "no"})
+    fresh = trained_on(tmp_path / "resumed", "llava", rows, **{**SMALL, "rl": rl, "max_steps": 1})
     for trainer in (whole, beside):
         weights = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
         fresh.args.max_steps, fresh.args.dataloader_num_workers = 4, trainer.args.dataloader_num_workers

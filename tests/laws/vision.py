@@ -54,7 +54,10 @@ def trained_on(folder: Path, family: str, rows: Any, **keys: Any) -> Any:
 
 def engine_run(folder: Path, family: str, base: str, engine: str, keys: dict[str, Any]) -> dict[str, Any]:
     """Train the model in the folder `base`, divided by the engine; returns what was logged."""
-    processor = FAMILIES[family]().processor
+    # Before ZeRO-3 divides every model that is made.
+    vision = FAMILIES[family]()
+    processor = vision.processor
+    rows, eval_rows = (prepared_pictures(vision, number, keys.get("rl", "dpo")) for number in (14, 5))
     keys = {**CONFIG, "base_model": base, "output_dir": str(folder), "sequence_len": 512, **keys}
     cfg = as_config(keys)
     sharding = sharding_arguments(ClusterKeys.model_validate({"ray": {"num_workers": 2}, **ENGINES[engine]}))
@@ -63,9 +66,7 @@ def engine_run(folder: Path, family: str, base: str, engine: str, keys: dict[str
         model = load_model(cfg, processor.tokenizer)
     builder = HFRLTrainerBuilder(keys, model, processor.tokenizer, processor)
     builder.extra_arguments = sharding
-    vision = FAMILIES[family]()
-    builder.train_dataset = prepared_pictures(vision, 14, cfg.rl)
-    builder.eval_dataset = prepared_pictures(vision, 5, cfg.rl)
+    builder.train_dataset, builder.eval_dataset = rows, eval_rows
     trainer = builder.build()
     trainer.train()
     return {name: losses(trainer, name) for name in REPORTED}
