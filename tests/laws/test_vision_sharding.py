@@ -12,7 +12,7 @@ from benchmarks.processes import free_port, spawn
 from tests.laws.runs import LORA
 from tests.laws.sharded import REPORTED
 from tests.laws.vision import engine_run, worker
-from tests.tiny_vision import save_vision
+from tests.tiny_vision import FAMILIES, save_vision
 
 # Several forwards a step, of which some have no picture, and in the last step some no row.
 SMALL: dict[str, Any] = {"tokens_per_forward": 450, "gradient_accumulation_steps": 2, "eval_steps": 2}
@@ -49,7 +49,7 @@ def test_two_processes_give_the_run_of_one(
     two_processes: Path, bases: dict[str, str], variant: str, engine: str, tmp_path: Path
 ) -> None:
     family, _, keys = VARIANTS[variant]
-    alone = engine_run(tmp_path, family, bases[family], "ddp", {**keys, "micro_batch_size": 4})
+    alone = engine_run(tmp_path, FAMILIES[family](), bases[family], "ddp", {**keys, "micro_batch_size": 4})
     found = json.loads((two_processes / f"{variant}-{engine}.json").read_text())
     assert len(found["loss"]) >= 2 and len(found["grad_norm"]) == len(found["loss"])
     for name in REPORTED:

@@ -52,10 +52,8 @@ def trained_on(folder: Path, family: str, rows: Any, **keys: Any) -> Any:
     return vision_trained(folder, FAMILIES[family](), rows=rows, **keys)
 
 
-def engine_run(folder: Path, family: str, base: str, engine: str, keys: dict[str, Any]) -> dict[str, Any]:
-    """Train the model in the folder `base`, divided by the engine; returns what was logged."""
-    # Before ZeRO-3 divides every model that is made.
-    vision = FAMILIES[family]()
+def engine_run(folder: Path, vision: Vision, base: str, engine: str, keys: dict[str, Any]) -> dict[str, Any]:
+    """Train the model in the folder `base`, whose processor is that of `vision`, by the engine; return the log."""
     processor = vision.processor
     rows, eval_rows = (prepared_pictures(vision, number, keys.get("rl", "dpo")) for number in (14, 5))
     keys = {**CONFIG, "base_model": base, "output_dir": str(folder), "sequence_len": 512, **keys}
@@ -75,7 +73,9 @@ def engine_run(folder: Path, family: str, base: str, engine: str, keys: dict[str
 def worker(rank: int, world_size: int, port: int, folder: str, runs: dict[str, tuple[str, str, str, dict[str, Any]]]) -> None:
     """One process of a gloo group; rank 0 leaves `{name}.json` of every run."""
     join(rank, world_size, port)
+    # Before ZeRO-3, which divides every model that is made from then on.
+    visions = {family: FAMILIES[family]() for family, *_ in runs.values()}
     for name, (family, base, engine, keys) in runs.items():
-        found = engine_run(Path(folder) / name, family, base, engine, {**keys, "micro_batch_size": 2})
+        found = engine_run(Path(folder) / name, visions[family], base, engine, {**keys, "micro_batch_size": 2})
         if rank == 0:
             (Path(folder) / f"{name}.json").write_text(json.dumps(found))

@@ -1,4 +1,4 @@
-"""Runs on pictures through Ray: scored once, trained by two workers, evaluated, merged, with a store that was written by hand."""
+"""Runs on pictures through Ray: scored once, trained by two workers, evaluated, merged; their store is written by hand."""
 
 from __future__ import annotations
 

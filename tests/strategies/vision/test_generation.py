@@ -63,9 +63,8 @@ def test_answers_at_evaluations(tmp_path: Path) -> None:
 
 def test_a_processor_of_another_model_is_refused(tmp_path: Path) -> None:
     vision, other = llava(), FAMILIES["idefics3"]()
-    builder = HFRLTrainerBuilder(
-        {**CONFIG, "output_dir": str(tmp_path)}, vision.model, other.processor.tokenizer, other.processor
-    )
+    keys = {**CONFIG, "output_dir": str(tmp_path)}
+    builder = HFRLTrainerBuilder(keys, vision.model, other.processor.tokenizer, other.processor)
     other.processor.image_token_id = 3
     with pytest.raises(ValueError, match="Idefics3Processor marks pictures by the token 3 .* the processor belongs to another"):
         builder.build()
