@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, ProcessorMixin, TrainerCallback
 
 from strategies.callbacks import registered_callbacks
 from strategies.config import as_config
@@ -32,6 +32,7 @@ from strategies.models.loading import (
 )
 from strategies.models.precision import resolve_bf16
 from strategies.models.sharding import localize_arguments
+from strategies.vision.checks import check_belongs
 from strategies.vision.modules import freeze_tower, has_tower
 from strategies.vision.sizes import with_size
 
@@ -149,6 +150,8 @@ class HFRLTrainerBuilder:
         if self.processor is None or cfg.freeze_mm_modules:
             freeze_tower(self.model)
         if self.processor is not None:
+            if isinstance(self.processor, ProcessorMixin):
+                check_belongs(self.model.config, self.processor, self.model.name_or_path or self.model.config.model_type)
             with_size(self.processor, cfg.image_size, cfg.image_resize_algorithm)
 
     def _extra_arguments(self) -> dict[str, Any]:

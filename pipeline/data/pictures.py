@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.io.atomic import write_bytes, write_table
 from pipeline.io.digests import as_written, damage
 
-__all__ = ["IMAGES", "list_pictures", "picture_damage", "picture_name", "picture_path", "store_picture"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["IMAGES", "list_pictures", "picture_column", "picture_damage", "picture_name", "picture_path", "store_picture"]
 
 IMAGES = "images"
 """Folder of the pictures in a store, and column of their names in its rows."""
@@ -82,3 +85,21 @@ def picture_damage(store: Path, entry: dict[str, Any]) -> list[str]:
         elif (size := path.stat().st_size) != row["bytes"]:
             problems.append(f"{IMAGES}/{row['name']}: has {size} bytes, {row['bytes']} were written")
     return problems
+
+
+def picture_column(store: Path, names: pa.ChunkedArray) -> pa.Array:
+    """Return the pictures as trainers take them, list<struct<bytes, path>>: files by their absolute paths, read when needed.
+
+    Args:
+        names: list<string>, the column `images` of prepared rows.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lengths = pc.list_value_length(names).fill_null(0).to_numpy()
+    flat = pa.chunked_array([chunk.flatten() for chunk in names.chunks], pa.string()).combine_chunks()
+    paths = pc.binary_join_element_wise(f"{picture_path(store.absolute(), '')}/", flat, "")
+    files = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, files)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.reference.actor import prepare_device, silence_libraries
-from strategies import inference
+from strategies import inference, models
 from strategies.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class AnswerJob:
     top_p: float
     longest: int
     """Tokens of the longest prompt with both of its answers."""
+    pictures: bool = False
+    """Whether prompts may have pictures."""
 
 
 class AnswerActor:
@@ -40,7 +42,7 @@ class AnswerActor:
         self._answerer: Any = None
 
     def run(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Answer `task["prompts"]` (token ids) as one batch, sampled with `task["seed"]`.
+        """Answer `task["prompts"]` (token ids) about `task["images"]` (paths) as one batch, sampled with `task["seed"]`.
 
         Returns:
             `index` of the task, and `answers`: per prompt `policy` and `reference` (fields of `inference.generation.Answer`,
@@ -53,11 +55,12 @@ class AnswerActor:
         if self._answerer is None:
             self._answerer = self._load()
         sampling = inference.Sampling(self.job.max_new_tokens, self.job.temperature, self.job.top_p)
-        pairs = self._answerer.answer(task["prompts"], sampling, task["seed"])
+        pictures = [{"images": paths} for paths in task["images"]] if self.job.pictures else []
+        pairs = self._answerer.answer(task["prompts"], sampling, task["seed"], pictures)
         # The mean log-ratio estimates KL(policy || reference) only over samples from the policy itself.
         ratios: list[float | None] = [None] * len(pairs)
         if sampling.is_the_policy and self.job.reference is not None:
-            ratios = self._answerer.logratios(task["prompts"], pairs, self.job.longest)
+            ratios = self._answerer.logratios(task["prompts"], pairs, self.job.longest, pictures)
         # Plain JSON values: results reach the driver as text.
         answers = [
             {"policy": asdict(policy), "reference": asdict(reference) if reference is not None else None, "logratio": ratio}
@@ -73,8 +76,10 @@ class AnswerActor:
         prepare_device(job.use_gpu, job.threads, job.precision)
         autocast = getattr(torch, job.precision.autocast) if job.precision.autocast else None
         try:
-            return inference.Answerer(
-                job.policy, job.reference, load_tokenizer(job.policy), "cuda" if job.use_gpu else "cpu", autocast
-            )
+            tokenizer = load_tokenizer(job.policy)
+            processor = models.find_processor(job.policy, tokenizer) if job.pictures else None
+            vision = inference.VisionProcessing(processor) if processor is not None else None
+            device = "cuda" if job.use_gpu else "cpu"
+            return inference.Answerer(job.policy, job.reference, tokenizer, device, autocast, vision)
         except ValueError as error:
             raise UserError(str(error)) from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data import prepare
+from pipeline.data.pictures import IMAGES, picture_path
 from pipeline.data.store import EVAL, TRAIN, open_store
 from pipeline.errors import UserError
 from pipeline.evaluation.generate_on_ray import Prompt, SamplingOptions, answer_prompts, check_sampling
@@ -18,6 +19,7 @@ from pipeline.evaluation.result import Evaluation
 from pipeline.evaluation.rewards import Judge, add_rewards, load_judges
 from pipeline.evaluation.statistics import estimates
 from pipeline.ray.session import init_ray
+from pipeline.reference import check_pictures
 from pipeline.ui.display import Display
 from pipeline.ui.notebook import default_display
 
@@ -80,6 +82,8 @@ def evaluate(
         raise UserError("--reward: judges answers, and --answers is 0; give a number of prompts to answer")
     display.stage("preparing data")
     prepared, split_name = _rows(subject, data, type, split, display)
+    for model in filter(None, (subject.policy, subject.reference)):
+        check_pictures(model, prepared)
     kind, notes = prepared.manifest["kind"], _left_out(prepared) if data else []
     if kind != "pair" and not answers:
         raise UserError(
@@ -154,18 +158,25 @@ def _left_out(prepared: Prepared) -> list[str]:
 def _prompts(prepared: Prepared, split: str, number: int) -> Iterator[Prompt]:
     """Yield the first distinct prompts, round-robin over the sources."""
     kind = prepared.manifest["kind"]
-    rows = prepared.read(split, ["source", "prompt", "prompt_length"]).to_pandas()
-    rows = rows[rows["prompt_length"] > 0].drop_duplicates("prompt")
+    pictures = [IMAGES] if prepared.manifest.get("pictures") else []
+    rows = prepared.read(split, ["source", "prompt", "prompt_length", *pictures]).to_pandas()
+    # The same question about another picture is another prompt; lists of names have no hash.
+    rows = rows.assign(**{name: rows[name].map(tuple) for name in pictures})
+    rows = rows[rows["prompt_length"] > 0].drop_duplicates(["prompt", *pictures])
     # Row n of each source has rank n, so sorting by rank takes the sources in turn.
     ranks = rows.groupby("source", sort=False).cumcount()
     # In the order of the rows again, so that sources aren't interleaved in the results.
     indices = sorted(ranks.sort_values(kind="stable").index[:number])
-    columns = ["prompt_ids", "prompt", "source", *(["row"] if kind == "prompt" else [])]
+    columns = ["prompt_ids", "prompt", "source", *(["row"] if kind == "prompt" else []), *pictures]
     for row in prepared.read(split, columns).take(indices).to_pylist():
         columns_of_row = json.loads(row["row"]) if kind == "prompt" else {}
         # Messages where the row has them: reward functions receive prompts as in training.
         content = columns_of_row.pop("prompt", row["prompt"])
-        yield Prompt(row["prompt_ids"], row["prompt"], content, row["source"], columns_of_row)
+        images = tuple(str(picture_path(prepared.path, name)) for name in row.get(IMAGES) or ())
+        if pictures:
+            # For reward functions, as TRL gives them; as paths, which cost nothing where none is opened.
+            columns_of_row[IMAGES] = list(images)
+        yield Prompt(row["prompt_ids"], row["prompt"], content, row["source"], columns_of_row, images)
 
 
 def _result(

@@ -56,6 +56,8 @@ class Prompt:
     source: str = ""
     columns: dict[str, Any] | None = None
     """Other columns of its row."""
+    images: tuple[str, ...] = ()
+    """Paths of its pictures, in the order of their placeholders."""
 
 
 def answer_prompts(
@@ -87,9 +89,15 @@ def answer_prompts(
         top_p=options.top_p,
         # Of all batches, not of one: an actor makes its scorer once, for the longest pair.
         longest=max(len(prompt.ids) for prompt in prompts) + 2 * options.max_new_tokens + 2,
+        pictures=any(prompt.images for prompt in prompts),
     )
     tasks = {
-        str(index): {"index": index, "prompts": [prompt.ids for prompt in batch], "seed": options.seed + index}
+        str(index): {
+            "index": index,
+            "prompts": [prompt.ids for prompt in batch],
+            "images": [list(prompt.images) for prompt in batch],
+            "seed": options.seed + index,
+        }
         for index, batch in enumerate(batches)
     }
     work = StageInfo("answering prompts", "lower --max-new-tokens, or ray.score.num_actors")

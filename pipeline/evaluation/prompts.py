@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from strategies.media import MEDIA, media_in
 
 __all__ = ["check_lengths", "check_prompt", "read_prompts", "shown", "token_ids"]
 
@@ -64,6 +65,11 @@ def check_prompt(value: Any, location: str) -> Given:
         UserError: for a value of another shape.
     """
     prompt = value.get("prompt", value.get("messages")) if isinstance(value, dict) else value
+    if has_media(value) or has_media(prompt):
+        raise UserError(
+            f"{location}: has pictures or other media, and prompts of `generate` are text alone; `prefray evaluate --data` "
+            "answers prompts with their pictures"
+        )
     if isinstance(prompt, str) and prompt.strip():
         return prompt
     if isinstance(prompt, list) and prompt and all(_is_message(message) for message in prompt):
@@ -72,6 +78,15 @@ def check_prompt(value: Any, location: str) -> Given:
             raise UserError(f"{location}: the last message is the assistant's, so there is nothing to answer; leave it out")
         return prompt
     raise UserError(f"{location}: expected {SHAPES}, got {_shown(value)}")
+
+
+def has_media(value: Any) -> bool:
+    """Return whether a prompt's row, or a list of messages, has pictures or other media beside or among its text."""
+    if isinstance(value, dict):
+        return any(True for _ in media_in(value)) or has_media(value.get("content"))
+    if isinstance(value, list):
+        return any(isinstance(part, dict) and (part.get("type") in MEDIA or has_media(part)) for part in value)
+    return False
 
 
 def _is_message(value: Any) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
 
 from pipeline.doctor.machine import machine_memory
 from pipeline.errors import RunFailed, UserError
@@ -25,11 +25,13 @@ from pipeline.ui.notebook import default_display
 from strategies.merging.base import memory_needed
 from strategies.merging.policy import Policy
 from strategies.merging.verification import Differences, compare, expected_logits
+from strategies.models.processor import find_processor
 from strategies.models.tokenizer import load_tokenizer
 
 __all__ = ["DTYPES", "merge"]
 
 DTYPES = ("float32", "bfloat16", "float16")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 SIZE = re.compile(r"\s*\d+(\.\d+)?\s*[KMGT]B\s*", re.IGNORECASE)
 
 
@@ -74,14 +76,14 @@ def merge(
         # Before the models are loaded.
         check_free(target)
         display.stage("reading the base model and the adapter")
-        tokenizer, policy = _open(source, base, display)
+        tokenizer, processor, policy = _open(source, base, display)
         # Checks the room on the disk before anything is computed.
         with staged(target, policy.nbytes(wanted)) as folder:
             # Now: merging replaces the adapter in place, after which base and adapter can't be computed.
             check = _Check(source, tokenizer, policy, display) if verify else None
             display.stage("merging")
             merged = policy.merge(wanted)
-            merged.save(folder, tokenizer, shard_size)
+            merged.save(folder, tokenizer, shard_size, processor)
             if merged.is_untied:
                 display.note(
                     "embedding and output head are one in the base; the adapter has changed them differently, so both "
@@ -107,8 +109,8 @@ def _check_options(dtype: str | None, shard_size: str | int) -> None:
         raise UserError(f"--dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}")
 
 
-def _open(source: Source, base: str | None, display: Display) -> tuple[Any, Policy]:
-    """Load tokenizer, base and adapter.
+def _open(source: Source, base: str | None, display: Display) -> tuple[Any, Any, Policy]:
+    """Load tokenizer, processor, and base with adapter.
 
     Raises:
         UserError: when one of them can't be loaded, the base isn't the one that the run began with, or memory is short.
@@ -128,11 +130,25 @@ def _open(source: Source, base: str | None, display: Display) -> tuple[Any, Poli
             )
         # The tokenizer of training has tokens and a chat template that the base's may lack.
         own = (source.adapter / "tokenizer_config.json").is_file()
-        return AutoTokenizer.from_pretrained(source.adapter) if own else load_tokenizer(cfg), Policy(cfg, source.adapter)
+        tokenizer = AutoTokenizer.from_pretrained(source.adapter) if own else load_tokenizer(cfg)
+        return tokenizer, _processor(source, tokenizer), Policy(cfg, source.adapter)
     except ValueError as error:
         is_lost = str(error).startswith("base_model:") and "--base" not in str(error)
         hint = "\n--base MODEL says where the base model is, if it isn't there any more" if is_lost else ""
         raise UserError(f"{error}{hint}") from error
+
+
+def _processor(source: Source, tokenizer: Any) -> ProcessorMixin | None:
+    """Return the processor saved with the adapter, else the base's, with the tokenizer; None where the model has none."""
+    own = any((source.adapter / name).is_file() for name in PROCESSOR_FILES)
+    if not own:
+        return find_processor(source.cfg, tokenizer)
+    try:
+        processor = AutoProcessor.from_pretrained(source.adapter, trust_remote_code=source.cfg.trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ValueError(f"the processor in {str(source.adapter)!r} can't be loaded: {error}") from error
+    processor.tokenizer = tokenizer
+    return processor
 
 
 def _check_base(source: Source, base: str | None, display: Display) -> None:

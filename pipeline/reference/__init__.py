@@ -4,6 +4,7 @@ hashing.py       hashes of files and token ids
 precision.py     dtype of weights and autocast, resolved before any actor starts
 fingerprint.py   identity of the reference's weights
 plan.py          fingerprint and tasks of a config's scores
+pictures.py      checks that the models take the rows' pictures
 token_budget.py  checks that every pair fits the tokens of one forward
 actor.py         the reference in memory: rows in, log-probabilities out, on Ray Data's actors
 score_files.py   score files: staged by tasks, joined row for row with the prepared parts
@@ -19,6 +20,7 @@ from strategies.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pipeline.reference.fingerprint import base_fingerprint, pin_base
+    from pipeline.reference.pictures import check_pictures
     from pipeline.reference.score_store import Scores
     from pipeline.reference.scoring import check_mode, score
     from pipeline.reference.token_budget import check_embeddings, check_positions, check_training_budget
@@ -27,6 +29,7 @@ else:
         __name__,
         {
             "pipeline.reference.fingerprint": "base_fingerprint pin_base",
+            "pipeline.reference.pictures": "check_pictures",
             "pipeline.reference.score_store": "Scores",
             "pipeline.reference.scoring": "check_mode score",
             "pipeline.reference.token_budget": "check_embeddings check_positions check_training_budget",
@@ -38,6 +41,7 @@ __all__ = [
     "base_fingerprint",
     "check_embeddings",
     "check_mode",
+    "check_pictures",
     "check_positions",
     "check_training_budget",
     "pin_base",

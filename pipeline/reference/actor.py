@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig
+from pipeline.data.pictures import IMAGES, picture_column
 from pipeline.errors import UserError
 from pipeline.ray.actor_pool import StageInfo, run_on_actors
 from pipeline.ray.memory import out_of_memory
 from pipeline.reference.fingerprint import reference_key
 from pipeline.reference.score_files import Task, read_rows, write_scores
-from strategies import inference
+from strategies import inference, models
 from strategies.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Job:
     """Whether the embeddings are resized to the tokenizer."""
     use_gpu: bool
     threads: int
+    pictures: bool = False
+    """Whether rows have pictures."""
 
 
 class ReferenceActor:
@@ -84,7 +87,7 @@ class ReferenceActor:
             self._scorer = self._load()
         before = self._scorer.forwards
         try:
-            logps = self._scorer.score(rows.to_pylist())
+            logps = self._score(rows)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{self.job.budget_key}: {self.job.tokens_per_forward} tokens and the reference don't fit: "
@@ -101,6 +104,12 @@ class ReferenceActor:
         done = {"part": task.part, "start": task.start, "rows": len(rows), "forwards": forwards}
         return {**done, "padded_because": self._scorer.padded_because}
 
+    def _score(self, rows: pa.Table) -> Any:
+        if IMAGES in rows.column_names:
+            column = picture_column(self.job.prepared, rows[IMAGES])
+            rows = rows.set_column(rows.column_names.index(IMAGES), IMAGES, column)
+        return self._scorer.score(rows.to_pylist())
+
     def _load(self) -> Any:
         import torch
         from safetensors import SafetensorError
@@ -112,6 +121,7 @@ class ReferenceActor:
         try:
             # The tokenizer is needed only to resize the embeddings.
             model = inference.load_reference_alone(job.cfg, load_tokenizer(job.cfg) if job.grown else None)
+            processor = models.find_processor(job.cfg, load_tokenizer(job.cfg)) if job.pictures else None
         except ValueError as error:
             raise UserError(str(error)) from error
         # It derives from Exception alone, so neither ValueError nor OSError covers a broken file.
@@ -122,12 +132,13 @@ class ReferenceActor:
             model.to("cuda")
         autocast = job.precision.autocast
         dtype = getattr(torch, autocast) if autocast else None
-        return inference.PairScorer(model, job.tokens_per_forward, dtype, longest=job.cfg.sequence_len)
+        vision = inference.VisionProcessing(processor) if processor is not None else None
+        return inference.PairScorer(model, job.tokens_per_forward, dtype, job.cfg.sequence_len, vision)
 
     def _bad_alone(self, rows: pa.Table, bad: list[int]) -> list[int]:
         """Return the rows that are bad when scored alone: a NaN passes the mask into the other rows of its forward."""
         # Else the first message would name rows that are sound.
-        alone = [index for index in bad if not _is_finite(self._scorer.score(rows.slice(index, 1).to_pylist())[0])]
+        alone = [index for index in bad if not _is_finite(self._score(rows.slice(index, 1))[0])]
         return alone or bad
 
 

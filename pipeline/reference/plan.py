@@ -68,8 +68,17 @@ def _task(part: str, rows: list[int]) -> Task:
     return Task(part, start, stop, () if len(rows) == stop - start else tuple(rows))
 
 
-def make_plan(cfg: RunConfig, prepared: Prepared, precision: Precision, splits: Sequence[str] = (TRAIN, EVAL)) -> Plan:
+def make_plan(
+    cfg: RunConfig,
+    prepared: Prepared,
+    precision: Precision,
+    splits: Sequence[str] = (TRAIN, EVAL),
+    pictures: dict[str, Any] | None = None,
+) -> Plan:
     """Hash the token ids of these splits and the reference's weights into a plan.
+
+    Args:
+        pictures: what decides the pixels of pictures; None where no row has any.
 
     Raises:
         UserError: as `reference_identity`.
@@ -81,6 +90,7 @@ def make_plan(cfg: RunConfig, prepared: Prepared, precision: Precision, splits: 
         "format_version": FORMAT_VERSION,
         "reference": reference_identity(cfg),
         "precision": precision.as_inputs(),
+        **({"pictures": pictures} if pictures is not None else {}),
         # Ids instead of the store's fingerprint: data that differ only in text have the same scores.
         "parts": [{"file": name, "rows": rows[name], "ids": ids_digest(file)} for name, file in zip(names, files, strict=True)],
     }

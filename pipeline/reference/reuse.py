@@ -18,8 +18,8 @@ from pipeline.reference.score_files import read_scores, stage_existing
 
 __all__ = ["reuse_existing_scores"]
 
-SAME = ("format_version", "reference", "precision")
-"""Inputs that determine a row's scores; the others only select rows."""
+SAME = ("format_version", "reference", "precision", "pictures")
+"""Inputs that determine a row's scores, `pictures` where there are any; the others only select rows."""
 
 
 def reuse_existing_scores(root: Path, inputs: dict[str, Any], staging: Path, missing: dict[str, pa.Table]) -> None:
@@ -61,7 +61,7 @@ def _parts(root: Path, inputs: dict[str, Any]) -> Iterator[tuple[Path, dict[str,
             manifest = json.loads(file.read_text(encoding="utf-8"))
             score_inputs, fingerprint = manifest["inputs"], digest(manifest["inputs"])
             # A manifest that was edited, or moved to another folder, no longer says what its scores are.
-            if fingerprint != file.parent.name or any(score_inputs[name] != inputs[name] for name in SAME):
+            if fingerprint != file.parent.name or any(score_inputs.get(name) != inputs.get(name) for name in SAME):
                 continue
             parts = [(file.parent / entry["file"], entry) for entry in manifest["files"]]
         except (ValueError, KeyError, TypeError, OSError):

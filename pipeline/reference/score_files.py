@@ -1,8 +1,8 @@
 """Score files: those staged by tasks, and the part that is joined from them.
 
-Columns of both: `row_id`; `ids`, the hash of the row's token ids (`hashing.row_hashes`), by which other scores find it; and
-`ref_chosen_logps`, `ref_rejected_logps` (list<float32>, one value per completion token). The footer holds the number of
-forwards and a digest of the content, by which a file is verified without a manifest.
+Columns of both: `row_id`; `ids`, the hash of the row's token ids and pictures (`hashing.row_hashes`), by which other scores
+find it; and `ref_chosen_logps`, `ref_rejected_logps` (list<float32>, one value per completion token). The footer holds the
+number of forwards and a digest of the content, by which a file is verified without a manifest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.io.atomic import write_table
-from pipeline.reference.hashing import ID_COLUMNS, ROW_HASH_BYTES, add_lists, row_hashes
+from pipeline.reference.hashing import ROW_HASH_BYTES, add_lists, hashed_columns, row_hashes
 
 __all__ = [
     "LOGPS",
@@ -71,15 +71,15 @@ def _stem(part: str) -> str:
 
 
 def read_rows(prepared: Path, task: Task) -> pa.Table:
-    """Read the task's rows of a prepared part: token ids, source and row number."""
-    columns = ["row_id", "source", "row_number", *ID_COLUMNS]
+    """Read the task's rows of a prepared part: token ids, names of pictures where it has them, source and row number."""
+    columns = ["row_id", "source", "row_number", *hashed_columns(prepared / task.part)]
     table = pq.read_table(prepared / task.part, columns=columns, partitioning=None)
     return table.take(list(task.rows)) if task.rows else table.slice(task.start, task.stop - task.start)
 
 
 def read_prepared(prepared: Path, part: str) -> pa.Table:
-    """Read `row_id` and hash the token ids of every row of a prepared part: the first columns of its scores."""
-    table = pq.read_table(prepared / part, columns=["row_id", *ID_COLUMNS], partitioning=None)
+    """Read `row_id` and hash what every row of a prepared part is scored by: the first columns of its scores."""
+    table = pq.read_table(prepared / part, columns=["row_id", *hashed_columns(prepared / part)], partitioning=None)
     return pa.table({"row_id": table["row_id"], "ids": row_hashes(table)})
 
 

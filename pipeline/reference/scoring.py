@@ -24,6 +24,7 @@ from pipeline.ray.session import init_ray, node_resources
 from pipeline.ray.tasks import write_error
 from pipeline.reference.actor import Job, run_pool
 from pipeline.reference.fingerprint import pin_revision
+from pipeline.reference.pictures import check_pictures
 from pipeline.reference.plan import FORMAT_VERSION, Plan, make_plan
 from pipeline.reference.precision import resolve_precision
 from pipeline.reference.reuse import reuse_existing_scores
@@ -79,10 +80,11 @@ def score(
     check_budget(prepared, *scoring_budget(cfg))
     check_positions(cfg, prepared)
     check_embeddings(cfg, prepared)
+    pictures = check_pictures(cfg, prepared)
     rows = sum(prepared.rows(split) for split in splits)
     # Before the plan: the precision, which is a part of the fingerprint, depends on whether actors have GPUs.
     actors = actor_plan(cfg, most=-(-rows // rows_per_task))
-    plan = make_plan(cfg, prepared, resolve_precision(cfg, actors.use_gpu), splits)
+    plan = make_plan(cfg, prepared, resolve_precision(cfg, actors.use_gpu), splits, pictures)
     root = Path(os.path.expanduser(cfg.dataset_prepared_path)).absolute() / "reference"
     folder = root / plan.fingerprint
     # Without the lock: the manifest is written last, so what has one is complete.
@@ -185,6 +187,7 @@ def _build(
         grown="grown_embeddings" in plan.inputs["reference"],
         use_gpu=actors.use_gpu,
         threads=max(1, int(actors.resources["CPU"])),
+        pictures="pictures" in plan.inputs,
     )
     run_stats = _run(job, plan, tasks, lambda part: join_part(folder, staging, part, incomplete[part]), actors, progress)
     _finish(plan, folder)

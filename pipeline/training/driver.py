@@ -18,6 +18,7 @@ from pipeline.ray.session import init_ray, node_resources
 from pipeline.reference import (
     base_fingerprint,
     check_embeddings,
+    check_pictures,
     check_positions,
     check_training_budget,
     pin_base,
@@ -189,6 +190,7 @@ def prepare_data(cfg: RunConfig, display: Display) -> Prepared:
     check_training_budget(cfg, prepared)
     check_positions(cfg, prepared)
     check_embeddings(cfg, prepared)
+    check_pictures(cfg, prepared)
     return prepared
 
 

@@ -21,6 +21,7 @@ from transformers import set_seed
 from pipeline.config import RunConfig
 from pipeline.data import Prepared
 from pipeline.data.dates import dated, prints_date
+from pipeline.data.pictures import IMAGES, picture_column
 from pipeline.io.retry import with_retries
 from pipeline.io.storage import is_uri
 from pipeline.runs.checkpoints import clean, complete
@@ -32,15 +33,20 @@ from pipeline.training.worker_callbacks import Attempt, HeartbeatCallback, RayRe
 from pipeline.training.worker_checkpoints import WorkerCheckpoints
 from strategies.builder import HFRLTrainerBuilder
 from strategies.config.trackers import without_trackers
-from strategies.dataset_rows import ID_COLUMNS, ROW_ID
+from strategies.dataset_rows import ID_COLUMNS, ROW_ID, have_pictures
 from strategies.methods.registry import get_strategy
 from strategies.mixins import NonFiniteLossError
 from strategies.models.loading import load_model
+from strategies.models.processor import find_processor
 from strategies.models.saving import save_final
 from strategies.models.sharding import zero3_init_context
 from strategies.models.tokenizer import load_tokenizer
+from strategies.vision.modules import freeze_tower
 
 __all__ = ["run_worker"]
+
+LOADER_PROCESSES = 2
+"""Default for rows with pictures."""
 
 
 def run_worker(job: WorkerJob) -> dict[str, Any]:
@@ -55,7 +61,7 @@ def run_worker(job: WorkerJob) -> dict[str, Any]:
     scratch, reached = _scratch_folder(job)
     checkpoints = WorkerCheckpoints()
     beat()
-    trainer, tokenizer = _build(job, scratch, checkpoints)
+    trainer, processing = _build(job, scratch, checkpoints)
     beat()
     try:
         _train(trainer, job, scratch, reached, checkpoints)
@@ -66,7 +72,7 @@ def run_worker(job: WorkerJob) -> dict[str, Any]:
     if trainer.stopped:
         remove_scratch(job.scratch)
         return {"step": trainer.state.global_step, "stopped": True}
-    _save_model(trainer, tokenizer, scratch)
+    _save_model(trainer, processing, scratch)
     if job.cfg.hub_model_id is not None:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()
@@ -123,6 +129,7 @@ def _checkpoints(storage: Any) -> list[str]:
 
 
 def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tuple[Any, Any]:
+    """Return the trainer, and what is saved beside its model: the processor where it takes pictures, or the tokenizer."""
     # Ray has changed the current directory, from which the driver could import.
     sys.path.append(job.import_path)
     cfg = without_trackers(job.cfg).model_copy(update={"output_dir": str(scratch)})  # the driver reports
@@ -132,14 +139,22 @@ def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tup
     with zero3_init_context(cfg, job.sharding):
         model = load_model(cfg, tokenizer)
     beat()
-    builder = HFRLTrainerBuilder(cfg, model, _with_day(tokenizer, job.prepared))
+    processor = find_processor(cfg, tokenizer)
+    with_pictures = bool(job.prepared.manifest.get("pictures"))
+    if with_pictures and cfg.dataloader_num_workers is None:
+        cfg = cfg.model_copy(update={"dataloader_num_workers": loader_processes()})
+    # Without a processor the builder freezes the tower, as rows of text alone want it.
+    builder = HFRLTrainerBuilder(cfg, model, _with_day(tokenizer, job.prepared), processor if with_pictures else None)
     builder.extra_arguments = job.sharding
-    columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID]
+    columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID, *([IMAGES] if with_pictures else [])]
     # With a fingerprint: to compute one, `datasets` would pickle the table, with several copies in memory.
     name = f"{job.prepared.fingerprint}-{job.scores.fingerprint if job.scores is not None else ''}"
     builder.train_dataset = Dataset(_rows(job, "train", columns), fingerprint=f"{name}-train")
     if job.prepared.eval_rows:
         builder.eval_dataset = Dataset(_rows(job, "eval", columns), fingerprint=f"{name}-eval")
+    if not have_pictures(builder.train_dataset):
+        # Only evaluation rows may have any: nothing would train the tower, and DDP would wait for its gradients.
+        freeze_tower(model)
     builder.world_size = cfg.num_workers  # an elastic run keeps the global batch of `max` workers
     builder.callbacks += [HeartbeatCallback()]
     beat()
@@ -151,7 +166,13 @@ def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tup
     attach(trainer)
     # accelerate may take it as 1 (no GPU, and `use_cpu` not set): each rank would train alone, without an error.
     assert trainer.args.world_size == ray.train.get_context().get_world_size()
-    return trainer, tokenizer
+    return trainer, processor if processor is not None else tokenizer
+
+
+def loader_processes() -> int:
+    """Return the number of processes that make pixels beside a training worker: 2, or 1 where it has one CPU."""
+    # Beside the step, not in it: even one process hides its work wherever the step waits, for a GPU or for other workers.
+    return min(LOADER_PROCESSES, max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
 
 
 def _with_day(tokenizer: Any, prepared: Prepared) -> Any:
@@ -185,8 +206,10 @@ def _sync_watched(trainer: Any, cfg: RunConfig, scratch: Path) -> None:
 
 
 def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
-    """Read the prepared rows as one table, with columns of the reference's cached log-probabilities."""
+    """Read the prepared rows as one table, with their pictures, and columns of the reference's cached log-probabilities."""
     rows = job.prepared.read(split, columns)
+    if IMAGES in columns:
+        rows = rows.set_column(columns.index(IMAGES), IMAGES, picture_column(job.prepared.path, rows[IMAGES]))
     if job.scores is not None:
         scores = job.scores.read(split)
         for name in scores.column_names:
@@ -216,9 +239,9 @@ def _scratch_folder(job: WorkerJob) -> tuple[Path, int | None]:
     return scratch, reached
 
 
-def _save_model(trainer: Any, tokenizer: Any, scratch: Path) -> None:
+def _save_model(trainer: Any, processing: Any, scratch: Path) -> None:
     """Save the model in the scratch folder, then put it into the run's folder."""
-    local = save_final(trainer, tokenizer, scratch / "model")
+    local = save_final(trainer, processing, scratch / "model")
     if trainer.is_world_process_zero():
         storage = ray.train.get_context().get_storage()
         put_model(local, storage.storage_filesystem, storage.experiment_fs_path)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from strategies.inference.generation import Answer, Answerer, Sampling, generate
     from strategies.inference.reference import as_reference, load_reference_alone
     from strategies.inference.scoring import PairScorer
+    from strategies.vision.processing import VisionProcessing
 else:
     __getattr__ = lazy_names(
         __name__,
@@ -23,7 +24,17 @@ else:
             "strategies.inference.generation": "Answer Answerer Sampling generate",
             "strategies.inference.reference": "as_reference load_reference_alone",
             "strategies.inference.scoring": "PairScorer",
+            "strategies.vision.processing": "VisionProcessing",
         },
     )
 
-__all__ = ["Answer", "Answerer", "PairScorer", "Sampling", "as_reference", "generate", "load_reference_alone"]
+__all__ = [
+    "Answer",
+    "Answerer",
+    "PairScorer",
+    "Sampling",
+    "VisionProcessing",
+    "as_reference",
+    "generate",
+    "load_reference_alone",
+]

@@ -8,6 +8,8 @@ from typing import Any
 
 # The package, whose names are lazy: its modules import torch.
 from strategies import inference
+from strategies.media import PICTURES
+from strategies.vision.images import picture_key
 
 __all__ = ["NEW_TOKENS", "EvalGenerations"]
 
@@ -43,11 +45,9 @@ class EvalGenerations:
         sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
         table, lengths = [], []
         if trainer.is_world_process_zero() or sharded:
-            for prompt_ids in self._prompts():
-                answers = self._answers(prompt_ids)
-                table.append(
-                    {"prompt": trainer.text_tokenizer.decode(prompt_ids), **{name: text for name, (text, _) in answers.items()}}
-                )
+            for row in self._prompts():
+                answers = self._answers(row)
+                table.append({"prompt": self._shown(row), **{name: text for name, (text, _) in answers.items()}})
                 lengths.append(answers["policy"][1])
             trainer.generations = table
         if trainer.is_world_process_zero():
@@ -58,37 +58,47 @@ class EvalGenerations:
         # Ranks that generate nothing have no lengths, and log too: all take rank 0's mean.
         return broadcast_object_list([sum(lengths) / max(len(lengths), 1)])[0]
 
-    def _prompts(self) -> list[list[int]]:
+    def _prompts(self) -> list[dict[str, Any]]:
+        """Return the first rows of different prompts: their ids and pictures."""
         rows = self.trainer.eval_dataset
         rows = next(iter(rows.values())) if isinstance(rows, dict) else rows
-        prompts: list[list[int]] = []
+        prompts: dict[Any, dict[str, Any]] = {}
         for row in rows if rows is not None else []:
             if len(prompts) == self.rows:
                 break
             # Data sets have several pairs of one prompt, to which the greedy answer is the same.
-            if row["prompt_ids"] not in prompts:
-                prompts.append(row["prompt_ids"])
-        return prompts
+            key = (*row["prompt_ids"], picture_key(row))
+            prompts.setdefault(key, {name: row[name] for name in ("prompt_ids", *PICTURES) if name in row})
+        return list(prompts.values())
 
-    def _answers(self, prompt_ids: list[int]) -> dict[str, tuple[str, int]]:
+    def _shown(self, row: dict[str, Any]) -> str:
+        """Return the text of a prompt, each picture as one token, whatever number stands for it."""
+        trainer, ids = self.trainer, row["prompt_ids"]
+        token = trainer.vision.image_token if trainer.vision is not None else None
+        runs = (one for one, before in zip(ids, [None, *ids][:-1], strict=True) if one != token or before != token)
+        return trainer.text_tokenizer.decode(list(runs))
+
+    def _answers(self, row: dict[str, Any]) -> dict[str, tuple[str, int]]:
         """Return text and length of the policy's answer, and of the reference's."""
         trainer = self.trainer
         # DDP's wrapper has no `generate`.
         policy = trainer.accelerator.unwrap_model(trainer.model)
-        answers = {"policy": self._generate(policy, prompt_ids)}
+        answers = {"policy": self._generate(policy, row)}
         if trainer.uses_reference:
             reference, context = inference.as_reference(trainer)
             with context:
-                answers["reference"] = self._generate(reference, prompt_ids)
+                answers["reference"] = self._generate(reference, row)
         return answers
 
-    def _generate(self, model: Any, prompt_ids: list[int]) -> tuple[str, int]:
+    def _generate(self, model: Any, row: dict[str, Any]) -> tuple[str, int]:
+        trainer = self.trainer
+        shown = {"pictures": [row], "vision": trainer.vision} if trainer.vision is not None else {}
         greedy = inference.Sampling(self.max_new_tokens, temperature=0)
         was_training = model.training
         model.eval()
         try:
             answer = inference.generate(
-                model, self.trainer.text_tokenizer, [prompt_ids], greedy, device=self.trainer.accelerator.device
+                model, trainer.text_tokenizer, [row["prompt_ids"]], greedy, device=trainer.accelerator.device, **shown
             )[0]
         finally:
             # `MetricsMixin.log` and TRL's decide by this mode whether a record is an evaluation's.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,8 @@ from transformers import GenerationConfig
 from strategies.inference.reference import load_reference_alone
 from strategies.inference.scoring import PairScorer
 from strategies.models.adapter_start import keeps_base
+from strategies.vision.features import given_pictures
+from strategies.vision.processing import VisionProcessing
 
 __all__ = ["Answer", "Answerer", "Sampling", "generate"]
 
@@ -55,32 +57,54 @@ class Answerer:
         tokenizer: of both.
         device: of both; quantized models stay on theirs.
         autocast: dtype of the products, or None.
+        vision: of both, where prompts have pictures.
 
     Raises:
         ValueError: if a model can't be loaded.
     """
 
     def __init__(
-        self, policy: Any, reference: Any, tokenizer: Any, device: str = "cpu", autocast: torch.dtype | None = None
+        self,
+        policy: Any,
+        reference: Any,
+        tokenizer: Any,
+        device: str = "cpu",
+        autocast: torch.dtype | None = None,
+        vision: VisionProcessing | None = None,
     ) -> None:
-        self.tokenizer, self._device, self._autocast = tokenizer, device, autocast
+        self.tokenizer, self._device, self._autocast, self._vision = tokenizer, device, autocast, vision
         self.policy = self._load(policy)
         self._is_base = reference is not None and _is_base_of(reference, policy) and _has_base(self.policy)
         self.reference = self.policy if self._is_base else None if reference is None else self._load(reference)
         self._scorers: dict[int, PairScorer] = {}
 
-    def answer(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0) -> list[tuple[Answer, Answer | None]]:
-        """Return answers of policy and reference to each prompt (token ids), as one batch; deterministic per batch and seed."""
+    def answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seed: int = 0,
+        pictures: Sequence[Mapping[str, Any]] = (),
+    ) -> list[tuple[Answer, Answer | None]]:
+        """Return answers of policy and reference to each prompt (token ids), as one batch; deterministic per batch and seed.
+
+        Args:
+            pictures: the columns of pictures of each prompt's row; empty where there are none.
+        """
+        shown: dict[str, Any] = {"pictures": pictures, "vision": self._vision}
         with self._computing():
-            first = generate(self.policy, self.tokenizer, prompts, sampling, seed)
+            first = generate(self.policy, self.tokenizer, prompts, sampling, seed, **shown)
         if self.reference is None:
             return [(answer, None) for answer in first]
         with self._computing(), self._as_reference():
-            second = generate(self.reference, self.tokenizer, prompts, sampling, seed)
+            second = generate(self.reference, self.tokenizer, prompts, sampling, seed, **shown)
         return list(zip(first, second, strict=True))
 
     def logratios(
-        self, prompts: Sequence[Sequence[int]], answers: Sequence[tuple[Answer, Answer]], longest: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[tuple[Answer, Answer]],
+        longest: int,
+        pictures: Sequence[Mapping[str, Any]] = (),
     ) -> list[float]:
         """Return log(policy / reference) of each answer of the policy, in nats, summed over its tokens.
 
@@ -88,11 +112,12 @@ class Answerer:
 
         Args:
             longest: tokens of the longest prompt with both of its answers, over all batches.
+            pictures: as of `answer`.
         """
         # Pairs, as `PairScorer` takes them; of the reference's answers the scores aren't used.
         rows = [
-            {"prompt_ids": list(prompt), "chosen_ids": answer.ids, "rejected_ids": other.ids}
-            for prompt, (answer, other) in zip(prompts, answers, strict=True)
+            {"prompt_ids": list(prompt), "chosen_ids": answer.ids, "rejected_ids": other.ids, **columns}
+            for prompt, (answer, other), columns in zip(prompts, answers, pictures or [{}] * len(prompts), strict=True)
         ]
         policy = self._scorer(self.policy, longest).score(rows)
         with self._as_reference():
@@ -102,7 +127,7 @@ class Answerer:
     def _scorer(self, model: Any, longest: int) -> PairScorer:
         # By id, since models live as long as this object; a reference that is the policy without its adapter shares its scorer.
         if id(model) not in self._scorers:
-            self._scorers[id(model)] = PairScorer(model, longest, self._autocast)
+            self._scorers[id(model)] = PairScorer(model, longest, self._autocast, vision=self._vision)
         return self._scorers[id(model)]
 
     def _load(self, cfg: Any) -> Any:
@@ -135,12 +160,16 @@ def generate(
     sampling: Sampling,
     seed: int = 0,
     device: torch.device | None = None,
+    pictures: Sequence[Mapping[str, Any]] = (),
+    vision: VisionProcessing | None = None,
 ) -> list[Answer]:
     """Generate answers to prompts of token ids, as one left-padded batch; the global random state is not changed.
 
     Args:
         model: in evaluation mode.
         device: of the prompts; `model.device` when None.
+        pictures: the columns of pictures of each prompt's row; empty where there are none.
+        vision: where prompts may have pictures; answers then never have the token of a picture, which no model could read.
     """
     device = device or model.device
     longest = max(map(len, prompts))
@@ -148,6 +177,8 @@ def generate(
     # Padded on the left, so that the last position of each row predicts its first new token.
     ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     attended = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    given = given_pictures(pictures, vision)
+    inputs = given.to(device).inputs(ids) if given is not None else {}
     # Before the context below, which hides the model's generation config.
     ends = _end_tokens(model, tokenizer)
     # top_k 0 is off; left out, it would be 50, transformers' default.
@@ -157,13 +188,14 @@ def generate(
         pad_token_id=pad,
         eos_token_id=ends,
         use_cache=True,
+        suppress_tokens=[vision.image_token] if vision is not None else None,
         **(sampled if sampling.temperature > 0 else {"do_sample": False}),
     )
     # Only the one in use: by default `fork_rng` saves the state of every GPU, and warns of their number.
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad(), _default_generation_config(model):
         torch.manual_seed(seed)
-        generated = model.generate(input_ids=ids, attention_mask=attended, generation_config=config)
+        generated = model.generate(input_ids=ids, attention_mask=attended, generation_config=config, **inputs)
     return [_answer(row, set(ends), tokenizer) for row in generated[:, longest:].tolist()]
 
 

@@ -17,6 +17,8 @@ from trl.trainer.utils import add_fused_lm_head
 from strategies.batch.plan import first_fit_decreasing
 from strategies.packing.layout import PairTokens, pack, pair_tokens
 from strategies.packing.support import score_row, why_not_packed
+from strategies.vision.features import given_pictures, run_padded
+from strategies.vision.processing import VisionProcessing
 
 __all__ = ["PairScorer"]
 
@@ -31,6 +33,7 @@ class PairScorer:
         tokens_per_forward: maximum tokens of one forward.
         autocast: dtype of the products, such as bfloat16; None uses the weights' dtype.
         longest: tokens of the longest sequence of prompt and completion; `tokens_per_forward` when None.
+        vision: where rows have pictures, of which each is encoded once for both completions of its prompt.
 
     Attributes:
         forwards: number of forwards so far.
@@ -38,16 +41,28 @@ class PairScorer:
     """
 
     def __init__(
-        self, model: Any, tokens_per_forward: int, autocast: torch.dtype | None = None, longest: int | None = None
+        self,
+        model: Any,
+        tokens_per_forward: int,
+        autocast: torch.dtype | None = None,
+        longest: int | None = None,
+        vision: VisionProcessing | None = None,
     ) -> None:
         self.model = model
         self.tokens_per_forward = tokens_per_forward
         self.autocast = autocast
+        self.vision = vision
         self.forwards = 0
-        self.padded_because = why_not_packed(model, longest if longest is not None else tokens_per_forward)
-        if self.padded_because is not None:
-            # TRL's head, which projects only the scored positions, in tiles. On the base model, whose forward PEFT calls.
-            add_fused_lm_head(model.get_base_model() if isinstance(model, PeftModel) else model)
+        if vision is not None:
+            # Before packing is prepared, whose forward is around this one: with pictures a model may need both.
+            self._add_padded_head()
+        self.padded_because = why_not_packed(model, longest if longest is not None else tokens_per_forward, vision)
+        if self.padded_because is not None and vision is None:
+            self._add_padded_head()
+
+    def _add_padded_head(self) -> None:
+        """Add TRL's head, which projects only the scored positions, in tiles; on the base model, whose forward PEFT calls."""
+        add_fused_lm_head(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
     def score(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Logps, Logps]]:
         """Return the log-probability of every completion token, float32, shapes (len(chosen_ids),) and (len(rejected_ids),).
@@ -59,24 +74,34 @@ class PairScorer:
         """
         results: dict[int, tuple[Logps, Logps]] = {}
         pairs = [pair_tokens(row) for row in rows]
-        most_rows = None if self.padded_because is None else 1
-        for forward in first_fit_decreasing([pair.tokens for pair in pairs], self.tokens_per_forward, most_rows):
+        tokens = [pair.tokens for pair in pairs]
+        alone = {index for index, row in enumerate(rows) if self.padded_because is not None or self._ends_in_picture(row)}
+        others = [index for index in range(len(rows)) if index not in alone]
+        padded = first_fit_decreasing(tokens, self.tokens_per_forward, 1, sorted(alone))
+        packed = first_fit_decreasing(tokens, self.tokens_per_forward, None, others)
+        for number, forward in enumerate([*padded, *packed]):
             with torch.no_grad(), self._autocast():
-                if self.padded_because is None:
-                    scores = self._score_packed([pairs[index] for index in forward])
-                else:
+                if number < len(padded):
                     scores = self._score_padded(rows[forward[0]])
+                else:
+                    scores = self._score_packed([pairs[index] for index in forward], [rows[index] for index in forward])
             self.forwards += 1
             for index, chosen, rejected in zip(forward, scores[: len(forward)], scores[len(forward) :], strict=True):
                 row = rows[index]
                 results[index] = (_aligned(chosen, row["chosen_ids"]), _aligned(rejected, row["rejected_ids"]))
         return [results[index] for index in range(len(rows))]
 
-    def _score_packed(self, pairs: list[PairTokens]) -> list[Tensor]:
+    def _ends_in_picture(self, row: Mapping[str, Any]) -> bool:
+        """Return whether the prompt's last token, which a packed row has once for each completion, is of a picture."""
+        return self.vision is not None and len(row["prompt_ids"]) > 0 and row["prompt_ids"][-1] == self.vision.image_token
+
+    def _score_packed(self, pairs: list[PairTokens], rows: list[Mapping[str, Any]]) -> list[Tensor]:
         """Score the chosen completions, then the rejected ones."""
-        row = pack(pairs).to(self.model.device)
+        device = self.model.device
+        row, pictures = pack(pairs).to(device), given_pictures(rows, self.vision)
+        outputs = score_row(self.model, row, pictures=pictures.to(device).pixels if pictures is not None else None)
         # The scores of all completions are one flat tensor; a row of the mask counts those of one.
-        return list(score_row(self.model, row).log_probs.float().cpu().split(row.mask.sum(dim=1).tolist()))
+        return list(outputs.log_probs.float().cpu().split(row.mask.sum(dim=1).tolist()))
 
     def _score_padded(self, row: Mapping[str, Any]) -> list[Tensor]:
         """Score the chosen completion and the rejected one."""
@@ -87,8 +112,9 @@ class PairScorer:
         attended = pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True).to(ids.device)
         scored = attended.bool()
         scored[:, : len(prompt)] = False
-        labels = ids.masked_fill(~scored, -100)
-        outputs = self.model(input_ids=ids, attention_mask=attended, labels=labels, use_cache=False, fused_lm_head=True)
+        inputs = {"input_ids": ids, "attention_mask": attended, "labels": ids.masked_fill(~scored, -100)}
+        pictures = given_pictures([row], self.vision)
+        outputs = run_padded(self.model, inputs, pictures.to(ids.device) if pictures is not None else None, len(COMPLETIONS))
         # Shifted: position t of the head's output scores token t + 1.
         return [logps[mask].float().cpu() for logps, mask in zip(outputs.log_probs, scored[:, 1:], strict=True)]
 

@@ -14,6 +14,7 @@ from transformers import Conv1D
 from strategies.compat import attention_of
 from strategies.memory.worst_case import Forward
 from strategies.packing.head import ELEMENTS
+from strategies.vision.modules import has_tower, inner_model
 
 __all__ = ["Activations", "weights_of"]
 
@@ -39,8 +40,9 @@ class Activations:
         self.cfg, self.full = cfg, cfg.adapter is None
         self.config = config = model.config.get_text_config()
         self.number = getattr(config, "num_hidden_layers", 0)
-        # The decoder's layers are the list of that length: its name differs between model families.
-        stacks = (part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == self.number)
+        # The decoder's layers are the list of that length: its name differs between model families. A tower may have as many.
+        decoder = inner_model(model).get_decoder() if has_tower(model) else model
+        stacks = (part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == self.number)
         self.layer = max(next(stacks, [nn.Module()]), key=weights_of)
         self.vocabulary, self.hidden = model.get_output_embeddings().weight.shape
         self.heads = getattr(config, "num_attention_heads", 1)

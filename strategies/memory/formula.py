@@ -23,6 +23,7 @@ from strategies.models.loading import build_peft_config, match_adapter_dtype
 from strategies.models.precision import resolve_bf16
 from strategies.models.tokenizer import load_tokenizer
 from strategies.packing.support import why_not_packed
+from strategies.vision.modules import has_tower
 
 __all__ = ["ITEMS", "MemoryEstimate", "STATES", "estimate", "state_bytes"]
 
@@ -73,6 +74,12 @@ GPU_PROCESS = 600 * 2**20
 """Bytes of GPU memory that a process takes before its first tensor (CUDA's context and libraries). Usual; unmeasured."""
 QUANTIZED = {"load_in_4bit": 0.5, "load_in_8bit": 1.0}
 """Bytes per weight of a quantized linear layer, scales (a few percent) left out."""
+
+PICTURES = (
+    "pictures: what encoding them holds is not known here, and left out; where rows have none, the tower is not trained, and "
+    "takes only its weights"
+)
+PADDED_PICTURES = "pictures: their positions have three dimensions in this model, and batches are padded where rows have any"
 
 
 @dataclass(frozen=True)
@@ -155,10 +162,13 @@ def estimate(cfg: Any, world_size: int = 1, gpu: bool = False, sharding: str | N
         # copy of the base that `load_reference` makes for initialisations that change it (PiSSA) is not counted.
         copied = weights if cfg.adapter is None else gradients if cfg.lora_model_dir is not None else 0
         reference = copied if other is None else _size(other)
+    text = config.get_text_config()
     notes = {
         held.note: True,
         unknown: True,
         "quantized weights are counted without their scales and without the buffers that unpack them": saved,
+        PICTURES: has_tower(policy),
+        PADDED_PICTURES: has_tower(policy) and "mrope_section" in (getattr(text, "rope_parameters", None) or {}),
         "torch_compile: compiled models hold less than was counted here, and compiling takes host memory": cfg.torch_compile,
     }
     found = MemoryEstimate(

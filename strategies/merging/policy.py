@@ -78,10 +78,11 @@ class Merged:
     is_untied: bool
     """Whether embedding and head were one in the base, and the adapter has changed them differently."""
 
-    def save(self, folder: Path, tokenizer: Any, shard_size: int | str) -> None:
+    def save(self, folder: Path, tokenizer: Any, shard_size: int | str, processor: Any = None) -> None:
         """Write weights, config, generation config and tokenizer, special tokens the same in all three, as training sets them.
 
         Args:
+            processor: of a model that takes pictures; written with its tokenizer.
             shard_size: of a file at most, in bytes or as "5GB".
 
         Raises:
@@ -94,7 +95,7 @@ class Merged:
             raise OSError(str(error)) from error
         self.model.config.dtype = self.config_dtype  # transformers writes the first tensor's
         self.model.config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        (processor if processor is not None else tokenizer).save_pretrained(folder)
 
 
 class Policy:

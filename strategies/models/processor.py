@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from strategies import vision
 from strategies.models.config import load_config
 from strategies.models.location import ModelLocation, resolve_model_location
+from strategies.vision.checks import check_belongs, takes_pictures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -50,7 +51,7 @@ def _has_tower(cfg: Any) -> bool:
     # A folder of a tokenizer alone is enough to prepare text.
     except ValueError:
         return False
-    return getattr(config, "vision_config", None) is not None
+    return takes_pictures(config)
 
 
 def load_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
@@ -69,25 +70,16 @@ def load_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMix
             f"base_model: {location.given!r} has no processor of pictures (a {type(processor).__name__} was found); "
             "give a vision-language model, whose folder has preprocessor_config.json"
         )
-    _check_token(cfg, processor)
+    try:
+        check_belongs(load_config(cfg), processor, location.given)
+    except ValueError as error:
+        raise ValueError(f"{'processor_type' if cfg.processor_type else 'base_model'}: {error}") from error
     # Otherwise the processor keeps its own template: the tokenizer's may have no placeholders for pictures.
     if cfg.chat_template or cfg.chat_template_jinja:
         processor.chat_template = tokenizer.chat_template
     # The policy's, with the added tokens of the config: rows with pictures are tokenised by the processor.
     processor.tokenizer = tokenizer
     return vision.with_size(processor, cfg.image_size, cfg.image_resize_algorithm)
-
-
-def _check_token(cfg: Any, processor: ProcessorMixin) -> None:
-    """Raise ValueError for a processor that writes other tokens for a picture than the model looks for."""
-    config = load_config(cfg)
-    expected = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-    written = {getattr(processor, "image_token_id", None), *processor.image_token_ids} - {None}
-    if expected is not None and written and expected not in written:
-        raise ValueError(
-            f"{'processor_type' if cfg.processor_type else 'base_model'}: the {type(processor).__name__} writes the tokens "
-            f"{sorted(written)} for a picture, and the model looks for {expected}; it belongs to another model"
-        )
 
 
 def _open(cfg: Any, location: ModelLocation) -> Any:

@@ -20,7 +20,6 @@ from strategies.dataset_rows import (
     checked_rows,
     each_split,
     first_row,
-    have_pictures,
     is_prepared,
     is_scored,
     placeholder_rows,
@@ -196,10 +195,6 @@ class PreferenceTrainer(
         self._eval_rows = None if rows is None else each_split(self._prepare_split, rows, "eval")
 
     def _prepare_split(self, rows: Any, name: str) -> Any:
-        if name == "eval" and self.eval_generations is not None and have_pictures(rows):
-            raise ValueError(
-                "dpo_generate_during_eval: answers are generated from text alone, and rows have pictures; remove it"
-            )
         return self._prepare_dataset(self._checked(rows, f"{name}_dataset"), self.text_tokenizer, self.args, name)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
@@ -299,7 +294,9 @@ class PreferenceTrainer(
         # A worker without real rows runs a repeated one, since collectives need every rank, but records nothing.
         self._is_real = real > 0
         try:
-            return super().prediction_step(model, first_rows(inputs, max(real, 1)), prediction_loss_only, ignore_keys)
+            return super().prediction_step(
+                model, first_rows(inputs, max(real, 1), self.vision), prediction_loss_only, ignore_keys
+            )
         finally:
             self._is_real = True
 

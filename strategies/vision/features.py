@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -13,25 +13,31 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from strategies.media import PICTURES as COLUMNS
 from strategies.vision.images import pictures_of
 from strategies.vision.modules import inner_model
 from strategies.vision.processing import VisionProcessing
 
-__all__ = ["PICTURES", "PictureCollator", "Pictures", "first_rows", "pictures_of_forward", "run_padded"]
+__all__ = ["PICTURES", "PictureCollator", "Pictures", "first_rows", "given_pictures", "pictures_of_forward", "run_padded"]
 
 PICTURES = "pictures"
 """Key of a padded batch that holds its `Pictures`."""
 IMAGES = "images"
-"""Key of a padded batch that holds the pictures of each row, before they are pixels."""
+"""Key of a padded batch that holds the pictures of each row as the rows have them: encoded, or paths."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of a forward, in the order of their prompts."""
+    """Pictures of a forward, in the order of their prompts.
+
+    Without the processor that made them: loader processes send it with every batch, and a tokenizer has megabytes.
+    """
 
     pixels: dict[str, Tensor]
     """The model's inputs, such as `pixel_values`; the first dimension runs over pictures, or parts of them."""
-    vision: VisionProcessing
+    image_token: int
+    token_types: tuple[str, ...] = ()
+    """As of `VisionProcessing`."""
     unscored: tuple[int, ...] = ()
     """Tokens of a blank picture that is fed only so that every worker runs the model's tower."""
 
@@ -43,6 +49,10 @@ class Pictures:
         """Return the pictures on `device`; called by accelerate."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def inputs(self, ids: Tensor) -> dict[str, Tensor]:
+        """Return the model's inputs beside `ids`, in which the tokens of the pictures stand, of any shape."""
+        return {**self.pixels, **dict.fromkeys(self.token_types, (ids == self.image_token).long())}
+
     @property
     def device(self) -> torch.device:
         """Where the pixels are."""
@@ -53,6 +63,12 @@ class Pictures:
         return self.map(Tensor.pin_memory)
 
 
+def given_pictures(rows: Sequence[Mapping[str, Any]], vision: VisionProcessing | None) -> Pictures | None:
+    """Make the pixels of the pictures of rows; None where they have none, or `vision` is None."""
+    images = [image for row in rows for image in pictures_of(row)] if vision is not None else []
+    return pictures_of_forward([images], vision) if images and vision is not None else None
+
+
 def pictures_of_forward(rows: Sequence[Sequence[Image.Image]], vision: VisionProcessing) -> Pictures:
     """Make the pixels of the pictures of each row of a forward; rows without any get a blank one."""
     images = [image for row in rows for image in row]
@@ -60,7 +76,7 @@ def pictures_of_forward(rows: Sequence[Sequence[Image.Image]], vision: VisionPro
     if not images:
         unscored, blank = vision.blank()
         images = [blank]
-    return Pictures(vision.pixels(images), vision, tuple(unscored))
+    return Pictures(vision.pixels(images), vision.image_token, vision.token_types, tuple(unscored))
 
 
 @dataclass(frozen=True)
@@ -71,16 +87,17 @@ class PictureCollator:
     vision: VisionProcessing
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        images = [pictures_of(row) for row in rows]
-        return {**self.text(rows), IMAGES: images, PICTURES: pictures_of_forward(images, self.vision)}
+        columns = [{name: row.get(name) for name in COLUMNS} for row in rows]
+        pictures = pictures_of_forward([*map(pictures_of, columns)], self.vision)
+        return {**self.text(rows), IMAGES: columns, PICTURES: pictures}
 
 
-def first_rows(batch: dict[str, Any], number: int) -> dict[str, Any]:
-    """Return the first rows of a padded batch."""
+def first_rows(batch: dict[str, Any], number: int, vision: VisionProcessing | None = None) -> dict[str, Any]:
+    """Return the first rows of a padded batch; `vision` is needed where it has pictures."""
     first = {name: values[:number] for name, values in batch.items() if name != PICTURES}
     # Made again, since pixels can't be cut by rows: a picture may be several parts of them.
-    if (pictures := batch.get(PICTURES)) is not None and number < len(batch[IMAGES]):
-        pictures = pictures_of_forward(first[IMAGES], pictures.vision).to(pictures.device)
+    if (pictures := batch.get(PICTURES)) is not None and vision is not None and number < len(batch[IMAGES]):
+        pictures = pictures_of_forward([*map(pictures_of, first[IMAGES])], vision).to(pictures.device)
     return first if pictures is None else {**first, PICTURES: pictures}
 
 
@@ -96,14 +113,9 @@ def run_padded(model: Any, inputs: dict[str, Tensor], pictures: Pictures | None,
     rows, columns = inputs["input_ids"].shape
     if pictures.unscored:
         inputs = _append(inputs, pictures.unscored, copies)
-    is_image = (inputs["input_ids"] == pictures.vision.image_token).long()
-    arguments = {
-        **inputs,
-        # Repeated although only the first part is encoded: Qwen2-VL, for example, reads its grids for positions as well.
-        **{name: torch.cat([tensor] * copies) for name, tensor in pictures.pixels.items()},
-        **dict.fromkeys(pictures.vision.token_types, is_image),
-        **options,
-    }
+    # Repeated although only the first part is encoded: Qwen2-VL, for example, reads its grids for positions as well.
+    repeated = pictures.map(lambda tensor: torch.cat([tensor] * copies))
+    arguments = {**inputs, **repeated.inputs(inputs["input_ids"]), **options}
     with encoded_once(model, copies) if copies > 1 else nullcontext():
         outputs = model(**arguments, use_cache=False, fused_lm_head=True)
     for name, value in outputs.items() if pictures.unscored else ():

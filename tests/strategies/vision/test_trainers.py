@@ -253,15 +253,6 @@ def test_a_prompt_that_ends_in_a_picture(tmp_path: Path, family: str) -> None:
         vision_trained(tmp_path, FAMILIES[family](), rows=[row], max_steps=1)
 
 
-def test_answers_are_not_generated_without_their_pictures(tmp_path: Path) -> None:
-    vision = llava()
-    keys = {**CONFIG, "output_dir": str(tmp_path), "dpo_generate_during_eval": True, "eval_steps": 1, "max_steps": 1}
-    builder = HFRLTrainerBuilder(keys, vision.model, vision.processor.tokenizer, vision.processor)
-    builder.train_dataset = builder.eval_dataset = picture_pairs(2)
-    with pytest.raises(ValueError, match="dpo_generate_during_eval: answers are generated from text alone"):
-        builder.build()
-
-
 def test_the_same_question_about_other_pictures_is_another_prompt(tmp_path: Path) -> None:
     pairs_of_one = [{**labelled_pictures(1)[0], "images": [picture(color, "circle")]} for color in ("red", "blue", "red")]
     trainer = vision_trained(tmp_path, llava(), rows=pairs_of_one, rl="kto", max_steps=1, micro_batch_size=3)

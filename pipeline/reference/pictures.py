@@ -1,0 +1,66 @@
+"""Check before anything starts: policy and reference take the pictures of the rows, and make the same pixels of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import RunConfig
+from pipeline.errors import UserError
+from strategies import models
+from strategies.models.config import load_config
+from strategies.models.tokenizer import load_tokenizer
+from strategies.vision.checks import check_belongs, image_settings
+
+if TYPE_CHECKING:
+    from pipeline.data import Prepared
+
+__all__ = ["check_pictures"]
+
+
+def check_pictures(cfg: RunConfig, prepared: Prepared) -> dict[str, Any] | None:
+    """Check a store's pictures; return what decides their pixels, as JSON values, or None where no row has any.
+
+    Raises:
+        UserError: for a method or a model that takes no pictures, a processor that belongs to another model, and a reference
+            that makes other pixels of a picture.
+    """
+    if not (number := prepared.manifest.get("pictures")):
+        return None
+    if prepared.manifest["kind"] == "prompt":
+        raise UserError(
+            f"rl: {cfg.rl} generates answers from text alone, and the rows have {number} pictures; leave these rows out, or "
+            "choose a method of pairs or labelled completions, such as rl: dpo or rl: kto"
+        )
+    # What belongs to the policy alone.
+    own = {"revision_of_model": None, "base_model_config": None, "overrides_of_model_config": None}
+    try:
+        settings = _settings(cfg, "base_model")
+        if cfg.reference_model is None:
+            return settings
+        other = _settings(cfg.model_copy(update={"base_model": cfg.reference_model, **own}), "reference_model")
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    different = sorted(name for name in settings.keys() | other.keys() if settings.get(name) != other.get(name))
+    if different:
+        name = different[0]
+        raise UserError(
+            f"reference_model: {cfg.reference_model!r} makes other pixels of a picture ({name}: {other.get(name)} where the "
+            f"policy has {settings.get(name)}); give a reference with the policy's processor"
+        )
+    return settings
+
+
+def _settings(cfg: RunConfig, key: str) -> dict[str, Any]:
+    """Return the settings of the processor of `cfg.base_model`, which a message calls `key`."""
+    config, tokenizer = load_config(cfg), load_tokenizer(cfg)
+    processor = models.find_processor(cfg, tokenizer)
+    if processor is None:
+        raise ValueError(
+            f"{key}: {cfg.base_model!r} ({config.model_type}) has no processor of pictures, and rows have pictures; give a "
+            "vision-language model with its preprocessor_config.json, or rows of text alone"
+        )
+    try:
+        check_belongs(config, processor, cfg.base_model)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    return image_settings(processor)

@@ -1,0 +1,116 @@
+"""Runs on pictures through Ray: scored once, trained by two workers, evaluated, merged; their store is written by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from pipeline import evaluate, train
+from pipeline.config import RunConfig, parse_config
+from pipeline.evaluation.generate_on_ray import SamplingOptions
+from pipeline.merging.merge import merge
+from pipeline.reference import score
+from tests.laws.runs import LORA, losses
+from tests.laws.vision import prepared_pictures, trained_on
+from tests.picture_store import picture_store
+from tests.tiny_vision import llava, save_vision
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+KEYS: dict[str, Any] = {
+    "datasets": [{"path": "drawn.jsonl"}],
+    "sequence_len": 512,
+    "tokens_per_forward": 700,
+    "micro_batch_size": 2,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "bf16": False,
+    "num_epochs": 1.0,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`recipe(name, kind, **keys)`: 16 training rows about pictures and 4 for evaluation, on LLaVA."""
+    base = save_vision(tmp_path / "base", "llava")
+
+    def make(name: str, kind: str = "pair", **keys: Any) -> RunConfig:
+        root = tmp_path / "prepared"
+        found = list(root.glob(f"*/{kind}"))
+        store = None if found else picture_store(root, llava(), kind=kind)
+        if store is not None:
+            for module in ("pipeline.training.driver", "pipeline.reference.scoring", "pipeline.evaluation.evaluate"):
+                monkeypatch.setattr(f"{module}.prepare", lambda *_, **__: store)
+            (store.path / kind).touch()
+        places = {"base_model": base, "dataset_prepared_path": str(root), "output_dir": str(tmp_path / name)}
+        return parse_config({**KEYS, **places, **keys})
+
+    return make
+
+
+def test_scores_are_kept_and_found_again(recipe: Any) -> None:
+    cfg = recipe("scored")
+    first = score(cfg)
+    assert first.scored_rows == 20 and first.padded_because is None
+    assert score(cfg).forwards == 0
+
+
+def test_two_workers_give_the_run_of_one_process(recipe: Any, tmp_path: Path) -> None:
+    """Law 3, and 2: the reference is scored by an actor there, and runs beside the policy here."""
+    keys = {"micro_batch_size": 2, "tokens_per_forward": 700, "learning_rate": 1e-3}
+    result = train(recipe("two", eval_steps=2, save_steps=2, ray={"num_workers": 2}), report=False)
+    rows = prepared_pictures(llava(), 16)
+    alone = trained_on(tmp_path / "alone", "llava", rows, **{**keys, "micro_batch_size": 4})
+    assert result.history["loss"].dropna().tolist() == pytest.approx(losses(alone), rel=1e-4)
+    processor = AutoProcessor.from_pretrained(result.model_dir)
+    assert processor.chat_template and processor.image_processor.size == {"shortest_edge": 32}
+    AutoModelForImageTextToText.from_pretrained(result.model_dir)
+
+
+def test_a_run_that_was_killed_and_resumed(recipe: Any) -> None:
+    """Law 4: a run of half the steps is continued with the processes that make pixels, and without."""
+    whole = train(recipe("whole", save_steps=2), report=False)
+    train(recipe("half", save_steps=2, max_steps=4), report=False)
+    resumed = train(recipe("half", save_steps=2, dataloader_num_workers=0), resume=True, report=False)
+    assert resumed.steps == whole.steps
+    assert resumed.history["loss"].dropna().tolist()[-1] == whole.history["loss"].dropna().tolist()[-1]
+
+
+def test_labelled_completions(recipe: Any) -> None:
+    result = train(recipe("kto", "unpaired", rl="kto", max_steps=2, save_steps=2, eval_steps=2), report=False)
+    assert {"kl", "rewards/chosen", "eval_loss"} <= set(result.history)
+
+
+def test_an_adapter_answers_is_evaluated_and_merged(recipe: Any, tmp_path: Path) -> None:
+    keys = {**LORA, "eval_steps": 4, "dpo_generate_during_eval": True, "learning_rate": 5e-3}
+    result = train(recipe("adapter", **keys), report=False)
+    (table, *_) = sorted((result.run_dir / "generations").glob("step-*.jsonl"))
+    answers = [json.loads(line) for line in table.read_text().splitlines()]
+    assert answers and {"prompt", "policy", "reference"} <= answers[0].keys()
+    assert all(answer["prompt"].count("<image>") <= 1 for answer in answers)
+    found = evaluate(
+        str(result.run_dir),
+        rewards=["tests.reward_functions.length"],
+        answers=4,
+        options=SamplingOptions(max_new_tokens=8),
+    )
+    for name in ("rewards/margins", "logps/chosen"):
+        assert found.metrics[name].value == pytest.approx(result.metrics[f"eval_{name}"], rel=1e-4, abs=1e-6)
+    assert found.answers is not None and found.answers["logratio"].notna().all()
+    merged = merge(result.run_dir, tmp_path / "merged")
+    assert merged.differences is not None and merged.differences.is_explained
+    AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    AutoProcessor.from_pretrained(tmp_path / "merged")
+    PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(tmp_path / "base"), str(result.model_dir))
+
+
+@pytest.mark.parametrize("sharding", [{"deepspeed": "zero3"}, {"fsdp_config": {}}], ids=["zero3", "fsdp2"])
+def test_divided_among_two_workers(recipe: Any, sharding: dict[str, Any]) -> None:
+    result = train(recipe("divided", max_steps=2, save_steps=2, ray={"num_workers": 2}, **sharding), report=False)
+    assert result.steps == 2
+    AutoModelForImageTextToText.from_pretrained(result.model_dir)
+    AutoProcessor.from_pretrained(result.model_dir)
