@@ -24,7 +24,7 @@ from pipeline.io.retry import waiting_for
 from pipeline.ray.session import init_ray
 from pipeline.ray.tasks import Executor, run_on_ray, write_error
 from pipeline.secrets import redact_text
-from strategies.models.processor import find_processor
+from strategies.models.processor import find_processor, why_no_processor
 from strategies.models.tokenizer import load_tokenizer
 from strategies.plugins import Plugins
 
@@ -156,9 +156,16 @@ def _build(
     parts = _stage(job, plan, run_tasks, cfg.dataset_num_proc, progress)
     # Before the check, whose message names the folder of the rejected rows.
     files = write_store.write_rejected(staging, folder, parts)
-    write_store.check_rejected(parts, cfg.max_rejected_fraction, [row for part in parts for row in part["first_bad"]], folder)
-    write_store.check_prompts(parts)
-    _finish(cfg, plan, folder, parts, files, run_tasks)
+    bad = [row for part in parts for row in part["first_bad"]]
+    try:
+        write_store.check_rejected(parts, cfg.max_rejected_fraction, bad, folder)
+        write_store.check_prompts(parts)
+        _finish(cfg, plan, folder, parts, files, run_tasks)
+    except UserError as error:
+        # Rows with pictures are rejected as for a text model, which doesn't say why this one takes none.
+        if plan.processor is None and bad and (why := why_no_processor(cfg, tokenizer)) is not None:
+            raise UserError(f"{error}\n{why}") from error
+        raise
     # After the manifest: a process killed in between leaves a complete store with some superfluous files.
     shutil.rmtree(staging)
     store = open_store(folder, verify=False)  # each file was hashed when it was written

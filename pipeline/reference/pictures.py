@@ -9,7 +9,7 @@ from pipeline.errors import UserError
 from strategies import models
 from strategies.models.config import load_config
 from strategies.models.tokenizer import load_tokenizer
-from strategies.vision.checks import check_belongs, image_settings
+from strategies.vision.checks import image_settings, takes_pictures
 
 if TYPE_CHECKING:
     from pipeline.data import Prepared
@@ -53,14 +53,13 @@ def check_pictures(cfg: RunConfig, prepared: Prepared) -> dict[str, Any] | None:
 def _settings(cfg: RunConfig, key: str) -> dict[str, Any]:
     """Return the settings of the processor of `cfg.base_model`, which a message calls `key`."""
     config, tokenizer = load_config(cfg), load_tokenizer(cfg)
-    processor = models.find_processor(cfg, tokenizer)
-    if processor is None:
+    if not takes_pictures(config):
         raise ValueError(
-            f"{key}: {cfg.base_model!r} ({config.model_type}) has no processor of pictures, and rows have pictures; give a "
+            f"{key}: {cfg.base_model!r} ({config.model_type}) takes no pictures, and rows have pictures; give a "
             "vision-language model with its preprocessor_config.json, or rows of text alone"
         )
     try:
-        check_belongs(config, processor, cfg.base_model)
+        processor = models.load_processor(cfg, tokenizer)
     except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+        raise ValueError(str(error).replace("base_model:", f"{key}:", 1)) from error
     return image_settings(processor)

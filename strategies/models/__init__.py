@@ -22,7 +22,7 @@ from strategies.lazy import lazy_names
 if TYPE_CHECKING:
     from strategies.models.loading import check_adapter, load_model
     from strategies.models.precision import computes_in_bf16, resolve_bf16
-    from strategies.models.processor import find_processor
+    from strategies.models.processor import find_processor, load_processor
     from strategies.models.saving import save_final
     from strategies.models.sharding import find_problems, zero3_init_context
 else:
@@ -31,7 +31,7 @@ else:
         {
             "strategies.models.loading": "check_adapter load_model",
             "strategies.models.precision": "computes_in_bf16 resolve_bf16",
-            "strategies.models.processor": "find_processor",
+            "strategies.models.processor": "find_processor load_processor",
             "strategies.models.saving": "save_final",
             "strategies.models.sharding": "find_problems zero3_init_context",
         },
@@ -43,6 +43,7 @@ __all__ = [
     "find_problems",
     "find_processor",
     "load_model",
+    "load_processor",
     "resolve_bf16",
     "save_final",
     "zero3_init_context",

@@ -12,7 +12,7 @@ from strategies.vision.checks import check_belongs, takes_pictures
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-__all__ = ["find_processor", "load_processor"]
+__all__ = ["find_processor", "load_processor", "why_no_processor"]
 
 KEYS = ("processor_type", "processor_kwargs", "image_size", "image_resize_algorithm")
 """Keys that only a processor reads."""
@@ -42,6 +42,19 @@ def find_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMix
     return processor if getattr(processor, "image_token", None) is not None else None
 
 
+def why_no_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return why the processor of a vision-language model can't be used; None if it can, and for a text model."""
+    if not _has_tower(cfg):
+        return None
+    try:
+        processor = load_processor(cfg, tokenizer)
+    except ValueError as error:
+        return str(error)
+    if getattr(processor, "image_token", None) is None:
+        return f"base_model: {cfg.base_model!r} has a {type(processor).__name__}, which has no token that stands for a picture"
+    return None
+
+
 def _has_tower(cfg: Any) -> bool:
     # A GGUF file has the text model's weights alone, and reading its config would convert it.
     if cfg.base_model.endswith(".gguf"):
@@ -63,17 +76,18 @@ def load_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMix
     from transformers import ProcessorMixin
 
     location = resolve_model_location(cfg.base_model)
+    key = "processor_type" if cfg.processor_type else "base_model"
     processor = _open(cfg, location)
     # For a folder without a processor AutoProcessor returns its tokenizer, or its image processor alone.
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(
-            f"base_model: {location.given!r} has no processor of pictures (a {type(processor).__name__} was found); "
+            f"{key}: {location.given!r} has no processor of pictures (a {type(processor).__name__} was found); "
             "give a vision-language model, whose folder has preprocessor_config.json"
         )
     try:
         check_belongs(load_config(cfg), processor, location.given)
     except ValueError as error:
-        raise ValueError(f"{'processor_type' if cfg.processor_type else 'base_model'}: {error}") from error
+        raise ValueError(f"{key}: {error}") from error
     # Otherwise the processor keeps its own template: the tokenizer's may have no placeholders for pictures.
     if cfg.chat_template or cfg.chat_template_jinja:
         processor.chat_template = tokenizer.chat_template

@@ -107,8 +107,8 @@ def test_an_actor_scores_what_a_scorer_in_this_process_does(store: Prepared, roo
     ("change", "words"),
     [
         ({"kind": "prompt"}, "rl: dpo generates answers from text alone, and the rows have"),
-        ({"base": "tiny"}, r"base_model: .* \(llama\) has no processor of pictures"),
-        ({"token": 7}, r"base_model: LlavaProcessor marks pictures by the token .* looks for 7"),
+        ({"base": "tiny"}, r"base_model: .* \(llama\) takes no pictures"),
+        ({"token": 7}, r"base_model: LlavaProcessor writes the tokens .* for a picture, and .* looks for 7"),
         ({"reference": {"size": {"shortest_edge": 40}}}, r"reference_model: .* makes other pixels of a picture \(size: "),
         ({"reference": {}}, None),
     ],

@@ -66,5 +66,5 @@ def test_a_processor_of_another_model_is_refused(tmp_path: Path) -> None:
     keys = {**CONFIG, "output_dir": str(tmp_path)}
     builder = HFRLTrainerBuilder(keys, vision.model, other.processor.tokenizer, other.processor)
     other.processor.image_token_id = 3
-    with pytest.raises(ValueError, match="Idefics3Processor marks pictures by the token 3 .* the processor belongs to another"):
+    with pytest.raises(ValueError, match="Idefics3Processor writes the tokens .3. .* the processor belongs to another"):
         builder.build()
