@@ -273,6 +273,8 @@ def _process_rows(job: Job, shard: Shard, transform: Transform, pictures: ShardP
     tokenised = tokenise(whole, job.tokenizer)
     for one in rendered:
         prepared = [(text, next(tokenised)) for text in one.texts]
+        if pictures is not None:
+            pictures.compare(*prepared[0], one.pictures)
         problem = None if pictures is None else pictures.problem([ids for _, ids in prepared], one.pictures)
         if problem is not None:
             part.reject(source, one.row, problem)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.pictures import picture_name, store_picture
+from pipeline.data.pictures import picture_name, picture_path, store_picture
 from pipeline.data.sources.pictures import PictureReader
 from pipeline.data.tokenize import Tokenised
 from pipeline.data.transforms.base import Rendered, RowError
+from pipeline.data.transforms.control import ESCAPE
+from pipeline.errors import UserError
 from strategies import vision
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class ShardPictures:
         self._store = store
         self._by_path: dict[str, PreparedPicture] = {}
         self._by_name: dict[str, PreparedPicture] = {}
+        self._is_compared = False
 
     def prepare(self, values: Sequence[Any]) -> tuple[PreparedPicture, ...]:
         """Read the pictures of a row, check them, and write them to the store.
@@ -91,6 +94,24 @@ class ShardPictures:
     def _expanded(self, text: str, pictures: Sequence[PreparedPicture]) -> str:
         expansions = iter(picture.expansion for picture in pictures)
         return self._token.sub(lambda _: next(expansions), text)
+
+    def compare(self, text: Rendered, ids: Tokenised, pictures: Sequence[PreparedPicture]) -> None:
+        """Compare the first prompt's ids with those of the processor on the whole prompt.
+
+        Raises:
+            UserError: if they differ, as with a processor that adds text of its own (PaliGemma's).
+        """
+        # Plain text gets BOS, and escaped text is tokenised in pieces.
+        if self._is_compared or not pictures or not text.templated or ESCAPE in text.prompt:
+            return
+        self._is_compared = True
+        images = [vision.decode_picture(str(picture_path(self._store, picture.name))) for picture in pictures]
+        whole = self._vision.prompt_ids(text.prompt, images)[: len(ids.prompt)]
+        if not np.array_equal(whole, ids.prompt):
+            raise UserError(
+                f"base_model: its {type(self._vision.processor).__name__} makes other tokens of a prompt than of its text and "
+                "pictures, which prepared data can't hold; train such a model without Ray (strategies.train)"
+            )
 
     def problem(self, rows: Sequence[Tokenised], pictures: Sequence[PreparedPicture]) -> str | None:
         """Return why the ids of a row don't fit its pictures, for which the model would fail or take others; else None."""

@@ -101,7 +101,8 @@ def _open(cfg: Any, location: ModelLocation) -> Any:
 
     name = cfg.processor_type or "AutoProcessor"
     kind = getattr(transformers, name, None)
-    if kind is None or not hasattr(kind, "from_pretrained"):
+    is_processor = isinstance(kind, type) and issubclass(kind, (transformers.ProcessorMixin, transformers.AutoProcessor))
+    if kind is None or not is_processor:
         raise ValueError(f"processor_type: transformers has no processor {name!r}; remove the key to have the model's own")
     revision = {"revision": cfg.revision_of_model} if cfg.revision_of_model else {}
     try:

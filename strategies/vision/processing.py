@@ -41,7 +41,13 @@ class VisionProcessing:
             ValueError: for a processor that writes no such text.
         """
         token = self.processor.image_token
-        inputs = self.processor(text=[token], images=[self._sized([image])], return_text_replacement_offsets=True)
+        try:
+            inputs = self.processor(text=[token], images=[self._sized([image])], return_text_replacement_offsets=True)
+        # Of an argument that older processors don't have.
+        except TypeError as error:
+            raise ValueError(
+                f"{type(self.processor).__name__} doesn't say which tokens stand for a picture: {error}"
+            ) from error
         replacements = inputs.get("text_replacement_offsets")
         if not replacements or len(replacements[0]) != 1:
             raise ValueError(f"{type(self.processor).__name__} doesn't say which tokens stand for a picture")

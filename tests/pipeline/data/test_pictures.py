@@ -460,3 +460,10 @@ def test_a_killed_run_finds_its_parts_and_pictures(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("pipeline.data.process_shard._process_rows", lambda *_: 1 / 0)
     store = prepared(tmp_path, rows)
     assert store.manifest["pictures"] == 2 and len([*(store.path / IMAGES).rglob("*.*")]) == 2
+
+
+def test_a_processor_that_adds_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt_ids = VisionProcessing.prompt_ids
+    monkeypatch.setattr(VisionProcessing, "prompt_ids", lambda *given: [0, *prompt_ids(*given)])
+    with pytest.raises(UserError, match="its LlavaProcessor makes other tokens of a prompt"):
+        prepared(tmp_path, [{"image": "red.png", **ONE}])
