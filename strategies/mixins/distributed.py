@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import Trainer
 
-from strategies.compat import fsdp_on_any_device
+from strategies.compat import fsdp_on_any_device, unsplit_layers
 from strategies.models.gather_weights import gather, write_whole
 
 __all__ = ["DistributedParallelMixin"]
@@ -29,6 +29,15 @@ class DistributedParallelMixin(Trainer):
         """Create the accelerator; `fsdp_config` applies on CPUs too."""
         with fsdp_on_any_device():
             super().create_accelerator_and_postprocess()
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is not None and not plugin.transformer_cls_names_to_wrap:
+            layers = unsplit_layers(self.model)
+            present = layers & {type(module).__name__ for module in self.model.modules()}
+            # A tower names layers of the whole family, such as CLIP's of texts, and accelerate refuses a name without a layer.
+            plugin.transformer_cls_names_to_wrap = sorted(present) if present != layers else None
+        return super()._prepare_for_training(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model to `output_dir`; every rank must call it, since gathering is collective."""

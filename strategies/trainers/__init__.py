@@ -17,7 +17,7 @@ Methods of transformers' Trainer and TRL's trainers that are overridden, in the 
                  _get_dataloader, _get_train_sampler          kto, grpo   rows in the order of the seed
                  _init_training_state                         metrics, reference, grpo  sums, reference, generations
                  get_total_train_batch_size                   planned     that of the plan
-                 _prepare_for_training                        checkpoint  state from the checkpoint's shards
+                 _prepare_for_training                        checkpoint, distributed  state from the checkpoint's shards
                  create_optimizer, create_scheduler           optimizer, scheduler
                  _load_from_checkpoint                        checkpoint  weights that files name otherwise
                  _load_callback_state, _load_rng_state        ending, rng
