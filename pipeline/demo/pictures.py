@@ -1,8 +1,8 @@
 """Generated pictures, and a preference about them that a program can check: an answer names the colour that is there.
 
-Every picture shows one shape of one colour, somewhere and of any size. The chosen answer names its colour, the rejected one another
-colour. `follows_preference` compares any answer with the picture's pixels, so the effect of training can be measured. Held-out
-pictures show shapes in colours that they have in no training picture.
+Every picture shows one shape of one colour, at any position and of any size. The chosen answer names its colour, the rejected
+one another colour. `follows_preference` compares any answer with the picture's pixels, so the effect of training can be
+measured. Held-out pictures show shapes in colours that they have in no training picture.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def picture_pairs(held_out: bool, seed: int = SEED, number: int | None = None, s
         number: number of pairs; that of `write_picture_pairs` when None.
         side: width and height of the pictures in pixels.
     """
-    # A seed for each split, or both would draw the same places.
+    # A seed for each split, or both would draw the same positions.
     rng = random.Random(f"{seed}-{held_out}")
     shown = _split(held_out, seed)
     for _ in range((HELD_OUT if held_out else TRAIN) if number is None else number):
