@@ -2,7 +2,7 @@
 
 Every picture shows one shape of one colour, at any position and of any size. The chosen answer names its colour, the rejected
 one another colour. `follows_preference` compares any answer with the picture's pixels, so the effect of training can be
-measured. Held-out pictures show shapes in colours that they have in no training picture.
+measured. No picture is in both splits.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-__all__ = ["COLOURS", "follows_preference", "picture_pairs", "shown_colour", "write_picture_pairs"]
+__all__ = ["COLOURS", "follows_preference", "names_colour", "picture_pairs", "shown_colour", "write_picture_pairs"]
 
 SEED = 17
-TRAIN, HELD_OUT = 240, 60
+TRAIN, HELD_OUT = 600, 60
 """Pairs of each split."""
 SIDE = 64
 """Pixels."""
@@ -35,7 +35,7 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "diamond")
 BACKGROUNDS = ((255, 255, 255), (235, 235, 235), (210, 225, 235))
 QUESTIONS = ("What colour is the {shape}?", "Which colour does the {shape} have?", "Name the colour of the {shape}.")
-ANSWER = "The {shape} is {colour}."
+ANSWER = "It is {colour}."
 
 
 def picture_pairs(held_out: bool, seed: int = SEED, number: int | None = None, side: int = SIDE) -> Iterator[dict[str, Any]]:
@@ -46,19 +46,18 @@ def picture_pairs(held_out: bool, seed: int = SEED, number: int | None = None, s
         number: number of pairs; that of `write_picture_pairs` when None.
         side: width and height of the pictures in pixels.
     """
-    # A seed for each split, or both would draw the same positions.
+    # A seed for each split, or both would draw the same pictures.
     rng = random.Random(f"{seed}-{held_out}")
-    shown = _split(held_out, seed)
     for _ in range((HELD_OUT if held_out else TRAIN) if number is None else number):
-        shape, colour = rng.choice(shown)
-        other = rng.choice([name for name in COLOURS if name != colour])
+        shape = rng.choice(SHAPES)
+        colour, other = rng.sample(sorted(COLOURS), 2)
         picture = _draw(shape, COLOURS[colour], rng, side)
         question = rng.choice(QUESTIONS).format(shape=shape)
         yield {
             "images": [picture],
             "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}],
-            "chosen": [{"role": "assistant", "content": ANSWER.format(shape=shape, colour=colour)}],
-            "rejected": [{"role": "assistant", "content": ANSWER.format(shape=shape, colour=other)}],
+            "chosen": [{"role": "assistant", "content": ANSWER.format(colour=colour)}],
+            "rejected": [{"role": "assistant", "content": ANSWER.format(colour=other)}],
         }
 
 
@@ -82,6 +81,18 @@ def follows_preference(answer: str, picture: Image.Image | Path) -> bool:
     return named == {shown_colour(picture)}
 
 
+def names_colour(completions: list[Any], images: list[list[Any]], **columns: Any) -> list[float]:
+    """Return 1 for a completion that names the colour of its first picture and no other, else 0: a reward function.
+
+    Args:
+        completions: text, or messages of which the last one is used.
+        images: pictures of each row, or paths of them.
+    """
+    texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
+    pictures = [Path(row[0]) if isinstance(row[0], str) else row[0] for row in images]
+    return [float(follows_preference(text, picture)) for text, picture in zip(texts, pictures, strict=True)]
+
+
 def shown_colour(picture: Image.Image | Path) -> str:
     """Return the name of the colour of a generated picture's shape.
 
@@ -94,16 +105,6 @@ def shown_colour(picture: Image.Image | Path) -> str:
     if not found:
         raise ValueError(f"expected a picture of this module, with a shape in one of {', '.join(COLOURS)}")
     return max(found, key=found.__getitem__)
-
-
-def _split(held_out: bool, seed: int) -> list[tuple[str, str]]:
-    """Return the shapes and colours of one split; each combination is in one split only."""
-    rng = random.Random(seed)
-    colours = sorted(COLOURS)
-    rng.shuffle(colours)
-    # One colour of each shape, all different: training shows every shape and every colour.
-    kept = set(zip(SHAPES, colours, strict=False))
-    return [(shape, colour) for shape in SHAPES for colour in COLOURS if ((shape, colour) in kept) == held_out]
 
 
 def _draw(shape: str, colour: tuple[int, int, int], rng: random.Random, side: int) -> Image.Image:
