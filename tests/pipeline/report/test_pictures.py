@@ -20,8 +20,14 @@ from pipeline.data.store import CHECKSUM, COUNTS, MANIFEST, checksum
 from pipeline.demo.pictures import picture_pairs
 from pipeline.report.page import Page, render
 from pipeline.report.rows import Rows
+from tests.browser import faint, needs_chromium, open_page
 
 FINGERPRINT = "f" * 16
+SIZES = """[...document.images].map((image) => {
+    const room = image.getBoundingClientRect();
+    return [image.naturalWidth, room.width, room.height];
+})"""
+"""Of each picture of a page: its own width, and the room that it has."""
 
 
 def row(index: int, images: list[str], **others: Any) -> dict[str, Any]:
@@ -49,10 +55,15 @@ def write_picture(folder: Path, name: str, image: Image.Image, **options: Any) -
     return name
 
 
-def page(folder: Path) -> str:
-    """The sections about the data, rendered, without plotly."""
+def whole_page(folder: Path) -> str:
+    """The sections about the data, rendered."""
     keys = {"base_model": "m", "datasets": [{"path": "pairs.jsonl"}], "val_set_size": 4, "dataset_prepared_path": str(folder)}
-    html = render(Page("Run", "", [], Rows.of(parse_config(keys), FINGERPRINT).sections))
+    return render(Page("Run", "", [], Rows.of(parse_config(keys), FINGERPRINT).sections))
+
+
+def page(folder: Path) -> str:
+    """The same without plotly."""
+    html = whole_page(folder)
     return html[html.index("<body>") :]
 
 
@@ -119,3 +130,16 @@ def test_a_store_of_text_has_no_such_section(tmp_path: Path, images: bool) -> No
     write_store(tmp_path, rows, pictures=0)
     html = page(tmp_path)
     assert "Length of training rows" in html and 'id="pictures"' not in html and "sample" not in html
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_thumbnails_in_a_browser(tmp_path: Path, width: int, scheme: str) -> None:
+    wide = write_picture(tmp_path, "ab/wide.jpg", noise(900).resize((900, 300)))
+    write_store(tmp_path, [row(0, [wide] * 9), row(1, ["ab/gone.png"])])
+    (tmp_path / "page.html").write_text(whole_page(tmp_path), encoding="utf-8")
+    with open_page(tmp_path / "page.html", width, scheme) as (opened, said):
+        sizes = opened.evaluate(SIZES)
+        assert sizes == [[96, 98, 34]] * 4  # with a border of one pixel, and not stretched
+        assert opened.evaluate("document.documentElement.scrollWidth") <= width
+        assert faint(opened) == [] and said == []
