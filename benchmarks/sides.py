@@ -9,15 +9,17 @@ from typing import Any
 
 import psutil
 import torch
-from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from datasets import Dataset, Image, List
+from transformers import PrinterCallback, ProcessorMixin, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from benchmarks.common import Row
+from benchmarks.common import Row, saved_bytes
+from benchmarks.vision import saved_bytes_of_a_picture
 from strategies import HFRLTrainerBuilder
 from strategies.batch.plan import BatchPlan
 from strategies.config import as_config
 from strategies.inference.scoring import PairScorer
+from strategies.vision.processing import VisionProcessing
 
 __all__ = ["PEER_SETTINGS", "largest_micro_batch", "our_trainer", "scored", "trl_trainer"]
 
@@ -27,13 +29,19 @@ PEER_SETTINGS = {
     "shipped": {"activation_checkpointing": True, "precompute_ref_log_probs": False},
     "best": {"activation_checkpointing": False, "precompute_ref_log_probs": True},
 }
-"""TRL as it ships, and at its best: nothing recomputed, the reference's log-probabilities computed before the clock starts."""
+"""TRL as it ships, and at its best: nothing recomputed, the reference's log-probabilities computed before the clock starts.
+
+It refuses the latter for rows with pictures, whose reference is always live.
+"""
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+RAW = ("images", "prompt", "chosen", "rejected")
 
 
-def scored(model: Any, rows: Sequence[Row], options: argparse.Namespace) -> list[Row]:
+def scored(model: Any, processing: Any, rows: Sequence[Row], options: argparse.Namespace) -> list[Row]:
     """The rows with the reference's log-probabilities, as the score stage adds them."""
-    scorer = PairScorer(model.eval(), 2 * options.sequence_len, torch.bfloat16 if options.bf16 else None)
-    found = scorer.score(rows)
+    pictures = {"vision": VisionProcessing(processing)} if isinstance(processing, ProcessorMixin) else {}
+    dtype = torch.bfloat16 if options.bf16 else None
+    found = PairScorer(model.eval(), 2 * options.sequence_len, dtype, **pictures).score(rows)
     return [
         {**row, "ref_chosen_logps": chosen.tolist(), "ref_rejected_logps": rejected.tolist()}
         for row, (chosen, rejected) in zip(rows, found, strict=True)
@@ -42,14 +50,18 @@ def scored(model: Any, rows: Sequence[Row], options: argparse.Namespace) -> list
 
 def our_trainer(
     model: Any,
-    tokenizer: Any,
+    processing: Any,
     rows: Sequence[Row],
     options: argparse.Namespace,
     folder: str,
     callbacks: Sequence[TrainerCallback] = (),
     **keys: Any,
 ) -> Any:
-    """Ours with its defaults: packed rows, and the reference as the rows bring it, live where they don't."""
+    """Ours with its defaults: packed rows, and the reference as the rows bring it, live where they don't.
+
+    `processing` is a tokenizer, or the processor of a model that takes pictures.
+    """
+    processor = processing if isinstance(processing, ProcessorMixin) else None
     cfg = {
         "base_model": options.model,
         "rl": "dpo",
@@ -65,9 +77,13 @@ def our_trainer(
         "save_strategy": "no",
         "eval_strategy": "no",
         "output_dir": f"{folder}/ours",
+        # Pixels are made in the step, as TRL's are: other processes would make them off the clock.
+        **({"dataloader_num_workers": 0} if processor is not None else {}),
     }
-    builder = HFRLTrainerBuilder(as_config({**cfg, **keys}), model, tokenizer)
-    builder.train_dataset = list(rows)
+    tokenizer = processing.tokenizer if processor is not None else processing
+    builder = HFRLTrainerBuilder(as_config({**cfg, **keys}), model, tokenizer, processor)
+    # Raw columns besides, of the same names as those of prepared rows, are TRL's.
+    builder.train_dataset = [{name: row[name] for name in row if name not in RAW or name == "images"} for row in rows]
     builder.callbacks = list(callbacks)
     trainer = builder.build()
     trainer.remove_callback(PrinterCallback)
@@ -76,7 +92,7 @@ def our_trainer(
 
 def trl_trainer(
     model: Any,
-    tokenizer: Any,
+    processing: Any,
     rows: Sequence[Row],
     options: argparse.Namespace,
     folder: str,
@@ -89,7 +105,8 @@ def trl_trainer(
     As it ships it takes a global batch in one forward, at its best as many pairs as fit in memory.
     """
     micro = options.batch if settings == "shipped" else options.micro_batch or largest_micro_batch(model, options)
-    chosen = PEER_SETTINGS[settings]
+    has_pictures = isinstance(processing, ProcessorMixin)
+    chosen = PEER_SETTINGS[settings] | ({"precompute_ref_log_probs": False} if has_pictures else {})
     args = DPOConfig(
         output_dir=f"{folder}/trl",
         per_device_train_batch_size=micro,
@@ -109,14 +126,15 @@ def trl_trainer(
         **chosen,
         **{"learning_rate": LEARNING_RATE, **arguments},
     )
-    ids = ("prompt_ids", "chosen_ids", "rejected_ids")
-    ordered = [{name: rows[row][name] for name in ids} for row in BatchPlan(len(rows), options.batch, SEED).order(0)]
+    columns = RAW if has_pictures else IDS
+    ordered = [{name: rows[row][name] for name in columns} for row in BatchPlan(len(rows), options.batch, SEED).order(0)]
+    dataset = Dataset.from_list(ordered)
     trainer = _PreparedDPOTrainer(
         model,
         None if chosen["precompute_ref_log_probs"] else copy.deepcopy(model).eval(),
         args,
-        train_dataset=Dataset.from_list(ordered),
-        processing_class=tokenizer,
+        train_dataset=dataset.cast_column("images", List(Image())) if has_pictures else dataset,
+        processing_class=processing,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
@@ -124,7 +142,7 @@ def trl_trainer(
 
 
 class _PreparedDPOTrainer(DPOTrainer):
-    """TRL's trainer on rows that are tokenised already."""
+    """TRL's trainer on rows that are tokenised already; those with pictures are tokenised in the step, as it ships."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset
@@ -138,23 +156,14 @@ def largest_micro_batch(model: Any, options: argparse.Namespace) -> int:
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     room = 0.5 * psutil.virtual_memory().available - 7 * weights
     pair = 2 * options.sequence_len * saved_bytes_per_token(model)
+    if getattr(options, "vision", False):
+        pair += 2 * saved_bytes_of_a_picture(model)  # TRL encodes it for each answer
     divisors = [number for number in range(1, options.batch + 1) if options.batch % number == 0]
     return max((number for number in divisors if number * pair <= room), default=1)
 
 
 def saved_bytes_per_token(model: Any) -> float:
     """Bytes that the backbone keeps per token for its backward pass, in the precision of its weights."""
-    kept: dict[int, int] = {}
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     tokens = 64
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        states = model.base_model(input_ids=torch.ones(1, tokens, dtype=torch.long), use_cache=False)
-    del states
-    return sum(kept.values()) / tokens
+    ids = torch.ones(1, tokens, dtype=torch.long)
+    return saved_bytes(model, lambda: model.base_model(input_ids=ids, use_cache=False)) / tokens

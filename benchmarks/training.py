@@ -5,6 +5,9 @@ loop of its own `train()`, which takes turns with the other's step by step. A st
 turns: collating, forward, backward, optimizer, log. Processor time, of all threads, is what a busy machine changes little. The
 reference's log-probabilities, where they are cached, are computed before.
 
+`--vision` adds a generated picture to every pair, and a tower of pictures to the model. Both sides make pixels in the step;
+TRL tokenises there too, as it ships.
+
 `--memory` runs each side in a process of its own instead, and compares the most memory they held (padded batches without
 checkpointing for TRL).
 """
@@ -27,7 +30,7 @@ from typing import Any
 from rich.table import Table
 from transformers import TrainerCallback
 
-from benchmarks import common
+from benchmarks import common, vision
 from benchmarks.sides import PEER_SETTINGS, our_trainer, scored, trl_trainer
 
 SIDES = ("trl", "ours")
@@ -40,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--peer-settings", nargs="+", choices=list(PEER_SETTINGS), default=list(PEER_SETTINGS))
     parser.add_argument("--micro-batch", type=int, help="pairs per forward of TRL's best settings; what fits in memory")
     parser.add_argument("--tokens-per-forward", type=int, help="of ours")
+    vision.add_options(parser)
     parser.add_argument("--memory", action="store_true", help="compare peak memory instead of time")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     given = sys.argv[1:] if arguments is None else arguments
@@ -55,17 +59,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare_time(options: argparse.Namespace) -> None:
     """Train both, in turn, once for each of the peer's settings."""
-    model, tokenizer = common.load(options)
-    rows = common.load_rows(options, tokenizer, options.steps * options.batch)
-    with_scores = scored(copy.deepcopy(model), rows, options)
+    model, processing, rows = materials(options)
+    with_scores = scored(copy.deepcopy(model), processing, rows, options)
     for settings in options.peer_settings:
         with tempfile.TemporaryDirectory() as folder:
             turns = Turns(len(SIDES))
             watches = [Watch(turns, index) for index in range(len(SIDES))]
-            theirs = trl_trainer(copy.deepcopy(model), tokenizer, rows, options, folder, settings, [watches[0]])
+            theirs = trl_trainer(copy.deepcopy(model), processing, rows, options, folder, settings, [watches[0]])
             ours = our_trainer(
                 copy.deepcopy(model),
-                tokenizer,
+                processing,
                 with_scores,
                 options,
                 folder,
@@ -75,9 +78,19 @@ def compare_time(options: argparse.Namespace) -> None:
             for watch, trainer in zip(watches, (theirs, ours), strict=True):
                 watch.follow(trainer)
             turns.run([theirs.train, ours.train])
-        common.console().print(table_of(settings, theirs, ours, watches, options))
+        table = table_of(settings, theirs, ours, watches, options)
+        if options.vision:
+            table.caption = f"{table.caption}\n{vision.described(model, processing)}"
+        common.console().print(table)
         del theirs, ours
         gc.collect()
+
+
+def materials(options: argparse.Namespace) -> tuple[Any, Any, list[common.Row]]:
+    """The model, its tokenizer or processor, and as many rows as are trained on."""
+    source = vision if options.vision else common
+    model, processing = source.load(options)
+    return model, processing, source.load_rows(options, processing, options.steps * options.batch)
 
 
 class Turns:
@@ -210,14 +223,17 @@ def logged(trainer: Any, name: str) -> list[float]:
 
 def run_side(options: argparse.Namespace) -> dict[str, float]:
     """Train one side in this process; returns its peak memory in bytes, before the first step and in all."""
-    model, tokenizer = common.load(options)
-    rows = common.load_rows(options, tokenizer, options.steps * options.batch)
+    model, processing, rows = materials(options)
     with tempfile.TemporaryDirectory() as folder:
         if options.side == "trl":
-            trainer = trl_trainer(model, tokenizer, rows, options, folder, options.peer_settings[0])
+            trainer = trl_trainer(model, processing, rows, options, folder, options.peer_settings[0])
         else:
             keys = {"tokens_per_forward": options.tokens_per_forward}
-            trainer = our_trainer(model, tokenizer, scored(model, rows, options), options, folder, **keys)
+            # A copy for pictures: scoring them changes a model's head.
+            reference = copy.deepcopy(model) if options.vision else model
+            rows = scored(reference, processing, rows, options)
+            del reference
+            trainer = our_trainer(model, processing, rows, options, folder, **keys)
         before = peak_bytes()
         trainer.train()
     return {"before": before, "peak": peak_bytes(), "micro": trainer.args.per_device_train_batch_size}

@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     common.quiet(options.threads)
     model, tokenizer = common.load(options)
-    rows = scored(copy.deepcopy(model), common.load_rows(options, tokenizer, options.steps * options.batch), options)
+    rows = common.load_rows(options, tokenizer, options.steps * options.batch)
+    rows = scored(copy.deepcopy(model), tokenizer, rows, options)
     precisions = [torch.float32, torch.bfloat16] if options.bf16 else [torch.float32]
     turns = Turns(len(precisions))
     with tempfile.TemporaryDirectory() as folder:

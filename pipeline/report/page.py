@@ -22,6 +22,7 @@ __all__ = [
     "Fact",
     "Message",
     "Page",
+    "Picture",
     "Row",
     "Section",
     "Table",
@@ -86,11 +87,21 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture as a data URL; without one, only its label is shown."""
+
+    label: str
+    url: str = ""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A prompt and its answers, side by side if there is room."""
 
     prompt: Message
     answers: Sequence[Message]
+    pictures: Sequence[Picture] = ()
+    """Pictures of the prompt."""
 
 
 @dataclass(frozen=True)

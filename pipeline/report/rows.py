@@ -17,6 +17,7 @@ from pipeline.data.store import COUNTS, REJECTED, Prepared, open_store
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import reason
 from pipeline.report.page import COLOURS, DASHES, Chart, Column, Row, Section, Table, chart
+from pipeline.report.pictures import picture_sections
 from strategies.batch.plan import BatchPlan, packed_tokens
 
 __all__ = ["Rows"]
@@ -57,7 +58,7 @@ def _sections(store: Prepared) -> list[Section]:
     columns = [Column("source", is_text=True), *(Column(name.replace("_", " ")) for name in COUNTS)]
     rows = [Row([source["path"], *(f"{source[name]:,}" for name in COUNTS)]) for source in store.manifest["sources"]]
     words = f"{store.train_rows:,} rows to train on and {store.eval_rows:,} to evaluate on, prepared in {store.path}."
-    sections = [Section("data", "Data", words, charts=[_lengths(store)], table=Table(columns, rows))]
+    sections = [Section("data", "Data", words, charts=[_lengths(store)], table=Table(columns, rows)), *picture_sections(store)]
     if notes := store.notes:
         words = "What preparing the rows brought up, each with an example and what would change it."
         table = Table([Column("note", is_text=True)], [Row([note]) for note in notes])

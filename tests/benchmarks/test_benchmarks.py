@@ -42,6 +42,17 @@ def test_training_compares_both_settings_of_the_peer(small: list[str], capsys: p
     assert max(apart) < 1e-4
 
 
+def test_training_compares_pairs_about_pictures(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--tower-width", "32", "--tower-layers", "2", "--picture-side", "64", "--sequence-len", "256"]
+    training.main([*small, *sizes, "--vision"])
+    output = capsys.readouterr().out
+    assert "TRL (shipped, 2 pairs a forward) and ours" in output and "TRL (best, " in output
+    assert re.search(r"tower and connector \d+% of 0M parameters, 16 tokens a picture", output)
+    # Same pictures, same pairs, same weights, same order.
+    apart = [float(found) for found in re.findall(r"at most\s+(\S+)\s+apart", output)]
+    assert len(apart) == 2 and max(apart) < 1e-4
+
+
 @pytest.mark.parametrize("side", training.SIDES)
 def test_training_measures_the_memory_of_a_side(small: list[str], capsys: pytest.CaptureFixture[str], side: str) -> None:
     training.main([*small, "--side", side, "--peer-settings", "best"])

@@ -18,6 +18,7 @@ from pipeline.config import parse_config, parse_yaml
 from pipeline.tuning.space import check_trials, corners
 from tests.docs.blocks import Block
 from tests.tiny import pairs, save_tiny
+from tests.tiny_vision import save_vision
 
 __all__ = ["DEFAULT_RECIPE", "Reader"]
 
@@ -74,7 +75,7 @@ class Reader:
         for key in ("base_model", "reference_model"):
             model = self.folder / values.get(key, "")
             if not model.exists() and "://" not in values[key]:
-                save_tiny(model)
+                save_vision(model, "idefics3") if "SmolVLM" in model.name else save_tiny(model)
         for dataset in values.get("datasets", []) + values.get("test_datasets", []):
             file = self.folder / dataset["path"]
             if file.suffix == ".jsonl" and "://" not in dataset["path"] and not file.exists():

@@ -18,9 +18,10 @@ LEAVES = {
     "02_sweep": "prefray-demo/sweep/best.yaml",
     "03_cluster": "prefray-demo/cluster/shared/run/model/adapter_model.safetensors",
     "04_extend": "prefray-demo/extend/run/model/adapter_model.safetensors",
+    "05_vision": "prefray-demo/vision/run/model/model.safetensors",
 }
 """Notebook -> a file that it leaves."""
-SHOWN = {"01_quickstart": 8, "02_sweep": 4, "03_cluster": 3, "04_extend": 1}
+SHOWN = {"01_quickstart": 8, "02_sweep": 4, "03_cluster": 3, "04_extend": 1, "05_vision": 6}
 """Notebook -> outputs that are tables, pictures or progress, at least."""
 
 

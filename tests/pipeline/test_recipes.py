@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 import pipeline
@@ -20,12 +22,14 @@ from pipeline.cli import app
 from pipeline.config import RunConfig, load_config
 from pipeline.config.loading import read_yaml
 from pipeline.config.packaged import packaged_recipe, recipe_names
+from pipeline.demo.pictures import picture_pairs
 from pipeline.errors import UserError
 from pipeline.tuning.space import check_trials, corners
 from strategies.dataset_rows import ID_COLUMNS, ROW_ID
 from strategies.methods.registry import get_strategy
 from strategies.training import TrainDatasetMeta
 from tests.tiny import save_tiny, tiny_gemma3, tiny_model, tiny_qwen3, tiny_tokenizer
+from tests.tiny_vision import save_vision
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = [name for name in recipe_names() if name != "quickstart"]
@@ -33,6 +37,8 @@ runner = CliRunner()
 
 FAMILIES: dict[str, Callable[..., Any]] = {"Qwen3": tiny_qwen3, "gemma-3": tiny_gemma3}
 """Part of a base model's name -> a tiny model of its architecture; the others are Llamas."""
+VISION = {"SmolVLM": "idefics3"}
+"""The same for models that take pictures: a family of `tests.tiny_vision`."""
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -70,6 +76,19 @@ def capybara(row: int) -> dict[str, Any]:
     return {**beside, "prompt": "\n".join(shared), **answers, "rating_chosen": 5, "rating_rejected": 2}
 
 
+def rlaif_v(row: int) -> dict[str, Any]:
+    """A part that is a picture has no text, and a part that is text no picture."""
+    pair = next(picture_pairs(held_out=False, seed=row, number=1))
+    buffer = io.BytesIO()
+    pair["images"][0].save(buffer, format="JPEG")
+    prompt = [{**pair["prompt"][0], "content": [{"text": None, **part} for part in pair["prompt"][0]["content"]]}]
+    answers = {
+        name: [{"role": "assistant", "content": [{"text": pair[name][0]["content"], "type": "text"}]}]
+        for name in ("chosen", "rejected")
+    }
+    return {"images": [f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"], "prompt": prompt, **answers}
+
+
 ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
     "HuggingFaceH4/ultrafeedback_binarized": ultrafeedback,
     "trl-lib/ultrafeedback_binarized": lambda row: {**conversations(row), "score_chosen": 8.5, "score_rejected": 6.0},
@@ -77,6 +96,7 @@ ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
     "princeton-nlp/llama3-ultrafeedback-armorm": of_armorm,
     "princeton-nlp/gemma2-ultrafeedback-armorm": of_armorm,
     "argilla/distilabel-capybara-dpo-7k-binarized": capybara,
+    "HuggingFaceH4/rlaif-v_formatted": rlaif_v,
     "openai/gsm8k": lambda row: {"question": f"{row} clips and {row}?", "answer": f"<<{row}+{row}={2 * row}>>\n#### {2 * row}"},
 }
 """Data set -> a row of its columns."""
@@ -89,14 +109,15 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, str]:
     for family in {tiny_model, *FAMILIES.values()}:
         folders[family] = save_tiny(tmp_path_factory.mktemp("base"))
         family(tiny_tokenizer()).save_pretrained(folders[family])
-    return folders
+    return folders | {family: save_vision(tmp_path_factory.mktemp("base"), family) for family in VISION.values()}
 
 
 def small(name: str, bases: dict[Any, str], folder: Path) -> list[str]:
     """What makes a run of two steps on one CPU of a recipe, on two where the model is divided; everything else stays."""
     recipe = read_yaml(Path(name))
     is_divided = not {"deepspeed", "fsdp_config"}.isdisjoint(recipe)
-    family = next((family for part, family in FAMILIES.items() if part in recipe["base_model"]), tiny_model)
+    families = {**FAMILIES, **VISION}
+    family = next((family for part, family in families.items() if part in recipe["base_model"]), tiny_model)
     changes: dict[str, Any] = {
         "base_model": bases[family],
         "sequence_len": 256,
@@ -129,16 +150,17 @@ def test_a_recipe_trains(ray_session: Any, bases: dict[Any, str], tmp_path: Path
     assert [entry["step"] for entry in history if "grad_norm" in entry] == [1, 2]
     assert all(abs(entry[key]) < 1e4 for entry in history for key in ("loss", "grad_norm") if key in entry)
     assert any(get_strategy(cfg.rl).best_metric in entry for entry in history) == bool(cfg.test_datasets)
-    model = AutoModelForCausalLM.from_pretrained(cfg.base_model if cfg.adapter else tmp_path / "run" / "model")
+    kind = AutoModelForImageTextToText if cfg.base_model in map(bases.get, VISION.values()) else AutoModelForCausalLM
+    model = kind.from_pretrained(cfg.base_model if cfg.adapter else tmp_path / "run" / "model")
     if cfg.adapter:
         PeftModel.from_pretrained(model, tmp_path / "run" / "model")
 
 
 def run(cfg: RunConfig) -> list[dict[str, Any]]:
-    """The log of a run: on Ray where the model is divided; else, which is quicker, on its prepared rows in this process."""
-    if cfg.num_workers > 1:
-        return pipeline.train(cfg).history.apply(lambda entry: entry.dropna().to_dict(), axis=1).tolist()
+    """The log of a run: on Ray where the model is divided or rows have pictures; else, which is quicker, in this process."""
     prepared = pipeline.prepare(cfg)
+    if cfg.num_workers > 1 or prepared.manifest.get("pictures"):
+        return pipeline.train(cfg).history.apply(lambda entry: entry.dropna().to_dict(), axis=1).tolist()
     columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID]
     splits = ["train", "eval"] if prepared.eval_rows else ["train"]
     rows = TrainDatasetMeta(*(Dataset(prepared.read(split, columns)) for split in splits))
