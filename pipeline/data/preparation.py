@@ -65,8 +65,9 @@ def prepare(
     """
     from filelock import FileLock
 
+    why_text_alone = None
     if tokenizer is None:
-        tokenizer, processor = _load(cfg)
+        tokenizer, processor, why_text_alone = _load(cfg)
     plan = make_plan(cfg, tokenizer, rows_per_part, processor)
     root = _root(cfg)
     folder = root / plan.fingerprint
@@ -86,7 +87,7 @@ def prepare(
             if plan.day is not None:
                 # Before any row is rendered: a killed preparation that is resumed on a later day finds its parts again.
                 remember_day(cfg, digest(plan.undated), plan.day)
-            return _build(cfg, plan, tokenizer, folder, progress, rows_per_part, executor)
+            return _build(cfg, plan, tokenizer, folder, progress, rows_per_part, executor, why_text_alone)
     except OSError as error:
         raise UserError(write_error(error)) from error
 
@@ -96,7 +97,7 @@ def find_prepared(cfg: DataConfig) -> Prepared | None:
     # Without any store there is no need to load the tokenizer and to hash the sources.
     if not any(_root(cfg).glob(f"*/{MANIFEST}")):
         return None
-    tokenizer, processor = _load(cfg)
+    tokenizer, processor, _ = _load(cfg)
     plan = make_plan(cfg, tokenizer, PART_ROWS, processor)
     return open_store(_root(cfg) / plan.fingerprint, verify=False)
 
@@ -114,11 +115,12 @@ def _within_limits(store: Prepared, cfg: DataConfig) -> Prepared:
     return store
 
 
-def _load(cfg: DataConfig) -> tuple[PreTrainedTokenizerBase, ProcessorMixin | None]:
-    """Load the recipe's tokenizer, and its processor of pictures if its model has one."""
+def _load(cfg: DataConfig) -> tuple[PreTrainedTokenizerBase, ProcessorMixin | None, str | None]:
+    """Load the recipe's tokenizer, and its processor of pictures; of a vision-language model without one, return the reason."""
     try:
         tokenizer = load_tokenizer(cfg)
-        return tokenizer, find_processor(cfg, tokenizer)
+        processor = find_processor(cfg, tokenizer)
+        return tokenizer, processor, why_no_processor(cfg, tokenizer) if processor is None else None
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -131,7 +133,9 @@ def _build(
     progress: Progress | None,
     rows_per_part: int,
     executor: Executor | None,
+    why_text_alone: str | None,
 ) -> Prepared:
+    """Build the store. `why_text_alone` says why a vision-language model takes no pictures here."""
     staging = folder / "staging"
     staging.mkdir(parents=True, exist_ok=True)
     if not plan.shards:
@@ -163,8 +167,8 @@ def _build(
         _finish(cfg, plan, folder, parts, files, run_tasks)
     except UserError as error:
         # Rows with pictures are rejected as for a text model, which doesn't say why this one takes none.
-        if plan.processor is None and bad and (why := why_no_processor(cfg, tokenizer)) is not None:
-            raise UserError(f"{error}\n{why}") from error
+        if bad and why_text_alone is not None:
+            raise UserError(f"{error}\n{why_text_alone}") from error
         raise
     # After the manifest: a process killed in between leaves a complete store with some superfluous files.
     shutil.rmtree(staging)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline.data.pictures import IMAGES, picture_path
 from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.store import Prepared
 from pipeline.report.page import Comparison, Message, Picture, Section
@@ -17,8 +18,6 @@ from strategies.vision.images import pictures_of
 
 __all__ = ["picture_sections"]
 
-IMAGES = "images"
-"""Column of the names of a row's pictures, and folder of the pictures in a store."""
 ROWS, EACH = 4, 4
 """Number of rows shown, and of pictures of each."""
 SIDE = 96
@@ -71,7 +70,7 @@ def _comparison(store: Prepared, row: dict[str, Any]) -> Comparison:
 def _picture(folder: Path, name: str) -> Picture:
     """Return a thumbnail of a stored picture, or the reason why there is none."""
     try:
-        [image] = pictures_of({"images": [str(folder / IMAGES / name)]})
+        [image] = pictures_of({"images": [str(picture_path(folder, name))]})
     except ValueError as error:
         return Picture(f"{name}: {error}")
     label = f"{name}, {image.width} x {image.height} pixels"

@@ -23,17 +23,24 @@ from tests.laws.runs import CONFIG, join, losses
 from tests.laws.sharded import ENGINES, REPORTED
 from tests.tiny_vision import FAMILIES, Vision, labelled_pictures, picture_pairs, vision_trained
 
-__all__ = ["engine_run", "prepared_pictures", "scored_pictures", "trained_on", "worker"]
+__all__ = ["engine_run", "prepared_pictures", "raw_pictures", "scored_pictures", "trained_on", "worker"]
+
+
+def raw_pictures(number: int, rl: str = "dpo") -> list[dict[str, Any]]:
+    """Rows about pictures, every fourth without one."""
+    rows = labelled_pictures(number) if rl == "kto" else picture_pairs(number)
+    for row in rows[3::4]:
+        row["images"] = []
+        (turn,) = row["prompt"]
+        row["prompt"] = [{**turn, "content": [part for part in turn["content"] if part["type"] != "image"]}]
+    return rows
 
 
 def prepared_pictures(vision: Vision, number: int, rl: str = "dpo") -> list[dict[str, Any]]:
-    """Prepared rows about pictures, every fourth without one."""
+    """`raw_pictures` as prepared rows."""
     processing = VisionProcessing(vision.processor)
     rows = []
-    for index, row in enumerate(labelled_pictures(number) if rl == "kto" else picture_pairs(number)):
-        if index % 4 == 3:
-            content = [part for part in row["prompt"][0]["content"] if part["type"] != "image"]
-            row = {**row, "images": [], "prompt": [{"role": "user", "content": content}]}
+    for index, row in enumerate(raw_pictures(number, rl)):
         label = {"label": row["label"]} if "label" in row else {}
         rows.append({**tokenise(row, processing), **label, "images": row["images"], "row_id": index})
     return rows

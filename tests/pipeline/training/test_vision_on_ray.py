@@ -1,4 +1,4 @@
-"""Runs on pictures through Ray: scored once, trained by two workers, evaluated, merged; their store is written by hand."""
+"""Runs on pictures through Ray: scored once, trained by two workers, evaluated, merged."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ from pipeline.evaluation.generate_on_ray import SamplingOptions
 from pipeline.merging.merge import merge
 from pipeline.reference import score
 from tests.laws.runs import LORA, losses
-from tests.laws.vision import prepared_pictures, trained_on
-from tests.picture_store import picture_store
+from tests.laws.vision import prepared_pictures, raw_pictures, trained_on
 from tests.tiny_vision import llava, save_vision
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 KEYS: dict[str, Any] = {
-    "datasets": [{"path": "drawn.jsonl"}],
     "sequence_len": 512,
-    "tokens_per_forward": 700,
     "micro_batch_size": 2,
     "learning_rate": 1e-3,
     "logging_steps": 1,
@@ -34,22 +31,35 @@ KEYS: dict[str, Any] = {
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`recipe(name, kind, **keys)`: 16 training rows about pictures and 4 for evaluation, on LLaVA."""
+def recipe(tmp_path: Path) -> Any:
+    """`recipe(name, **keys)`: 16 training rows about pictures and 4 for evaluation, every fourth without one, on LLaVA."""
     base = save_vision(tmp_path / "base", "llava")
 
-    def make(name: str, kind: str = "pair", **keys: Any) -> RunConfig:
-        root = tmp_path / "prepared"
-        found = list(root.glob(f"*/{kind}"))
-        store = None if found else picture_store(root, llava(), kind=kind)
-        if store is not None:
-            for module in ("pipeline.training.driver", "pipeline.reference.scoring", "pipeline.evaluation.evaluate"):
-                monkeypatch.setattr(f"{module}.prepare", lambda *_, **__: store)
-            (store.path / kind).touch()
-        places = {"base_model": base, "dataset_prepared_path": str(root), "output_dir": str(tmp_path / name)}
-        return parse_config({**KEYS, **places, **keys})
+    def make(name: str, **keys: Any) -> RunConfig:
+        rows = raw_pictures(20, keys.get("rl", "dpo"))
+        places = {
+            "base_model": base,
+            "datasets": [{"path": _write(tmp_path / "train.jsonl", rows[:16])}],
+            "test_datasets": [{"path": _write(tmp_path / "eval.jsonl", rows[16:])}],
+            "dataset_prepared_path": str(tmp_path / "prepared"),
+            "output_dir": str(tmp_path / name),
+        }
+        common = {**KEYS, **({} if keys.get("rl") == "kto" else {"tokens_per_forward": 700})}
+        return parse_config({**common, **places, **keys})
 
     return make
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> str:
+    """Write rows as JSON lines, with their pictures as PNG files beside them; returns the path."""
+    lines = []
+    for number, row in enumerate(rows):
+        names = [f"{path.stem}-{number}-{index}.png" for index in range(len(row["images"]))]
+        for name, image in zip(names, row["images"], strict=True):
+            image.save(path.parent / name)
+        lines.append(json.dumps({**row, "images": names}) + "\n")
+    path.write_text("".join(lines))
+    return str(path)
 
 
 def test_scores_are_kept_and_found_again(recipe: Any) -> None:
@@ -71,17 +81,19 @@ def test_two_workers_give_the_run_of_one_process(recipe: Any, tmp_path: Path) ->
     AutoModelForImageTextToText.from_pretrained(result.model_dir)
 
 
-def test_a_run_that_was_killed_and_resumed(recipe: Any) -> None:
+def test_a_run_that_was_stopped_and_resumed(recipe: Any) -> None:
     """Law 4: a run of half the steps is continued with the processes that make pixels, and without."""
-    whole = train(recipe("whole", save_steps=2), report=False)
-    train(recipe("half", save_steps=2, max_steps=4), report=False)
-    resumed = train(recipe("half", save_steps=2, dataloader_num_workers=0), resume=True, report=False)
+    # The same rate in each step, whatever number of them follows.
+    keys = {"save_steps": 2, "lr_scheduler": "constant", "warmup_steps": 0}
+    whole = train(recipe("whole", **keys), report=False)
+    train(recipe("half", max_steps=4, **keys), report=False)
+    resumed = train(recipe("half", dataloader_num_workers=0, **keys), resume=True, report=False)
     assert resumed.steps == whole.steps
     assert resumed.history["loss"].dropna().tolist()[-1] == whole.history["loss"].dropna().tolist()[-1]
 
 
 def test_labelled_completions(recipe: Any) -> None:
-    result = train(recipe("kto", "unpaired", rl="kto", max_steps=2, save_steps=2, eval_steps=2), report=False)
+    result = train(recipe("kto", rl="kto", max_steps=2, save_steps=2, eval_steps=2), report=False)
     assert {"kl", "rewards/chosen", "eval_loss"} <= set(result.history)
 
 
