@@ -108,6 +108,7 @@ def run_padded(model: Any, inputs: dict[str, Tensor], pictures: Pictures | None,
         inputs: `input_ids`, `attention_mask` and `labels`, shape (rows, T).
         pictures: of the first `rows / copies` sequences; the others have the same ones, which are encoded once.
     """
+    _unshard_head(model)
     if pictures is None:
         return model(**inputs, use_cache=False, fused_lm_head=True, **options)
     rows, columns = inputs["input_ids"].shape
@@ -122,6 +123,19 @@ def run_padded(model: Any, inputs: dict[str, Tensor], pictures: Pictures | None,
         if isinstance(value, Tensor) and value.ndim == 2:
             outputs[name] = value[:rows, : columns - 1]
     return outputs
+
+
+def _unshard_head(model: Any) -> None:
+    """Gather an output head that FSDP2 has in a group of its own, as accelerate's do where it finds no last norm beside it.
+
+    The module's forward would do so, and TRL's fused head doesn't call it: it gathers the weight itself, and then each worker
+    has the gradient of its own rows alone.
+    """
+    while hasattr(model, "module"):
+        model = model.module
+    head = model.get_output_embeddings()
+    if hasattr(head, "unshard"):
+        head.unshard()
 
 
 def _append(inputs: dict[str, Tensor], ids: Sequence[int], copies: int) -> dict[str, Tensor]:

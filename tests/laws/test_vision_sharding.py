@@ -22,7 +22,7 @@ VARIANTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "grids": ("qwen2_5_vl", ["ddp", "fsdp2"], {**SMALL, "tokens_per_forward": None}),
     "lora": ("llava", ["zero3"], {**SMALL, **LORA}),
     "checkpointing": ("llava", ["ddp"], {**SMALL, "gradient_checkpointing": True}),
-    "kto": ("llava", ["ddp"], {"rl": "kto", "gradient_accumulation_steps": 2, "eval_steps": 2}),
+    "kto": ("llava", ["ddp"], {"rl": "kto", "rows": 16, "gradient_accumulation_steps": 2, "eval_steps": 2}),
 }
 CASES = [(variant, engine) for variant, (_, engines, _) in VARIANTS.items() for engine in engines]
 

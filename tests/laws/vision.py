@@ -61,8 +61,8 @@ def trained_on(folder: Path, family: str, rows: Any, **keys: Any) -> Any:
 
 def engine_run(folder: Path, vision: Vision, base: str, engine: str, keys: dict[str, Any]) -> dict[str, Any]:
     """Train the model in the folder `base`, whose processor is that of `vision`, by the engine; return the log."""
-    processor = vision.processor
-    rows, eval_rows = (prepared_pictures(vision, number, keys.get("rl", "dpo")) for number in (14, 5))
+    processor, keys = vision.processor, dict(keys)
+    rows, eval_rows = (prepared_pictures(vision, number, keys.get("rl", "dpo")) for number in (keys.pop("rows", 14), 5))
     keys = {**CONFIG, "base_model": base, "output_dir": str(folder), "sequence_len": 512, **keys}
     cfg = as_config(keys)
     sharding = sharding_arguments(ClusterKeys.model_validate({"ray": {"num_workers": 2}, **ENGINES[engine]}))
