@@ -11,7 +11,22 @@ from benchmarks.chaos import parser, run
 
 @pytest.mark.usefixtures("ray_session")
 def test_killed_at_random(tmp_path: Path) -> None:
-    options = parser().parse_args(["--kills", "2", "--seed", "3", "--sharding", "fsdp2", "--save-steps", "20"])
+    # Soon after a start, so that no kill comes when the run has ended.
+    given = [
+        "--kills",
+        "2",
+        "--seed",
+        "3",
+        "--sharding",
+        "fsdp2",
+        "--save-steps",
+        "20",
+        "--steps",
+        "240",
+        "--longest-pause",
+        "1",
+    ]
+    options = parser().parse_args(given)
     outcome = run(options, tmp_path)
     assert len(outcome.kills) == 2
     assert outcome.same_weights
