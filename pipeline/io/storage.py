@@ -28,6 +28,7 @@ __all__ = [
     "S3_VARIABLES",
     "Folder",
     "Location",
+    "fail_fast",
     "fetch",
     "inside",
     "is_uri",
@@ -43,7 +44,8 @@ T = TypeVar("T")
 AnyLocation = TypeVar("AnyLocation", Path, str, Location)
 FILE = "file://"
 INTERACTIVE_TIMEOUT = timedelta(seconds=20)
-"""How long Google's client may retry while a user waits for a command to start; its default is 15 minutes."""
+"""How long Google's client may retry while a user waits for a command to start, or a task for a picture; its default is 15
+minutes."""
 S3_ATTEMPTS = 12
 """Attempts of one request: two to three minutes of an S3 that doesn't answer."""
 S3_KEYS = {
@@ -151,7 +153,7 @@ class Folder:
         self.where = where
         self.resolved, path = resolve(str(where))
         # `resolved` keeps the store's long retries, for workers.
-        self.filesystem, self.path = _fail_fast(self.resolved), path.rstrip("/")
+        self.filesystem, self.path = fail_fast(self.resolved), path.rstrip("/")
 
     @_reports_waiting
     def names(self) -> list[str]:
@@ -301,8 +303,8 @@ def _options(filesystem: Any) -> dict[str, Any]:
     return dict(reduced[1][0])
 
 
-def _fail_fast(filesystem: fs.FileSystem) -> fs.FileSystem:
-    """Limit the retries of a filesystem that is used interactively, so that errors are reported soon."""
+def fail_fast(filesystem: fs.FileSystem) -> fs.FileSystem:
+    """Limit the retries of a filesystem, so that errors are reported soon."""
     if isinstance(filesystem, fs.GcsFileSystem):
         options = _options(filesystem)
         return fs.GcsFileSystem(**{**options, "retry_time_limit": options["retry_time_limit"] or INTERACTIVE_TIMEOUT})

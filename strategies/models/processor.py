@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from strategies import vision
@@ -16,6 +17,8 @@ __all__ = ["find_processor", "load_processor", "why_no_processor"]
 
 KEYS = ("processor_type", "processor_kwargs", "image_size", "image_resize_algorithm")
 """Keys that only a processor reads."""
+LOADING = ("backend", "cache_dir", "force_download", "local_files_only", "subfolder", "token", "use_fast")
+"""Arguments of `from_pretrained` that are no settings."""
 
 
 def find_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
@@ -71,7 +74,8 @@ def load_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMix
     """Load the processor of `cfg.base_model`, with the config's keys of pictures, its tokenizer and its chat template.
 
     Raises:
-        ValueError: if the model has none, its picture processor can't be loaded, or `processor_type` is no class of one.
+        ValueError: if the model has none, its picture processor can't be loaded or has no setting of a name that
+            `processor_kwargs` gives, or `processor_type` is no class of one.
     """
     from transformers import ProcessorMixin
 
@@ -84,6 +88,7 @@ def load_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMix
             f"{key}: {location.given!r} has no processor of pictures (a {type(processor).__name__} was found); "
             "give a vision-language model, whose folder has preprocessor_config.json"
         )
+    _check_arguments(processor, cfg.processor_kwargs or {})
     try:
         check_belongs(load_config(cfg), processor, location.given)
     except ValueError as error:
@@ -94,6 +99,16 @@ def load_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMix
     # The policy's, with the added tokens of the config: rows with pictures are tokenised by the processor.
     processor.tokenizer = tokenizer
     return vision.with_size(processor, cfg.image_size, cfg.image_resize_algorithm)
+
+
+def _check_arguments(processor: ProcessorMixin, names: Iterable[str]) -> None:
+    """Raise ValueError for an argument that a processor doesn't have, which transformers would leave out silently."""
+    images = getattr(processor, "image_processor", None)
+    known = {*LOADING, *getattr(getattr(images, "valid_kwargs", None), "__annotations__", ())}
+    parts = (processor, images, processor.tokenizer, getattr(processor, "video_processor", None))
+    for name in names:
+        if name not in known and not any(hasattr(part, name) for part in parts):
+            raise ValueError(f"processor_kwargs.{name}: {type(processor).__name__} has no such setting; correct or remove it")
 
 
 def _open(cfg: Any, location: ModelLocation) -> Any:

@@ -49,7 +49,7 @@ def decode_picture(value: Any) -> Image.Image:
             raise ValueError(f"expected a picture, its bytes or a path, got {type(value).__name__}")
         return _upright(value)
     except (*BROKEN, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"a picture can't be read: {error}") from error
+        raise ValueError(f"a picture can't be read: {_reason(error)}") from error
 
 
 def picture_format(data: bytes) -> str:
@@ -57,7 +57,12 @@ def picture_format(data: bytes) -> str:
     try:
         return (_open(data).format or "").lower()
     except (*BROKEN, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"a picture can't be read: {error}") from error
+        raise ValueError(f"a picture can't be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    # Of bytes Pillow names the stream, whose address differs from run to run.
+    return str(error).partition(" <_io.")[0]
 
 
 def _open(value: bytes | str) -> Image.Image:

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from pipeline.data.sources.filesystem import NETWORK_ERRORS, is_uri, open_bytes
+from pipeline.data.sources.filesystem import NETWORK_ERRORS, is_uri
 from pipeline.data.transforms.base import RowError
 from pipeline.errors import UserError
-from pipeline.io.storage import inside, without_scheme
+from pipeline.io.storage import fail_fast, inside, resolve, without_scheme
 from pipeline.secrets import redact_text
 
 __all__ = ["HostFailed", "PictureReader"]
@@ -25,8 +25,8 @@ SHOWN = 120
 """Characters of a path in a message."""
 HTTP = ("http://", "https://")
 NO_ANSWER = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError)
-"""Errors of a host that can't be reached; of S3, pyarrow has only the text (`NO_CONNECTION`)."""
-NO_CONNECTION = ("curlCode", "NETWORK_CONNECTION")
+"""Errors of a host that can't be reached; of S3 and Google's storage, pyarrow has only the text (`NO_CONNECTION`)."""
+NO_CONNECTION = ("curlCode", "NETWORK_CONNECTION", "google::cloud::Status(UNAVAILABLE")
 
 
 class HostFailed(RowError):
@@ -102,7 +102,8 @@ def _folder_of(location: str) -> str:
 
 
 def _opened(location: str) -> bytes:
-    with open_bytes(location) as stream:
+    filesystem, path = resolve(location)
+    with fail_fast(filesystem).open_input_stream(path, compression=None) as stream:
         return stream.read(MAX_BYTES + 1)
 
 

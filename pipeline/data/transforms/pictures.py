@@ -6,6 +6,7 @@ too. `take_pictures` takes them out of the raw row, `RowPictures.placed` turns t
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
@@ -46,11 +47,16 @@ class RowPictures:
         Raises:
             RowError: unless each picture stands in the prompt, and none in an answer; for a placeholder without a picture.
         """
+        token, total = self.placeholder.token, len(self.values)
+        is_plain = self.is_spelled and not rendered.templated
+        # No column of the row says where its pictures stand, but prompt_format does.
+        if is_plain and MARK_START not in rendered.prompt and rendered.prompt.count(token) == total:
+            pattern = re.compile(re.escape(token))
+            rendered = rendered.map_texts(lambda text: _numbered(pattern, text, 0, total))
         texts = {name: text for name, text in rendered.as_row().items() if isinstance(text, str)}
         found = [int(number) for number in MARK.findall(texts["prompt"])]
         if any(MARK_START in text for name, text in texts.items() if name != "prompt"):
             raise RowError("an answer has a picture, and only prompts can")
-        token, total = self.placeholder.token, len(self.values)
         if len(set(found)) != total:
             raise RowError(
                 f"{len(set(found))} of the row's {total} pictures stand in its text; write {token!r} where each belongs, or "
@@ -60,7 +66,7 @@ class RowPictures:
             # It would be read as one more picture.
             if count := text.count(token):
                 raise RowError(f"{name!r} holds the token of a picture, {token!r}, {count} times beside {total} pictures")
-        written = self.placeholder.written if rendered.templated or not self.is_spelled else None
+        written = None if is_plain else self.placeholder.written
         placed = rendered.map_texts(lambda text: MARK.sub(lambda _: written or token, text))
         notes = [replace(note, example=without_marks(note.example)) for note in (*placed.notes, *self.notes)]
         return replace(placed, pictures=tuple(self.values[number] for number in found), notes=tuple(notes))
@@ -80,6 +86,9 @@ def take_pictures(row: Row, reader: MessageReader, placeholder: Placeholder) -> 
     rest = {name: _structured(value) for name, value in row.items() if name not in PICTURES}
     marked = {name: taken.with_marks(value, name) for name, value in rest.items()}
     if not taken.values:
+        # The model's own token is found where the text is placed; another model would read this one as text.
+        if any(name in row for name in PICTURES) and placeholder.token != USUAL and _asks_about_pictures(rest, reader):
+            raise RowError(f"the text has {USUAL!r} where a picture belongs, and the row has no pictures")
         return {name: value for name, value in row.items() if name not in PICTURES}, RowPictures((), placeholder)
     if any(MARK_START in text for text in strings_of(rest)):
         raise RowError("the text holds U+E003, which is for private use and stands for pictures here")
@@ -204,6 +213,13 @@ def _by_text(
     return marked, not conversations, notes
 
 
+def _asks_about_pictures(columns: Mapping[str, Any], reader: MessageReader) -> bool:
+    """Return whether a turn of the user has a placeholder in its text."""
+    turns = [turn for value in columns.values() if reader.is_conversation(value) for turn in value if _is_user(turn, reader)]
+    contents = [turn.get(reader.properties["content"]) for turn in turns]
+    return any(isinstance(content, str) and USUAL in content for content in contents)
+
+
 def _is_user(message: Any, reader: MessageReader) -> bool:
     return isinstance(message, Mapping) and reader.roles.get(str(message.get(reader.properties["role"]))) == "user"
 
@@ -234,9 +250,10 @@ def _conversation(
     return result, False
 
 
-def _numbered(pattern: re.Pattern[str], text: str, start: int) -> str:
-    numbers = iter(range(start, start + len(pattern.findall(text))))
-    return pattern.sub(lambda _: mark(next(numbers)), text)
+def _numbered(pattern: re.Pattern[str], text: str, start: int, most: int = 0) -> str:
+    """Put marks in place of the first `most` placeholders; of all of them where it is 0."""
+    numbers = itertools.count(start)
+    return pattern.sub(lambda _: mark(next(numbers)), text, count=most)
 
 
 def as_parts(content: str) -> Parts:

@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import threading
+from datetime import timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -134,7 +135,7 @@ TWO = asked(PLACE, PLACE, "Which?")
 REJECTED: list[tuple[Any, str]] = [
     ({"image": "none.png", **ONE}, r"can't be read: none\.png: .*none\.png"),
     ({"image": data_url(RED[:100]), **ONE}, "a picture can't be read: "),
-    ({"image": data_url(b"text"), **ONE}, "a picture can't be read: cannot identify image file"),
+    ({"image": data_url(b"text"), **ONE}, "a picture can't be read: cannot identify image file$"),
     ({"image": data_url(gif()), **ONE}, "a picture has 2 frames"),
     ({"image": data_url(encoded(Image.new("I;16", (8, 8)))), **ONE}, "more than 8 bits a channel"),
     ({"image": data_url(encoded(Image.new("1", (10_000, 9_000)))), **ONE}, "90000000 pixels.*could be decompression bomb"),
@@ -211,6 +212,13 @@ def test_places_that_the_text_names(tmp_path: Path, family: str) -> None:
     assert first(prepared(tmp_path / "plain", [plain], vision))["prompt_ids"] == parts["prompt_ids"]
 
 
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_row_that_lost_its_pictures(tmp_path: Path, family: str) -> None:
+    """Whether or not `<image>` is the model's own token."""
+    rows = [{"images": [], **turns("<image>Which?")}, {"images": None, **turns("Which?")}]
+    assert "'<image>'" in reasons(prepared(tmp_path, rows, FAMILIES[family]()))[0]
+
+
 def test_pictures_without_a_place_stand_first_as_in_trl(tmp_path: Path) -> None:
     row = {"images": [RED_IMAGE, BLUE_IMAGE], **turns("Which?")}
     expected = tokenise(row, VisionProcessing(llava().processor))
@@ -252,6 +260,20 @@ def test_dataset_types(tmp_path: Path, name: str) -> None:
     type_, row = TYPES[name]
     ours = first(prepared(tmp_path, [{"image": "red.png", **row}], type=type_))
     assert ours["prompt_ids"] == first(prepared(tmp_path / "usual", [{"image": "red.png", **ONE}]))["prompt_ids"]
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_format_says_where_pictures_stand(tmp_path: Path, family: str) -> None:
+    """Of rows of plain text whose question names none, as published ones."""
+    vision, images = FAMILIES[family](), ["red.png", "blue.png"]
+    token, answers = vision.processor.image_token, {"chosen": "It is red", "rejected": "blue!"}
+    type_ = {"field_prompt": "question", "prompt_format": f"{token}{{question}}{token}A:"}
+    good = {"images": images, "question": "Which?", **answers}
+    ours = first(prepared(tmp_path / "a", [good], vision, type_))
+    expected = {"images": images, "prompt": f"{token}Which?{token}A:", **answers}
+    assert ours == first(prepared(tmp_path / "b", [expected], vision))
+    store = prepared(tmp_path / "c", [{**good, "chosen": f"a {token}"}, good], vision, type_)
+    assert "'chosen' holds the token of a picture" in reasons(store)[0]
 
 
 def test_a_type_that_drops_a_picture_rejects_its_row(tmp_path: Path) -> None:
@@ -412,6 +434,16 @@ def test_an_unreachable_host_is_asked_once(tmp_path: Path) -> None:
     assert all(f"a picture can't be fetched: {host} can't be reached" in reason for reason in reasons(store))
     assert len(reasons(store)) == 3
     assert [f"3 rows: rejected, since '{host}' can't be reached" in note for note in store.notes] == [True]
+
+
+def test_googles_storage_is_not_asked_for_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.io.storage.INTERACTIVE_TIMEOUT", timedelta(seconds=1))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        query = f"?scheme=http&endpoint_override=127.0.0.1:{taken.getsockname()[1]}"
+        rows = [{"image": f"gs://anonymous@bucket/{row}.png{query}", **ONE} for row in range(2)]
+        store = prepared(tmp_path, [*rows, {"image": "red.png", **ONE}])
+    assert ["2 rows: rejected, since 'bucket' can't be reached" in note for note in store.notes] == [True]
 
 
 def test_pictures_by_http(tmp_path: Path) -> None:

@@ -54,6 +54,15 @@ def test_keys_of_the_processor(folder: str) -> None:
     assert VisionProcessing(processor)._sized([picture("red", "circle")])[0].size == (16, 8)
 
 
+@pytest.mark.parametrize("family", ["idefics3", "llava"])
+def test_settings_of_all_parts_of_a_processor(tmp_path: Path, family: str) -> None:
+    """Those of its pictures, kept or only read by a call; and arguments of loading."""
+    settings = {"do_resize": False, "image_mean": [0.5] * 3, "do_convert_rgb": True, "local_files_only": True}
+    own = {"do_image_splitting": False, "image_seq_len": 4} if family == "idefics3" else {"patch_size": 8}
+    base = save_vision(tmp_path, family)
+    assert found(base, processor_kwargs={**settings, **own}).image_processor.do_resize is False
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -67,6 +76,7 @@ def test_keys_of_the_processor(folder: str) -> None:
             r"processor_type: LlavaProcessor writes the tokens \[259\] for a picture, and .* looks for 5",
         ),
         ({"processor_type": "AutoTokenizer"}, "processor_type: transformers has no processor"),
+        ({"processor_kwargs": {"do_resise": False}}, "processor_kwargs.do_resise: LlavaProcessor has no such setting"),
     ],
 )
 def test_processors_that_are_none_of_the_models(folder: str, keys: dict[str, Any], message: str) -> None:
