@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from pipeline.data.sources.filesystem import NETWORK_ERRORS, is_uri, open_bytes
+from pipeline.data.sources.filesystem import is_uri, open_bytes
 from pipeline.data.transforms.base import RowError
 from pipeline.errors import UserError
 from pipeline.io.storage import inside, without_scheme
@@ -27,6 +27,8 @@ HTTP = ("http://", "https://")
 NO_ANSWER = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError)
 """Errors of a host that can't be reached; of S3, pyarrow has only the text (`NO_CONNECTION`)."""
 NO_CONNECTION = ("curlCode", "NETWORK_CONNECTION")
+HTTPX = ("ConnectError", "ConnectTimeout")
+"""Errors of the same kind of the Hugging Face hub's client, by name."""
 
 
 class HostFailed(RowError):
@@ -67,17 +69,19 @@ class PictureReader:
         return data
 
     def _from_file(self, given: str) -> bytes:
-        shown = redact_text(given if len(given) <= SHOWN else f"{given[:SHOWN]}...")
+        shown = redact_text(given if len(given) <= SHOWN else f"{given[:SHOWN]}...").encode(errors="backslashreplace").decode()
         try:
             location = self._located(given, shown)
+            host = urlsplit(location).netloc.rpartition("@")[2] if is_uri(location) else ""
         except UserError as error:
             raise RowError(f"a picture can't be read: {error}") from error
-        host = urlsplit(location).netloc.rpartition("@")[2] if is_uri(location) else ""
+        except ValueError as error:  # of a URI that is none
+            raise RowError(f"a picture can't be read: {shown}: {error}") from error
         if host in self._failed:
             raise HostFailed(host, self._failed[host])
         try:
             data = _fetched(location) if location.startswith(HTTP) else _opened(location)
-        except (UserError, *NETWORK_ERRORS, aiohttp.ClientError) as error:
+        except Exception as error:  # each filesystem has errors of its own
             if not host or not _is_unreachable(error):
                 raise RowError(f"a picture can't be read: {shown}: {_reason(error)}") from error
             self._failed[host] = f"a picture can't be fetched: {host} can't be reached ({_reason(error)})"
@@ -114,7 +118,7 @@ def _fetched(url: str) -> bytes:
 
 
 def _is_unreachable(error: Exception) -> bool:
-    return isinstance(error, NO_ANSWER) or any(part in str(error) for part in NO_CONNECTION)
+    return isinstance(error, NO_ANSWER) or type(error).__name__ in HTTPX or any(part in str(error) for part in NO_CONNECTION)
 
 
 def _decoded(url: str) -> bytes:
