@@ -151,7 +151,14 @@ class HFRLTrainerBuilder:
             freeze_tower(self.model)
         if self.processor is not None:
             if isinstance(self.processor, ProcessorMixin):
-                check_belongs(self.model.config, self.processor, self.model.name_or_path or self.model.config.model_type)
+                given = self.model.name_or_path or self.model.config.model_type
+                check_belongs(self.model.config, self.processor, given)
+                # Mllama attends to pictures across: it would be run without the mask of which text sees which picture.
+                if not has_tower(self.model):
+                    raise ValueError(
+                        f"base_model: {given!r} ({self.model.config.model_type}) doesn't put pictures in place of tokens, as "
+                        "is needed here; choose another vision-language model, or train on text without a processor"
+                    )
             with_size(self.processor, cfg.image_size, cfg.image_resize_algorithm)
 
     def _extra_arguments(self) -> dict[str, Any]:

@@ -91,8 +91,13 @@ def _prompt(row: dict[str, Any], prepared: Prepared, tokenizer: PreTrainedTokeni
         return tokenizer.decode(row["prompt_ids"][-MAX_TOKENS:])
     # Of the text, where one token stands for a picture: its ids have hundreds.
     first, *others = row["prompt"].split(prepared.manifest["inputs"]["processor"]["token"])
-    shown = [f"{_picture(prepared, name)}{text}" for name, text in zip(row[IMAGES], others, strict=True)]
-    return "".join([first, *shown])[-PROMPT_CHARACTERS:]
+    pictures = [_picture(prepared, name) for name in row[IMAGES]]
+    # Not so where the row's own text holds what is written for a picture (encode_special_tokens: false).
+    if len(others) == len(pictures):
+        shown = "".join([first, *(f"{picture}{text}" for picture, text in zip(pictures, others, strict=True))])
+    else:
+        shown = f"{' '.join(pictures)} {row['prompt']}"
+    return shown[-PROMPT_CHARACTERS:]
 
 
 def _picture(prepared: Prepared, name: str) -> str:

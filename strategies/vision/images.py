@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = ["decode_picture", "encode_pictures", "picture_format", "picture_key", "pictures_of"]
 
 DEEP = ("I", "F")
 """Beginnings of Pillow's modes of more than 8 bits a channel."""
-BROKEN = (OSError, SyntaxError, EOFError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
+BROKEN = (OSError, SyntaxError, EOFError, IndexError, TypeError, RuntimeError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a broken file, by format, and for one that would take too much memory."""
 
 
@@ -49,7 +49,7 @@ def decode_picture(value: Any) -> Image.Image:
             raise ValueError(f"expected a picture, its bytes or a path, got {type(value).__name__}")
         return _upright(value)
     except (*BROKEN, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"a picture can't be read: {_reason(error)}") from error
+        raise ValueError(f"a picture can't be read: {error}") from error
 
 
 def picture_format(data: bytes) -> str:
@@ -57,19 +57,18 @@ def picture_format(data: bytes) -> str:
     try:
         return (_open(data).format or "").lower()
     except (*BROKEN, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"a picture can't be read: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    # Of bytes Pillow names the stream, whose address differs from run to run.
-    return str(error).partition(" <_io.")[0]
+        raise ValueError(f"a picture can't be read: {error}") from error
 
 
 def _open(value: bytes | str) -> Image.Image:
-    with warnings.catch_warnings():
-        # Pillow only warns of a picture between its limit and twice as many pixels.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns of a picture between its limit and twice as many pixels.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+    # Its own message has the address of the bytes, another one each time.
+    except UnidentifiedImageError as error:
+        raise ValueError("a picture can't be read: it is of no format that Pillow knows") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

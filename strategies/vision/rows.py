@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from trl.data_utils import apply_chat_template, is_conversational, prepare_multimodal_messages
 
-from strategies.vision.images import pictures_of
+from strategies.vision.images import encode_pictures, pictures_of
 from strategies.vision.processing import VisionProcessing
 
 __all__ = ["with_pictures"]
@@ -24,9 +24,13 @@ def with_pictures(rows: Any, vision: VisionProcessing, name: str) -> Any:
         ValueError: naming the first row whose pictures and placeholders don't match, or whose picture can't be read.
     """
     if not isinstance(rows, (Dataset, IterableDataset)):
-        rows = Dataset.from_list([dict(rows[index]) for index in range(len(rows))])
+        rows = Dataset.from_list([encode_pictures(rows[index]) for index in range(len(rows))])
     indices = {"with_indices": True, "fn_kwargs": {"vision": vision, "name": name}}
-    return rows.map(_tokenise, **indices)
+    if isinstance(rows, IterableDataset):
+        return rows.map(_tokenise, **indices)
+    # The ids alone: `map` would write pictures that it has decoded, those of JPEG files with loss.
+    ids = rows.map(_tokenise, remove_columns=rows.column_names, **indices)
+    return concatenate_datasets([rows.remove_columns([*{*ids.column_names} & {*rows.column_names}]), ids], axis=1)
 
 
 def _tokenise(row: Mapping[str, Any], index: int, vision: VisionProcessing, name: str) -> dict[str, Any]:

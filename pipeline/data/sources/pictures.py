@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import httpx
 
 from pipeline.data.sources.filesystem import NETWORK_ERRORS, is_uri
 from pipeline.data.transforms.base import RowError
@@ -24,7 +25,7 @@ MAX_BYTES = 256 << 20
 SHOWN = 120
 """Characters of a path in a message."""
 HTTP = ("http://", "https://")
-NO_ANSWER = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError)
+NO_ANSWER = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError, httpx.ConnectError, httpx.ConnectTimeout)
 """Errors of a host that can't be reached; of S3 and Google's storage, pyarrow has only the text (`NO_CONNECTION`)."""
 NO_CONNECTION = ("curlCode", "NETWORK_CONNECTION", "google::cloud::Status(UNAVAILABLE")
 
@@ -67,17 +68,19 @@ class PictureReader:
         return data
 
     def _from_file(self, given: str) -> bytes:
-        shown = redact_text(given if len(given) <= SHOWN else f"{given[:SHOWN]}...")
+        shown = redact_text(given if len(given) <= SHOWN else f"{given[:SHOWN]}...").encode(errors="backslashreplace").decode()
         try:
             location = self._located(given, shown)
+            host = urlsplit(location).netloc.rpartition("@")[2] if is_uri(location) else ""
         except UserError as error:
             raise RowError(f"a picture can't be read: {error}") from error
-        host = urlsplit(location).netloc.rpartition("@")[2] if is_uri(location) else ""
+        except ValueError as error:  # of a URI that is none
+            raise RowError(f"a picture can't be read: {shown}: {error}") from error
         if host in self._failed:
             raise HostFailed(host, self._failed[host])
         try:
             data = _fetched(location) if location.startswith(HTTP) else _opened(location)
-        except (UserError, *NETWORK_ERRORS, aiohttp.ClientError) as error:
+        except (UserError, *NETWORK_ERRORS, aiohttp.ClientError, httpx.HTTPError) as error:
             if not host or not _is_unreachable(error):
                 raise RowError(f"a picture can't be read: {shown}: {_reason(error)}") from error
             self._failed[host] = f"a picture can't be fetched: {host} can't be reached ({_reason(error)})"

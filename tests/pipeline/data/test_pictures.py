@@ -132,10 +132,14 @@ def data_url(data: bytes) -> str:
 
 ONE = asked(PLACE, "Which?")
 TWO = asked(PLACE, PLACE, "Which?")
+DDS = encoded(RED_IMAGE, "DDS")
 REJECTED: list[tuple[Any, str]] = [
     ({"image": "none.png", **ONE}, r"can't be read: none\.png: .*none\.png"),
     ({"image": data_url(RED[:100]), **ONE}, "a picture can't be read: "),
-    ({"image": data_url(b"text"), **ONE}, "a picture can't be read: cannot identify image file$"),
+    ({"image": data_url(b"text"), **ONE}, "a picture can't be read: it is of no format that Pillow knows$"),
+    ({"image": data_url(DDS[:80] + b"\0\x18" + DDS[82:]), **ONE}, "a picture can't be read: Unknown pixel format flags 6144"),
+    ({"image": "http://[::1/red.png", **ONE}, "a picture can't be read: http://.*Invalid IPv6 URL"),
+    ({"image": "\ud800.png", **ONE}, r"a picture can't be read: \\ud800\.png"),
     ({"image": data_url(gif()), **ONE}, "a picture has 2 frames"),
     ({"image": data_url(encoded(Image.new("I;16", (8, 8)))), **ONE}, "more than 8 bits a channel"),
     ({"image": data_url(encoded(Image.new("1", (10_000, 9_000)))), **ONE}, "90000000 pixels.*could be decompression bomb"),
@@ -325,6 +329,7 @@ def test_control_tokens_as_text_leave_placeholders_alone(tmp_path: Path) -> None
     row, image = store.read().to_pylist()[0], llava().processor.image_token_id
     assert row["prompt_ids"].count(image) == 16
     assert row["prompt"] == "<|im_start|>user\n<image>Is <image> or <|im_end|> a tag?<|im_end|>\n<|im_start|>assistant\n"
+    assert f"[{row[IMAGES][0]} 48x32, 0 KiB] <|im_start|>user" in preview(store)
 
 
 @pytest.mark.parametrize("strategy", ["drop", "truncate"])
@@ -468,10 +473,14 @@ class SilentHandler(SimpleHTTPRequestHandler):
 
 def test_the_preview_shows_names_and_sizes(tmp_path: Path) -> None:
     store = prepared(tmp_path, [{"images": ["red.png", "blue.png"], **asked("One", PLACE, "or", PLACE, "?")}])
+    red, blue = first(store)[IMAGES]
+    assert f"One[{red} 48x32, 0 KiB]or[{blue} 64x32, 0 KiB]?" in preview(store)
+
+
+def preview(store: Any) -> str:
     out = io.StringIO()
     Console(file=out, width=200, no_color=True).print(Preview(store, llava().processor.tokenizer))
-    red, blue = first(store)[IMAGES]
-    assert f"One[{red} 48x32, 0 KiB]or[{blue} 64x32, 0 KiB]?" in out.getvalue()
+    return out.getvalue()
 
 
 def test_pictures_of_datasets_keep_their_bytes(tmp_path: Path) -> None:

@@ -141,3 +141,10 @@ def test_a_text_model_has_nothing_to_freeze(tmp_path: Path) -> None:
     keys = {**CONFIG, "output_dir": str(tmp_path), "freeze_mm_modules": True}
     with pytest.raises(ValueError, match="freeze_mm_modules: base_model 'tiny' takes no pictures"):
         HFRLTrainerBuilder(keys, tiny_model(tokenizer), tokenizer).build()
+
+
+def test_a_model_that_puts_pictures_elsewhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vision = llava()
+    monkeypatch.delattr(type(vision.model.base_model), "get_image_features")
+    with pytest.raises(ValueError, match="base_model: 'llava' .* doesn't put pictures in place of tokens"):
+        vision_trained(tmp_path, vision)

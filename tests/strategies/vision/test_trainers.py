@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, List
+from datasets import Image as DatasetImage
 from peft import PeftModel
 from PIL import Image, ImageChops
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -302,3 +303,37 @@ def test_pictures_with_grpo_are_refused(tmp_path: Path) -> None:
     builder.train_dataset = [{"images": row["images"], "prompt": row["prompt"]} for row in picture_pairs(2)]
     with pytest.raises(ValueError, match="the column 'images' is no text"):
         builder.build()
+
+
+@pytest.mark.parametrize("kind", ["columns", "torch"])
+def test_pictures_of_jpeg_files_stay_as_they_are(tmp_path: Path, kind: str) -> None:
+    """Neither a column of `datasets.Image` nor a data set of torch is encoded as JPEG once more."""
+    rows = picture_pairs(2)
+    for row in rows:
+        buffer = io.BytesIO()
+        row["images"][0].resize((50, 37)).save(buffer, format="JPEG", quality=30)
+        row["images"] = [{"bytes": buffer.getvalue(), "path": None}]
+    expected = [pictures_of(row)[0].tobytes() for row in rows]
+    raw: Any = Dataset.from_list(rows).cast_column("images", List(DatasetImage()))
+    vision = llava()
+    builder = HFRLTrainerBuilder(
+        {**CONFIG, "output_dir": str(tmp_path)}, vision.model, vision.processor.tokenizer, vision.processor
+    )
+    builder.train_dataset = raw if kind == "columns" else OfTorch(raw)
+    trained_on = builder.build().train_dataset
+    assert [pictures_of(row)[0].tobytes() for row in trained_on] == expected
+
+
+class OfTorch(torch.utils.data.Dataset[Any]):
+    """A map-style data set that isn't one of `datasets`."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        if index >= len(self.rows):
+            raise IndexError(index)
+        return self.rows[index]
