@@ -34,7 +34,9 @@ class PictureSize:
 
 
 def with_size(processor: Processor, size: Any, algorithm: str | None) -> Processor:
-    """Have `VisionProcessing` resize pictures for this processor, which is returned; without a size, leave it as it is."""
+    """Have `VisionProcessing` resize pictures for this processor, which is returned; without a size, leave them alone."""
+    # A size that another config has set, too: a processor may serve several runs.
+    vars(processor).pop(ATTRIBUTE, None)
     if size is not None:
         whole = size if isinstance(size, int) else tuple(size)
         setattr(processor, ATTRIBUTE, PictureSize(whole, algorithm or "bilinear"))

@@ -116,6 +116,8 @@ def test_a_number_pads_to_a_square_and_two_stretch() -> None:
     assert square.size == (20, 20) and square.getpixel((10, 0)) == (0, 0, 0) and square.getpixel((10, 10)) == (255,) * 3
     (stretched,) = VisionProcessing(with_size(processor, [10, 20], None))._sized([image])
     assert stretched.size == (10, 20) and stretched.getpixel((5, 0)) == (255,) * 3
+    # Of a config without a size, whatever the processor was used for before.
+    assert VisionProcessing(with_size(processor, None, None))._sized([image]) == [image]
 
 
 def test_the_trainer_resizes_as_the_config_says(tmp_path: Path) -> None:
