@@ -16,6 +16,10 @@ from PIL import Image, ImageDraw
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessorPil,
@@ -35,7 +39,17 @@ from transformers import (
 from tests.laws.runs import CONFIG
 from tests.tiny import SIZE, seeded, tiny_tokenizer
 
-__all__ = ["COLORS", "FAMILIES", "Vision", "labelled_pictures", "picture", "picture_pairs", "save_vision", "vision_trained"]
+__all__ = [
+    "COLORS",
+    "FAMILIES",
+    "Vision",
+    "gemma3",
+    "labelled_pictures",
+    "picture",
+    "picture_pairs",
+    "save_vision",
+    "vision_trained",
+]
 
 COLORS = {"red": (220, 30, 30), "green": (30, 170, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 SHAPES = ("circle", "square", "triangle")
@@ -108,6 +122,27 @@ def qwen2_5_vl(seed: int = 0) -> Vision:
         vision_config={**tower, "out_hidden_size": SIZE["hidden_size"], "fullatt_block_indexes": [1]}, text_config=text, **ids
     )
     return Vision(seeded(Qwen2_5_VLForConditionalGeneration, config, seed), processor)
+
+
+def gemma3(seed: int = 0) -> Vision:
+    """Gemma 3: a picture's tokens see each other in both directions, and stand between others in the text."""
+    begin, end, soft = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
+    tokenizer = _tokenizer(begin, end, soft)
+    for name, token in {"boi": begin, "eoi": end, "image": soft}.items():
+        setattr(tokenizer, f"{name}_token", token)
+        setattr(tokenizer, f"{name}_token_id", tokenizer.convert_tokens_to_ids(token))
+    pixels = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+    processor = Gemma3Processor(pixels, tokenizer, image_seq_length=16, chat_template=TEMPLATE.replace("IMAGE", begin))
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Gemma3Config(
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        text_config={**_text(tokenizer), "head_dim": 16, "layer_types": ["full_attention"] * SIZE["num_hidden_layers"]},
+        mm_tokens_per_image=16,
+        image_token_id=tokenizer.image_token_id,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
+    )
+    return Vision(seeded(Gemma3ForConditionalGeneration, config, seed), processor)
 
 
 class ImagesOfQwen(Qwen2_5_VLProcessor):

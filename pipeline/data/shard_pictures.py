@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,9 @@ class ShardPictures:
         expansion = self._vision.expansion(vision.decode_picture(data))
         # Before its rows are known to be kept: the bytes of a whole part may not fit into memory.
         store_picture(self._store, name, data)
-        tokenizer = self._vision.processor.tokenizer
-        return PreparedPicture(name, expansion, self._count(tokenizer(expansion, add_special_tokens=False)["input_ids"]))
+        ids = self._vision.processor.tokenizer(expansion, add_special_tokens=False)["input_ids"]
+        # One string of all pictures of a size: with tiles it has kilobytes.
+        return PreparedPicture(name, sys.intern(expansion), self._count(ids))
 
     def expanded(self, text: Rendered, pictures: Sequence[PreparedPicture]) -> Rendered:
         """Return the text with each picture's token expanded, as the processor would."""

@@ -184,7 +184,14 @@ def prepare_data(cfg: RunConfig, display: Display) -> Prepared:
     """
     display.stage("preparing data")
     prepared = prepare(cfg, progress=display.progress)
-    display.note(f"prepared {prepared.train_rows} training and {prepared.eval_rows} evaluation rows: {prepared.path}")
+    sums = {
+        name: sum(source[name] for source in prepared.manifest["sources"]) for name in ("rejected", "too_long", "duplicates")
+    }
+    left_out = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in sums.items() if number)
+    display.note(
+        f"prepared {prepared.train_rows} training and {prepared.eval_rows} evaluation rows"
+        f"{f' (left out: {left_out})' if left_out else ''}: {prepared.path}"
+    )
     for note in prepared.notes:
         display.note(note)
     check_training_budget(cfg, prepared)

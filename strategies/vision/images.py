@@ -65,10 +65,13 @@ def _open(value: bytes | str) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow only warns of a picture between its limit and twice as many pixels.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+            image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
     # Its own message has the address of the bytes, another one each time.
     except UnidentifiedImageError as error:
         raise ValueError("a picture can't be read: it is of no format that Pillow knows") from error
+    if image.format == "EPS":  # a program, which Ghostscript would run
+        raise ValueError("a picture is PostScript (EPS); convert it to PNG")
+    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:

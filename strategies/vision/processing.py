@@ -55,7 +55,7 @@ class VisionProcessing:
 
     def picture_ids(self) -> list[int]:
         """Return the ids of tokens that stand for parts of pictures, which no text may hold."""
-        return sorted({self.image_token, *(token for token in self.processor.image_token_ids if token is not None)})
+        return sorted({self.processor.image_token_id, *self.processor.image_token_ids} - {None})
 
     def _sized(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         size = size_of(self.processor)
@@ -68,7 +68,8 @@ class VisionProcessing:
     @property
     def image_token(self) -> int:
         """Id of the token that stands for a part of a picture."""
-        return self.processor.image_token_id
+        # Not `image_token_id`: of Gemma 3 that is what begins a picture in a text.
+        return next(token for token in self.processor.image_token_ids if token is not None)
 
     def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Return the model's inputs for pictures, in their order."""

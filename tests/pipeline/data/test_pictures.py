@@ -140,6 +140,7 @@ REJECTED: list[tuple[Any, str]] = [
     ({"image": data_url(DDS[:80] + b"\0\x18" + DDS[82:]), **ONE}, "a picture can't be read: Unknown pixel format flags 6144"),
     ({"image": "http://[::1/red.png", **ONE}, "a picture can't be read: http://.*Invalid IPv6 URL"),
     ({"image": "\ud800.png", **ONE}, r"a picture can't be read: \\ud800\.png"),
+    ({"image": data_url(encoded(RED_IMAGE, "EPS")), **ONE}, r"a picture is PostScript \(EPS\); convert it to PNG"),
     ({"image": data_url(gif()), **ONE}, "a picture has 2 frames"),
     ({"image": data_url(encoded(Image.new("I;16", (8, 8)))), **ONE}, "more than 8 bits a channel"),
     ({"image": data_url(encoded(Image.new("1", (10_000, 9_000)))), **ONE}, "90000000 pixels.*could be decompression bomb"),
