@@ -24,7 +24,7 @@ from pipeline.io.retry import waiting_for
 from pipeline.ray.session import init_ray
 from pipeline.ray.tasks import Executor, run_on_ray, write_error
 from pipeline.secrets import redact_text
-from strategies.models.processor import find_processor, why_no_processor
+from strategies.models.processor import processor_or_reason
 from strategies.models.tokenizer import load_tokenizer
 from strategies.plugins import Plugins
 
@@ -119,8 +119,7 @@ def _load(cfg: DataConfig) -> tuple[PreTrainedTokenizerBase, ProcessorMixin | No
     """Load the recipe's tokenizer, and its processor of pictures; of a vision-language model without one, return the reason."""
     try:
         tokenizer = load_tokenizer(cfg)
-        processor = find_processor(cfg, tokenizer)
-        return tokenizer, processor, why_no_processor(cfg, tokenizer) if processor is None else None
+        return tokenizer, *processor_or_reason(cfg, tokenizer)
     except ValueError as error:
         raise UserError(str(error)) from error
 

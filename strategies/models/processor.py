@@ -13,7 +13,7 @@ from strategies.vision.checks import check_belongs, takes_pictures
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-__all__ = ["find_processor", "load_processor", "why_no_processor"]
+__all__ = ["find_processor", "load_processor", "processor_or_reason"]
 
 KEYS = ("processor_type", "processor_kwargs", "image_size", "image_resize_algorithm")
 """Keys that only a processor reads."""
@@ -22,9 +22,14 @@ LOADING = ("backend", "cache_dir", "force_download", "local_files_only", "subfol
 
 
 def find_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
-    """Load the processor of a vision-language model as `load_processor`; None for a model that takes no pictures.
+    """Return the processor of `processor_or_reason`; None without one."""
+    return processor_or_reason(cfg, tokenizer)[0]
 
-    That is one whose config has no tower (`vision_config`), or for which no processor can be loaded.
+
+def processor_or_reason(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[ProcessorMixin | None, str | None]:
+    """Load the processor of a vision-language model, or return why it can't be used; neither for a text model.
+
+    Rows of text alone need none.
 
     Raises:
         ValueError: if there is none, and the config has keys for it.
@@ -33,29 +38,18 @@ def find_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMix
     if not _has_tower(cfg):
         if given:
             raise ValueError(f"{given[0]}: base_model {cfg.base_model!r} takes no pictures; remove the key")
-        return None
+        return None, None
     try:
         processor = load_processor(cfg, tokenizer)
-    # Rows of text alone need none; rows with pictures are refused where there is none.
-    except ValueError:
+        # One that expands no token takes its pictures in a way of its own.
+        if getattr(processor, "image_token", None) is None:
+            kind = type(processor).__name__
+            raise ValueError(f"base_model: {cfg.base_model!r} has a {kind}, which has no token that stands for a picture")
+    except ValueError as error:
         if given:
             raise
-        return None
-    # One that expands no token takes its pictures in a way of its own.
-    return processor if getattr(processor, "image_token", None) is not None else None
-
-
-def why_no_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return why the processor of a vision-language model can't be used; None if it can, and for a text model."""
-    if not _has_tower(cfg):
-        return None
-    try:
-        processor = load_processor(cfg, tokenizer)
-    except ValueError as error:
-        return str(error)
-    if getattr(processor, "image_token", None) is None:
-        return f"base_model: {cfg.base_model!r} has a {type(processor).__name__}, which has no token that stands for a picture"
-    return None
+        return None, str(error)
+    return processor, None
 
 
 def _has_tower(cfg: Any) -> bool:

@@ -22,6 +22,7 @@ from datasets import Image as DatasetImage
 from PIL import Image
 from rich.console import Console
 
+from pipeline.config import parse_config
 from pipeline.data import Preview
 from pipeline.data.pictures import IMAGES, picture_path
 from pipeline.data.sources import hub
@@ -32,7 +33,7 @@ from strategies.vision.processing import VisionProcessing
 from strategies.vision.rows import tokenise
 from strategies.vision.sizes import with_size
 from tests.pipeline.data.conftest import make_config, prepare_here, write_jsonl
-from tests.tiny_vision import FAMILIES, Vision, llava, picture, picture_pairs
+from tests.tiny_vision import FAMILIES, Vision, llava, picture, picture_pairs, save_vision
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -222,6 +223,21 @@ def test_a_row_that_lost_its_pictures(tmp_path: Path, family: str) -> None:
     """Whether or not `<image>` is the model's own token."""
     rows = [{"images": [], **turns("<image>Which?")}, {"images": None, **turns("Which?")}]
     assert "'<image>'" in reasons(prepared(tmp_path, rows, FAMILIES[family]()))[0]
+
+
+def test_why_a_model_takes_no_pictures_is_said(tmp_path: Path) -> None:
+    """Where its processor can't be loaded; text alone is prepared."""
+    base = Path(save_vision(tmp_path / "base", "llava"))
+    (base / "processor_config.json").write_text("{")
+    keys = {"rl": "dpo", "base_model": str(base), "sequence_len": 512, "output_dir": str(tmp_path / "out")}
+    common = {**keys, "dataset_prepared_path": str(tmp_path / "prepared")}
+    text = {"path": str(write_jsonl(tmp_path / "text.jsonl", [turns("Which?")]))}
+    assert prepare_here(parse_config({**common, "datasets": [text]})).train_rows == 1
+    rows = {"path": str(write_jsonl(tmp_path / "rows.jsonl", [{"image": data_url(RED), **turns("Which?")}]))}
+    with pytest.raises(
+        UserError, match=r"(?s)1 of 1 rows are bad.*\nbase_model: no processor of pictures could be loaded from"
+    ):
+        prepare_here(parse_config({**common, "datasets": [rows]}))
 
 
 def test_pictures_without_a_place_stand_first_as_in_trl(tmp_path: Path) -> None:

@@ -81,6 +81,24 @@ def test_a_recipe_and_a_model_folder(tmp_path):
     assert tiny_tokenizer().decode(prepared.read()["prompt_ids"][0].as_py()) == expected
 
 
+def test_a_run_says_which_rows_are_left_out(tmp_path, monkeypatch):
+    from pipeline.config import parse_config
+    from pipeline.training.driver import prepare_data
+    from pipeline.ui.display import SilentDisplay
+    from tests.tiny import save_tiny
+
+    monkeypatch.setattr("pipeline.training.driver.prepare", prepare_here)
+    row, long = pairs(1)[0], {**pairs(1)[0], "chosen": "x" * 600}
+    dataset = {"path": str(write_jsonl(tmp_path / "a.jsonl", [row, row, long, {**row, "chosen": row["rejected"]}]))}
+    keys = {"rl": "dpo", "base_model": save_tiny(tmp_path / "model"), "sequence_len": 256, "output_dir": str(tmp_path / "out")}
+    keys |= {"dataset_exact_deduplication": True, "max_rejected_fraction": 0.5, "dataset_prepared_path": str(tmp_path / "p")}
+    display, shown = SilentDisplay(), []
+    monkeypatch.setattr(display, "note", shown.append)
+    prepare_data(parse_config({**keys, "datasets": [dataset]}), display)
+    left_out = "1 training and 0 evaluation rows (left out: 1 rejected, 1 too long, 1 duplicates)"
+    assert shown[0].startswith(f"prepared {left_out}: ")
+
+
 def test_a_complete_store_is_opened_without_ray(tmp_path, tokenizer, monkeypatch):
     cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", pairs(3)))})
     first = prepare_here(cfg, tokenizer)
