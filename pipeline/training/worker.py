@@ -209,7 +209,7 @@ def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
     """Read the prepared rows as one table, with their pictures, and columns of the reference's cached log-probabilities."""
     rows = job.prepared.read(split, columns)
     if IMAGES in columns:
-        rows = rows.set_column(columns.index(IMAGES), IMAGES, picture_column(job.prepared.path, rows[IMAGES]))
+        rows = rows.set_column(columns.index(IMAGES), IMAGES, picture_column(job.prepared.folder, rows[IMAGES]))
     if job.scores is not None:
         scores = job.scores.read(split)
         for name in scores.column_names:
