@@ -35,6 +35,7 @@ __all__ = [
     "locate",
     "reason",
     "resolve",
+    "store_options",
     "without_scheme",
 ]
 
@@ -236,7 +237,7 @@ class Folder:
         """Return the filesystem for workers: with long retries, and this process's keys."""
         if not isinstance(self.resolved, fs.S3FileSystem):
             return self.resolved
-        options = _options(self.resolved)
+        options = store_options(self.resolved)
         # Keys in the URI, an anonymous or an assumed role are the user's choice; otherwise workers get this environment's.
         has_credentials = options["access_key"] or options["anonymous"] or options["role_arn"]
         if not has_credentials and os.environ.get("AWS_ACCESS_KEY_ID"):
@@ -284,7 +285,7 @@ class RetryingS3(fs.S3FileSystem):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # pyarrow's filesystems have no other way to read their options.
-        options = _options(super())
+        options = store_options(super())
         keys = {name: value for name in S3_KEYS if (value := options.pop(name, None))}
         return _retrying_s3, (options, hand_over(keys) if keys else None)
 
@@ -297,7 +298,7 @@ def _retrying_s3(options: dict[str, Any], name: str | None) -> RetryingS3:
     return RetryingS3(**options, **(take(name) or local))
 
 
-def _options(filesystem: Any) -> dict[str, Any]:
+def store_options(filesystem: Any) -> dict[str, Any]:
     """Return the constructor arguments of a pyarrow filesystem, from its pickle."""
     reduced: Any = filesystem.__reduce__()
     return dict(reduced[1][0])
@@ -306,7 +307,7 @@ def _options(filesystem: Any) -> dict[str, Any]:
 def fail_fast(filesystem: fs.FileSystem) -> fs.FileSystem:
     """Limit the retries of a filesystem, so that errors are reported soon."""
     if isinstance(filesystem, fs.GcsFileSystem):
-        options = _options(filesystem)
+        options = store_options(filesystem)
         return fs.GcsFileSystem(**{**options, "retry_time_limit": options["retry_time_limit"] or INTERACTIVE_TIMEOUT})
     return filesystem
 

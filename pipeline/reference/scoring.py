@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from pipeline.data.store import EVAL, MANIFEST, TRAIN, Prepared
 from pipeline.errors import UserError
 from pipeline.io.atomic import write_json
 from pipeline.io.digests import as_written
+from pipeline.io.lease import Holder, Lease, held
+from pipeline.io.storage import Folder
 from pipeline.ray.session import init_ray, node_resources
 from pipeline.ray.tasks import write_error
 from pipeline.reference.actor import Job, run_pool
@@ -58,7 +60,8 @@ def score(
 
     Rows that the same reference has scored for other data are copied. An interrupted stage resumes; of two processes that
     compute the same scores, one waits for the other. `progress` is called with
-    `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, and once with `"waiting": True` in it before a wait.
+    `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, and with `"waiting"`, the name of
+    another process, in it before a wait.
 
     Args:
         cfg: the recipe.
@@ -87,37 +90,23 @@ def score(
     plan = make_plan(cfg, prepared, resolve_precision(cfg, actors.use_gpu), splits, pictures)
     root = Path(os.path.expanduser(cfg.dataset_prepared_path)).absolute() / "reference"
     folder = root / plan.fingerprint
-    # Without the lock: the manifest is written last, so what has one is complete.
+    # Without the lease: the manifest is written last, so what has one is complete.
     if not recompute and (scores := open_scores(folder, plan)) is not None:
         return scores
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{plan.fingerprint}.lock", plan, progress):
+        with held(Folder(root), f"{plan.fingerprint}.lease", partial(_show_wait, progress, plan)) as lease:
             if recompute:
-                # The lock lies beside the folder, so it survives this.
+                # The lease lies beside the folder, so it survives this.
                 shutil.rmtree(folder, ignore_errors=True)
-            # Another process may have completed them while this one waited for the lock.
-            return open_scores(folder, plan) or _build(cfg, plan, actors, folder, progress, rows_per_task, not recompute)
+            # Another process may have completed them while this one waited for it.
+            return open_scores(folder, plan) or _build(cfg, plan, actors, folder, progress, rows_per_task, not recompute, lease)
     except OSError as error:
         raise UserError(write_error(error)) from error
 
 
-@contextmanager
-def _locked(file: Path, plan: Plan, progress: Progress | None) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(file)
-    try:
-        # A first try without waiting, so that a wait can be shown.
-        lock.acquire(timeout=0)
-    except Timeout:
-        if progress is not None:
-            progress({"stage": "score", "waiting": True, **_done(0, plan, 0)})
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _show_wait(progress: Progress | None, plan: Plan, holder: Holder) -> None:
+    if progress is not None:
+        progress({"stage": "score", "waiting": str(holder), **_done(0, plan, 0)})
 
 
 def _done(rows: int, plan: Plan, parts: int) -> dict[str, int]:
@@ -153,7 +142,14 @@ def actor_plan(cfg: RunConfig, most: int) -> ActorPlan:
 
 
 def _build(
-    cfg: RunConfig, plan: Plan, actors: ActorPlan, folder: Path, progress: Progress | None, rows_per_task: int, copy: bool
+    cfg: RunConfig,
+    plan: Plan,
+    actors: ActorPlan,
+    folder: Path,
+    progress: Progress | None,
+    rows_per_task: int,
+    copy: bool,
+    lease: Lease,
 ) -> Scores:
     """Compute the missing rows and write complete scores; `copy` reuses rows of other scores."""
     staging = folder / "staging"
@@ -189,7 +185,13 @@ def _build(
         threads=max(1, int(actors.resources["CPU"])),
         pictures="pictures" in plan.inputs,
     )
-    run_stats = _run(job, plan, tasks, lambda part: join_part(folder, staging, part, incomplete[part]), actors, progress)
+
+    def join(part: str) -> None:
+        lease.check()
+        join_part(folder, staging, part, incomplete[part])
+
+    run_stats = _run(job, plan, tasks, join, actors, progress)
+    lease.check()
     _finish(plan, folder)
     shutil.rmtree(staging)
     # Verifies what was written; its digests are cached, so no file is read again.
