@@ -12,12 +12,12 @@ from typing import Any
 
 from pipeline.errors import RunFailed, UserError
 from pipeline.io import holder, lease, lease_records
-from pipeline.io.holder import Holder, here
+from pipeline.io.holder import Holder, here, parse
 from pipeline.io.lease import held
 from pipeline.io.lease_records import open_records
 from pipeline.io.storage import Folder
 
-__all__ = ["NAME", "HoldingProcess", "another", "give_sign", "leave", "take_over"]
+__all__ = ["NAME", "HoldingProcess", "another", "give_sign", "holder_of", "leave", "take_over"]
 
 NAME = "it.lease"
 
@@ -47,6 +47,12 @@ def give_sign(folder: Folder, name: str, holder: Holder, beat: int) -> None:
     records = open_records(folder, name)
     found = records.read()
     assert found is not None and records.renew(found.version, holder.record(beat)) is not None
+
+
+def holder_of(folder: Folder, name: str) -> Holder | None:
+    """Who holds a lease, or held it last."""
+    found = open_records(folder, name).read()
+    return None if found is None else parse(found.text)
 
 
 class HoldingProcess:

@@ -14,7 +14,7 @@ from pipeline.io.lease_records import Found, Records, open_records
 from pipeline.io.retry import STORAGE_ERRORS, waiting_for, with_retries
 from pipeline.io.storage import Folder
 
-__all__ = ["BEAT_S", "Holder", "Lease", "LeaseTaken", "held", "holder_of"]
+__all__ = ["BEAT_S", "Holder", "Lease", "LeaseTaken", "held"]
 
 BEAT_S = 10.0
 """Seconds between renewals, by which processes on other machines know that the holder is alive."""
@@ -135,11 +135,6 @@ def held(folder: Folder, name: str, on_wait: Callable[[Holder], None] | None = N
             lease.release()
     finally:
         _HELD.discard(me.id)
-
-
-def holder_of(folder: Folder, name: str) -> Holder | None:
-    """Return who holds a lease, or held it last; None where nobody does."""
-    return _look(open_records(folder, name))[1]
 
 
 def _claim(folder: Folder, records: Records, me: Holder, on_wait: Callable[[Holder], None] | None) -> str:

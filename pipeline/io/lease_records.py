@@ -71,7 +71,7 @@ def open_records(folder: Folder, name: str) -> Records:
         try:
             if records.honours_conditions():
                 return records
-            reason = "it ignores their conditions"
+            reason = "the store ignores their conditions"
         except OSError as error:  # such as credentials that only pyarrow finds
             reason = next(iter(str(error).splitlines()), "")
         logger.warning("no conditional writes to %s: %s; two processes that start at once wait for each other", name, reason)
@@ -157,7 +157,7 @@ class ObjectRecords:
     def honours_conditions(self) -> bool:
         """Return whether a write whose condition is false fails. Raises OSError when the store can't be written."""
         probe = ObjectRecords(self._store, f"{self._key}.{uuid4().hex}")
-        if (version := probe._put("", {"e_tag": '"none"', "version": "1"})) is None:
+        if (version := probe.take_over('"none"', "")) is None:
             return True
         probe.remove(version)
         return False
@@ -168,7 +168,7 @@ class ObjectRecords:
 
         try:
             found = obstore.get(self._store, self._key)
-            return Found(bytes(found.bytes()).decode(errors="replace"), _version(found.meta))
+            return Found(bytes(found.bytes()).decode(errors="replace"), str(found.meta["e_tag"]))
         except FileNotFoundError:
             return None
         except BaseError as error:
@@ -178,8 +178,7 @@ class ObjectRecords:
         return self._put(text, "create")
 
     def take_over(self, version: str, text: str) -> str | None:
-        e_tag, _, number = version.partition(" ")
-        return self._put(text, {"e_tag": e_tag, "version": number} if number else {"e_tag": e_tag})
+        return self._put(text, {"e_tag": version})
 
     renew = take_over
 
@@ -200,7 +199,7 @@ class ObjectRecords:
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         try:
-            return _version(obstore.put(self._store, self._key, text.encode(), mode=mode, use_multipart=False))
+            return str(obstore.put(self._store, self._key, text.encode(), mode=mode)["e_tag"])
         except (AlreadyExistsError, PreconditionError, FileNotFoundError):
             return None
         except BaseError as error:
@@ -242,13 +241,8 @@ class PlainRecords:
         return text if self._is(text) else None
 
 
-def _version(meta: Any) -> str:
-    """Return an object's version: its etag, and on Google's stores its generation."""
-    return f"{meta['e_tag']} {meta.get('version') or ''}".rstrip()
-
-
 def _conditional_store(folder: Folder) -> ObjectStore | None:
-    """Open a folder's bucket for conditional writes; None for stores of other kinds."""
+    """Open a folder's bucket for conditional writes; None for stores other than S3, and for assumed roles."""
     if not isinstance(folder.resolved, fs.S3FileSystem):
         return None
     from obstore.store import S3Store

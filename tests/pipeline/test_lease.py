@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -12,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moto.s3.responses import S3Response
 
+from pipeline.errors import RunFailed
+from pipeline.io import holder as holders
 from pipeline.io import lease, lease_records
 from pipeline.io.holder import Holder, here
-from pipeline.io.lease import LeaseTaken, held, holder_of
+from pipeline.io.lease import LeaseTaken, held
 from pipeline.io.lease_records import LocalRecords, ObjectRecords, PlainRecords, open_records
 from pipeline.io.retry import waits
 from pipeline.io.storage import Folder
-from tests.leases import NAME, HoldingProcess, another, give_sign, leave
+from tests.leases import NAME, HoldingProcess, another, give_sign, holder_of, leave
+from tests.s3 import s3_server
 from tests.waiting import wait_for
 
 KINDS = {"path": LocalRecords, "s3": ObjectRecords, "plain": PlainRecords}
@@ -177,3 +182,90 @@ def test_of_processes_that_start_at_once_one_has_it(folder: Folder, start: Start
         winner = racers[answers.index("holds")]
         assert all(f"is being written by process {winner.pid} on" in answer for answer in answers if answer != "holds")
         assert winner.ask("end") == "ended"
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_free"),
+    [
+        ({"process": 2**30}, True),
+        ({"process": os.getppid()}, True),  # a later process of the same number
+        ({"process": os.getpid()}, True),  # of this one, or of an earlier one of its number, that has ended
+        ({"process": os.getppid(), "started": None}, True),
+        ({"machine": f"{holders.machine()}, in another container"}, False),
+    ],
+)
+def test_whose_number_says_nothing(tmp_path: Path, changes: dict[str, Any], is_free: bool) -> None:
+    """Numbers of processes come again, and those of another container are others, whatever the host is called."""
+    folder, mine = Folder(tmp_path), here()
+    record = {**json.loads(mine.record(0)), "started": mine.started - 100, "validity": 0.5, "id": "a", **changes}
+    open_records(folder, NAME).create(json.dumps(record))
+    since = time.monotonic()
+    with held(folder, NAME):
+        assert (time.monotonic() - since < 0.5) == is_free
+
+
+def test_what_is_no_record_is_nobodys(folder: Folder) -> None:
+    for text in ("", '{"id": "a"', "7", '{"process": 7}'):
+        assert open_records(folder, NAME).create(text)
+        with held(folder, NAME):
+            pass
+
+
+def test_a_deleted_record_ends_the_lease(folder: Folder) -> None:
+    with held(folder, NAME) as mine:
+        folder.delete(NAME)
+        mine.renew()
+        assert mine.is_lost
+        with pytest.raises(
+            RunFailed, match="^the record of who writes .*run was deleted, by hand or by another process; nothing"
+        ):
+            mine.check()
+    assert folder.names() == []
+
+
+def test_a_renewal_whose_answer_was_lost_has_succeeded(folder: Folder) -> None:
+    with held(folder, NAME) as mine:
+        give_sign(folder, NAME, mine._me, 1)  # what the store did, and could not say any more
+        mine.renew()
+        mine.check()
+        assert not mine.is_lost
+    assert folder.names() == []
+
+
+def test_storage_that_is_away_for_longer_ends_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next write waits for it; then nobody else has taken it over, since nobody could look."""
+    monkeypatch.setattr(holders, "VALIDITY_S", 0.6)
+    monkeypatch.setattr(lease, "BEAT_S", 0.1)
+    with s3_server() as server:
+        folder = Folder(server.uri("run"))
+        with held(folder, NAME) as mine, ThreadPoolExecutor() as threads:
+            server.stop()
+            time.sleep(0.8)
+            checking = threads.submit(mine.check)
+            time.sleep(0.2)
+            assert not checking.done()
+            server.start()
+            checking.result()
+            assert not mine.is_lost
+        assert holder_of(folder, NAME) is None
+
+
+def test_a_store_that_ignores_conditions_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As some that speak S3's protocol do."""
+    with s3_server() as server:
+        folder = Folder(server.uri("run"))
+        put_object = S3Response.put_object
+
+        def put_anyway(response: Any) -> Any:
+            for name in ("If-Match", "If-None-Match"):
+                response.headers.pop(name, None)
+            return put_object(response)
+
+        monkeypatch.setattr(S3Response, "put_object", put_anyway)
+        assert isinstance(open_records(folder, NAME), PlainRecords)
+        assert "no conditional writes to it.lease: the store ignores their conditions" in caplog.text
+        assert server.objects() == []
+        with held(folder, NAME):
+            refused(folder)

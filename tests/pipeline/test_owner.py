@@ -12,11 +12,10 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.io import lease
 from pipeline.io.holder import here
-from pipeline.io.lease import holder_of
 from pipeline.io.retry import waits
 from pipeline.io.storage import Folder
 from pipeline.runs.owner import OWNER, owned
-from tests.leases import another, take_over
+from tests.leases import another, holder_of, take_over
 from tests.waiting import wait_for
 
 
