@@ -19,7 +19,15 @@ from pyarrow import fs
 from pipeline.errors import UserError
 from pipeline.io.atomic import write_bytes
 from pipeline.io.digests import damage, size_difference, written
-from pipeline.io.filesystems import S3_HINT, S3_VARIABLES, fail_fast, for_other_processes, is_uri, resolve, retrying_s3
+from pipeline.io.filesystems import (
+    S3_HINT,
+    S3_VARIABLES,
+    fail_fast,
+    for_other_processes,
+    is_uri,
+    resolve,
+    retrying_s3,
+)
 from pipeline.io.retry import STORAGE_ERRORS, waiting_for
 from pipeline.io.tables import decoded, encoded, names_of
 from pipeline.secrets import redact_text

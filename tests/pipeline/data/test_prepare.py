@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -351,8 +353,10 @@ def test_of_two_runs_one_waits(tmp_path, tokenizer):
         raise AssertionError("the other one has done it")
 
     with ThreadPoolExecutor() as threads:
-        waiting = threads.submit(prepare, cfg, tokenizer, rows_per_part=10, executor=no_work)
-        wait_for(lambda: "another process, which prepares the same data" in waits)
+        said: list[Any] = []
+        waiting = threads.submit(prepare, cfg, tokenizer, said.append, rows_per_part=10, executor=no_work)
+        wait_for(lambda: any(f"process {process.pid} on " in wait for wait in waits))
+        assert [state["waiting"] for state in said] == [f"process {process.pid} on {socket.gethostname()}"]
         assert process.communicate("\n")[0].endswith("done 100\n")
         assert numbers(waiting.result()) == list(range(100))
 
