@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from cluster.sharding import sharding_of
 from pipeline.config.paths import absolute_paths
 from pipeline.data.preparation import find_prepared
+from pipeline.data.row_kinds import COMPLETIONS
+from pipeline.data.store import EVAL, TRAIN
 from pipeline.doctor.checks import Check
 from pipeline.doctor.machine import Machine, machine_memory
 from pipeline.errors import RunFailed, UserError
@@ -49,13 +51,10 @@ def check_rows(cfg: RunConfig) -> tuple[Check, int]:
 
 def row_bytes(cfg: RunConfig, prepared: Prepared) -> tuple[int, int]:
     """Return the bytes of the columns that training reads, with the reference's cached log-probabilities, and the tokens."""
-    import pyarrow.parquet as pq
-
     size = tokens = 0
     is_scored = get_strategy(cfg.rl).reference_mode(cfg) == "cached"
-    for file in [*prepared.train_files(), *prepared.eval_files()]:
-        names = [name for name in pq.read_schema(file).names if name.endswith("_length")]
-        lengths = pq.read_table(file, columns=names, partitioning=None)
+    names = [f"{name}_length" for name in ("prompt", *COMPLETIONS[prepared.manifest["kind"]])]
+    for lengths in (table for split in (TRAIN, EVAL) for table in prepared.tables(split, names)):
         of_each = {name: int(lengths[name].to_numpy().sum()) for name in names}
         answers = sum(count for name, count in of_each.items() if name != "prompt_length")
         # 4 bytes for each token id, and for each cached log-probability, of which prompts have none.

@@ -9,6 +9,7 @@ from datasets import Dataset
 from datasets.table import ConcatenationTable, MemoryMappedTable
 
 from pipeline.data.mapped import StoredColumns, map_columns
+from pipeline.data.node_pictures import pictures_on_node
 from pipeline.data.pictures import IMAGES
 from pipeline.data.store import TRAIN
 from pipeline.io.cache import NodeCache
@@ -29,7 +30,7 @@ def map_rows(cache: NodeCache, prepared: Prepared, scores: Scores | None, split:
         UserError: as `map_columns`.
     """
     kind = "training" if split == TRAIN else "evaluation"
-    pictures = prepared.path if IMAGES in columns else None
+    pictures = pictures_on_node(cache, prepared, beat) if IMAGES in columns else None
     parts = [StoredColumns.of(prepared, split, columns, f"the {kind} rows", pictures)]
     if scores is not None:
         parts.append(StoredColumns.of(scores, split, LOGPS, f"the reference's log-probabilities of the {kind} rows"))

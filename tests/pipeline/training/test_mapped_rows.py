@@ -20,9 +20,9 @@ from pipeline.data import Prepared
 from pipeline.data.mapped import StoredColumns, map_columns, open_mapped
 from pipeline.data.pictures import IMAGES, picture_column
 from pipeline.errors import UserError
-from pipeline.io.atomic import write_table
 from pipeline.io.cache import NodeCache
 from pipeline.io.digests import as_written
+from pipeline.io.storage import Folder
 from pipeline.reference import Scores
 from pipeline.reference.score_files import LOGPS, write_scores
 from pipeline.training.mapped_rows import map_rows
@@ -75,9 +75,9 @@ def scores_of(folder: Path, prepared: Prepared) -> Scores:
         table = pq.read_table(prepared.path / entry["file"], partitioning=None)
         lengths = zip(table["chosen_length"].to_pylist(), table["rejected_length"].to_pylist(), strict=True)
         logps = [tuple(-np.arange(1, tokens + 1, dtype=np.float32) / 7 for tokens in both) for both in lengths]
-        write_scores(folder / entry["file"], table, logps, 1)
+        write_scores(Folder(folder), entry["file"], table, logps, 1)
         files.append({"file": entry["file"], "rows": len(table), **as_written(folder / entry["file"])})
-    return Scores(folder, "scores", prepared.train_rows, prepared.eval_rows, {"files": files})
+    return Scores(folder, "scores", prepared.train_rows, prepared.eval_rows, {"files": files}, Folder(folder))
 
 
 @pytest.mark.parametrize("rl", list(RAW))
@@ -116,7 +116,7 @@ def test_law_mapped_pictures_are_those_of_the_store(tmp_path: Path) -> None:
     prepared = picture_store(tmp_path, llava())
     columns = [*ID_COLUMNS["pair"], ROW_ID, IMAGES]
     read = prepared.read("train", columns)
-    read = read.set_column(columns.index(IMAGES), IMAGES, picture_column(prepared.path, read[IMAGES]))
+    read = read.set_column(columns.index(IMAGES), IMAGES, picture_column(prepared.folder, read[IMAGES]))
     mapped = map_rows(NodeCache(tmp_path / "cache"), prepared, None, "train", columns)
     assert mapped.to_list() == Dataset(read).to_list()
     assert all(Path(picture["path"]).exists() for row in mapped for picture in row[IMAGES])
@@ -126,7 +126,7 @@ def test_a_second_run_finds_the_rows_there(tmp_path: Path) -> None:
     prepared, cache = prepared_rows(tmp_path), NodeCache(tmp_path / "cache")
     columns = StoredColumns.of(prepared, "train", [*ID_COLUMNS["pair"], ROW_ID], "the training rows")
     rows = open_mapped(map_columns(cache, columns))
-    shutil.rmtree(prepared.path)
+    shutil.rmtree(tmp_path / "prepared")
     assert open_mapped(map_columns(cache, columns)).equals(rows)
 
 
@@ -140,10 +140,8 @@ def test_a_part_that_is_not_what_was_written(tmp_path: Path, harm: str) -> None:
         shutil.copy(prepared.train_files()[0], file)
     else:
         file.unlink()
-    expected = (
-        "can't be read: No such file" if harm == "missing" else "isn't what was written there: it has .* delete the folder"
-    )
-    with pytest.raises(UserError, match=f"{file.name} {expected}"):
+    problem = {"cut": "has 100 bytes", "changed": "has|was changed", "missing": "is missing"}[harm]
+    with pytest.raises(UserError, match=f"dataset_prepared_path: .*the training rows as .* {file.name}: ({problem})"):
         map_rows(cache, prepared, None, "train", list(ID_COLUMNS["pair"]))
     assert not [entry for entry in cache.root.iterdir() if entry.is_dir()]
 
@@ -154,9 +152,8 @@ def test_two_processes_of_a_node_hold_the_rows_once(tmp_path: Path) -> None:
     for part in range(4):
         lists = pa.ListArray.from_arrays(np.arange(0, 2_000_001, 1000, dtype=np.int32), rng.integers(0, 9, 2_000_000, np.int32))
         name = f"train/part-{part:05d}.parquet"
-        write_table(pa.table({"prompt_ids": lists}), tmp_path / name)
-        files.append({"file": name, "rows": 2000, **as_written(tmp_path / name)})
-    columns = StoredColumns(tmp_path, tuple(files), ("prompt_ids",), "the training rows")
+        files.append({"file": name, "rows": 2000, **Folder(tmp_path).write_table(name, pa.table({"prompt_ids": lists}))})
+    columns = StoredColumns(Folder(tmp_path), tuple(files), ("prompt_ids",), "the training rows")
     file = map_columns(NodeCache(tmp_path / "cache"), columns)
     megabytes = file.stat().st_size / 2**20
     assert megabytes > 30
