@@ -141,7 +141,7 @@ def test_a_part_that_is_not_what_was_written(tmp_path: Path, harm: str) -> None:
     else:
         file.unlink()
     problem = {"cut": "has 100 bytes", "changed": "has|was changed", "missing": "is missing"}[harm]
-    with pytest.raises(UserError, match=f"dataset_prepared_path: .*the training rows as .* {file.name}: ({problem})"):
+    with pytest.raises(UserError, match=f"dataset_prepared_path: .*the training rows as .*{file.name}: ({problem})"):
         map_rows(cache, prepared, None, "train", list(ID_COLUMNS["pair"]))
     assert not [entry for entry in cache.root.iterdir() if entry.is_dir()]
 
