@@ -72,6 +72,15 @@ class NodeCache:
         root = keys.cache_dir or os.environ.get(CACHE_VARIABLE) or DEFAULT
         return cls(Path(os.path.expanduser(root)).absolute(), keys.cache_bytes)
 
+    def problem(self) -> str | None:
+        """Return why no entry can be made here; None where it can."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            os.close(_lock(self.root / ".lock", fcntl.LOCK_EX))
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
     def get(self, item: Item, beat: Callable[[], None] = lambda: None) -> Path:
         """Return the folder of an entry, filled if it is absent or damaged; it stays until this process ends.
 
