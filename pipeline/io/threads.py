@@ -15,11 +15,11 @@ B = TypeVar("B")
 THREADS = 16
 
 
-def ahead(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """Yield `work(item)` in order, up to `THREADS` results ahead of what has been taken. Raises what `work` raises."""
+def ahead(work: Callable[[A], B], items: Iterable[A], threads: int = THREADS) -> Iterator[B]:
+    """Yield `work(item)` in order, up to `threads` results ahead of what has been taken. Raises what `work` raises."""
     remaining = iter(items)
-    with ThreadPoolExecutor(THREADS) as pool:
-        running: deque[Future[B]] = deque(pool.submit(work, item) for item in islice(remaining, THREADS))
+    with ThreadPoolExecutor(threads) as pool:
+        running: deque[Future[B]] = deque(pool.submit(work, item) for item in islice(remaining, threads))
         try:
             while running:
                 result = running.popleft().result()
