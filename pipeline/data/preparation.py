@@ -19,6 +19,7 @@ from pipeline.data.split import decide
 from pipeline.data.staged_parts import STAGING, part_names
 from pipeline.data.store import CHECKSUM, MANIFEST, REJECTED, Prepared, check_root, checksum, open_store, prepared_root
 from pipeline.errors import UserError
+from pipeline.io.remote_models import fetch_models
 from pipeline.io.retry import waiting_for
 from pipeline.io.storage import Folder
 from pipeline.ray.session import init_ray
@@ -126,6 +127,7 @@ def _within_limits(store: Prepared, cfg: DataConfig) -> Prepared:
 
 def _load(cfg: DataConfig) -> tuple[PreTrainedTokenizerBase, ProcessorMixin | None, str | None]:
     """Load the recipe's tokenizer, and its processor of pictures; of a vision-language model without one, return the reason."""
+    fetch_models(cfg)
     try:
         tokenizer = load_tokenizer(cfg)
         return tokenizer, *processor_or_reason(cfg, tokenizer)

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from pipeline.doctor.machine import Gpus, Machine, find_gpus, machine_memory, shared_memory
 from pipeline.doctor.reachability import reach
+from pipeline.io.remote_models import RemoteModel
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import Folder, is_uri, reason
 from pipeline.ray.session import our_packages
@@ -42,6 +43,12 @@ class Resource:
     value: str
     kind: str
     """`model` or `data`."""
+    remote: RemoteModel | None = None
+    """The model at a URI, with the keys that workers will have."""
+
+    def problem(self) -> str | None:
+        """Return why this process can't reach it, or None."""
+        return reach(self.value, self.kind) if self.remote is None else self.remote.problem()
 
 
 @dataclass(frozen=True)
@@ -118,9 +125,7 @@ def inspect_node(probe: ProbeRequest, name: str, address: str, gpus: float) -> N
         shared_memory=shared_memory(),
         disks=_free_disks(probe),
         unwritable=_each(probe.folders.items(), lambda folder: _write(folder, probe.run, name)),
-        unreachable=_each(
-            ((resource.key, resource) for resource in probe.resources), lambda resource: reach(resource.value, resource.kind)
-        ),
+        unreachable=_each(((resource.key, resource) for resource in probe.resources), Resource.problem),
         plugins=_load(probe.plugins),
     )
 
