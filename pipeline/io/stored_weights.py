@@ -52,7 +52,10 @@ def check_whole(folder: Folder, name: str, size: int) -> str | None:
                 return f"{name} has no header of safetensors"
             data = max((entry["data_offsets"][1] for key, entry in tensors.items() if key != "__metadata__"), default=0)
             return None if 8 + length + data == size else f"{name} has {size} bytes, and its tensors take {8 + length + data}"
-        if file.read(4) == ZIP_BEGINS:
+        begins = file.read(4)
+        if name.endswith(".gguf"):
+            return None if begins == b"GGUF" else f"{name} is no GGUF file"
+        if begins == ZIP_BEGINS:
             file.seek(max(0, size - ZIP_TAIL))
             return None if ZIP_ENDS in file.read(ZIP_TAIL) else f"{name} ends before its end"
     return None if size else f"{name} is empty"
