@@ -171,9 +171,23 @@ def test_who_may_not_read_and_a_store_that_goes_away(own_s3: S3Server, base: str
 
 
 def test_a_cache_that_is_too_small(s3: Bucket, base: str) -> None:
-    cfg = recipe(base_model=upload(base, s3, "base"), ray={"cache_size": "10KB"})
+    cfg = recipe(base_model=upload(base, s3, "base"), ray={"cache_size": "0.05MB"})
     with pytest.raises(UserError, match="ray.cache_size: the files of s3://.*/base take about .* set .* or more"):
-        fetch_models(cfg)
+        find_models(cfg).bring()
+
+
+def test_a_file_of_weights(s3: Bucket) -> None:
+    """A GGUF file is read from the cache under its own name, and no other file is taken for one."""
+    put(s3, "model.gguf", b"GGUF and more")
+    fetch_models(recipe(base_model=s3.uri("model.gguf")))
+    location = resolve_model_location(s3.uri("model.gguf"))
+    assert Path(location.path, location.kwargs["gguf_file"]).read_bytes() == b"GGUF and more"
+    put(s3, "model.gguf", b"a text")
+    with pytest.raises(UserError, match="base_model: .*/model.gguf' is damaged: model.gguf is no GGUF file"):
+        fetch_models(recipe(base_model=s3.uri("model.gguf")))
+    put(s3, "readme.txt", b"a text")
+    with pytest.raises(UserError, match="readme.txt' is a file; give the folder of a model, or a .gguf file"):
+        fetch_models(recipe(base_model=s3.uri("readme.txt")))
 
 
 def test_subjects_at_uris(s3: Bucket, base: str, tmp_path: Path) -> None:
