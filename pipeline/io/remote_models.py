@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pyarrow import fs
 
-from cluster.config import RayConfig
+from cluster.config import ClusterKeys, RayConfig
 from pipeline.errors import UserError
 from pipeline.io.cache import Item, NodeCache
 from pipeline.io.retry import STORAGE_ERRORS, waiting_for
@@ -25,6 +25,9 @@ from pipeline.io.storage import Folder, reason
 from pipeline.io.stored_weights import WEIGHTS, check_whole, missing_shards
 from pipeline.secrets import redact_text
 from strategies.models.location import ADAPTER_CONFIG, is_remote, model_values, resolve_model_location, use_copy
+
+if TYPE_CHECKING:
+    from strategies.config import StrategyConfig
 
 __all__ = ["RemoteModel", "RemoteModels", "bring_remote", "bring_weights", "check_remote", "fetch_models", "find_models"]
 
@@ -138,7 +141,7 @@ class RemoteModels:
             model.bring(NodeCache.of(self.cache), beat)
 
 
-def fetch_models(*cfgs: Any) -> None:
+def fetch_models(*cfgs: StrategyConfig) -> None:
     """Look at the models at URIs that configs name, check them, and let this process read all of them but their weights.
 
     Raises:
@@ -150,24 +153,24 @@ def fetch_models(*cfgs: Any) -> None:
         _bring(cfg, [_FOUND[uri] for _, uri in _at_uris(cfg)])
 
 
-def bring_remote(what: str, uri: str, cfg: Any) -> Path:
+def bring_remote(what: str, uri: str, cfg: StrategyConfig | None) -> Path:
     """Bring what is at a URI, weights too, and return its folder on this machine. Raises as `fetch_models`."""
-    _bring(cfg, [replace(_look(what, uri, None), weights=True)])
+    _bring(cfg, [replace(_look(what, uri), weights=True)])
     return Path(resolve_model_location(uri, what).path)
 
 
 def check_remote(what: str, uri: str) -> None:
     """Check that a whole model is at a URI. Raises UserError that begins with `what`."""
-    _look(what, uri, None)
+    _look(what, uri)
 
 
-def bring_weights(cfg: Any, keys: Iterable[str]) -> None:
+def bring_weights(cfg: StrategyConfig, keys: Iterable[str]) -> None:
     """Let this process read the weights at the URIs of some keys, as it has found them last. Raises as `fetch_models`."""
     wanted = [(key, uri) for key, uri in _at_uris(cfg) if key in keys]
     _bring(cfg, [replace(_found(key, uri, cfg), weights=True) for key, uri in wanted])
 
 
-def find_models(*cfgs: Any, without: Container[str] = ()) -> RemoteModels:
+def find_models(*cfgs: StrategyConfig, without: Container[str] = ()) -> RemoteModels:
     """Return the models at URIs as this process has found them last, for a job.
 
     Args:
@@ -185,33 +188,34 @@ def find_models(*cfgs: Any, without: Container[str] = ()) -> RemoteModels:
     return RemoteModels(tuple(models.values()), next(map(_cache, cfgs), RayConfig()))
 
 
-def _bring(cfg: Any, models: Iterable[RemoteModel]) -> None:
+def _bring(cfg: StrategyConfig | None, models: Iterable[RemoteModel]) -> None:
     RemoteModels(tuple(models), _cache(cfg)).bring()
 
 
-def _found(key: str, uri: str, cfg: Any) -> RemoteModel:
+def _found(key: str, uri: str, cfg: StrategyConfig) -> RemoteModel:
     if uri not in _FOUND:
         _FOUND[uri] = _look(key, uri, cfg)
     return _FOUND[uri]
 
 
-def _cache(cfg: Any) -> RayConfig:
+def _cache(cfg: StrategyConfig | None) -> RayConfig:
     # A config of `strategies` alone has no section of Ray's.
-    return getattr(cfg, "ray", None) or RayConfig()
+    return cfg.ray if isinstance(cfg, ClusterKeys) else RayConfig()
 
 
-def _at_uris(cfg: Any) -> list[tuple[str, str]]:
+def _at_uris(cfg: StrategyConfig) -> list[tuple[str, str]]:
     return [(key, value) for key, value in model_values(cfg) if is_remote(value)]
 
 
-def _look(key: str, uri: str, cfg: Any) -> RemoteModel:
+def _look(key: str, uri: str, cfg: StrategyConfig | None = None) -> RemoteModel:
     """List a model's files, and check that they are a whole model."""
     if (shown := redact_text(uri)) != uri:
         raise UserError(
             f"{key}: {shown!r} has keys in it, which would be saved wherever the model is named; set them in the environment"
         )
+    subfolder = None if cfg is None else (cfg.overrides_of_model_kwargs or {}).get("subfolder")
     try:
-        folder, names, is_file = _list(key, uri, (getattr(cfg, "overrides_of_model_kwargs", None) or {}).get("subfolder"))
+        folder, names, is_file = _list(key, uri, subfolder)
         _check_names(key, uri, names, is_file)
         with ThreadPoolExecutor(AT_ONCE) as pool:
             files = tuple(pool.map(partial(_stored, folder), names))

@@ -34,13 +34,13 @@ def missing_shards(folder: Folder, names: Mapping[str, int]) -> list[str]:
     for index in (name for name in names if name.endswith((".safetensors.index.json", ".bin.index.json"))):
         shards = (folder.read_json(index) or {}).get("weight_map", {}).values()
         found = {f"{index.rpartition('/')[0]}/{shard}".lstrip("/") for shard in shards}
-        # An index of another format, none of whose files was uploaded, is read by nobody.
+        # An index of another format, none of whose files was uploaded, is never read.
         wanted |= found if found & names.keys() else set()
     return sorted(wanted - names.keys())
 
 
 def check_whole(folder: Folder, name: str, size: int) -> str | None:
-    """Return how a file of weights is cut short, in a phrase; None where it isn't, or can't be told. Raises OSError."""
+    """Return how a file of weights is cut short, in a phrase; None where it isn't, or that can't be seen. Raises OSError."""
     with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
         if name.endswith(".safetensors"):
             length = int.from_bytes(file.read(8), "little")
