@@ -19,6 +19,7 @@ from pipeline.data.staged_parts import STAGING, part_names
 from pipeline.data.store import CHECKSUM, MANIFEST, REJECTED, Prepared, check_root, checksum, open_store, prepared_root
 from pipeline.errors import UserError
 from pipeline.io.lease import Holder, Lease, held
+from pipeline.io.remote_models import fetch_models
 from pipeline.io.storage import Folder
 from pipeline.ray.session import init_ray
 from pipeline.ray.tasks import Executor, run_on_ray, write_error
@@ -112,6 +113,7 @@ def _within_limits(store: Prepared, cfg: DataConfig) -> Prepared:
 
 def _load(cfg: DataConfig) -> tuple[PreTrainedTokenizerBase, ProcessorMixin | None, str | None]:
     """Load the recipe's tokenizer, and its processor of pictures; of a vision-language model without one, return the reason."""
+    fetch_models(cfg)
     try:
         tokenizer = load_tokenizer(cfg)
         return tokenizer, *processor_or_reason(cfg, tokenizer)

@@ -94,7 +94,8 @@ def fail_fast(filesystem: fs.FileSystem) -> fs.FileSystem:
 
 def for_other_processes(filesystem: fs.FileSystem) -> fs.FileSystem:
     """Return a filesystem of `resolve` for workers: with long retries, and this process's keys."""
-    if not isinstance(filesystem, fs.S3FileSystem):
+    # One of `retrying_s3` has both already.
+    if not isinstance(filesystem, fs.S3FileSystem) or isinstance(filesystem, RetryingS3):
         return filesystem
     options = store_options(filesystem)
     # Keys in the URI, an anonymous or an assumed role are the user's choice; otherwise workers get this environment's.

@@ -17,6 +17,7 @@ from pipeline.data.staged_parts import STAGING
 from pipeline.data.store import EVAL, MANIFEST, TRAIN, Prepared, prepared_root
 from pipeline.errors import UserError
 from pipeline.io.lease import Holder, Lease, held
+from pipeline.io.remote_models import fetch_models, find_models
 from pipeline.io.storage import Folder
 from pipeline.ray.session import init_ray, node_resources
 from pipeline.ray.tasks import write_error
@@ -73,6 +74,7 @@ def score(
     """
     check_mode(cfg)
     cfg = absolute_paths(cfg)
+    fetch_models(cfg)
     if prepared is None:
         prepared = prepare(cfg, progress=progress)
     # Before Ray starts: what these find would otherwise end actors minutes later.
@@ -183,6 +185,7 @@ def _build(
         use_gpu=actors.use_gpu,
         threads=max(1, int(actors.resources["CPU"])),
         pictures="pictures" in plan.inputs,
+        models=find_models(cfg, without=() if cfg.reference_model is None else ("base_model", "lora_model_dir")),
     )
 
     def join(part: str) -> None:
