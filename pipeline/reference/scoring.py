@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.io.lease import Holder, Lease, held
 from pipeline.io.remote_models import fetch_models, find_models
 from pipeline.io.storage import Folder
+from pipeline.io.threads import ahead
 from pipeline.ray.session import init_ray, node_resources
 from pipeline.ray.tasks import write_error
 from pipeline.reference.actor import Job, run_pool
@@ -27,7 +28,7 @@ from pipeline.reference.pictures import check_pictures
 from pipeline.reference.plan import FORMAT_VERSION, Plan, make_plan
 from pipeline.reference.precision import resolve_precision
 from pipeline.reference.reuse import reuse_existing_scores
-from pipeline.reference.score_files import Task, find_part, join_part, missing_rows, read_prepared, staged_files
+from pipeline.reference.score_files import Task, find_part, is_reused, join_part, missing_rows, read_prepared, staged_files
 from pipeline.reference.score_store import Scores, open_scores
 from pipeline.reference.token_budget import check_budget, check_embeddings, check_positions, scoring_budget
 from strategies.methods.registry import get_strategy
@@ -157,22 +158,20 @@ def _build(
     tokens, key = scoring_budget(cfg)
     prepared = plan.prepared
     # Rows are matched by the hash of their ids, so what a killed process staged is used even if tasks are cut otherwise now.
-    rows = {part: read_prepared(prepared, part) for part in plan.parts}
-    entries = {part: entry for part, part_rows in rows.items() if (entry := find_part(folder, part, part_rows)) is not None}
+    rows = dict(zip(plan.parts, ahead(partial(read_prepared, prepared), plan.parts), strict=True))
+    listed = folder.files()
+    found = ((part, find_part(folder, part, rows[part])) for part in plan.parts if part in listed)
+    entries = {part: entry for part, entry in found if entry is not None}
     incomplete = {part: part_rows for part, part_rows in rows.items() if part not in entries}
-    missing = {part: missing_rows(part_rows, staged_files(staging, part).values()) for part, part_rows in incomplete.items()}
+    are_staged = any(name.startswith(f"{STAGING}/") for name in listed)
+    staged = {part: staged_files(staging, part) if are_staged else {} for part in incomplete}
     if known is not None:
-        # Typed, since a run that was killed before it joined a part has left none of its rows missing.
-        unstaged = {part: part_rows.take(pa.array(missing[part], pa.int64())) for part, part_rows in incomplete.items()}
         # Not with `recompute`, which is for scores that aren't trusted.
-        reuse_existing_scores(known, plan.inputs, staging, unstaged)
-        # Reused rows are staged now. Parts that were complete needn't be read again.
-        missing = {
-            part: missing_rows(part_rows, staged_files(staging, part).values()) if missing[part] else []
-            for part, part_rows in incomplete.items()
-        }
-    tokens_per_task = max(TOKENS_PER_TASK, 8 * tokens)
-    tasks = {part: plan.tasks(part, indices, rows_per_task, tokens_per_task) for part, indices in missing.items()}
+        unstaged = {part: _unstaged(part_rows, staged[part]) for part, part_rows in incomplete.items()}
+        for part in reuse_existing_scores(known, plan.inputs, staging, unstaged):
+            staged[part] = staged_files(staging, part)
+    limits = (rows_per_task, max(TOKENS_PER_TASK, 8 * tokens))
+    tasks = {part: _tasks(plan, part, part_rows, staged[part], limits) for part, part_rows in incomplete.items()}
     job = Job(
         # All actors load the commit whose hash is in the fingerprint, even if the repository moves meanwhile.
         cfg=pin_revision(cfg, plan.inputs["reference"]),
@@ -199,6 +198,21 @@ def _build(
     scores = open_scores(folder, plan, verify=False)  # each file was hashed when it was written
     assert scores is not None
     return replace(scores, **run_stats)
+
+
+def _unstaged(rows: pa.Table, staged: dict[str, pa.Table]) -> pa.Table:
+    # Typed, since a run that was killed before it joined a part has left none of its rows missing.
+    return rows.take(pa.array(missing_rows(rows, staged.values()), pa.int64()))
+
+
+def _tasks(plan: Plan, part: str, rows: pa.Table, staged: dict[str, pa.Table], limits: tuple[int, int]) -> list[Task]:
+    """Return the tasks of the rows that aren't staged, cut as if only reused ones were: a killed run goes on with its tasks."""
+    missing = set(missing_rows(rows, staged.values()))
+    if not missing:
+        return []
+    reused = [table for name, table in staged.items() if is_reused(name)]
+    tasks = plan.tasks(part, missing_rows(rows, reused), *limits)
+    return [left for task in tasks if (left := task.only(missing)) is not None]
 
 
 def _run(

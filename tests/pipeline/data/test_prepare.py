@@ -20,6 +20,7 @@ from pipeline.data import prepare
 from pipeline.data.store import open_store
 from pipeline.errors import UserError
 from pipeline.io.retry import waits
+from pipeline.io.storage import Folder
 from pipeline.ray.tasks import run_on_ray
 from tests.pipeline.data.conftest import SHARED_DATA, make_config, prepare_here, write_jsonl
 from tests.tiny import pairs
@@ -337,7 +338,7 @@ def test_a_killed_run_computes_only_what_is_missing(tmp_path, tokenizer, monkeyp
     staged = sorted((tmp_path / "prepared").glob("*/staging/*.parquet"))
     assert len(staged) == 3
     times = {file: file.stat().st_mtime_ns for file in staged}
-    monkeypatch.setattr("pipeline.data.preparation.shutil.rmtree", lambda folder: None)
+    monkeypatch.setattr(Folder, "delete", lambda folder, name: None)
     prepared = prepare_here(make_config(tmp_path, {"path": str(path)}), tokenizer, rows_per_part=10)
     assert {file: file.stat().st_mtime_ns for file in staged} == times
     assert numbers(prepared) == list(range(100))
