@@ -58,7 +58,7 @@ def kill_and_start_again(stage: Stage, arguments: Callable[[int], tuple[Any, ...
     """
     number, seconds = 0, run(stage, arguments(0))
     ended(number)
-    moments, kills = random.Random(seconds), number_of_kills()
+    moments, kills = random.Random(0), number_of_kills()
     number += 1
     while kills:
         if _is_killed(stage, arguments(number), moments.uniform(0.0, seconds)):
