@@ -213,7 +213,10 @@ class PlainRecords:
         self._folder, self._name = folder, name
 
     def read(self) -> Found | None:
-        text = self._folder.read(self._name)
+        try:
+            text = self._folder.read(self._name)
+        except FileNotFoundError:  # deleted between the two requests
+            return None
         return None if text is None else Found(text, text)
 
     def create(self, text: str) -> str | None:
