@@ -16,7 +16,8 @@ from uuid import uuid4
 
 from pyarrow import fs
 
-from pipeline.io.storage import S3_KEYS, Folder, store_options
+from pipeline.io.filesystems import S3_KEYS, store_options
+from pipeline.io.storage import Folder
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

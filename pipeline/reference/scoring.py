@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,11 +13,11 @@ from cluster.placement import plan_actors
 from pipeline.config import RunConfig
 from pipeline.config.paths import absolute_paths
 from pipeline.data import prepare
-from pipeline.data.store import EVAL, MANIFEST, TRAIN, Prepared
+from pipeline.data.staged_parts import STAGING
+from pipeline.data.store import EVAL, MANIFEST, TRAIN, Prepared, prepared_root
 from pipeline.errors import UserError
-from pipeline.io.atomic import write_json
-from pipeline.io.digests import as_written
 from pipeline.io.lease import Holder, Lease, held
+from pipeline.io.remote_models import fetch_models, find_models
 from pipeline.io.storage import Folder
 from pipeline.ray.session import init_ray, node_resources
 from pipeline.ray.tasks import write_error
@@ -30,7 +27,7 @@ from pipeline.reference.pictures import check_pictures
 from pipeline.reference.plan import FORMAT_VERSION, Plan, make_plan
 from pipeline.reference.precision import resolve_precision
 from pipeline.reference.reuse import reuse_existing_scores
-from pipeline.reference.score_files import Task, forwards_of, join_part, missing_rows, read_prepared, read_scores, staged_files
+from pipeline.reference.score_files import Task, find_part, join_part, missing_rows, read_prepared, staged_files
 from pipeline.reference.score_store import Scores, open_scores
 from pipeline.reference.token_budget import check_budget, check_embeddings, check_positions, scoring_budget
 from strategies.methods.registry import get_strategy
@@ -77,6 +74,7 @@ def score(
     """
     check_mode(cfg)
     cfg = absolute_paths(cfg)
+    fetch_models(cfg)
     if prepared is None:
         prepared = prepare(cfg, progress=progress)
     # Before Ray starts: what these find would otherwise end actors minutes later.
@@ -88,20 +86,23 @@ def score(
     # Before the plan: the precision, which is a part of the fingerprint, depends on whether actors have GPUs.
     actors = actor_plan(cfg, most=-(-rows // rows_per_task))
     plan = make_plan(cfg, prepared, resolve_precision(cfg, actors.use_gpu), splits, pictures)
-    root = Path(os.path.expanduser(cfg.dataset_prepared_path)).absolute() / "reference"
-    folder = root / plan.fingerprint
-    # Without the lease: the manifest is written last, so what has one is complete.
-    if not recompute and (scores := open_scores(folder, plan)) is not None:
-        return scores
+    root = prepared_root(cfg.dataset_prepared_path).subfolder("reference")
+    # A store that doesn't answer is waited for.
+    folder = root.subfolder(plan.fingerprint).carried()
     try:
-        with held(Folder(root), f"{plan.fingerprint}.lease", partial(_show_wait, progress, plan)) as lease:
+        # Without the lease: the manifest is written last, so what has one is complete.
+        if not recompute and (scores := open_scores(folder, plan)) is not None:
+            return scores
+        with held(root, f"{plan.fingerprint}.lease", partial(_show_wait, progress, plan)) as lease:
             if recompute:
                 # The lease lies beside the folder, so it survives this.
-                shutil.rmtree(folder, ignore_errors=True)
+                root.delete(plan.fingerprint)
             # Another process may have completed them while this one waited for it.
-            return open_scores(folder, plan) or _build(cfg, plan, actors, folder, progress, rows_per_task, not recompute, lease)
+            found = open_scores(folder, plan)
+            known = None if recompute else root.carried()
+            return found or _build(cfg, plan, actors, folder, progress, rows_per_task, known, lease)
     except OSError as error:
-        raise UserError(write_error(error)) from error
+        raise UserError(write_error(error, str(folder.where))) from error
 
 
 def _show_wait(progress: Progress | None, plan: Plan, holder: Holder) -> None:
@@ -145,26 +146,26 @@ def _build(
     cfg: RunConfig,
     plan: Plan,
     actors: ActorPlan,
-    folder: Path,
+    folder: Folder,
     progress: Progress | None,
     rows_per_task: int,
-    copy: bool,
+    known: Folder | None,
     lease: Lease,
 ) -> Scores:
-    """Compute the missing rows and write complete scores; `copy` reuses rows of other scores."""
-    staging = folder / "staging"
-    staging.mkdir(parents=True, exist_ok=True)
+    """Compute the missing rows and write complete scores; those of `known`, other scores, are reused."""
+    staging = folder.subfolder(STAGING)
     tokens, key = scoring_budget(cfg)
-    prepared = plan.prepared.path
+    prepared = plan.prepared
     # Rows are matched by the hash of their ids, so what a killed process staged is used even if tasks are cut otherwise now.
     rows = {part: read_prepared(prepared, part) for part in plan.parts}
-    incomplete = {part: part_rows for part, part_rows in rows.items() if not _is_complete(folder / part, part_rows)}
+    entries = {part: entry for part, part_rows in rows.items() if (entry := find_part(folder, part, part_rows)) is not None}
+    incomplete = {part: part_rows for part, part_rows in rows.items() if part not in entries}
     missing = {part: missing_rows(part_rows, staged_files(staging, part).values()) for part, part_rows in incomplete.items()}
-    if copy:
+    if known is not None:
         # Typed, since a run that was killed before it joined a part has left none of its rows missing.
         unstaged = {part: part_rows.take(pa.array(missing[part], pa.int64())) for part, part_rows in incomplete.items()}
         # Not with `recompute`, which is for scores that aren't trusted.
-        reuse_existing_scores(folder.parent, plan.inputs, staging, unstaged)
+        reuse_existing_scores(known, plan.inputs, staging, unstaged)
         # Reused rows are staged now. Parts that were complete needn't be read again.
         missing = {
             part: missing_rows(part_rows, staged_files(staging, part).values()) if missing[part] else []
@@ -184,26 +185,20 @@ def _build(
         use_gpu=actors.use_gpu,
         threads=max(1, int(actors.resources["CPU"])),
         pictures="pictures" in plan.inputs,
+        models=find_models(cfg, without=() if cfg.reference_model is None else ("base_model", "lora_model_dir")),
     )
 
     def join(part: str) -> None:
         lease.check()
-        join_part(folder, staging, part, incomplete[part])
+        entries[part] = join_part(folder, staging, part, incomplete[part])
 
     run_stats = _run(job, plan, tasks, join, actors, progress)
     lease.check()
-    _finish(plan, folder)
-    shutil.rmtree(staging)
-    # Verifies what was written; its digests are cached, so no file is read again.
-    scores = open_scores(folder, plan)
+    _finish(plan, folder, entries)
+    folder.delete(STAGING)
+    scores = open_scores(folder, plan, verify=False)  # each file was hashed when it was written
     assert scores is not None
     return replace(scores, **run_stats)
-
-
-def _is_complete(file: Path, rows: pa.Table) -> bool:
-    """Return whether a part is complete and undamaged, with the scores of exactly these rows."""
-    scores = read_scores(file)
-    return scores is not None and all(scores[name].equals(rows[name]) for name in rows.column_names)
 
 
 def _run(
@@ -241,24 +236,27 @@ def _run(
     return {"forwards": forwards, "scored_rows": rows, "padded_because": padded_because}
 
 
-def _check_shared(staging: Path, tasks: list[Task]) -> None:
-    if missing := next((file for task in tasks if not (file := task.staged(staging)).exists()), None):
+def _check_shared(staging: Folder, tasks: list[Task]) -> None:
+    here = staging.files()
+    if missing := next((task.staged for task in tasks if task.staged not in here), None):
         raise UserError(
-            f"dataset_prepared_path: another node wrote {missing.name}, and it is not in {staging} here; "
-            "the folder must be on storage that all nodes share"
+            f"dataset_prepared_path: another node wrote {missing}, and it is not in {staging.where} here; "
+            "the folder must be on storage that all nodes share, or at a URI"
         )
 
 
-def _finish(plan: Plan, folder: Path) -> None:
+def _finish(plan: Plan, folder: Folder, entries: dict[str, dict[str, Any]]) -> None:
     """Write the manifest, once all parts are complete."""
-    files = [{"file": part, "rows": rows, **as_written(folder / part)} for part, rows in plan.parts.items()]
+    fields = ("bytes", "sha256")
     manifest = {
         "fingerprint": plan.fingerprint,
         "format_version": FORMAT_VERSION,
         "prepared": plan.prepared.fingerprint,
         # All forwards run for these parts, those of killed runs too; reused rows add none.
-        "forwards": sum(forwards_of(folder / part) for part in plan.parts),
-        "files": files,
+        "forwards": sum(entry["forwards"] for entry in entries.values()),
+        "files": [
+            {"file": part, "rows": rows, **{name: entries[part][name] for name in fields}} for part, rows in plan.parts.items()
+        ],
         "inputs": plan.inputs,
     }
-    write_json(manifest, folder / MANIFEST)
+    folder.write_json(MANIFEST, manifest)
