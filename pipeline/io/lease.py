@@ -52,7 +52,7 @@ class Lease:
 
         Raises:
             RunFailed: when the lease is lost.
-            OSError: when storage has failed for minutes, so that nobody knows; some stores raise pyarrow.ArrowException.
+            OSError: when storage has failed for minutes, so that it is unknown; some stores raise pyarrow.ArrowException.
         """
         if self._is_overdue:
             with_retries(self.renew, "the renewal of a lease")
@@ -166,8 +166,8 @@ def _wait(folder: Folder, holder: Holder, watch: _Watch, on_wait: Callable[[Hold
             raise LeaseTaken(folder, holder)
         what = f"a sign of life of {holder}, which wrote {folder.where} last"
     else:
-        if holder.id not in watch.told:
-            watch.told.add(holder.id)
+        if holder.id not in watch.announced:
+            watch.announced.add(holder.id)
             on_wait(holder)
         what = f"{holder}, which does the same work in {folder.where}"
     with waiting_for(what):
@@ -182,8 +182,8 @@ class _Watch:
         self._looks = 0
         self.has_seen_life = False
         """Whether a renewal was seen, or a new holder."""
-        self.told = {UNREADABLE.id}
-        """Ids of holders that were told to who waits."""
+        self.announced = {UNREADABLE.id}
+        """Ids of holders that `on_wait` was called with."""
 
     def read(self, records: Records) -> tuple[Found | None, Holder | None]:
         """Read a record; storage that fails later than at the first time is waited for."""
@@ -220,5 +220,5 @@ def _has_ended(holder: Holder) -> bool:
 
 
 def _now() -> float:
-    """Return seconds of a clock that goes on while the machine is suspended, where there is one."""
+    """Return seconds of a clock that keeps running while the machine is suspended, where there is one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
