@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 import pytest
@@ -27,7 +28,7 @@ from pipeline.io.lease_records import LocalRecords, ObjectRecords, PlainRecords,
 from pipeline.io.retry import waits
 from pipeline.io.storage import Folder
 from tests.leases import NAME, HoldingProcess, another, give_sign, holder_of, leave
-from tests.s3 import s3_server
+from tests.s3 import Bucket, s3_server
 from tests.waiting import wait_for
 
 KINDS = {"path": LocalRecords, "s3": ObjectRecords, "plain": PlainRecords}
@@ -265,3 +266,16 @@ def test_a_store_that_ignores_conditions_is_found_out(
         assert server.objects() == []
         with held(folder, NAME):
             refused(folder)
+
+
+def test_keys_of_a_profile_and_of_a_uri(s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, secret = s3.variables["AWS_ACCESS_KEY_ID"], s3.variables["AWS_SECRET_ACCESS_KEY"]
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    endpoint = quote(s3.variables["AWS_ENDPOINT_URL"].removeprefix("http://"))
+    uri = f"s3://{key}:{quote(secret, safe='')}@{s3.name}/run?scheme=http&region=us-east-1&endpoint_override={endpoint}"
+    assert type(open_records(Folder(uri), NAME)) is ObjectRecords
+    (tmp_path / "credentials").write_text(f"[mine]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    assert type(open_records(Folder(s3.uri("run")), NAME)) is ObjectRecords
