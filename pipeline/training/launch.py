@@ -120,7 +120,7 @@ class TrainingLauncher:
         while not self.ended.wait(POLL_EVERY_S):
             self.log.handle_events(self.channel.take())
             if self.plan.owner.is_lost:
-                raise RunFailed(self.plan.owner.message(self.plan.folder.path))
+                raise RunFailed(self.plan.owner.message())
             if self.plan.cancel is not None and self.plan.cancel.is_set():
                 raise RunCancelled(f"the run in {self.plan.folder.path} was ended after step {self.log.step}")
             for note in (*self.hangs.check(), *self.plan.tracking.notes()):

@@ -84,7 +84,7 @@ class SweepTuner:
                 MonitorCallback.monitor = None
                 records = monitor.close()
             if self.owner.is_lost:
-                raise RunFailed(self.owner.message(self.folder.path))
+                raise RunFailed(self.owner.message())
             if monitor.unfinished:
                 here = f"tune --resume {shlex.quote(str(self.folder.path))}"
                 again = "submit tune RECIPE --resume" if is_in_job_package() else here
