@@ -34,8 +34,8 @@ class DataKeys(BaseModel):
     )
     dataset_prepared_path: str = Field(
         "last_run_prepared",
-        description="Folder of prepared data and scores, a path or a URI (`s3://bucket/prepared`); shared by all runs. On several "
-        "nodes, a URI or a path that all of them share.",
+        description="Folder of prepared data and scores, a path or a URI (`s3://bucket/prepared`); shared by all runs. On "
+        "several nodes, a URI or a path that all of them share.",
     )
     dataset_exact_deduplication: bool = Field(False, description="Keep one of each set of identical rows.")
     excess_length_strategy: Literal["drop", "truncate", "raise"] = Field(
