@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from datasets import Dataset, Value
+from numpy.typing import NDArray
 from trl import KTOTrainer
 
 from strategies.batch.kto_sampler import MismatchedRows, MismatchedSampler, number_prompts
@@ -116,7 +118,7 @@ class AxolotlKTOTrainer(PreferenceTrainer, KTOTrainer, DistributedParallelMixin)
         block = self.args.per_device_eval_batch_size * self.args.world_size
         return MismatchedSampler(len(eval_dataset), block, None, self._prompts_of(eval_dataset))
 
-    def _prompts_of(self, dataset: Any) -> list[int]:
+    def _prompts_of(self, dataset: Any) -> NDArray[np.int64]:
         """Return the prompt id of each row, as `number_prompts`."""
         rows, pictures = dataset.rows, []
         if isinstance(rows, Dataset):
