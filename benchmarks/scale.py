@@ -1,8 +1,9 @@
 """`python -m benchmarks.scale --pairs 1000000`: memory and time of every stage, beside those of `--beside` pairs.
 
 Makes pairs of about 700 tokens, log-normal in length, prepares them with Ray Data, scores them, and trains a tiny model on them
-for `--steps` steps with two workers. The scores are not a model's: a stand-in writes a value for each token that follows from
-its id, and the score stage joins them to a store as it does with those of its actors. All else is what any run does.
+for `--steps` steps with two workers. The scores are not computed by the model, but by a stand-in, which knows that the model
+gives every token the same probability; the score stage joins them to a store as it does with those of its actors. All else is
+what any run does.
 
 Memory is sampled and printed as the peak of a process of each kind: private memory, mapped files, and Ray's object store.
 Pages that several processes map count in equal parts for each (PSS). What writes the pairs and the stand-in's scores isn't
@@ -150,6 +151,7 @@ def show(found: list[Measured], console: Console) -> None:
     for name in found[-1].seconds:
         times.add_row(name, *(_rate(one, name) for one in found))
     times.add_row("workers' start to first step", *(f"{one.until_first_step:.1f} s" for one in found))
+    times.caption = "the scores are from a stand-in for the model: this stage joins, checks and hashes them"
     console.print(times)
     columns = [f"{kind}, {one.pairs:,}" for one in found for kind in ("private", "files", "object store")]
     sizes = Table("stage", "processes", *columns, title="most memory of one process, MiB")

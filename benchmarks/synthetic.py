@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from benchmarks.lengths import log_normal
 
@@ -20,13 +18,18 @@ SYLLABLES = [f"{consonant}{vowel}" for consonant, vowel in itertools.product("bd
 WORDS = [f"{first}{second}" for first, second in itertools.product(SYLLABLES, SYLLABLES)]
 """Each of four letters, and one token."""
 SPECIAL = ("<pad>", "<end>", "<unknown>")
+LOGP = -np.log(len(SPECIAL) + len(WORDS))
+"""What the model of `save_model` gives every token."""
 PAIRS_PER_FILE = 20_000
 POOL = 1 << 18
 """Words of the text of which every prompt and answer is a slice."""
 
 
 def save_model(folder: Path, positions: int) -> None:
-    """Write a Llama of two layers and width 32, with random weights, and a tokenizer of a token a word."""
+    """Write a Llama of two layers and width 32, and a tokenizer of a token a word.
+
+    Its weights are random except for those of the head, which are 0: it gives every token the same probability.
+    """
     # Here, since tasks that write pairs don't need them.
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -39,7 +42,9 @@ def save_model(folder: Path, positions: int) -> None:
     names = dict(zip(("pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
     size = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": positions}
-    tiny_model(tokenizer, **size).save_pretrained(folder)
+    model = tiny_model(tokenizer, **size, tie_word_embeddings=False)
+    model.lm_head.weight.data.zero_()
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -61,17 +66,11 @@ def write_pairs(folder: Path, number: int, pairs: int) -> None:
 
 
 def stage_scores(prepared: Path, staging: Path, part: str, rows: int) -> None:
-    """Stage scores of a prepared part as an actor does, but from `stand_in` in place of a model."""
+    """Stage scores of a prepared part as an actor does, without running the model: they are `LOGP`."""
     from pipeline.reference.score_files import Task, read_rows, write_scores
 
     task = Task(part, 0, rows)
     table = read_rows(prepared, task)
-    logps = zip(*(stand_in(table[name]) for name in ("chosen_ids", "rejected_ids")), strict=True)
-    write_scores(task.staged(staging), table, list(logps), forwards=0)
-
-
-def stand_in(ids: pa.ChunkedArray) -> Iterator[NDArray[np.float32]]:
-    """Yield a log-probability for each token of each row, from -8 to 0, that depends on its id alone."""
-    column: Any = ids.combine_chunks()
-    values = (column.flatten().to_numpy() % 97 / -12).astype(np.float32)
-    return iter(np.split(values, column.offsets.to_numpy()[1:-1] - column.offsets[0].as_py()))
+    lengths = zip(*(pc.list_value_length(table[name]).to_pylist() for name in ("chosen_ids", "rejected_ids")), strict=True)
+    logps = [tuple(np.full(tokens, LOGP, np.float32) for tokens in pair) for pair in lengths]
+    write_scores(task.staged(staging), table, logps, forwards=0)
