@@ -15,15 +15,20 @@ import ray.train
 import torch
 import transformers
 from datasets import Dataset
+from datasets.table import ConcatenationTable, MemoryMappedTable
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from transformers import set_seed
 
 from pipeline.config import RunConfig
 from pipeline.data import Prepared
 from pipeline.data.dates import dated, prints_date
-from pipeline.data.pictures import IMAGES, picture_column
+from pipeline.data.mapped import StoredColumns, map_columns
+from pipeline.data.pictures import IMAGES
+from pipeline.data.store import EVAL, TRAIN
+from pipeline.io.cache import NodeCache
 from pipeline.io.retry import with_retries
 from pipeline.io.storage import is_uri
+from pipeline.reference.score_files import LOGPS
 from pipeline.runs.checkpoints import clean, complete
 from pipeline.runs.export import SyncFoldersCallback, link_watched, put_model, watched_folders
 from pipeline.runs.scratch import open_scratch, remove_scratch, scratch_of
@@ -147,11 +152,9 @@ def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tup
     builder = HFRLTrainerBuilder(cfg, model, _with_day(tokenizer, job.prepared), processor if with_pictures else None)
     builder.extra_arguments = job.sharding
     columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID, *([IMAGES] if with_pictures else [])]
-    # With a fingerprint: to compute one, `datasets` would pickle the table, with several copies in memory.
-    name = f"{job.prepared.fingerprint}-{job.scores.fingerprint if job.scores is not None else ''}"
-    builder.train_dataset = Dataset(_rows(job, "train", columns), fingerprint=f"{name}-train")
+    builder.train_dataset = _rows(job, TRAIN, columns)
     if job.prepared.eval_rows:
-        builder.eval_dataset = Dataset(_rows(job, "eval", columns), fingerprint=f"{name}-eval")
+        builder.eval_dataset = _rows(job, EVAL, columns)
     if not have_pictures(builder.train_dataset):
         # Only evaluation rows may have any: nothing would train the tower, and DDP would wait for its gradients.
         freeze_tower(model)
@@ -205,16 +208,19 @@ def _sync_watched(trainer: Any, cfg: RunConfig, scratch: Path) -> None:
         trainer.add_callback(SyncFoldersCallback(scratch, names, storage.storage_filesystem, storage.experiment_fs_path))
 
 
-def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
-    """Read the prepared rows as one table, with their pictures, and columns of the reference's cached log-probabilities."""
-    rows = job.prepared.read(split, columns)
-    if IMAGES in columns:
-        rows = rows.set_column(columns.index(IMAGES), IMAGES, picture_column(job.prepared.path, rows[IMAGES]))
+def _rows(job: WorkerJob, split: str, columns: list[str]) -> Dataset:
+    """Map the prepared rows, with their pictures, and beside them the columns of the reference's cached log-probabilities."""
+    cache = NodeCache.of(job.cfg.ray)
+    kind = {TRAIN: "training", EVAL: "evaluation"}[split]
+    pictures = job.prepared.path if IMAGES in columns else None
+    parts = [StoredColumns.of(job.prepared, split, columns, f"the {kind} rows", pictures)]
     if job.scores is not None:
-        scores = job.scores.read(split)
-        for name in scores.column_names:
-            rows = rows.append_column(name, scores[name])
-    return rows
+        parts.append(StoredColumns.of(job.scores, split, LOGPS, f"the reference's log-probabilities of the {kind} rows"))
+    # As files: a data-loader process that isn't forked maps them too, where it would get a copy of a table.
+    tables = [MemoryMappedTable.from_file(str(map_columns(cache, part, beat))) for part in parts]
+    # With a fingerprint: `datasets` would hash the table to compute one.
+    fingerprint = "-".join([*(part.key for part in parts), split])
+    return Dataset(ConcatenationTable.from_tables(tables, axis=1), fingerprint=fingerprint)
 
 
 def _scratch_folder(job: WorkerJob) -> tuple[Path, int | None]:
