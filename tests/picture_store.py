@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from pipeline.data.fingerprint import FORMAT_VERSION, digest
 from pipeline.data.pictures import IMAGES, picture_path
 from pipeline.data.store import CHECKSUM, COUNTS, MANIFEST, Prepared, checksum, open_store
-from pipeline.io.atomic import write_json
 from pipeline.io.digests import as_written
+from pipeline.io.storage import Folder
 from tests.laws.vision import prepared_pictures
 from tests.tiny_vision import Vision
 
@@ -53,7 +53,7 @@ def picture_store(root: Path, vision: Vision, train: int = 16, evaluated: int = 
         "inputs": {},
         "pictures": len(names),
     }
-    write_json({**manifest, CHECKSUM: checksum(manifest)}, folder / MANIFEST)
+    Folder(folder).write_json(MANIFEST, {**manifest, CHECKSUM: checksum(manifest)})
     store = open_store(folder)
     assert store is not None
     return store

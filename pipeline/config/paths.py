@@ -7,7 +7,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.sharding import STAGES
-from pipeline.errors import UserError
 from pipeline.io.storage import is_uri, locate
 
 if TYPE_CHECKING:
@@ -39,16 +38,11 @@ def absolute_paths(cfg: Config) -> Config:
     too: they name the source of a row, so they are part of the fingerprint of the prepared data.
 
     Raises:
-        UserError: for prepared data at a URI.
+        UserError: as `locate`.
     """
     # Ray deletes the package that a job runs in, and relative outputs with it.
     outputs = lasting_outputs(cfg) if is_in_job_package() else {name: getattr(cfg, name) for name in OUTPUTS}
     changed: dict[str, Any] = {name: str(locate(location)) for name, location in outputs.items()}
-    if is_uri(prepared := changed["dataset_prepared_path"]):
-        raise UserError(
-            f"dataset_prepared_path: must be a folder that all nodes share, got the URI {prepared!r}; "
-            "only output_dir may be one"
-        )
     for name in IF_THERE:
         value = getattr(cfg, name)
         # A value that is no path here may be a hub id.

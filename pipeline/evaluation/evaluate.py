@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data import prepare
-from pipeline.data.pictures import IMAGES, picture_path
-from pipeline.data.store import EVAL, TRAIN, open_store
+from pipeline.data.pictures import IMAGES
+from pipeline.data.store import EVAL, TRAIN, open_store, prepared_root
 from pipeline.errors import UserError
 from pipeline.evaluation.generate_on_ray import Prompt, SamplingOptions, answer_prompts, check_sampling
 from pipeline.evaluation.pairs import PAIR_METRICS, pair_values
@@ -18,6 +18,7 @@ from pipeline.evaluation.resolve_models import Subject, find_subject, with_data
 from pipeline.evaluation.result import Evaluation
 from pipeline.evaluation.rewards import Judge, add_rewards, load_judges
 from pipeline.evaluation.statistics import estimates
+from pipeline.io.storage import inside
 from pipeline.ray.session import init_ray
 from pipeline.reference import check_pictures
 from pipeline.ui.display import Display
@@ -132,15 +133,13 @@ def _rows(
     subject: Subject, data: Sequence[str], type_: str | None, split: str | None, display: Display
 ) -> tuple[Prepared, str]:
     """Return the prepared data to evaluate on, and the name of their split."""
-    from pathlib import Path
-
     if data:
         # Under TRAIN: `with_data` splits nothing off, so all rows are there.
         return prepare(with_data(subject.cfg, data, type_, split), progress=display.progress), TRAIN
     if subject.prepared is None:
         raise UserError(f"--data: {subject.name!r} is no run, so it has no evaluation rows; give pairs")
     # By the run's own fingerprint, which also finds rows whose source files are gone.
-    store = open_store(Path(subject.cfg.dataset_prepared_path) / subject.prepared)
+    store = open_store(prepared_root(subject.cfg.dataset_prepared_path).subfolder(subject.prepared))
     prepared = store or prepare(subject.cfg, progress=display.progress)
     if not prepared.eval_rows:
         raise UserError(f"--data: the run in {subject.name!r} has no evaluation rows (val_set_size, test_datasets); give pairs")
@@ -172,7 +171,7 @@ def _prompts(prepared: Prepared, split: str, number: int) -> Iterator[Prompt]:
         columns_of_row = json.loads(row["row"]) if kind == "prompt" else {}
         # Messages where the row has them: reward functions receive prompts as in training.
         content = columns_of_row.pop("prompt", row["prompt"])
-        images = tuple(str(picture_path(prepared.path, name)) for name in row.get(IMAGES) or ())
+        images = tuple(str(inside(prepared.path, f"{IMAGES}/{name}")) for name in row.get(IMAGES) or ())
         if pictures:
             # For reward functions, as TRL gives them; as paths, which cost nothing where none is opened.
             columns_of_row[IMAGES] = list(images)

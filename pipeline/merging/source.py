@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.config import RunConfig, parse_saved, parse_yaml
 from pipeline.config.trust import refuse_code_of_run
-from pipeline.data.store import EVAL, TRAIN, Prepared, open_store
+from pipeline.data.store import EVAL, TRAIN, Prepared, open_store, prepared_root
 from pipeline.errors import UserError
 from pipeline.io.storage import Folder, Location, fetch, inside, is_uri, locate
 from pipeline.runs.finished import finished_run, holds_run
@@ -122,7 +122,7 @@ def _refuse_what_is_no_adapter(given: str, where: Location) -> None:
 
 def _of_run(given: str, folder: RunFolder, state: dict[str, Any], cfg: RunConfig, adapter: Path, base: str | None) -> Source:
     # Unverified: a few rows to compare on, whatever became of the others.
-    prepared = open_store(Path(cfg.dataset_prepared_path, state["prepared"]), verify=False)
+    prepared = open_store(prepared_root(cfg.dataset_prepared_path).subfolder(state["prepared"]), verify=False)
     if base is not None:
         cfg = cfg.model_copy(update={"base_model": base})
     return Source(given, cfg, adapter, inside(folder.path, MERGED), state.get("base"), prepared)

@@ -14,26 +14,23 @@ import datasets
 import ray.train
 import torch
 import transformers
-from datasets import Dataset
-from datasets.table import ConcatenationTable, MemoryMappedTable
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from transformers import set_seed
 
 from pipeline.config import RunConfig
 from pipeline.data import Prepared
 from pipeline.data.dates import dated, prints_date
-from pipeline.data.mapped import StoredColumns, map_columns
 from pipeline.data.pictures import IMAGES
 from pipeline.data.store import EVAL, TRAIN
 from pipeline.io.cache import NodeCache
 from pipeline.io.retry import with_retries
 from pipeline.io.storage import is_uri
-from pipeline.reference.score_files import LOGPS
 from pipeline.runs.checkpoints import clean, complete
 from pipeline.runs.export import SyncFoldersCallback, link_watched, put_model, watched_folders
 from pipeline.runs.scratch import open_scratch, remove_scratch, scratch_of
 from pipeline.training.heartbeat import attach, beat
 from pipeline.training.job import WorkerJob
+from pipeline.training.mapped_rows import map_rows
 from pipeline.training.worker_callbacks import Attempt, HeartbeatCallback, RayReportCallback, last_step, note_step
 from pipeline.training.worker_checkpoints import WorkerCheckpoints
 from strategies.builder import HFRLTrainerBuilder
@@ -152,9 +149,10 @@ def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tup
     builder = HFRLTrainerBuilder(cfg, model, _with_day(tokenizer, job.prepared), processor if with_pictures else None)
     builder.extra_arguments = job.sharding
     columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID, *([IMAGES] if with_pictures else [])]
-    builder.train_dataset = _rows(job, TRAIN, columns)
+    cache = NodeCache.of(cfg.ray)
+    builder.train_dataset = map_rows(cache, job.prepared, job.scores, TRAIN, columns)
     if job.prepared.eval_rows:
-        builder.eval_dataset = _rows(job, EVAL, columns)
+        builder.eval_dataset = map_rows(cache, job.prepared, job.scores, EVAL, columns)
     if not have_pictures(builder.train_dataset):
         # Only evaluation rows may have any: nothing would train the tower, and DDP would wait for its gradients.
         freeze_tower(model)
@@ -206,21 +204,6 @@ def _sync_watched(trainer: Any, cfg: RunConfig, scratch: Path) -> None:
     if names and is_uri(cfg.output_dir):
         storage = ray.train.get_context().get_storage()
         trainer.add_callback(SyncFoldersCallback(scratch, names, storage.storage_filesystem, storage.experiment_fs_path))
-
-
-def _rows(job: WorkerJob, split: str, columns: list[str]) -> Dataset:
-    """Map the prepared rows, with their pictures, and beside them the columns of the reference's cached log-probabilities."""
-    cache = NodeCache.of(job.cfg.ray)
-    kind = {TRAIN: "training", EVAL: "evaluation"}[split]
-    pictures = job.prepared.path if IMAGES in columns else None
-    parts = [StoredColumns.of(job.prepared, split, columns, f"the {kind} rows", pictures)]
-    if job.scores is not None:
-        parts.append(StoredColumns.of(job.scores, split, LOGPS, f"the reference's log-probabilities of the {kind} rows"))
-    # As files: a data-loader process that isn't forked maps them too, where it would get a copy of a table.
-    tables = [MemoryMappedTable.from_file(str(map_columns(cache, part, beat))) for part in parts]
-    # With a fingerprint: `datasets` would hash the table to compute one.
-    fingerprint = "-".join([*(part.key for part in parts), split])
-    return Dataset(ConcatenationTable.from_tables(tables, axis=1), fingerprint=fingerprint)
 
 
 def _scratch_folder(job: WorkerJob) -> tuple[Path, int | None]:

@@ -103,7 +103,7 @@ class MemoryEstimate:
     undivided: int | None = None
     """The total under DDP, where the model is divided."""
     rows: int = 0
-    """The prepared rows, where they are known."""
+    """Lengths and order of the prepared rows, where these are known; the rows themselves are mapped from files."""
     notes: tuple[str, ...] = ()
     """What could not be computed, and what was done instead."""
 
