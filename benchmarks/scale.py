@@ -30,6 +30,8 @@ from benchmarks.memory import Memory, MemoryWatch
 from pipeline import prepare, score, train
 from pipeline.config import RunConfig, parse_config
 from pipeline.data import Prepared
+from pipeline.data.staged_parts import STAGING
+from pipeline.data.store import prepared_root
 from pipeline.ray.session import init_ray
 from pipeline.reference.plan import make_plan
 from pipeline.reference.precision import resolve_precision
@@ -38,6 +40,8 @@ from pipeline.runs.metrics import MetricsFile
 
 SEQUENCE_LEN = 4096
 WORKERS = 2
+TASKS = 8
+"""That stage the scores."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +137,9 @@ def write_pairs(folder: Path, pairs: int) -> None:
 def stage_scores(cfg: RunConfig, prepared: Prepared) -> None:
     """Stage the stand-in's scores where the score stage looks for those of its actors."""
     plan = make_plan(cfg, prepared, resolve_precision(cfg, False))
-    staging = Path(cfg.dataset_prepared_path) / "reference" / plan.fingerprint / "staging"
-    staging.mkdir(parents=True)
-    ray.get([_stage_scores.remote(prepared.path, staging, part, rows) for part, rows in plan.parts.items()])
+    staging = prepared_root(cfg.dataset_prepared_path).subfolder(f"reference/{plan.fingerprint}/{STAGING}")
+    parts = list(plan.parts.items())
+    ray.get([_stage_scores.remote(prepared, staging.carried(), dict(parts[start::TASKS])) for start in range(TASKS)])
 
 
 def until_first_step(cfg: RunConfig) -> float:

@@ -11,6 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.lengths import log_normal
+from pipeline.data import Prepared
+from pipeline.io.storage import Folder
+from pipeline.reference.score_files import Task, read_rows, write_scores
 
 __all__ = ["PAIRS_PER_FILE", "save_model", "stage_scores", "write_pairs"]
 
@@ -65,12 +68,10 @@ def write_pairs(folder: Path, number: int, pairs: int) -> None:
     pq.write_table(pa.table(columns), folder / f"pairs-{number:05d}.parquet", row_group_size=2_000)
 
 
-def stage_scores(prepared: Path, staging: Path, part: str, rows: int) -> None:
-    """Stage scores of a prepared part as an actor does, without running the model: they are `LOGP`."""
-    from pipeline.reference.score_files import Task, read_rows, write_scores
-
-    task = Task(part, 0, rows)
-    table = read_rows(prepared, task)
-    lengths = zip(*(pc.list_value_length(table[name]).to_pylist() for name in ("chosen_ids", "rejected_ids")), strict=True)
-    logps = [tuple(np.full(tokens, LOGP, np.float32) for tokens in pair) for pair in lengths]
-    write_scores(task.staged(staging), table, logps, forwards=0)
+def stage_scores(prepared: Prepared, staging: Folder, parts: dict[str, int]) -> None:
+    """Stage scores of prepared parts (name -> rows) as an actor does, without running the model: they are `LOGP`."""
+    for part, rows in parts.items():
+        table = read_rows(prepared, part)
+        lengths = zip(*(pc.list_value_length(table[name]).to_pylist() for name in ("chosen_ids", "rejected_ids")), strict=True)
+        logps = [tuple(np.full(tokens, LOGP, np.float32) for tokens in pair) for pair in lengths]
+        write_scores(staging, Task(part, 0, rows).staged, table, logps, forwards=0)
