@@ -117,7 +117,7 @@ def config_of(folder: Path, steps: int) -> RunConfig:
             "logging_steps": 1,
             "save_strategy": "no",
             "output_dir": str(folder / "run"),
-            "ray": {"num_workers": WORKERS},
+            "ray": {"num_workers": WORKERS, "cache_dir": str(folder / "cache")},
         }
     )
 
