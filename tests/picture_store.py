@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.fingerprint import FORMAT_VERSION, digest
-from pipeline.data.pictures import IMAGES, picture_path
+from pipeline.data.pictures import IMAGES, list_pictures, picture_path
 from pipeline.data.store import CHECKSUM, COUNTS, MANIFEST, Prepared, checksum, open_store
 from pipeline.io.digests import as_written
 from pipeline.io.storage import Folder
@@ -52,6 +52,7 @@ def picture_store(root: Path, vision: Vision, train: int = 16, evaluated: int = 
         "files": sorted(files, key=lambda entry: entry["file"]),
         "inputs": {},
         "pictures": len(names),
+        "picture_list": list_pictures(Folder(folder), names),
     }
     Folder(folder).write_json(MANIFEST, {**manifest, CHECKSUM: checksum(manifest)})
     store = open_store(folder)

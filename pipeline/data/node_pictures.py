@@ -42,7 +42,9 @@ def pictures_on_node(cache: NodeCache, prepared: Prepared, beat: Callable[[], No
         for name, data in zip(names, ahead(lambda name: read({"file": f"{IMAGES}/{name}"}), names), strict=True):
             # Its name is the hash of its bytes.
             if hashlib.blake2b(data, digest_size=16).hexdigest() != Path(name).stem:
-                raise UserError(f"dataset_prepared_path: {prepared.path} doesn't hold {WHAT} as they were written: {name}")
+                raise UserError(
+                    f"dataset_prepared_path: {prepared.path} doesn't hold {WHAT} as they were written: {IMAGES}/{name}"
+                )
             (folder / IMAGES / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / IMAGES / name).write_bytes(data)
             beat()

@@ -59,16 +59,21 @@ class StagedRows:
         tables = ahead(lambda part: staging.read_table(part["part"], columns), parts)
         # Without the metadata, which holds each part's summary and would be kept of the first part only.
         whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
-        # V16 compares and sorts bytes; numpy's `S16` would drop trailing zero bytes.
-        hashes, prompts = (np.frombuffer(b"".join(whole[name].to_pylist()), dtype="V16") for name in ("hash", "prompt_hash"))
         return cls(
-            hashes,
-            prompts,
+            _bytes(whole["hash"]),
+            _bytes(whole["prompt_hash"]),
             # Row -> its part, since the columns of all parts are concatenated.
             np.repeat(np.arange(len(parts), dtype=np.int32), [part["rows"] for part in parts]),
             whole["row_number"].to_numpy(),
             {name: whole[f"{name}_length"].to_numpy() for name in names},
         )
+
+
+def _bytes(column: pa.ChunkedArray) -> NDArray[np.void]:
+    """Return a column of 16 bytes a row, of which Python's objects would take five times as many."""
+    array = column.combine_chunks()
+    # V16 compares and sorts bytes; numpy's `S16` would drop trailing zero bytes.
+    return np.frombuffer(array.buffers()[1], "V16", len(array), 16 * array.offset)
 
 
 @dataclass(frozen=True)

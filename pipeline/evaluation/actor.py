@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,9 @@ class AnswerActor:
         self._answerer: Any = None
 
     def run(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Answer `task["prompts"]` (token ids) about `task["images"]` (paths) as one batch, sampled with `task["seed"]`.
+        """Answer `task["prompts"]` (token ids) as one batch, sampled with `task["seed"]`.
+
+        `task["images"]` are the pictures of each prompt: paths, or bytes in base64.
 
         Returns:
             `index` of the task, and `answers`: per prompt `policy` and `reference` (fields of `inference.generation.Answer`,
@@ -55,7 +58,7 @@ class AnswerActor:
         if self._answerer is None:
             self._answerer = self._load()
         sampling = inference.Sampling(self.job.max_new_tokens, self.job.temperature, self.job.top_p)
-        pictures = [{"images": paths} for paths in task["images"]] if self.job.pictures else []
+        pictures = [{"images": [*map(_received, images)]} for images in task["images"]] if self.job.pictures else []
         pairs = self._answerer.answer(task["prompts"], sampling, task["seed"], pictures)
         # The mean log-ratio estimates KL(policy || reference) only over samples from the policy itself.
         ratios: list[float | None] = [None] * len(pairs)
@@ -83,3 +86,7 @@ class AnswerActor:
             return inference.Answerer(job.policy, job.reference, tokenizer, device, autocast, vision)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def _received(image: str | dict[str, str]) -> str | bytes:
+    return image if isinstance(image, str) else base64.b64decode(image["base64"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.data import prepare
+from pipeline.data.mapped import read_checked
 from pipeline.data.pictures import IMAGES
 from pipeline.data.store import EVAL, TRAIN, open_store, prepared_root
 from pipeline.errors import UserError
@@ -18,7 +20,6 @@ from pipeline.evaluation.resolve_models import Subject, find_subject, with_data
 from pipeline.evaluation.result import Evaluation
 from pipeline.evaluation.rewards import Judge, add_rewards, load_judges
 from pipeline.evaluation.statistics import estimates
-from pipeline.io.storage import inside
 from pipeline.ray.session import init_ray
 from pipeline.reference import check_pictures
 from pipeline.ui.display import Display
@@ -171,11 +172,18 @@ def _prompts(prepared: Prepared, split: str, number: int) -> Iterator[Prompt]:
         columns_of_row = json.loads(row["row"]) if kind == "prompt" else {}
         # Messages where the row has them: reward functions receive prompts as in training.
         content = columns_of_row.pop("prompt", row["prompt"])
-        images = tuple(str(inside(prepared.path, f"{IMAGES}/{name}")) for name in row.get(IMAGES) or ())
+        images = tuple(_picture(prepared, name) for name in row.get(IMAGES) or ())
         if pictures:
-            # For reward functions, as TRL gives them; as paths, which cost nothing where none is opened.
+            # For reward functions, as TRL gives them; as paths where there are any, which cost nothing where none is opened.
             columns_of_row[IMAGES] = list(images)
         yield Prompt(row["prompt_ids"], row["prompt"], content, row["source"], columns_of_row, images)
+
+
+def _picture(prepared: Prepared, name: str) -> str | bytes:
+    """Return the path of a picture; of a store at a URI its bytes, since only a few are asked about."""
+    if prepared.folder.is_local:
+        return str(Path(prepared.folder.path, IMAGES, name))
+    return read_checked(prepared.folder, {"file": f"{IMAGES}/{name}"}, "the pictures of the rows")
 
 
 def _result(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,8 +57,8 @@ class Prompt:
     source: str = ""
     columns: dict[str, Any] | None = None
     """Other columns of its row."""
-    images: tuple[str, ...] = ()
-    """Paths of its pictures, in the order of their placeholders."""
+    images: tuple[str | bytes, ...] = ()
+    """Paths or bytes of its pictures, in the order of their placeholders."""
 
 
 def answer_prompts(
@@ -95,7 +96,7 @@ def answer_prompts(
         str(index): {
             "index": index,
             "prompts": [prompt.ids for prompt in batch],
-            "images": [list(prompt.images) for prompt in batch],
+            "images": [[_sent(image) for image in prompt.images] for prompt in batch],
             "seed": options.seed + index,
         }
         for index, batch in enumerate(batches)
@@ -109,6 +110,11 @@ def answer_prompts(
     # Batches complete in any order.
     answers = [answer for index in range(len(batches)) for answer in results[index]]
     return pandas.DataFrame([_row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])
+
+
+def _sent(image: str | bytes) -> str | dict[str, str]:
+    """Return a path, or bytes as JSON takes them."""
+    return image if isinstance(image, str) else {"base64": base64.b64encode(image).decode()}
 
 
 def _row(prompt: Prompt, answer: dict[str, Any]) -> dict[str, Any]:

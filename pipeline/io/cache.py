@@ -38,6 +38,8 @@ DEFAULT = "~/.cache/prefray"
 FREE_SHARE = 0.8
 """Part of the disk's free bytes that a cache without a size may fill, what it holds already counted as free."""
 LISTING = ".prefray.json"
+MOST_SYNCED = 1000
+"""Files of an entry that are waited for until they are on the disk: more are pictures, whose zeros can't be decoded."""
 POLL_S = 0.1
 _IN_USE: dict[Path, int] = {}
 """Entry -> descriptor of its shared lock, which is held until the process ends."""
@@ -113,7 +115,11 @@ class NodeCache:
         partial = self._reserve(folder, item)
         try:
             item.fill(partial)
-            files = {str(file.relative_to(partial)): _state(file) for file in partial.rglob("*") if file.is_file()}
+            paths = [path for path in partial.rglob("*") if path.is_file()]
+            # A machine that loses its power may find a file of the right size, and zeros in it.
+            for path in paths[:MOST_SYNCED]:
+                _sync(path)
+            files = {str(path.relative_to(partial)): _state(path) for path in paths}
             listing = {"bytes": sum(size for size, _ in files.values()), "files": files}
             (partial / LISTING).write_text(json.dumps(listing))
             partial.rename(folder)
@@ -187,6 +193,14 @@ class NodeCache:
 
 def _beside(folder: Path, suffix: str) -> Path:
     return folder.with_name(f"{folder.name}.{suffix}")
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _state(file: Path) -> list[int]:

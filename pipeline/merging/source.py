@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ class Source:
 def _rows(prepared: Prepared) -> tuple[list[list[int]], str]:
     split, name = (EVAL, "evaluation") if prepared.eval_rows else (TRAIN, "training")
     columns = ["prompt_ids", *COMPLETIONS[prepared.manifest["kind"]]]
-    table = prepared.read(split, columns).slice(0, ROWS)
-    rows = [[token for column in columns for token in row[column]][:TOKENS] for row in table.to_pylist()]
+    # Part by part: no more are read than are needed.
+    first = (row for table in prepared.tables(split, columns) for row in table.slice(0, ROWS).to_pylist())
+    rows = [[token for column in columns for token in row[column]][:TOKENS] for row in islice(first, ROWS)]
     return rows, f"{name} rows of the run"
 
 

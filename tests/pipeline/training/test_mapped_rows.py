@@ -19,6 +19,7 @@ from datasets import Dataset
 from pipeline.data import Prepared
 from pipeline.data.mapped import StoredColumns, map_columns, open_mapped
 from pipeline.data.pictures import IMAGES, picture_column
+from pipeline.data.store import open_store
 from pipeline.errors import UserError
 from pipeline.io.cache import NodeCache
 from pipeline.io.digests import as_written
@@ -31,6 +32,7 @@ from strategies.dataset_rows import ID_COLUMNS, ROW_ID
 from tests.laws.runs import losses, trained
 from tests.picture_store import picture_store
 from tests.pipeline.data.conftest import make_config, prepare_here, write_jsonl
+from tests.s3 import Bucket
 from tests.tiny import labelled, pairs, tiny_tokenizer
 from tests.tiny_vision import llava
 
@@ -122,6 +124,27 @@ def test_law_mapped_pictures_are_those_of_the_store(tmp_path: Path) -> None:
     assert all(Path(picture["path"]).exists() for row in mapped for picture in row[IMAGES])
 
 
+def test_a_store_in_a_bucket_comes_to_the_node_with_its_pictures(tmp_path: Path, s3: Bucket) -> None:
+    local, there = picture_store(tmp_path, llava()), Folder(s3.uri("prepared"))
+    for file in local.folder.files():
+        there.write_bytes(f"{local.fingerprint}/{file}", local.folder.read_bytes(file))
+    prepared = open_store(there.subfolder(local.fingerprint))
+    assert prepared is not None
+    columns, cache = [*ID_COLUMNS["pair"], ROW_ID, IMAGES], NodeCache(tmp_path / "cache")
+    # As workers get it, with keys of their own.
+    mapped = map_rows(cache, pickle.loads(pickle.dumps(prepared)), None, "train", columns)
+    shown = [[Path(picture["path"]) for picture in row[IMAGES]] for row in mapped]
+    of_store = map_rows(NodeCache(tmp_path / "local"), local, None, "train", columns)
+    assert mapped.remove_columns(IMAGES).to_list() == of_store.remove_columns(IMAGES).to_list()
+    assert all(path.is_relative_to(cache.root) for row in shown for path in row) and any(shown)
+    read = [[Path(picture["path"]).read_bytes() for picture in row[IMAGES]] for row in of_store]
+    assert [[path.read_bytes() for path in row] for row in shown] == read
+    picture = next(file for file in local.folder.files("images/"))
+    there.write_bytes(f"{local.fingerprint}/{picture}", b"another writer's")
+    with pytest.raises(UserError, match=f"dataset_prepared_path: .*the pictures of the rows as they were written: .*{picture}"):
+        map_rows(NodeCache(tmp_path / "other"), prepared, None, "train", columns)
+
+
 def test_a_second_run_finds_the_rows_there(tmp_path: Path) -> None:
     prepared, cache = prepared_rows(tmp_path), NodeCache(tmp_path / "cache")
     columns = StoredColumns.of(prepared, "train", [*ID_COLUMNS["pair"], ROW_ID], "the training rows")
@@ -141,7 +164,7 @@ def test_a_part_that_is_not_what_was_written(tmp_path: Path, harm: str) -> None:
     else:
         file.unlink()
     problem = {"cut": "has 100 bytes", "changed": "has|was changed", "missing": "is missing"}[harm]
-    with pytest.raises(UserError, match=f"dataset_prepared_path: .*the training rows as .* {file.name}: ({problem})"):
+    with pytest.raises(UserError, match=f"dataset_prepared_path: .*the training rows as .*{file.name}: ({problem})"):
         map_rows(cache, prepared, None, "train", list(ID_COLUMNS["pair"]))
     assert not [entry for entry in cache.root.iterdir() if entry.is_dir()]
 
