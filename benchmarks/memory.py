@@ -56,16 +56,20 @@ class MemoryWatch:
             thread.join()
 
     def _sample_until(self, done: threading.Event) -> None:
-        me = psutil.Process()
+        self._sample()
         while not done.wait(SAMPLE_EVERY_S):
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    group = "driver" if process == me else _group(process)
-                    if group is not None:
-                        self.peaks[group] = self.peaks.get(group, Memory()).most(_memory(process.pid))
-                # It has ended meanwhile.
-                except (psutil.NoSuchProcess, OSError):
-                    continue
+            self._sample()
+
+    def _sample(self) -> None:
+        me = psutil.Process()
+        for process in [me, *me.children(recursive=True)]:
+            try:
+                group = "driver" if process == me else _group(process)
+                if group is not None:
+                    self.peaks[group] = self.peaks.get(group, Memory()).most(_memory(process.pid))
+            # It has ended meanwhile.
+            except (psutil.NoSuchProcess, OSError):
+                continue
 
 
 def _group(process: psutil.Process) -> str | None:
