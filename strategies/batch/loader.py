@@ -124,6 +124,12 @@ def row_lengths(rows: Any, columns: Sequence[str]) -> NDArray[np.int64]:
     return np.concatenate([np.stack(part, axis=1) for part in parts])
 
 
+def each_ids(rows: Any, column: str) -> Iterator[NDArray[Any]]:
+    """Yield the token ids of a column of each row, shape (tokens,)."""
+    for (part,) in _parts(rows, [column]):
+        yield from np.split(_values(part), np.cumsum(_list_lengths(part))[:-1])
+
+
 def check_positions(lengths: NDArray[np.int64], config: Any, max_length: int | None, name: str) -> None:
     """Check that a model with learned positions has one for every token.
 
