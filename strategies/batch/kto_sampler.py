@@ -53,7 +53,7 @@ class MismatchedSampler(Sampler[Index]):
         self, rows: int, block: int, seed: int | None, prompts: Sequence[int] | NDArray[np.int64] | None = None
     ) -> None:
         self.rows, self.block, self.seed = rows, block, seed
-        self._prompts = range(rows) if prompts is None else prompts
+        self._prompts: Sequence[int] | NDArray[np.int64] = range(rows) if prompts is None else prompts
         # Two rows of different prompts: whatever a row's prompt is, one of them has another.
         first = self._prompts[0] if rows else 0
         other = next((row for row in range(rows) if self._prompts[row] != first), None)
