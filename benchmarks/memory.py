@@ -13,9 +13,8 @@ import psutil
 __all__ = ["GROUPS", "Memory", "MemoryWatch"]
 
 SAMPLE_EVERY_S = 0.5
-GROUPS = {"ray::RayTrainWorker": "workers", "ray::": "Ray Data and actors", "raylet": "Ray's node"}
+GROUPS = {"ray::RayTrainWorker": "workers", "ray::": "tasks and actors", "raylet": "raylet"}
 """Beginning of a process's title -> its group; the first that fits. `driver` is this process; others aren't counted."""
-FIELDS = ("Pss_Anon", "Pss_File", "Pss_Shmem")
 
 
 @dataclass(frozen=True)
@@ -24,17 +23,12 @@ class Memory:
 
     private: int = 0
     """Its own: what is in no file."""
-    files: int = 0
-    """Mapped files: rows and scores, and libraries. The system takes their pages back when memory runs short."""
-    store: int = 0
-    """Ray's object store, and other memory that processes share."""
+    shared: int = 0
+    """Mapped files (rows, scores, libraries) and Ray's object store."""
 
     def most(self, other: Memory) -> Memory:
         """Return the larger value of each."""
-        return Memory(*(max(pair) for pair in zip(self._values(), other._values(), strict=True)))
-
-    def _values(self) -> tuple[int, int, int]:
-        return self.private, self.files, self.store
+        return Memory(max(self.private, other.private), max(self.shared, other.shared))
 
 
 @dataclass
@@ -81,4 +75,4 @@ def _group(process: psutil.Process) -> str | None:
 def _memory(pid: int) -> Memory:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-    return Memory(*(sizes[name] for name in FIELDS))
+    return Memory(sizes["Pss_Anon"], sizes["Pss_File"] + sizes["Pss_Shmem"])

@@ -5,9 +5,9 @@ for `--steps` steps with two workers. The scores are not computed by the model, 
 gives every token the same probability; the score stage joins them to a store as it does with those of its actors. All else is
 what any run does.
 
-Memory is sampled and printed as the peak of a process of each kind: private memory, mapped files, and Ray's object store.
-Pages that several processes map count in equal parts for each (PSS). What writes the pairs and the stand-in's scores isn't
-measured.
+Memory is sampled, and printed as the peak of one process of each kind: private memory, and what it shares as mapped files and
+in Ray's object store, of which pages that several processes map count in equal parts for each (PSS). Writing the pairs and the
+stand-in's scores is not measured.
 """
 
 from __future__ import annotations
@@ -157,14 +157,14 @@ def show(found: list[Measured], console: Console) -> None:
     times.add_row("workers' start to first step", *(f"{one.until_first_step:.1f} s" for one in found))
     times.caption = "the scores are from a stand-in for the model: this stage joins, checks and hashes them"
     console.print(times)
-    columns = [f"{kind}, {one.pairs:,}" for one in found for kind in ("private", "files", "object store")]
+    columns = [f"{kind}, {one.pairs:,}" for one in found for kind in ("private", "shared")]
     sizes = Table("stage", "processes", *columns, title="most memory of one process, MiB")
     if len(found) > 1:
         sizes.add_column("private, more")
     for name, groups in found[-1].memory.items():
         for group in groups:
             peaks = [one.memory[name].get(group, Memory()) for one in found]
-            cells = [_mib(size) for peak in peaks for size in (peak.private, peak.files, peak.store)]
+            cells = [_mib(size) for peak in peaks for size in (peak.private, peak.shared)]
             more = [_mib(peaks[-1].private - peaks[0].private)] * (len(found) > 1)
             sizes.add_row(name, group, *cells, *more)
     console.print(sizes)
