@@ -72,7 +72,7 @@ def probe_request(cfg: RunConfig | None, *, with_resources: bool) -> ProbeReques
             paths = [_as_tasks_read_it(dataset.path) for dataset in getattr(cfg, name) or []]
             resources += [Resource(f"{name}.{index}", path, "data") for index, path in enumerate(paths)]
     folders = {key: folder.carried() for key, folder in _folders_of(cfg).items()}
-    return ProbeRequest(run, folders, tuple(resources), Plugins.of(cfg))
+    return ProbeRequest(run, folders, tuple(resources), Plugins.of(cfg), cfg.ray)
 
 
 def _as_tasks_read_it(path: str) -> str:

@@ -54,7 +54,7 @@ class Item:
     what: str
     """Names it in messages, in the plural: "the training rows"."""
     size: Callable[[], int]
-    """Returns the bytes that it will take, roughly; called only if it must be filled."""
+    """Returns the bytes that it will take, roughly; called only if it must be filled. May raise UserError."""
     fill: Callable[[Path], None]
     """Writes its files into an empty folder; may raise OSError for that folder's disk, and UserError for anything else."""
 
@@ -71,6 +71,15 @@ class NodeCache:
         """Return the cache of this node, by the recipe's `ray.cache_dir` and `ray.cache_size`."""
         root = keys.cache_dir or os.environ.get(CACHE_VARIABLE) or DEFAULT
         return cls(Path(os.path.expanduser(root)).absolute(), keys.cache_bytes)
+
+    def problem(self) -> str | None:
+        """Return why no entry can be made here; None where it can."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            os.close(_lock(self.root / ".lock", fcntl.LOCK_EX))
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
 
     def get(self, item: Item, beat: Callable[[], None] = lambda: None) -> Path:
         """Return the folder of an entry, filled if it is absent or damaged; it stays until this process ends.
@@ -132,7 +141,7 @@ class NodeCache:
         with _locked(self.root / ".lock"):
             # A damaged one may be mapped by others still, whose pages outlive the names of its files.
             _remove(folder)
-            for partial in self.root.glob("*.partial"):
+            for partial in self._partials():
                 self._remove_leftover(partial, folder)
             evictable = self._least_recent()
             while not self._fits(size):
@@ -152,6 +161,10 @@ class NodeCache:
         with suppress(BlockingIOError), _locked(self.root / f"{key}.fill", fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(partial)
 
+    def _partials(self) -> list[Path]:
+        # By their whole names: the folder may hold what is somebody else's.
+        return [path for path in self.root.iterdir() if re.fullmatch(r"[\w-]+\.\d+\.partial", path.name)]
+
     def _entries(self) -> list[Path]:
         return [listing.parent for listing in self.root.glob(f"*/{LISTING}") if "." not in listing.parent.name]
 
@@ -160,7 +173,7 @@ class NodeCache:
 
     def _taken(self) -> int:
         """Return the bytes of all entries, and those reserved for what is being filled."""
-        reserved = sum(int(partial.name.split(".")[1]) for partial in self.root.glob("*.partial"))
+        reserved = sum(int(partial.name.split(".")[1]) for partial in self._partials())
         return reserved + sum(_listing(entry).get("bytes", 0) for entry in self._entries())
 
     def _fits(self, size: int) -> bool:
