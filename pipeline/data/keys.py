@@ -32,7 +32,11 @@ class DataKeys(BaseModel):
         description="Evaluation rows split off the training data: a fraction below 1, else a number of rows. Rows with the "
         "same prompt stay together, so there may be a few more.",
     )
-    dataset_prepared_path: str = Field("last_run_prepared", description="Folder of prepared data; shared by all runs.")
+    dataset_prepared_path: str = Field(
+        "last_run_prepared",
+        description="Folder of prepared data and scores, a path or a URI (`s3://bucket/prepared`); shared by all runs. On "
+        "several nodes, a URI or a path that all of them share.",
+    )
     dataset_exact_deduplication: bool = Field(False, description="Keep one of each set of identical rows.")
     excess_length_strategy: Literal["drop", "truncate", "raise"] = Field(
         "drop",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from pipeline.data.split import decide
 from pipeline.data.staged_parts import STAGING, part_names
 from pipeline.data.store import CHECKSUM, MANIFEST, REJECTED, Prepared, check_root, checksum, open_store, prepared_root
 from pipeline.errors import UserError
-from pipeline.io.retry import waiting_for
+from pipeline.io.lease import Holder, Lease, held
+from pipeline.io.remote_models import fetch_models
 from pipeline.io.storage import Folder
 from pipeline.ray.session import init_ray
 from pipeline.ray.tasks import Executor, run_on_ray, write_error
@@ -55,7 +55,7 @@ def prepare(
         cfg: the recipe.
         tokenizer: the recipe's tokenizer, and its processor of pictures if its model has one, when None.
         progress: called after every part with `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, totals None
-            while unknown.
+            while unknown; and with `"waiting"`, the name of another process, before this one waits for it.
         rows_per_part: raw rows per staged part.
         executor: runs the tasks; Ray Data when None, on a Ray cluster that is started or joined.
         processor: with a tokenizer, the processor of pictures.
@@ -71,37 +71,19 @@ def prepare(
     if (store := open_store(root.subfolder(plan.fingerprint))) is not None:
         return _within_limits(store, cfg)
     # From here on a store that doesn't answer is waited for.
-    root = root.carried()
-    folder = root.subfolder(plan.fingerprint)
+    folder = root.subfolder(plan.fingerprint).carried()
     try:
-        with _held(root, plan.fingerprint):
-            # Another process may have finished the store while this one waited for the lock.
+        # The lease lies beside the store's folder, not in it: to delete the folder must not delete a lease that is held.
+        with held(root, f"{plan.fingerprint}.lease", partial(_show_wait, progress)) as lease:
+            # Another process may have finished the store while this one waited for it.
             if (store := open_store(folder)) is not None:
                 return _within_limits(store, cfg)
             if plan.day is not None:
                 # Before any row is rendered: a killed preparation that is resumed on a later day finds its parts again.
                 remember_day(cfg, root, digest(plan.undated), plan.day)
-            return _build(cfg, plan, tokenizer, folder, progress, rows_per_part, executor, why_text_alone)
+            return _build(cfg, plan, tokenizer, folder, progress, rows_per_part, executor, why_text_alone, lease)
     except OSError as error:
         raise UserError(write_error(error, str(folder.where))) from error
-
-
-@contextmanager
-def _held(root: Folder, fingerprint: str) -> Iterator[None]:
-    """Hold the store while the context is open; wait while another process does."""
-    from filelock import FileLock
-
-    if not root.is_local:
-        yield
-        return
-    # The lock lies beside the store's folder, not in it: to delete the folder must not delete a lock that is held.
-    root.create()
-    lock = FileLock(Path(root.path, f"{fingerprint}.lock"))
-    # Only the wait is registered, not the work that follows under the lock.
-    with waiting_for("another process, which prepares the same data"):
-        held = lock.acquire()
-    with held:
-        yield
 
 
 def find_prepared(cfg: DataConfig) -> Prepared | None:
@@ -115,6 +97,11 @@ def find_prepared(cfg: DataConfig) -> Prepared | None:
     return open_store(root.subfolder(plan.fingerprint), verify=False)
 
 
+def _show_wait(progress: Progress | None, holder: Holder) -> None:
+    if progress is not None:
+        progress({"stage": "prepare", "waiting": str(holder), "rows_done": 0, "rows_total": None})
+
+
 def _within_limits(store: Prepared, cfg: DataConfig) -> Prepared:
     """Return the store; raise UserError if more of its rows are bad than this recipe allows."""
     if store.rejected_rows:
@@ -126,6 +113,7 @@ def _within_limits(store: Prepared, cfg: DataConfig) -> Prepared:
 
 def _load(cfg: DataConfig) -> tuple[PreTrainedTokenizerBase, ProcessorMixin | None, str | None]:
     """Load the recipe's tokenizer, and its processor of pictures; of a vision-language model without one, return the reason."""
+    fetch_models(cfg)
     try:
         tokenizer = load_tokenizer(cfg)
         return tokenizer, *processor_or_reason(cfg, tokenizer)
@@ -142,6 +130,7 @@ def _build(
     rows_per_part: int,
     executor: Executor | None,
     why_text_alone: str | None,
+    lease: Lease,
 ) -> Prepared:
     """Build the store. `why_text_alone` says why a vision-language model takes no pictures here."""
     if not plan.shards:
@@ -163,14 +152,14 @@ def _build(
         processor=plan.processor,
         placeholders=plan.placeholders,
     )
-    parts = _stage(job, plan, run_tasks, cfg.dataset_num_proc, progress)
+    parts = _stage(job, plan, run_tasks, cfg.dataset_num_proc, progress, lease)
     # Before the check, whose message names the folder of the rejected rows.
     files = write_store.write_rejected(folder, parts)
     bad = [row for part in parts for row in part["first_bad"]]
     try:
         write_store.check_rejected(parts, cfg.max_rejected_fraction, bad, folder.where)
         write_store.check_prompts(parts)
-        _finish(cfg, plan, folder, parts, files, run_tasks)
+        _finish(cfg, plan, folder, parts, files, run_tasks, lease)
     except UserError as error:
         # Rows with pictures are rejected as for a text model, which doesn't say why this one takes none.
         if bad and why_text_alone is not None:
@@ -188,12 +177,15 @@ def _default_executor(cfg: DataConfig) -> Executor:
     return run_on_ray
 
 
-def _stage(job: Job, plan: Plan, run_tasks: Executor, num_proc: int | None, progress: Progress | None) -> list[dict[str, Any]]:
+def _stage(
+    job: Job, plan: Plan, run_tasks: Executor, num_proc: int | None, progress: Progress | None, lease: Lease
+) -> list[dict[str, Any]]:
     """Process all shards; return the summaries of all parts in the order of the sources."""
     parts, rows = [], 0
     is_known = plan.rows is not None
     total = sum(len(part_names(shard, job.rows_per_part)) for shard in job.shards) if is_known else None
     for part in run_tasks(_stage_one, job, len(job.shards), num_proc):
+        lease.check()
         parts.append(part)
         rows += part["read"]
         if progress is not None:
@@ -228,6 +220,7 @@ def _finish(
     parts: list[dict[str, Any]],
     files: list[dict[str, Any]],
     run_tasks: Executor,
+    lease: Lease,
 ) -> None:
     """Write train and eval files and, last, the manifest, which marks the store as complete."""
     staging, inputs = folder.subfolder(STAGING), plan.inputs
@@ -260,4 +253,5 @@ def _finish(
         "inputs": inputs,
         **({"pictures": len(names), "picture_list": list_pictures(folder, names)} if names else {}),
     }
+    lease.check()
     folder.write_json(MANIFEST, {**manifest, CHECKSUM: checksum(manifest)})

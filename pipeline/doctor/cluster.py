@@ -172,13 +172,13 @@ def _storage(key: str, report: ProbeReport) -> Check:
     blind = {name: sorted(nodes - set(seen.get(key, []))) for name, seen in report.seen.items()}
     if any(blind.values()):
         who = "; ".join(f"{name} doesn't see what {', '.join(missing)} wrote" for name, missing in blind.items() if missing)
-        return Check(key, "fail", f"isn't the same folder on every node: {who}; give a path that all nodes share{_or_uri(key)}")
+        return Check(
+            key,
+            "fail",
+            f"isn't the same folder on every node: {who}; give a path that all nodes share, or a URI such as s3://bucket/run",
+        )
     shared = f"written and seen by {len(nodes)} nodes" if len(nodes) > 1 else "can be written"
     return Check(key, "pass", shared)
-
-
-def _or_uri(key: str) -> str:
-    return ", or a URI such as s3://bucket/run" if key == "output_dir" else ""
 
 
 def _reachable(resource: Resource, nodes: list[NodeFacts]) -> Check:

@@ -16,6 +16,7 @@ from pipeline.doctor.checks import Check
 from pipeline.doctor.machine import Machine, machine_memory
 from pipeline.errors import RunFailed, UserError
 from pipeline.io.cache import NodeCache
+from pipeline.io.remote_models import fetch_models, find_models
 from strategies import memory
 from strategies.memory.worst_case import longest_pair
 from strategies.methods.registry import get_strategy
@@ -121,6 +122,9 @@ def diagnose(cfg: RunConfig, room: Room | None = None, *, with_measurement: bool
         RunFailed: when the measured process ended early.
     """
     cfg = absolute_paths(cfg)
+    fetch_models(cfg)
+    if with_measurement:
+        find_models(cfg).bring()
     if room is None:
         machine = this_machine(cfg.ray.use_gpu)
         is_gpu = machine.kind == "GPU"

@@ -19,6 +19,7 @@ from cluster.config import RayConfig
 from pipeline.doctor.machine import Gpus, Machine, find_gpus, machine_memory, shared_memory
 from pipeline.doctor.reachability import reach
 from pipeline.io.cache import NodeCache
+from pipeline.io.remote_models import RemoteModel
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import Folder, is_uri, reason
 from pipeline.ray.session import our_packages
@@ -46,6 +47,12 @@ class Resource:
     value: str
     kind: str
     """`model` or `data`."""
+    remote: RemoteModel | None = None
+    """The model at a URI, with the keys that workers will have."""
+
+    def problem(self) -> str | None:
+        """Return why this process can't reach it, or None."""
+        return reach(self.value, self.kind) if self.remote is None else self.remote.problem()
 
 
 @dataclass(frozen=True)
@@ -127,9 +134,7 @@ def inspect_node(probe: ProbeRequest, name: str, address: str, gpus: float) -> N
             **_each(probe.folders.items(), lambda folder: _write(folder, probe.run, name)),
             **_each(_caches(probe), NodeCache.problem),
         },
-        unreachable=_each(
-            ((resource.key, resource) for resource in probe.resources), lambda resource: reach(resource.value, resource.kind)
-        ),
+        unreachable=_each(((resource.key, resource) for resource in probe.resources), Resource.problem),
         plugins=_load(probe.plugins),
     )
 

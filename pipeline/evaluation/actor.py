@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
+from pipeline.io.remote_models import RemoteModels
 from pipeline.reference.actor import prepare_device, silence_libraries
 from strategies import inference, models
 from strategies.models.tokenizer import load_tokenizer
@@ -33,6 +34,8 @@ class AnswerJob:
     """Tokens of the longest prompt with both of its answers."""
     pictures: bool = False
     """Whether prompts may have pictures."""
+    models: RemoteModels = field(default_factory=RemoteModels)
+    """Those at URIs, as the driver has found them."""
 
 
 class AnswerActor:
@@ -76,6 +79,7 @@ class AnswerActor:
 
         job = self.job
         silence_libraries()
+        job.models.bring()
         prepare_device(job.use_gpu, job.threads, job.precision)
         autocast = getattr(torch, job.precision.autocast) if job.precision.autocast else None
         try:

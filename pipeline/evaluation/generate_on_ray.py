@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.evaluation.actor import AnswerActor, AnswerJob
+from pipeline.io.remote_models import find_models
 from pipeline.ray.actor_pool import StageInfo, run_on_actors
 from pipeline.reference.precision import resolve_precision
 from pipeline.reference.scoring import actor_plan
@@ -91,6 +92,7 @@ def answer_prompts(
         # Of all batches, not of one: an actor makes its scorer once, for the longest pair.
         longest=max(len(prompt.ids) for prompt in prompts) + 2 * options.max_new_tokens + 2,
         pictures=any(prompt.images for prompt in prompts),
+        models=find_models(*filter(None, (subject.policy, subject.reference))),
     )
     tasks = {
         str(index): {

@@ -14,7 +14,18 @@ from pyarrow import fs
 from pipeline.errors import UserError
 from pipeline.io.storage_keys import hand_over, take
 
-__all__ = ["S3_HINT", "S3_VARIABLES", "RetryingS3", "fail_fast", "for_other_processes", "is_uri", "resolve", "retrying_s3"]
+__all__ = [
+    "S3_HINT",
+    "S3_KEYS",
+    "S3_VARIABLES",
+    "RetryingS3",
+    "fail_fast",
+    "for_other_processes",
+    "is_uri",
+    "resolve",
+    "retrying_s3",
+    "store_options",
+]
 
 INTERACTIVE_TIMEOUT = timedelta(seconds=20)
 """How long Google's client may retry while a user waits for a command to start, or a task for a picture; its default is 15
@@ -76,16 +87,17 @@ def _as_uri(location: str) -> str:
 def fail_fast(filesystem: fs.FileSystem) -> fs.FileSystem:
     """Limit the retries of a filesystem, so that errors are reported soon."""
     if isinstance(filesystem, fs.GcsFileSystem):
-        options = _options(filesystem)
+        options = store_options(filesystem)
         return fs.GcsFileSystem(**{**options, "retry_time_limit": options["retry_time_limit"] or INTERACTIVE_TIMEOUT})
     return filesystem
 
 
 def for_other_processes(filesystem: fs.FileSystem) -> fs.FileSystem:
     """Return a filesystem of `resolve` for workers: with long retries, and this process's keys."""
-    if not isinstance(filesystem, fs.S3FileSystem):
+    # One of `retrying_s3` has both already.
+    if not isinstance(filesystem, fs.S3FileSystem) or isinstance(filesystem, RetryingS3):
         return filesystem
-    options = _options(filesystem)
+    options = store_options(filesystem)
     # Keys in the URI, an anonymous or an assumed role are the user's choice; otherwise workers get this environment's.
     has_credentials = options["access_key"] or options["anonymous"] or options["role_arn"]
     if not has_credentials and os.environ.get("AWS_ACCESS_KEY_ID"):
@@ -101,11 +113,13 @@ class RetryingS3(fs.S3FileSystem):
     """
 
     def __init__(self, **options: Any) -> None:
+        # One request for a small file, where three would announce, send and complete it.
+        options["allow_delayed_open"] = True
         super().__init__(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # pyarrow's filesystems have no other way to read their options.
-        options = _options(super())
+        options = store_options(super())
         keys = {name: value for name in S3_KEYS if (value := options.pop(name, None))}
         return retrying_s3, (options, hand_over(keys) if keys else None)
 
@@ -119,7 +133,7 @@ def retrying_s3(options: dict[str, Any], name: str | None) -> RetryingS3:
     return RetryingS3(**options, **(take(name) or local))
 
 
-def _options(filesystem: Any) -> dict[str, Any]:
+def store_options(filesystem: Any) -> dict[str, Any]:
     """Return the constructor arguments of a pyarrow filesystem, from its pickle."""
     reduced: Any = filesystem.__reduce__()
     return dict(reduced[1][0])

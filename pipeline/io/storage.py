@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path, PurePosixPath
@@ -20,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.io.atomic import write_bytes
 from pipeline.io.digests import damage, size_difference, written
 from pipeline.io.filesystems import S3_HINT, S3_VARIABLES, fail_fast, for_other_processes, is_uri, resolve, retrying_s3
-from pipeline.io.retry import STORAGE_ERRORS, waiting_for
+from pipeline.io.retry import waiting_for
 from pipeline.io.tables import decoded, encoded, names_of
 from pipeline.secrets import redact_text
 
@@ -32,7 +30,6 @@ __all__ = [
     "Folder",
     "Location",
     "fail_fast",
-    "fetch",
     "inside",
     "is_uri",
     "locate",
@@ -299,34 +296,6 @@ class Folder:
     def for_other_processes(self) -> fs.FileSystem:
         """Return the filesystem for workers: with long retries, and this process's keys."""
         return for_other_processes(self.resolved)
-
-
-def fetch(location: Location, copy: Path) -> Path:
-    """Return a local folder itself; download a remote one atomically to `copy` unless that exists, and return `copy`.
-
-    Raises:
-        UserError: when it can't be read.
-    """
-    if isinstance(location, Path):
-        return location
-    if not copy.is_dir():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the copy: a rename within one disk is atomic.
-        partial = Path(tempfile.mkdtemp(prefix=f".{copy.name}-", dir=copy.parent))
-        try:
-            source = Folder(location)
-            filesystems = {"source_filesystem": source.filesystem, "destination_filesystem": fs.LocalFileSystem()}
-            fs.copy_files(source.path, str(partial), **filesystems, use_threads=False)
-            try:
-                partial.rename(copy)
-            except OSError:
-                if not copy.is_dir():  # if it is, another process has downloaded it
-                    raise
-        except STORAGE_ERRORS as error:
-            raise UserError(f"{location} can't be fetched: {reason(error)}") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return copy
 
 
 def reason(error: BaseException) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +11,8 @@ from pipeline.config import RunConfig, parse_saved, parse_yaml
 from pipeline.config.trust import refuse_code_of_run
 from pipeline.data.store import EVAL, TRAIN, Prepared, open_store, prepared_root
 from pipeline.errors import UserError
-from pipeline.io.storage import Folder, Location, fetch, inside, is_uri, locate
+from pipeline.io.remote_models import bring_remote
+from pipeline.io.storage import Folder, Location, inside, is_uri, locate
 from pipeline.runs.finished import finished_run, holds_run
 from pipeline.runs.folder import CONFIG, RunFolder
 from strategies.config import StrategyConfig, as_config
@@ -77,9 +75,8 @@ def _rows(prepared: Prepared) -> tuple[list[list[int]], str]:
     return rows, f"{name} rows of the run"
 
 
-@contextmanager
-def open_source(given: str, base: str | None, trust: bool = False) -> Iterator[Source]:
-    """Find the adapter that `given` names; from a URI it is copied to this machine, for as long as the context is open.
+def open_source(given: str, base: str | None, trust: bool = False) -> Source:
+    """Find the adapter that `given` names; one at a URI is brought into this machine's cache.
 
     Args:
         given: `output_dir` of a run, or a folder with an adapter.
@@ -91,22 +88,22 @@ def open_source(given: str, base: str | None, trust: bool = False) -> Iterator[S
         ValueError: when it is of a kind that can't be merged.
     """
     where = locate(given)
-    # Used only for a URI; a local adapter is read in place.
-    with tempfile.TemporaryDirectory(prefix="prefray-adapter-") as scratch:
-        copy = Path(scratch, "adapter")
-        if not holds_run(where):
-            _refuse_what_is_no_adapter(given, where)
-            yield _of_adapter(given, fetch(where, copy), where, base)
-            return
-        folder, state = finished_run(given, where)
-        adapter = fetch(folder.model, copy)
-        if not (adapter / ADAPTER_CONFIG).is_file():
-            raise UserError(f"{given!r} trained all weights, so there is nothing to merge: its model is {folder.model}")
-        text = folder.storage.read(CONFIG) or ""
-        # Before `parse_saved`, which loads the plugins that the config names.
-        if not trust:
-            refuse_code_of_run(given, parse_yaml(text, str(folder.config)))
-        yield _of_run(given, folder, state, parse_saved(text, str(folder.config)), adapter, base)
+    if not holds_run(where):
+        _refuse_what_is_no_adapter(given, where)
+        return _of_adapter(given, _here(where), where, base)
+    folder, state = finished_run(given, where)
+    if ADAPTER_CONFIG not in Folder(folder.model).names():
+        raise UserError(f"{given!r} trained all weights, so there is nothing to merge: its model is {folder.model}")
+    text = folder.storage.read(CONFIG) or ""
+    # Before `parse_saved`, which loads the plugins that the config names.
+    if not trust:
+        refuse_code_of_run(given, parse_yaml(text, str(folder.config)))
+    cfg = parse_saved(text, str(folder.config))
+    return _of_run(given, folder, state, cfg, _here(folder.model, cfg), base)
+
+
+def _here(adapter: Location, cfg: RunConfig | None = None) -> Path:
+    return adapter if isinstance(adapter, Path) else bring_remote("RUN|ADAPTER", adapter, cfg)
 
 
 def _refuse_what_is_no_adapter(given: str, where: Location) -> None:

@@ -6,12 +6,13 @@ The module loads without torch: an actor imports it with its first task.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig
 from pipeline.data.pictures import IMAGES, picture_column
 from pipeline.errors import UserError
+from pipeline.io.remote_models import RemoteModels
 from pipeline.io.storage import Folder
 from pipeline.ray.actor_pool import StageInfo, run_on_actors
 from pipeline.ray.memory import out_of_memory
@@ -65,6 +66,8 @@ class Job:
     threads: int
     pictures: bool = False
     """Whether rows have pictures."""
+    models: RemoteModels = field(default_factory=RemoteModels)
+    """Those at URIs, as the driver has found them."""
 
 
 class ReferenceActor:
@@ -124,6 +127,7 @@ class ReferenceActor:
 
         job = self.job
         silence_libraries()
+        job.models.bring()
         # Before the weights: a GPU that can't be used is reported without loading them.
         prepare_device(job.use_gpu, job.threads, job.precision)
         try:

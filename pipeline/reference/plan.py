@@ -58,13 +58,7 @@ class Plan:
                 tokens = 0
             cuts[-1].append(row)
             tokens += size
-        return [_task(part, cut) for cut in cuts]
-
-
-def _task(part: str, rows: list[int]) -> Task:
-    start, stop = rows[0], rows[-1] + 1
-    # Indices are listed only where rows between them are missing: a task is sent as JSON.
-    return Task(part, start, stop, () if len(rows) == stop - start else tuple(rows))
+        return [Task.of(part, cut) for cut in cuts]
 
 
 def make_plan(

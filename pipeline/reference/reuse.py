@@ -21,7 +21,7 @@ SAME = ("format_version", "reference", "precision", "pictures")
 """Inputs that determine a row's scores, `pictures` where there are any; the others only select rows."""
 
 
-def reuse_existing_scores(root: Folder, inputs: dict[str, Any], staging: Folder, missing: dict[str, pa.Table]) -> None:
+def reuse_existing_scores(root: Folder, inputs: dict[str, Any], staging: Folder, missing: dict[str, pa.Table]) -> list[str]:
     """Stage missing rows that complete scores under `root` hold, matched by the hash of their token ids.
 
     Scores are read newest first, until all rows are found. Damaged or unreadable ones are skipped and their rows computed:
@@ -31,6 +31,9 @@ def reuse_existing_scores(root: Folder, inputs: dict[str, Any], staging: Folder,
         inputs: inputs of the new scores.
         staging: folder of the new scores' staged files.
         missing: part -> its rows (`row_id`, `ids`) that aren't staged.
+
+    Returns:
+        The parts of which rows were staged.
 
     Raises:
         OSError: when a staged file can't be written.
@@ -46,11 +49,14 @@ def reuse_existing_scores(root: Folder, inputs: dict[str, Any], staging: Folder,
             remaining -= hashes
             if not remaining:
                 break
+    staged = []
     for part, rows in missing.items():
         # Sorted: which file comes first must not depend on the order of a set.
         files = sorted({found[row_hash] for row_hash in rows["ids"].to_pylist() if row_hash in found})
         if tables := _rows_in(root, files, rows["ids"]):
             stage_existing(staging, part, rows, pa.concat_tables(tables))
+            staged.append(part)
+    return staged
 
 
 def _parts(root: Folder, inputs: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -34,6 +34,7 @@ __all__ = [
     "RECOMPUTE",
     "Task",
     "find_part",
+    "is_reused",
     "join_part",
     "missing_rows",
     "read_prepared",
@@ -48,6 +49,8 @@ __all__ = [
 LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
 RECOMPUTE = "compute the scores again with `prefray score RECIPE --recompute`"
 SUMMARY = b"prefray"
+REUSED = "-known-"
+"""In the names of staged files with rows of other scores."""
 # Parquet names the items of a list "element"; with pyarrow's own name, "item", `concat_tables` would find two schemas.
 _LIST = pa.list_(pa.field("element", pa.float32()))
 _SCHEMA = pa.schema([("row_id", pa.int64()), ("ids", pa.binary(ROW_HASH_BYTES)), *((name, _LIST) for name in LOGPS)])
@@ -62,6 +65,18 @@ class Task:
     stop: int
     rows: tuple[int, ...] = ()
     """Row indices, ascending, if only some from `start` to `stop` are missing; empty for all of them."""
+
+    @classmethod
+    def of(cls, part: str, rows: Sequence[int]) -> Task:
+        """Return the task of these rows, ascending."""
+        start, stop = rows[0], rows[-1] + 1
+        # Indices are listed only where rows between them are missing: a task is sent as JSON.
+        return cls(part, start, stop, () if len(rows) == stop - start else tuple(rows))
+
+    def only(self, rows: set[int]) -> Task | None:
+        """Return the task of those of its rows that are among `rows`; None where none is."""
+        left = [row for row in self.rows or range(self.start, self.stop) if row in rows]
+        return Task.of(self.part, left) if left else None
 
     @property
     def size(self) -> int:
@@ -177,7 +192,12 @@ def stage_existing(staging: Folder, part: str, rows: pa.Table, existing: pa.Tabl
     if len(table):
         # Named by its first row, as a task: no later copy has that row.
         first = pc.index_in(table["ids"].slice(0, 1), value_set=rows["ids"]).to_pylist()[0]
-        _write(staging, f"{_stem(part)}-known-{first:08d}.parquet", table, 0)
+        _write(staging, f"{_stem(part)}{REUSED}{first:08d}.parquet", table, 0)
+
+
+def is_reused(name: str) -> bool:
+    """Return whether a staged file is of `stage_existing`."""
+    return REUSED in name
 
 
 def _scores_of(rows: pa.Table, existing: pa.Table) -> pa.Table:

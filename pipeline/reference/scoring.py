@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,7 +16,10 @@ from pipeline.data import prepare
 from pipeline.data.staged_parts import STAGING
 from pipeline.data.store import EVAL, MANIFEST, TRAIN, Prepared, prepared_root
 from pipeline.errors import UserError
+from pipeline.io.lease import Holder, Lease, held
+from pipeline.io.remote_models import fetch_models, find_models
 from pipeline.io.storage import Folder
+from pipeline.io.threads import ahead
 from pipeline.ray.session import init_ray, node_resources
 from pipeline.ray.tasks import write_error
 from pipeline.reference.actor import Job, run_pool
@@ -26,7 +28,7 @@ from pipeline.reference.pictures import check_pictures
 from pipeline.reference.plan import FORMAT_VERSION, Plan, make_plan
 from pipeline.reference.precision import resolve_precision
 from pipeline.reference.reuse import reuse_existing_scores
-from pipeline.reference.score_files import Task, find_part, join_part, missing_rows, read_prepared, staged_files
+from pipeline.reference.score_files import Task, find_part, is_reused, join_part, missing_rows, read_prepared, staged_files
 from pipeline.reference.score_store import Scores, open_scores
 from pipeline.reference.token_budget import check_budget, check_embeddings, check_positions, scoring_budget
 from strategies.methods.registry import get_strategy
@@ -56,7 +58,8 @@ def score(
 
     Rows that the same reference has scored for other data are copied. An interrupted stage resumes; of two processes that
     compute the same scores, one waits for the other. `progress` is called with
-    `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, and once with `"waiting": True` in it before a wait.
+    `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, and with `"waiting"`, the name of
+    another process, in it before a wait.
 
     Args:
         cfg: the recipe.
@@ -72,6 +75,7 @@ def score(
     """
     check_mode(cfg)
     cfg = absolute_paths(cfg)
+    fetch_models(cfg)
     if prepared is None:
         prepared = prepare(cfg, progress=progress)
     # Before Ray starts: what these find would otherwise end actors minutes later.
@@ -83,43 +87,28 @@ def score(
     # Before the plan: the precision, which is a part of the fingerprint, depends on whether actors have GPUs.
     actors = actor_plan(cfg, most=-(-rows // rows_per_task))
     plan = make_plan(cfg, prepared, resolve_precision(cfg, actors.use_gpu), splits, pictures)
-    root = prepared_root(cfg.dataset_prepared_path).subfolder("reference").carried()
-    folder = root.subfolder(plan.fingerprint)
+    root = prepared_root(cfg.dataset_prepared_path).subfolder("reference")
+    # A store that doesn't answer is waited for.
+    folder = root.subfolder(plan.fingerprint).carried()
     try:
-        # Without the lock: the manifest is written last, so what has one is complete.
+        # Without the lease: the manifest is written last, so what has one is complete.
         if not recompute and (scores := open_scores(folder, plan)) is not None:
             return scores
-        with _held(root, plan, progress):
+        with held(root, f"{plan.fingerprint}.lease", partial(_show_wait, progress, plan)) as lease:
             if recompute:
-                # The lock lies beside the folder, so it survives this.
+                # The lease lies beside the folder, so it survives this.
                 root.delete(plan.fingerprint)
-            # Another process may have completed them while this one waited for the lock.
+            # Another process may have completed them while this one waited for it.
             found = open_scores(folder, plan)
-            return found or _build(cfg, plan, actors, root, folder, progress, rows_per_task, not recompute)
+            known = None if recompute else root.carried()
+            return found or _build(cfg, plan, actors, folder, progress, rows_per_task, known, lease)
     except OSError as error:
         raise UserError(write_error(error, str(folder.where))) from error
 
 
-@contextmanager
-def _held(root: Folder, plan: Plan, progress: Progress | None) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    if not root.is_local:
-        yield
-        return
-    root.create()
-    lock = FileLock(Path(root.path, f"{plan.fingerprint}.lock"))
-    try:
-        # A first try without waiting, so that a wait can be shown.
-        lock.acquire(timeout=0)
-    except Timeout:
-        if progress is not None:
-            progress({"stage": "score", "waiting": True, **_done(0, plan, 0)})
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _show_wait(progress: Progress | None, plan: Plan, holder: Holder) -> None:
+    if progress is not None:
+        progress({"stage": "score", "waiting": str(holder), **_done(0, plan, 0)})
 
 
 def _done(rows: int, plan: Plan, parts: int) -> dict[str, int]:
@@ -158,33 +147,31 @@ def _build(
     cfg: RunConfig,
     plan: Plan,
     actors: ActorPlan,
-    root: Folder,
     folder: Folder,
     progress: Progress | None,
     rows_per_task: int,
-    copy: bool,
+    known: Folder | None,
+    lease: Lease,
 ) -> Scores:
-    """Compute the missing rows and write complete scores; `copy` reuses rows of other scores, those below `root`."""
+    """Compute the missing rows and write complete scores; those of `known`, other scores, are reused."""
     staging = folder.subfolder(STAGING)
     tokens, key = scoring_budget(cfg)
     prepared = plan.prepared
     # Rows are matched by the hash of their ids, so what a killed process staged is used even if tasks are cut otherwise now.
-    rows = {part: read_prepared(prepared, part) for part in plan.parts}
-    entries = {part: entry for part, part_rows in rows.items() if (entry := find_part(folder, part, part_rows)) is not None}
+    rows = dict(zip(plan.parts, ahead(partial(read_prepared, prepared), plan.parts), strict=True))
+    listed = folder.files()
+    found = ((part, find_part(folder, part, rows[part])) for part in plan.parts if part in listed)
+    entries = {part: entry for part, entry in found if entry is not None}
     incomplete = {part: part_rows for part, part_rows in rows.items() if part not in entries}
-    missing = {part: missing_rows(part_rows, staged_files(staging, part).values()) for part, part_rows in incomplete.items()}
-    if copy:
-        # Typed, since a run that was killed before it joined a part has left none of its rows missing.
-        unstaged = {part: part_rows.take(pa.array(missing[part], pa.int64())) for part, part_rows in incomplete.items()}
+    are_staged = any(name.startswith(f"{STAGING}/") for name in listed)
+    staged = {part: staged_files(staging, part) if are_staged else {} for part in incomplete}
+    if known is not None:
         # Not with `recompute`, which is for scores that aren't trusted.
-        reuse_existing_scores(root, plan.inputs, staging, unstaged)
-        # Reused rows are staged now. Parts that were complete needn't be read again.
-        missing = {
-            part: missing_rows(part_rows, staged_files(staging, part).values()) if missing[part] else []
-            for part, part_rows in incomplete.items()
-        }
-    tokens_per_task = max(TOKENS_PER_TASK, 8 * tokens)
-    tasks = {part: plan.tasks(part, indices, rows_per_task, tokens_per_task) for part, indices in missing.items()}
+        unstaged = {part: _unstaged(part_rows, staged[part]) for part, part_rows in incomplete.items()}
+        for part in reuse_existing_scores(known, plan.inputs, staging, unstaged):
+            staged[part] = staged_files(staging, part)
+    limits = (rows_per_task, max(TOKENS_PER_TASK, 8 * tokens))
+    tasks = {part: _tasks(plan, part, part_rows, staged[part], limits) for part, part_rows in incomplete.items()}
     job = Job(
         # All actors load the commit whose hash is in the fingerprint, even if the repository moves meanwhile.
         cfg=pin_revision(cfg, plan.inputs["reference"]),
@@ -197,17 +184,35 @@ def _build(
         use_gpu=actors.use_gpu,
         threads=max(1, int(actors.resources["CPU"])),
         pictures="pictures" in plan.inputs,
+        models=find_models(cfg, without=() if cfg.reference_model is None else ("base_model", "lora_model_dir")),
     )
 
     def join(part: str) -> None:
+        lease.check()
         entries[part] = join_part(folder, staging, part, incomplete[part])
 
     run_stats = _run(job, plan, tasks, join, actors, progress)
+    lease.check()
     _finish(plan, folder, entries)
     folder.delete(STAGING)
     scores = open_scores(folder, plan, verify=False)  # each file was hashed when it was written
     assert scores is not None
     return replace(scores, **run_stats)
+
+
+def _unstaged(rows: pa.Table, staged: dict[str, pa.Table]) -> pa.Table:
+    # Typed, since a run that was killed before it joined a part has left none of its rows missing.
+    return rows.take(pa.array(missing_rows(rows, staged.values()), pa.int64()))
+
+
+def _tasks(plan: Plan, part: str, rows: pa.Table, staged: dict[str, pa.Table], limits: tuple[int, int]) -> list[Task]:
+    """Return the tasks of the rows that aren't staged, cut as if only reused ones were: a killed run goes on with its tasks."""
+    missing = set(missing_rows(rows, staged.values()))
+    if not missing:
+        return []
+    reused = [table for name, table in staged.items() if is_reused(name)]
+    tasks = plan.tasks(part, missing_rows(rows, reused), *limits)
+    return [left for task in tasks if (left := task.only(missing)) is not None]
 
 
 def _run(

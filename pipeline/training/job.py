@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig
+from pipeline.io.remote_models import RemoteModels
 
 if TYPE_CHECKING:
     from pipeline.data import Prepared
@@ -36,3 +37,5 @@ class WorkerJob:
     scores: Scores | None = None
     """Reference log-probabilities of the rows, where they are cached."""
     debug: bool = False
+    models: RemoteModels = field(default_factory=RemoteModels)
+    """Those at URIs, as the driver has found them."""

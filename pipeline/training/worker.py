@@ -135,6 +135,7 @@ def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tup
     # Ray has changed the current directory, from which the driver could import.
     sys.path.append(job.import_path)
     cfg = without_trackers(job.cfg).model_copy(update={"output_dir": str(scratch)})  # the driver reports
+    job.models.bring(beat)
     set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
     tokenizer = load_tokenizer(cfg)
     beat()
