@@ -43,6 +43,7 @@ Location = Path | str
 T = TypeVar("T")
 AnyLocation = TypeVar("AnyLocation", Path, str, Location)
 FILE = "file://"
+SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 INTERACTIVE_TIMEOUT = timedelta(seconds=20)
 """How long Google's client may retry while a user waits for a command to start, or a task for a picture; its default is 15
 minutes."""
@@ -67,11 +68,13 @@ def is_uri(location: str) -> bool:
 
 
 def without_scheme(location: str) -> str:
-    """Return the path of a `file://` URI: unchanged where it exists, else with its escapes decoded. Others stay unchanged.
+    """Return the path of a `file://` URI: unchanged where it exists, else with its escapes decoded; others with their scheme in
+    lower case, as it means the same in any.
 
     Raises:
         UserError: when the URI names another machine.
     """
+    location = SCHEME.sub(lambda scheme: scheme[0].lower(), location)
     if not location.startswith(FILE):
         return location
     path = location.removeprefix(FILE)
