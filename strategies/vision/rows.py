@@ -15,6 +15,8 @@ from strategies.vision.processing import VisionProcessing
 
 __all__ = ["with_pictures"]
 
+OF_PREPARED = ("base64", "path", "source", "url")
+"""Keys of parts that hold a picture where `prepare` reads rows; TRL's have none."""
 TEXTS = ("prompt", "chosen", "rejected", "completion")
 
 
@@ -78,7 +80,10 @@ def _check_places(row: Mapping[str, Any], prompt: Sequence[Any], vision: VisionP
             '{"type": "image"} and {"type": "text", "text": ...}'
         )
     parts = [part for content in users if isinstance(content, list) for part in content if isinstance(part, Mapping)]
-    if ignored := [key for part in parts if part.get("type") == "image" for key in ignored_keys(part)]:
+    parts = [part for part in parts if part.get("type") == "image"]
+    if own := [key for part in parts for key in OF_PREPARED if part.get(key) is not None]:
+        raise ValueError(f"a part of type image has a picture of its own in {own[0]!r}; give all pictures in the column images")
+    if ignored := [key for part in parts for key in ignored_keys(part)]:
         raise ValueError(
             f"a part of type image has {ignored[0]!r}, which isn't read: a picture's pixels follow from the processor's "
             "settings; remove it"

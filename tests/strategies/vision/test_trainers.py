@@ -159,6 +159,10 @@ def test_places_that_a_model_reads_as_text_are_refused(family: str) -> None:
                 tokenise({**pair, "images": images, "prompt": [{"role": "user", "content": "<image>Which?"}]}, processing)
     with pytest.raises(ValueError, match="a part of type image has 'max_pixels', which isn't read"):
         tokenise({**pair, **_user({"type": "image", "max_pixels": 9, "min_pixels": None})}, processing)
+    with pytest.raises(
+        ValueError, match="a part of type image has a picture of its own in 'url'; give all pictures in the col"
+    ):
+        tokenise({**pair, **_user({"type": "image", "url": "other.png"})}, processing)
 
 
 @pytest.mark.parametrize(
