@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from strategies import HFRLTrainerBuilder, TrainDatasetMeta, train
 from strategies.batch.kto_sampler import MismatchedRows
 from strategies.dataset_rows import as_dataset
+from strategies.models.saving import write_model_card
 from strategies.vision.images import pictures_of
 from strategies.vision.modules import outside_tower
 from strategies.vision.processing import VisionProcessing
@@ -124,6 +125,20 @@ def test_a_saved_model_loads_with_its_processor(tmp_path: Path, family: str) -> 
     with torch.no_grad():
         torch.testing.assert_close(loaded(**inputs).logits, model.eval()(**inputs).logits)
     assert not torch.equal(loaded.lm_head.weight, FAMILIES[family]().model.lm_head.weight)
+
+
+@pytest.mark.parametrize(("size", "words"), [(16, "padded to 16 x 16"), ([32, 16], "stretched to 32 x 16")])
+def test_the_card_says_what_the_saved_processor_does_not_do(tmp_path: Path, size: Any, words: str) -> None:
+    vision = llava()
+    trainer = vision_trained(tmp_path, vision, rows=picture_pairs(4), max_steps=1, image_size=size)
+    vision.processor.save_pretrained(tmp_path / "processor")
+    image, saved = picture("red", "circle"), AutoProcessor.from_pretrained(tmp_path / "processor")
+    pixels = VisionProcessing(vision.processor).pixels([image])["pixel_values"]
+    assert not torch.equal(VisionProcessing(saved).pixels([image])["pixel_values"], pixels)
+    write_model_card(trainer, tmp_path)
+    assert f"| Pictures | {words} pixels (bilinear) before the processor" in (tmp_path / "README.md").read_text()
+    write_model_card(vision_trained(tmp_path, vision, rows=picture_pairs(4), max_steps=1), tmp_path)
+    assert "Pictures" not in (tmp_path / "README.md").read_text()
 
 
 def test_an_adapter_leaves_the_tower_alone_unless_it_is_named(tmp_path: Path) -> None:
