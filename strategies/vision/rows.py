@@ -72,7 +72,7 @@ def _check_places(row: Mapping[str, Any], prompt: Sequence[Any], vision: VisionP
     Raises:
         ValueError: as for a row of LLaVA's, given to another model.
     """
-    users = [turn.get("content") for turn in prompt if turn.get("role") == "user"]
+    users = [turn.get("content") for turn in prompt if isinstance(turn, Mapping) and turn.get("role") == "user"]
     is_read = vision.processor.image_token == USUAL
     if not is_read and any(name in row for name in PICTURES) and any(isinstance(one, str) and USUAL in one for one in users):
         raise ValueError(
