@@ -32,7 +32,7 @@ class ProfileKeys(Keys):
     """A trace of some steps."""
 
     steps: tuple[PositiveInt, PositiveInt] = Field(
-        description="First and last step of the trace, from 1. It holds every operation: tens of megabytes a step for large models."
+        description="First and last step of the trace, from 1. It holds every operation, megabytes for each step."
     )
 
     @model_validator(mode="after")

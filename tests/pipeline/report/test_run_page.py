@@ -17,6 +17,7 @@ from pipeline import TrainResult, write_report
 from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.findings.rules import RULES
+from pipeline.report.cost import worker_hours
 from pipeline.report.run import run_page
 from pipeline.report.timeline import RunTimeline
 from pipeline.runs.folder import RunFolder
@@ -98,6 +99,20 @@ def test_what_a_run_costs(run: TrainResult, text: str) -> None:
     assert re.search(r"<dt>worker hours</dt><dd>[\d.e-]+</dd>", cost)
     last = run.history.dropna(subset=["loss"]).iloc[-1]
     assert last["pairs_per_second"] * last["seconds/step"] == pytest.approx(8)
+
+
+def test_hours_are_those_of_all_workers_and_attempts() -> None:
+    """Two workers for an hour, then one for half an hour, whose driver was killed."""
+    two, one = {"a": [0], "b": [1]}, {"a": [0]}
+    training = {"event": "training", "step": 0, "repeated": 0, "setup": {}, "notes": []}
+    events = [
+        {"event": "began", "time": 0.0, "host": "h", "workers": {}, "sharding": None},
+        {**training, "time": 100.0, "nodes": two},
+        {"event": "failure", "time": 3700.0, "step": 3, "workers": [], "restart": 1},
+        {**training, "time": 4000.0, "nodes": one},
+    ]
+    records = [{"step": 9, "time": 5800.0}]
+    assert worker_hours(RunTimeline({"status": "started", "events": events}, records), records) == pytest.approx(2.5)
 
 
 @pytest.mark.main_job
