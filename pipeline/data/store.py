@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,17 +168,17 @@ def check_root(location: str) -> Folder:
     Raises:
         UserError: as `prepared_root`, and when it can't.
     """
-    root = prepared_root(location)
+    root, has_data = prepared_root(location), False
+    # A local path is created when something is written, since a command may only read.
+    if root.is_local:
+        return root
     try:
-        # A local path is created when something is written, since a command may only read.
-        if not root.is_local:
-            root.create()
+        has_data = bool(root.names())
+        root.create()
     except STORAGE_ERRORS as error:
         # Complete data need no permission to write.
-        with suppress(*STORAGE_ERRORS):
-            if root.names():
-                return root
-        raise UserError(f"dataset_prepared_path: {location!r} can't be written: {reason(error)}") from error
+        if not has_data:
+            raise UserError(f"dataset_prepared_path: {location!r} can't be written: {reason(error)}") from error
     return root
 
 
