@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,16 +104,14 @@ class Prepared(Printable):
         """Read a file of `parts`. At a URI its bytes are compared with the manifest, where all columns are read.
 
         Raises:
-            UserError: when it is missing or was changed.
-            OSError, pyarrow.ArrowException: when it can't be read.
+            UserError: when it is missing or was changed, and when a URI can't be read.
+            OSError, pyarrow.ArrowException: when a local file can't be read.
         """
-        try:
+        with _readable(self.folder, part):
             if self.folder.is_local or columns is not None:
                 return self.folder.read_table(part, columns)
             [entry] = [entry for entry in self.manifest["files"] if entry["file"] == part]
             data = self.folder.read_bytes(part)
-        except FileNotFoundError as error:
-            raise UserError(_not_as_prepared(self.folder, [f"{part}: is missing"])) from error
         if (problem := difference(data, entry)) is not None:
             raise UserError(_not_as_prepared(self.folder, [problem]))
         return decoded(data)
@@ -188,7 +187,7 @@ def checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def _read_manifest(folder: Folder, text: str) -> dict[str, Any]:
+def _read_manifest(folder: Folder, text: bytes) -> dict[str, Any]:
     """Parse a manifest; raise UserError if it was changed, or belongs to another folder."""
     try:
         manifest = json.loads(text)
@@ -214,14 +213,15 @@ def open_store(where: Folder | Location, verify: bool = True) -> Prepared | None
             the size.
 
     Raises:
-        UserError: when a file is missing or was changed.
-        OSError: when a remote folder can't be read.
+        UserError: when a file is missing or was changed, and when a URI can't be read.
     """
     folder = where if isinstance(where, Folder) else Folder(where)
-    if (text := folder.read(MANIFEST)) is None:
-        return None
-    manifest = _read_manifest(folder, text)
-    if verify and (damaged := _damage(folder, manifest)):
+    with _readable(folder, MANIFEST):
+        if not folder.exists(MANIFEST):
+            return None
+        manifest = _read_manifest(folder, folder.read_bytes(MANIFEST))
+        damaged = _damage(folder, manifest) if verify else []
+    if damaged:
         raise UserError(_not_as_prepared(folder, damaged))
     rows = {TRAIN: 0, EVAL: 0, REJECTED: 0}
     for entry in manifest["files"]:
@@ -239,6 +239,19 @@ def _damage(folder: Folder, manifest: dict[str, Any]) -> list[str]:
     if "picture_list" in manifest:
         problems += picture_damage(folder, manifest["picture_list"], sizes)
     return [problem for problem in problems if problem is not None]
+
+
+@contextmanager
+def _readable(folder: Folder, name: str) -> Iterator[None]:
+    """Raise UserError for a file that is missing or, at a URI, can't be read."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(_not_as_prepared(folder, [f"{name}: is missing"])) from error
+    except STORAGE_ERRORS as error:
+        if folder.is_local:
+            raise
+        raise UserError(f"dataset_prepared_path: {inside(folder.where, name)} can't be read: {reason(error)}") from error
 
 
 def _not_as_prepared(folder: Folder, damaged: list[str]) -> str:
