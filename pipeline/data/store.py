@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,16 +104,14 @@ class Prepared(Printable):
         """Read a file of `parts`. At a URI its bytes are compared with the manifest, where all columns are read.
 
         Raises:
-            UserError: when it is missing or was changed.
-            OSError, pyarrow.ArrowException: when it can't be read.
+            UserError: when it is missing or was changed, and when a URI can't be read.
+            OSError, pyarrow.ArrowException: when a local file can't be read.
         """
-        try:
+        with _readable(self.folder, part):
             if self.folder.is_local or columns is not None:
                 return self.folder.read_table(part, columns)
             [entry] = [entry for entry in self.manifest["files"] if entry["file"] == part]
             data = self.folder.read_bytes(part)
-        except FileNotFoundError as error:
-            raise UserError(_not_as_prepared(self.folder, [f"{part}: is missing"])) from error
         if (problem := difference(data, entry)) is not None:
             raise UserError(_not_as_prepared(self.folder, [problem]))
         return decoded(data)
@@ -169,17 +167,17 @@ def check_root(location: str) -> Folder:
     Raises:
         UserError: as `prepared_root`, and when it can't.
     """
-    root = prepared_root(location)
+    root, has_data = prepared_root(location), False
+    # A local path is created when something is written, since a command may only read.
+    if root.is_local:
+        return root
     try:
-        # A local path is created when something is written, since a command may only read.
-        if not root.is_local:
-            root.create()
+        has_data = bool(root.names())
+        root.create()
     except STORAGE_ERRORS as error:
         # Complete data need no permission to write.
-        with suppress(*STORAGE_ERRORS):
-            if root.names():
-                return root
-        raise UserError(f"dataset_prepared_path: {location!r} can't be written: {reason(error)}") from error
+        if not has_data:
+            raise UserError(f"dataset_prepared_path: {location!r} can't be written: {reason(error)}") from error
     return root
 
 
@@ -189,7 +187,7 @@ def checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def _read_manifest(folder: Folder, text: str) -> dict[str, Any]:
+def _read_manifest(folder: Folder, text: bytes) -> dict[str, Any]:
     """Parse a manifest; raise UserError if it was changed, or belongs to another folder."""
     try:
         manifest = json.loads(text)
@@ -215,14 +213,15 @@ def open_store(where: Folder | Location, verify: bool = True) -> Prepared | None
             the size.
 
     Raises:
-        UserError: when a file is missing or was changed.
-        OSError: when a remote folder can't be read.
+        UserError: when a file is missing or was changed, and when a URI can't be read.
     """
     folder = where if isinstance(where, Folder) else Folder(where)
-    if (text := folder.read(MANIFEST)) is None:
-        return None
-    manifest = _read_manifest(folder, text)
-    if verify and (damaged := _damage(folder, manifest)):
+    with _readable(folder, MANIFEST):
+        if not folder.exists(MANIFEST):
+            return None
+        manifest = _read_manifest(folder, folder.read_bytes(MANIFEST))
+        damaged = _damage(folder, manifest) if verify else []
+    if damaged:
         raise UserError(_not_as_prepared(folder, damaged))
     rows = {TRAIN: 0, EVAL: 0, REJECTED: 0}
     for entry in manifest["files"]:
@@ -240,6 +239,19 @@ def _damage(folder: Folder, manifest: dict[str, Any]) -> list[str]:
     if "picture_list" in manifest:
         problems += picture_damage(folder, manifest["picture_list"], sizes)
     return [problem for problem in problems if problem is not None]
+
+
+@contextmanager
+def _readable(folder: Folder, name: str) -> Iterator[None]:
+    """Raise UserError for a file that is missing or, at a URI, can't be read."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(_not_as_prepared(folder, [f"{name}: is missing"])) from error
+    except STORAGE_ERRORS as error:
+        if folder.is_local:
+            raise
+        raise UserError(f"dataset_prepared_path: {inside(folder.where, name)} can't be read: {reason(error)}") from error
 
 
 def _not_as_prepared(folder: Folder, damaged: list[str]) -> str:

@@ -121,7 +121,13 @@ def _refuse_what_is_no_adapter(given: str, where: Location) -> None:
 
 def _of_run(given: str, folder: RunFolder, state: dict[str, Any], cfg: RunConfig, adapter: Path, base: str | None) -> Source:
     # Unverified: a few rows to compare on, whatever became of the others.
-    prepared = open_store(prepared_root(cfg.dataset_prepared_path).subfolder(state["prepared"]), verify=False)
+    store = prepared_root(cfg.dataset_prepared_path).subfolder(state["prepared"])
+    try:
+        prepared = open_store(store, verify=False)
+    except UserError:
+        if store.is_local:
+            raise
+        prepared = None  # of a bucket that doesn't answer; built-in sentences do as well
     if base is not None:
         cfg = cfg.model_copy(update={"base_model": base})
     return Source(given, cfg, adapter, inside(folder.path, MERGED), state.get("base"), prepared)

@@ -12,7 +12,8 @@ from rich.console import Group
 from pipeline.data.store import EVAL, MANIFEST, TRAIN
 from pipeline.errors import UserError
 from pipeline.io.digests import difference
-from pipeline.io.storage import Folder, Location, inside
+from pipeline.io.retry import STORAGE_ERRORS
+from pipeline.io.storage import Folder, Location, inside, reason
 from pipeline.io.tables import decoded
 from pipeline.io.threads import ahead
 from pipeline.reference.score_files import LOGPS, RECOMPUTE
@@ -60,8 +61,8 @@ class Scores(Printable):
         """Read `ref_chosen_logps` and `ref_rejected_logps` (list<float32>) of a part, in the order of its prepared rows.
 
         Raises:
-            UserError: when it is missing, or at a URI was changed.
-            OSError, pyarrow.ArrowException: when it can't be read.
+            UserError: when it is missing, or at a URI was changed or can't be read.
+            OSError, pyarrow.ArrowException: when a local file can't be read.
         """
         try:
             if self.folder.is_local:
@@ -70,6 +71,12 @@ class Scores(Printable):
             data = self.folder.read_bytes(part)
         except FileNotFoundError as error:
             raise UserError(_not_as_computed(self.folder, [f"{part}: is missing"])) from error
+        except STORAGE_ERRORS as error:
+            if self.folder.is_local:
+                raise
+            raise UserError(
+                f"dataset_prepared_path: {inside(self.folder.where, part)} can't be read: {reason(error)}"
+            ) from error
         if (problem := difference(data, entry)) is not None:
             raise UserError(_not_as_computed(self.folder, [problem]))
         return decoded(data, list(LOGPS)).replace_schema_metadata(None)
@@ -94,9 +101,9 @@ def open_scores(folder: Folder, plan: Plan, verify: bool = True) -> Scores | Non
     Raises:
         UserError: when inputs differ from the plan's, or files are damaged, with the differences.
     """
-    text = folder.read(MANIFEST)
-    if text is None:
+    if not folder.exists(MANIFEST):
         return None
+    text = folder.read_bytes(MANIFEST)
     try:
         manifest = json.loads(text)
         problems = _problems(manifest, plan, folder, verify)

@@ -164,12 +164,12 @@ def _build(
     entries = {part: entry for part, entry in found if entry is not None}
     incomplete = {part: part_rows for part, part_rows in rows.items() if part not in entries}
     are_staged = any(name.startswith(f"{STAGING}/") for name in listed)
-    staged = {part: staged_files(staging, part) if are_staged else {} for part in incomplete}
+    staged = {part: _staged_ids(staging, part) if are_staged else {} for part in incomplete}
     if known is not None:
         # Not with `recompute`, which is for scores that aren't trusted.
         unstaged = {part: _unstaged(part_rows, staged[part]) for part, part_rows in incomplete.items()}
         for part in reuse_existing_scores(known, plan.inputs, staging, unstaged):
-            staged[part] = staged_files(staging, part)
+            staged[part] = _staged_ids(staging, part)
     limits = (rows_per_task, max(TOKENS_PER_TASK, 8 * tokens))
     tasks = {part: _tasks(plan, part, part_rows, staged[part], limits) for part, part_rows in incomplete.items()}
     job = Job(
@@ -198,6 +198,11 @@ def _build(
     scores = open_scores(folder, plan, verify=False)  # each file was hashed when it was written
     assert scores is not None
     return replace(scores, **run_stats)
+
+
+def _staged_ids(staging: Folder, part: str) -> dict[str, pa.Table]:
+    # Not the log-probabilities: those of all parts may not fit into memory.
+    return {name: table.select(["ids"]) for name, table in staged_files(staging, part).items()}
 
 
 def _unstaged(rows: pa.Table, staged: dict[str, pa.Table]) -> pa.Table:

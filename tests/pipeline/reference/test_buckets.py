@@ -53,22 +53,22 @@ def test_killed_at_random_moments_they_are_computed_once(
 ) -> None:
     """What was in flight is repeated: a task or two per kill, under the same names and with the same bytes."""
     boto3.Session().client("s3").put_bucket_versioning(Bucket=s3.name, VersioningConfiguration={"Status": "Enabled"})
-    address = ray_session.get_runtime_context().gcs_address
-    stores, kills = [], []
+    prepare(cfg := recipe(dataset_prepared_path=s3.uri("prepared")))
+    (tmp_path / "recipe.yaml").write_text(dump_config(cfg))
+    root, stores, starts = Folder(s3.uri("prepared")), [], []
+    before: dict[str, int] = {}
 
     def arguments(number: int) -> tuple[Any, ...]:
-        file = tmp_path / f"{number}-{len(kills)}.yaml"
-        kills.append(number)
-        file.write_text(dump_config(recipe(dataset_prepared_path=s3.uri(f"prepared-{number}"))))
-        return s3.variables, address, str(file), ROWS_PER_TASK
+        starts.append(number)
+        return s3.variables, ray_session.get_runtime_context().gcs_address, str(tmp_path / "recipe.yaml"), ROWS_PER_TASK
 
     def ended(number: int) -> None:
-        place = f"prepared-{number}/reference/{scores.fingerprint}"
-        stores.append(contents(Folder(s3.uri(place))))
+        stores.append(contents(root.subfolder(f"reference/{scores.fingerprint}")))
         assert stores[-1] == contents(scores.folder)
-        staged = {key: times for key, times in versions(s3).items() if key.startswith(f"{place}/staging/t")}
-        starts = kills.count(number)
-        assert sum(staged.values()) <= len(staged) + 2 * (starts - 1)
+        times = [count - before.get(key, 0) for key, count in versions(s3).items() if "/staging/t" in key]
+        assert sum(times) <= sum(count > 0 for count in times) + 2 * (starts.count(number) - 1)
+        before.update(versions(s3))
+        root.delete("reference")
 
     kill_and_start_again(score_there, arguments, ended)
     assert len(stores) > 1
