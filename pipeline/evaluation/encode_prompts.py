@@ -146,7 +146,7 @@ class _PicturePrompts:
         placed = pictures.placed(rendered)
         images = [self._read(value, given.folder) for value in placed.pictures]
         ids = self._ids(placed, [opened for _, opened in images])
-        # Of text alone nobody said that it stands before the pictures; of messages somebody may have meant another place.
+        # Text alone gives no place, so that before it is the usual one; a place in messages may be meant to be another.
         notes = [note for note in placed.notes if note.kind != "picture_placed" or isinstance(given.content, list)]
         kept = tuple(value for value, _ in images)
         return EncodedPrompt(ids, _with_names(shown, pictures), given.location, kept), notes

@@ -50,7 +50,7 @@ def tokenise(row: Mapping[str, Any], vision: VisionProcessing) -> dict[str, Any]
     if "prompt" not in texts:
         raise ValueError("no prompt; with a processor every row needs one, apart from its answers")
     if is_conversational(texts):
-        _check_places(row, texts["prompt"], vision)
+        _check_pictures(row, texts["prompt"], vision)
         texts = {
             # Without pictures TRL refuses placeholders, so an answer can't have any.
             key: prepare_multimodal_messages(_plain_parts(turns), images if key == "prompt" else None)
@@ -66,7 +66,7 @@ def tokenise(row: Mapping[str, Any], vision: VisionProcessing) -> dict[str, Any]
     return {"prompt_ids": vision.prompt_ids(texts["prompt"], images), **ids}
 
 
-def _check_places(row: Mapping[str, Any], prompt: Sequence[Any], vision: VisionProcessing) -> None:
+def _check_pictures(row: Mapping[str, Any], prompt: Sequence[Any], vision: VisionProcessing) -> None:
     """Check that no text says where a picture stands in words that this model doesn't read, and that no part changes one.
 
     Raises:

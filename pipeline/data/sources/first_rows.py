@@ -24,7 +24,7 @@ def first_rows(dataset: Mapping[str, Any]) -> Iterator[tuple[str, RawRow]]:
     Args:
         dataset: keys of an entry of `datasets:`.
     """
-    # Whatever is wrong with the data is said where they are prepared; a UserError is a ValueError, too.
+    # Whatever is wrong with the data is reported where they are prepared; a UserError is a ValueError, too.
     with suppress(*NETWORK_ERRORS):
         for file in (locate(dataset) or [])[:FILES]:
             if not is_uri(file.location):
