@@ -109,7 +109,7 @@ def loss_stays(run: RunFacts) -> Finding | None:
 )
 def loss_above_start(run: RunFacts) -> Finding | None:
     loss = run.curves["loss"]
-    if not run.has_fixed_start or len(loss) < 4:
+    if not run.has_fixed_start or len(loss) < 4 or reference_differs(run) is not None:
         return None
     name, advice = "loss_above_start", "lower learning_rate tenfold, or warm up longer"
     if loss.end > 1.25 * abs(loss.first):
