@@ -17,6 +17,8 @@ from pipeline.findings.curves import Curves
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.reference.score_files import LOGPS
 from pipeline.runs.folder import LEDGER, RunFolder
+from strategies.losses.table import LOSSES
+from strategies.methods.dpo import DPOStrategy
 from strategies.methods.registry import get_strategy
 
 if TYPE_CHECKING:
@@ -81,6 +83,14 @@ class RunFacts:
         """Whether rewards are beta times log(policy / reference), of whole answers."""
         has_reference = self.strategy.batch_kind != "prompt" and self.strategy.uses_reference(self.cfg)
         return has_reference and not getattr(self.cfg, "dpo_norm_loss", None)
+
+    @property
+    def has_fixed_start(self) -> bool:
+        """Whether the loss of pairs starts at a value that doesn't depend on them, such as ln 2, with nothing added."""
+        cfg = self.cfg
+        losses = self.strategy.losses(cfg) if issubclass(self.strategy, DPOStrategy) else []
+        varies = cfg.rpo_alpha or cfg.dpo_use_weighting or not all(LOSSES[name].reference for name in losses)
+        return self.compares and self.strategy.batch_kind == "pair" and not varies
 
     @property
     def beta(self) -> float:

@@ -109,7 +109,7 @@ def loss_stays(run: RunFacts) -> Finding | None:
 )
 def loss_above_start(run: RunFacts) -> Finding | None:
     loss = run.curves["loss"]
-    if not run.compares or len(loss) < 4:
+    if not run.has_fixed_start or len(loss) < 4 or reference_differs(run) is not None:
         return None
     name, advice = "loss_above_start", "lower learning_rate tenfold, or warm up longer"
     if loss.end > 1.25 * abs(loss.first):
@@ -138,15 +138,15 @@ def rewards_alike(run: RunFacts) -> Finding | None:
 FALLS: dict[Severity, tuple[str, str]] = {
     "info": (
         "Chosen and rejected answers both become less likely, the chosen ones much less so: usual, not a fault.",
-        "nothing; to keep chosen answers likely: rpo_alpha: 1, or a higher rl_beta",
+        "nothing; to keep chosen answers likely: {keep}a higher rl_beta",
     ),
     "warning": (
         "Chosen answers lose likelihood, more than is usual where the rejected ones do.",
-        "rpo_alpha: 1, a higher rl_beta, a lower learning_rate, or fewer epochs; look for pairs that are nearly alike",
+        "{keep}a higher rl_beta, a lower learning_rate, or fewer epochs; look for pairs that are nearly alike",
     ),
     "error": (
         "Chosen answers have become as unlikely as rejected ones: the model forgets both instead of ranking them.",
-        "lower learning_rate tenfold; then rpo_alpha: 1, or a higher rl_beta",
+        "lower learning_rate tenfold; then {keep}a higher rl_beta",
     ),
 }
 
@@ -175,7 +175,8 @@ def both_fall(run: RunFacts) -> Finding | None:
         Evidence("rejected, change in nats", -rejected.nats, rejected.step),
         Evidence("chosen, change in % of its log-probability", round(-100 * chosen.part, 1)),
     )
-    return Finding("both_fall", severity, sentence, evidence, advice)
+    keep = "rpo_alpha: 1, or " if "rpo_alpha" in run.strategy.keys else ""
+    return Finding("both_fall", severity, sentence, evidence, advice.format(keep=keep))
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,9 @@ def accuracy_saturates(run: RunFacts) -> Finding | None:
         evidence += (evaluated.at(0), evaluated.at(-1))
     sentence = "Every training pair is ranked right, and the margin alone still grows"
     sentence += ", which the evaluation doesn't gain from." if is_worse else "."
-    advice = "fewer epochs, early_stopping_patience, or dpo_label_smoothing: 0.1 or rl: ipo, whose margins have a bound"
+    advice = "fewer epochs, or early_stopping_patience"
+    if "dpo_label_smoothing" in run.strategy.keys:
+        advice += "; or dpo_label_smoothing: 0.1, or rl: ipo, whose margins have a bound"
     return Finding("accuracy_saturates", "warning" if is_worse else "info", sentence, evidence, advice)
 
 

@@ -1,7 +1,8 @@
 """`python -m tests.pipeline.findings.make_runs` trains tiny models and writes their metrics to `runs/`, for tests of the rules.
 
 Each run is of one recipe and seed, on the demo's pairs, from a tiny model that has first been trained on their chosen and
-rejected answers; about a second of processor time each. `spoiled-` runs have one fault.
+rejected answers; a few seconds of processor time each. `spoiled-` runs have one fault. The files `ray-*` are of
+`prefray train`, with the recipe in their first line.
 """
 
 from __future__ import annotations

@@ -176,17 +176,16 @@ HEALTHY = [file for file in sorted(RUNS.glob("*.jsonl")) if not file.stem.starts
 
 @pytest.mark.parametrize("file", HEALTHY, ids=lambda file: file.stem)
 def test_real_healthy_runs_have_no_error(file: Path) -> None:
-    assert len(HEALTHY) >= 10
+    assert len(HEALTHY) >= 6
     assert [finding for finding in apply_rules(recorded(file)) if finding.severity == "error"] == []
 
 
 SPOILED = {
     "rate-zero": ("learning_rate_is_zero", "error"),
-    "warming-up": ("learning_rate_is_zero", "warning"),
-    "rate-too-low": ("loss_stays", "warning"),
-    "nothing-attached": ("loss_stays", "error"),
+    "rate-times-100": ("both_fall", "error"),
     "wrong-reference": ("reference_differs", "error"),
 }
+"""Runs of the files `spoiled-*`, each with what is found first."""
 
 
 @pytest.mark.parametrize("name", SPOILED)

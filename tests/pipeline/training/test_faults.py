@@ -206,7 +206,7 @@ def test_ray_keeps_no_record_and_that_of_an_earlier_version_is_no_obstacle(
         "saved checkpoint-000020",
     ]
     left = {path.name for path in (tmp_path / "run").iterdir()} - {".validate_storage_marker"}  # of every run of Ray
-    files = {"config.yaml", "metrics.jsonl", "ledger.jsonl", "run.json", "report.html", "model"}
+    files = {"config.yaml", "metrics.jsonl", "ledger.jsonl", "run.json", "report.html", "findings.json", "model"}
     assert left == files | {"checkpoint-000016", "checkpoint-000020"}
 
 
