@@ -64,11 +64,11 @@ class StoredColumns:
     @property
     def key(self) -> str:
         """Name in the cache, which says the bytes of the files and what is made of them."""
-        told = [[entry.get(name) for name in ("file", "rows", "bytes", "sha256")] for entry in self.files]
+        listed = [[entry.get(name) for name in ("file", "rows", "bytes", "sha256")] for entry in self.files]
         pictures = str(self.pictures.where) if self.pictures is not None else None
-        # Stores of earlier versions have no checksums: these are told apart by where they are.
+        # Stores of earlier versions have no checksums: their location distinguishes them.
         where = None if all("sha256" in entry for entry in self.files) else str(self.folder.where)
-        inputs = {"format": FORMAT, "columns": self.names, "pictures": pictures, "files": told, "where": where}
+        inputs = {"format": FORMAT, "columns": self.names, "pictures": pictures, "files": listed, "where": where}
         return f"rows-{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]}"
 
 

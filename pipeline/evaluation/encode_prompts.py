@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+    from strategies.config import StrategyConfig
+
 __all__ = ["EncodedPrompt", "PromptEncoder", "check_lengths"]
 
 SHOWN = 60
@@ -72,7 +74,7 @@ class PromptEncoder:
         self._tally = Tally()
 
     @classmethod
-    def of(cls, cfg: Any, raw: bool = False) -> PromptEncoder:
+    def of(cls, cfg: StrategyConfig, raw: bool = False) -> PromptEncoder:
         """Load tokenizer and processor of `cfg.base_model`. Raises UserError."""
         silence_libraries()
         try:

@@ -279,7 +279,7 @@ def _lock(file: Path, mode: int, beat: Callable[[], None] | None = None) -> int:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             _wait(descriptor, mode, beat)
-            # Who evicts an entry deletes its locks: a lock on a deleted file excludes nobody.
+            # Who evicts an entry deletes its locks: a lock on a deleted file excludes no process.
             if _same(descriptor, file):
                 return descriptor
         except BaseException:

@@ -23,7 +23,6 @@ class MetricsMixin(Trainer):
 
     _total_train_tokens: int
     _metrics: dict[str, dict[str, list[float]]]
-    _tp_size: int
 
     def _start_metrics(self) -> None:
         """Initialise; called before TRL's constructor, which may log."""
@@ -86,12 +85,12 @@ class MetricsMixin(Trainer):
         if not sums and not counts:
             return
         means, totals = gather_means(self.accelerator, {**sums, **counts})
-        self.speed.counted = {name: totals[name] / self._tp_size for name in counts}
+        self.speed.counted = {name: totals[name] / self.get_tp_size() for name in counts}
         if not sums:
             return
         if mode == "train":
             # As TRL: ranks of one tensor-parallel group are given the same tokens.
-            self._total_train_tokens += round(totals["num_tokens"]) // self._tp_size
+            self._total_train_tokens += round(totals["num_tokens"]) // self.get_tp_size()
         means = {name: value for name, value in means.items() if name not in {"num_tokens", *counts}}
         values = {**self._derived(means), "num_tokens": self._total_train_tokens}
         # Lists, since TRL's `log` averages over their items.

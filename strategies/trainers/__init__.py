@@ -52,7 +52,7 @@ Private names of theirs that are used beside those:
     _globalstep_last_logged, _tr_loss          metrics     what isn't logged yet stands in the checkpoint
     _last_world_entropy                        grpo        of `use_adaptive_entropy`, when resumed
     _load_scaler                               checkpoint  when resumed, after all other state
-    _metrics, _total_train_tokens, _tp_size    metrics, grpo  TRL's sums, made those of all ranks
+    _metrics, _total_train_tokens    metrics, grpo  TRL's sums, made those of all ranks
     _name, _tag_names                          base        the strategy, and tags of the model card
 """
 
