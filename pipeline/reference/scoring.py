@@ -211,7 +211,7 @@ def _unstaged(rows: pa.Table, staged: dict[str, pa.Table]) -> pa.Table:
 
 
 def _tasks(plan: Plan, part: str, rows: pa.Table, staged: dict[str, pa.Table], limits: tuple[int, int]) -> list[Task]:
-    """Return the tasks of the rows that aren't staged, cut as if only reused ones were: a killed run continues with its tasks."""
+    """Return the tasks of the rows that aren't staged, cut as if only reused ones were: those of a killed run, again."""
     missing = set(missing_rows(rows, staged.values()))
     if not missing:
         return []

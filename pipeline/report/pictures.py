@@ -11,7 +11,7 @@ from pipeline.data.pictures import IMAGES, read_picture
 from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.store import TRAIN, Prepared
 from pipeline.io.retry import STORAGE_ERRORS
-from pipeline.io.storage import Folder
+from pipeline.io.storage import Folder, reason
 from pipeline.report.page import Comparison, Message, Picture, Section
 from strategies.vision.images import pictures_of
 
@@ -69,8 +69,10 @@ def _picture(store: Folder, name: str) -> Picture:
     """Return a thumbnail of a stored picture, or the reason why there is none."""
     try:
         [image] = pictures_of({"images": [read_picture(store, name)]})
-    except (ValueError, *STORAGE_ERRORS) as error:
+    except ValueError as error:
         return Picture(f"{name}: {error}")
+    except STORAGE_ERRORS as error:
+        return Picture(f"{name}: a picture can't be read: {reason(error)}")
     label = f"{name}, {image.width} x {image.height} pixels"
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()

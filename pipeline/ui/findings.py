@@ -65,7 +65,7 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON's types."""
-        return asdict(self)
+        return {**asdict(self), "evidence": [asdict(one) for one in self.evidence], "rows": list(self.rows)}
 
 
 def read_finding(value: Any) -> Finding:

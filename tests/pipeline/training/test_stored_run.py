@@ -288,9 +288,9 @@ def test_what_is_watched_is_copied_once_it_is_new(own_s3: S3Server, tmp_path: Pa
     filesystem = Folder(own_s3.uri("run")).filesystem
     mirror, rank_zero = (
         SyncFoldersCallback(tmp_path, ["generations"], filesystem, "bucket/run"),
-        SimpleNamespace(is_world_process_zero=True),
+        SimpleNamespace(is_local_process_zero=True),
     )
-    mirror.on_evaluate(None, SimpleNamespace(is_world_process_zero=False), None)
+    mirror.on_evaluate(None, SimpleNamespace(is_local_process_zero=False), None)
     mirror.on_save(None, rank_zero, None)
     (tmp_path / "generations").mkdir()
     (tmp_path / "generations" / "step-000004.jsonl").write_text("{}\n")
