@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 from pipeline.data.fingerprint import digest
 from pipeline.data.store import MANIFEST
 from pipeline.io.digests import file_digest
-from pipeline.reference.score_files import read_scores, stage_existing
+from pipeline.reference.score_files import read_scores, score_columns, stage_existing
 
 __all__ = ["reuse_existing_scores"]
 
 SAME = ("format_version", "reference", "precision", "pictures")
 """Inputs that determine a row's scores, `pictures` where there are any; the others only select rows."""
+HIDDEN_STATES = "hidden_states"
+"""Input of scores that hold hidden states too: they serve those without, not the other way round."""
 
 
 def reuse_existing_scores(root: Path, inputs: dict[str, Any], staging: Path, missing: dict[str, pa.Table]) -> None:
@@ -47,10 +49,11 @@ def reuse_existing_scores(root: Path, inputs: dict[str, Any], staging: Path, mis
             remaining -= hashes
             if not remaining:
                 break
+    hidden = bool(inputs.get(HIDDEN_STATES))
     for part, rows in missing.items():
         # Sorted: which file comes first must not depend on the order of a set.
         files = sorted({paths[row_hash] for row_hash in rows["ids"].to_pylist() if row_hash in paths})
-        if tables := _rows_in(files, rows["ids"]):
+        if tables := _rows_in(files, rows["ids"], hidden):
             stage_existing(staging, part, rows, pa.concat_tables(tables))
 
 
@@ -62,6 +65,8 @@ def _parts(root: Path, inputs: dict[str, Any]) -> Iterator[tuple[Path, dict[str,
             score_inputs, fingerprint = manifest["inputs"], digest(manifest["inputs"])
             # A manifest that was edited, or moved to another folder, no longer says what its scores are.
             if fingerprint != file.parent.name or any(score_inputs.get(name) != inputs.get(name) for name in SAME):
+                continue
+            if inputs.get(HIDDEN_STATES) and not score_inputs.get(HIDDEN_STATES):
                 continue
             parts = [(file.parent / entry["file"], entry) for entry in manifest["files"]]
         except (ValueError, KeyError, TypeError, OSError):
@@ -90,7 +95,8 @@ def _as_written(path: Path, entry: dict[str, Any]) -> bool:
         return False
 
 
-def _rows_in(files: Sequence[Path], ids: pa.ChunkedArray) -> list[pa.Table]:
-    """Return the scores of these rows from each readable file."""
+def _rows_in(files: Sequence[Path], ids: pa.ChunkedArray, hidden: bool) -> list[pa.Table]:
+    """Return the scores of these rows from each readable file, with their hidden states or without."""
     tables = [table for file in files if (table := read_scores(file)) is not None]
+    tables = [table.select(["row_id", "ids", *score_columns(table, hidden)]) for table in tables]
     return [table.replace_schema_metadata(None).filter(pc.is_in(table["ids"], value_set=ids)) for table in tables]

@@ -47,6 +47,11 @@ class Scores(Printable):
     def __rich__(self) -> Group:
         return describe(self)
 
+    @property
+    def has_hidden_states(self) -> bool:
+        """Whether the mean hidden state of each answer was kept (`ray.score.hidden_states`)."""
+        return bool(self.manifest["inputs"].get("hidden_states"))
+
     def read(self, split: str = TRAIN) -> pa.Table:
         """Read `ref_chosen_logps` and `ref_rejected_logps` (list<float32>) of a split, in the order of the prepared rows."""
         import pyarrow as pa

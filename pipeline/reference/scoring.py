@@ -36,7 +36,7 @@ from strategies.methods.registry import get_strategy
 if TYPE_CHECKING:
     from cluster.placement import ActorPlan
 
-__all__ = ["ROWS_PER_TASK", "actor_plan", "check_mode", "score"]
+__all__ = ["ROWS_PER_TASK", "actor_plan", "check_mode", "find_scores", "score"]
 
 ROWS_PER_TASK = 128
 """Most rows of a task, after which an actor writes: the granularity of progress and of resuming."""
@@ -100,6 +100,23 @@ def score(
             return open_scores(folder, plan) or _build(cfg, plan, actors, folder, progress, rows_per_task, not recompute)
     except OSError as error:
         raise UserError(write_error(error)) from error
+
+
+def find_scores(cfg: RunConfig, prepared: Prepared) -> Scores | None:
+    """Open the cached scores of `cfg`, of a recipe that `check_mode` allows, without Ray; None where there are none.
+
+    Raises:
+        UserError: when they were changed since they were written, or the reference can't be found.
+    """
+    cfg = absolute_paths(cfg)
+    root = Path(os.path.expanduser(cfg.dataset_prepared_path)).absolute() / "reference"
+    if not any(root.glob(f"*/{MANIFEST}")):
+        return None
+    pictures = check_pictures(cfg, prepared)
+    # The precision depends on whether the actors had GPUs, which only a running cluster could say.
+    precisions = dict.fromkeys(resolve_precision(cfg, use_gpu) for use_gpu in ((True,) if cfg.fp16 else (True, False)))
+    plans = [make_plan(cfg, prepared, precision, pictures=pictures) for precision in precisions]
+    return next((scores for plan in plans if (scores := open_scores(root / plan.fingerprint, plan)) is not None), None)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from cluster.sharding import sharding_of
 from pipeline.config import RunConfig
 from pipeline.config.paths import absolute_paths
 from pipeline.data import prepare
+from pipeline.inspection.selection import select_rows, selected_count
 from pipeline.io.storage import Location, locate
 from pipeline.planning import RunPlan, check_recipe, resolve
 from pipeline.ray.session import init_ray, node_resources
@@ -112,7 +113,7 @@ def train_run(
             display.note(CPU_BF16)
         prepared = prepare_data(plan.cfg, display)
         _show_notes(plan.strategy.notes(plan.cfg, lambda name: prepared.read("train", [name])[name].to_pylist()), display)
-        steps = plan.total_steps(prepared.train_rows)
+        steps = plan.total_steps(selected_count(plan.cfg, prepared.train_rows))
         schedule_arguments(plan.cfg, RunLength(steps, steps, steps_per_epoch=None))  # raises for contradicting intervals
         # Only now: whether a finished run has all of its steps depends on the number of prepared rows.
         if (finished := folder.finished_steps(of=steps)) is not None:
@@ -123,6 +124,11 @@ def train_run(
         # The recipe, in which `bf16: auto` is the same on any machine.
         folder.write_config(_with_day(plan.recipe, prepared))
         plan, scores = _resolve_reference(plan, prepared, folder, steps, display)
+        selection = select_rows(plan.cfg, prepared, scores)
+        if selection is not None:
+            select = selection.select
+            kept = f"{selection.rows} of {prepared.train_rows} training rows, by {select.by}, {select.side}"
+            display.note(f"select: {kept}: {selection.columns.path}")
         events, page = RunEvents(folder), None
         events.started(plan.workers, sharding_of(plan.cfg))
         try:
@@ -138,6 +144,7 @@ def train_run(
                     scores=scores,
                     cancel=cancel,
                     owner=owner,
+                    selection=selection,
                 )
                 with events:  # which write `run.json` as they end, so before it is finished
                     returned = run_training(training, display)

@@ -9,6 +9,7 @@ from pipeline.config import RunConfig
 
 if TYPE_CHECKING:
     from pipeline.data import Prepared
+    from pipeline.inspection.selection import Selection
     from pipeline.reference import Scores
 
 __all__ = ["WorkerJob"]
@@ -36,3 +37,5 @@ class WorkerJob:
     scores: Scores | None = None
     """Reference log-probabilities of the rows, where they are cached."""
     debug: bool = False
+    selection: Selection | None = None
+    """Training rows that are kept; None for all."""

@@ -156,7 +156,7 @@ class TrainingLauncher:
         # This process's directory: workers have one of Ray's session.
         folders = self.known["scratch"], self.known["former_scratch"], os.getcwd()
         run = plan.cfg, plan.prepared, plan.steps, self.known["id"]
-        job = WorkerJob(*run, *folders, sharding, plan.scores, plan.debug)
+        job = WorkerJob(*run, *folders, sharding, plan.scores, plan.debug, plan.selection)
         return training.ClusterTorchTrainer(
             train_worker,
             train_loop_config={"job": job},

@@ -149,7 +149,8 @@ def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tup
     columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID, *([IMAGES] if with_pictures else [])]
     # With a fingerprint: to compute one, `datasets` would pickle the table, with several copies in memory.
     name = f"{job.prepared.fingerprint}-{job.scores.fingerprint if job.scores is not None else ''}"
-    builder.train_dataset = Dataset(_rows(job, "train", columns), fingerprint=f"{name}-train")
+    chosen = f"-{job.selection.fingerprint}" if job.selection is not None else ""
+    builder.train_dataset = Dataset(_rows(job, "train", columns), fingerprint=f"{name}-train{chosen}")
     if job.prepared.eval_rows:
         builder.eval_dataset = Dataset(_rows(job, "eval", columns), fingerprint=f"{name}-eval")
     if not have_pictures(builder.train_dataset):
@@ -214,7 +215,8 @@ def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
         scores = job.scores.read(split)
         for name in scores.column_names:
             rows = rows.append_column(name, scores[name])
-    return rows
+    # After the scores, which are of all rows. The evaluation's rows all stay.
+    return rows.take(job.selection.indices()) if job.selection is not None and split == "train" else rows
 
 
 def _scratch_folder(job: WorkerJob) -> tuple[Path, int | None]:
