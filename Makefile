@@ -11,7 +11,7 @@ QUICK := $(PYTEST) --numprocesses 2 --tier quick
 REST := $(PYTEST) --numprocesses 3 --tier rest
 export DS_BUILD_OPS := 0
 
-.PHONY: help demo test test-rest test-all checks lint docs install clean
+.PHONY: help demo test test-rest test-all checks lint docs notebooks recording install clean
 
 help:
 	@echo "make demo    install, train the embedded default on 2 workers, show what changed"
@@ -20,6 +20,8 @@ help:
 	@echo "make test-all   both"
 	@echo "make checks  lint, types, import contracts, quick tests"
 	@echo "make docs    build the pages of docs/ into build/docs"
+	@echo "make notebooks  execute the notebooks, and store them with their outputs: ten minutes"
+	@echo "make recording  record prepare and train in a terminal, for the README"
 	@echo "make clean   remove .venv and everything that was made here"
 
 demo: $(VENV)/.demo
@@ -45,6 +47,13 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
 	@echo "build/docs/index.html"
+
+# NOTEBOOKS=01_quickstart executes one of them.
+notebooks: $(VENV)/.dev
+	PYTHONPATH=. $(BIN)/python notebooks/execute.py $(NOTEBOOKS)
+
+recording: $(VENV)/.dev
+	PYTHONPATH=. $(BIN)/python docs/recording.py
 
 install: $(VENV)/.installed
 

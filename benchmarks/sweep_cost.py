@@ -24,6 +24,7 @@ from benchmarks import common
 from benchmarks.common import Row
 from benchmarks.sides import our_trainer, trl_trainer
 from strategies.inference.scoring import PairScorer
+from strategies.models.work import triangle
 
 VOCABULARY = 512
 """Of the model that stands in: token ids are taken modulo this, which changes no count."""
@@ -98,23 +99,13 @@ def add(count: Count, inputs: dict[str, Any]) -> None:
     if "packed" in inputs:
         segments = inputs["packed"].segments
         count.pairs += len(segments)
-        count.keys += sum(visible_keys(segment) for segment in segments)
+        count.keys += sum(segment.keys for segment in segments)
         count.projected += inputs["scored_positions"].numel()
     else:
         count.pairs += sequences // 2
         count.keys += sequences * triangle(length)
         # On a CPU TRL's head projects every position but the last.
         count.projected += sequences * (length - 1)
-
-
-def triangle(length: int) -> float:
-    """Keys that so many tokens see, each itself and those before."""
-    return length * (length + 1) / 2
-
-
-def visible_keys(segment: Any) -> float:
-    """As `triangle`, of a pair whose completions share their prompt."""
-    return triangle(segment.shared + segment.chosen) + segment.rejected * segment.shared + triangle(segment.rejected)
 
 
 def stand_in() -> LlamaForCausalLM:

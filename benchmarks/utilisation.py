@@ -27,7 +27,6 @@ from rich.table import Table
 from benchmarks import common
 from benchmarks.sides import our_trainer, scored
 from benchmarks.step_profile import head_table, name_of, profile_table
-from benchmarks.sweep_cost import visible_keys
 from benchmarks.training import Turns, Watch
 from strategies.packing.head import ELEMENTS
 
@@ -117,7 +116,7 @@ def useful_products(model: Any, segments: Sequence[Any], number: int) -> Iterato
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     length = round(statistics.mean(segment.shared + segment.chosen for segment in segments))
     # Queries with keys, and weights with values; all square in the sequence, and as fast as one another.
-    operations = 3 * layers * heads * 4.0 * size * sum(visible_keys(segment) for segment in segments)
+    operations = 3 * layers * heads * 4.0 * size * sum(segment.keys for segment in segments)
     yield (heads, length, size, length), operations / 2
     yield (heads, length, length, size), operations / 2
 

@@ -32,6 +32,7 @@ from strategies.models.loading import (
 )
 from strategies.models.precision import resolve_bf16
 from strategies.models.sharding import localize_arguments
+from strategies.profiling import ProfileCallback
 from strategies.vision.checks import check_belongs
 from strategies.vision.modules import freeze_tower, has_tower
 from strategies.vision.sizes import with_size
@@ -205,6 +206,7 @@ class HFRLTrainerBuilder:
             *self.callbacks,
             *registered_callbacks(self.cfg),
             *([EarlyStoppingCallback(patience)] if patience is not None else []),
+            *([ProfileCallback(Path(self.cfg.output_dir), *self.cfg.profile.steps)] if self.cfg.profile is not None else []),
         ]
 
 

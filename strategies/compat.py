@@ -22,6 +22,7 @@ __all__ = [
     "attention_of",
     "clear_logged_loss",
     "converts_weights",
+    "exposed_exchange_s",
     "fsdp_on_any_device",
     "keep_float32_weights_once",
     "local_part",
@@ -185,3 +186,16 @@ def local_part(tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+
+
+def exposed_exchange_s(model: Any) -> float | None:
+    """Return the seconds that DDP's last measured backward waited for gradients of other workers; None without DDP.
+
+    DDP measures its first ten steps and then every hundredth one, whether this is read or not.
+    """
+    if not isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        return None
+    measured = model._get_ddp_logging_data()
+    names = ("backward_comm_time", "backward_compute_comm_overlap_time")
+    exchanged, overlapped = (int(measured.get(name, 0)) for name in names)
+    return max(0, exchanged - overlapped) / 1e9

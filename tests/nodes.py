@@ -25,11 +25,9 @@ from typing import Any
 import psutil
 import requests
 
-from cluster.addresses import why_unreachable
 from tests.ports import unused_port
-from tests.waiting import wait_for
 
-__all__ = ["Cluster", "Node", "cluster_of", "job_server"]
+__all__ = ["Cluster", "Node", "cluster_of"]
 
 START_WITHIN_S = 240
 OBJECT_STORE = 100 << 20
@@ -250,24 +248,3 @@ def _has_namespaces() -> bool:
 
 def _ip(*words: str) -> str:
     return subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout
-
-
-@contextmanager
-def job_server(folder: Path, environment: dict[str, str], agent_port: int = 0) -> Iterator[str]:
-    """The address of the job server of a cluster of one node, on this machine beside others.
-
-    Args:
-        folder: for the files of Ray.
-        environment: of the node.
-        agent_port: where its agent, which starts the jobs, listens; 0 takes a free port.
-    """
-    dashboard = unused_port()
-    words = ["--num-cpus=2", f"--port={unused_port()}", f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1"]
-    words += [f"--dashboard-agent-listen-port={agent_port}", f"--temp-dir={folder}", "--disable-usage-stats", "--block"]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *words]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
-        try:
-            wait_for(lambda: why_unreachable(f"127.0.0.1:{dashboard}") is None)
-            yield f"http://127.0.0.1:{dashboard}"
-        finally:
-            head.terminate()

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from pipeline.reference import Scores
 
-__all__ = ["QUANTILES", "Inspection"]
+__all__ = ["NOTHING", "QUANTILES", "Inspection"]
+
+NOTHING = "nothing odd was found in these data"
 
 QUANTILES = {"lowest": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "highest": 1.0}
 NOT_SHOWN = ("split", "row_id", "duplicate_of", "prompt_in_both")
@@ -71,7 +73,7 @@ class Inspection(Printable):
         return Group(
             lines_of({"data": self.prepared.path, "rows": rows, "scores": scores}),
             Text(""),
-            finding_lines(self.findings, "nothing odd was found in these data"),
+            finding_lines(self.findings, NOTHING),
             *(Text(f"not looked at: {reason}", "dim") for reason in self.missing),
             Text(""),
             table_of(("column", *QUANTILES), numbers, title="columns of every row"),

@@ -27,7 +27,8 @@ CHARTS: dict[str, tuple[str, ...]] = {
     "Length of completions (tokens)": ("completions/mean_length", "completions/max_length", "answer_length"),
     "Learning rate": ("learning_rate",),
     "Gradient norm": ("grad_norm",),
-    "Tokens per second": ("tokens_per_second",),
+    "Tokens per second": ("tokens_per_second", "fed_tokens_per_second"),
+    "Seconds per step": tuple(f"seconds/{part}" for part in ("step", "data", "generation", "forward", "backward", "optimizer")),
 }
 """Title -> metrics by TRL's names. Metrics that aren't listed get charts of their own after these."""
 WORDS = (
@@ -98,7 +99,7 @@ def _lines(records: Sequence[dict[str, Any]]) -> Iterator[Line]:
 
 
 def _is_metric(name: str) -> bool:
-    timed = name.endswith(("runtime", "samples_per_second", "steps_per_second", "num_tokens"))
+    timed = name.endswith(("runtime", "samples_per_second", "steps_per_second", "num_tokens", "save_seconds"))
     return name not in UNITS and not timed
 
 

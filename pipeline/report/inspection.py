@@ -16,10 +16,26 @@ from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.store import EVAL, TRAIN
 from pipeline.errors import UserError
 from pipeline.inspection.parts import parts_of, read_part
-from pipeline.inspection.result import NOT_SHOWN, QUANTILES, Inspection
+from pipeline.inspection.result import NOT_SHOWN, NOTHING, QUANTILES, Inspection
 from pipeline.inspection.strangest import StrangeRows, strangest
 from pipeline.io.atomic import write_text
-from pipeline.report.page import COLOURS, Chart, Column, Comparison, Fact, Message, Page, Row, Section, Table, chart, render
+from pipeline.report.findings import notice
+from pipeline.report.page import (
+    COLOURS,
+    Chart,
+    Column,
+    Comparison,
+    Fact,
+    Message,
+    Notice,
+    Page,
+    Row,
+    Section,
+    Table,
+    chart,
+    render,
+)
+from pipeline.ui.findings import is_wrong
 from strategies.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -83,13 +99,11 @@ def inspection_page(inspection: Inspection, cfg: RunConfig) -> str:
 
 
 def _findings(inspection: Inspection) -> Section:
-    columns = [Column("", is_text=True), *(Column(name, is_text=True) for name in ("found", "seen", "try"))]
-    rows = [
-        Row([one.severity, one.sentence, one.evidence_text, one.advice], one.severity == "error") for one in inspection.findings
-    ]
-    words = "" if rows else "Nothing odd was found in these data. "
-    words += "".join(f"Not looked at: {reason}. " for reason in inspection.missing)
-    return Section("findings", "Findings", words, table=Table(columns, rows) if rows else None)
+    notices = [notice(finding) for finding in inspection.findings]
+    if not is_wrong(inspection.findings):
+        notices.insert(0, Notice("healthy", f"{NOTHING}."))
+    words = "".join(f"Not looked at: {reason}. " for reason in inspection.missing)
+    return Section("findings", "Findings", words, notices=notices)
 
 
 def _distributions(inspection: Inspection) -> Section:

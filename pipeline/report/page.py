@@ -21,6 +21,7 @@ __all__ = [
     "Comparison",
     "Fact",
     "Message",
+    "Notice",
     "Page",
     "Picture",
     "Row",
@@ -105,6 +106,16 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """A sentence with its weight, and labelled lines below it."""
+
+    kind: str
+    """error, warning, info, or healthy."""
+    text: str
+    facts: Sequence[Fact] = ()
+
+
+@dataclass(frozen=True)
 class Section:
     """A section of a page; `name` is its anchor. A folded one shows only its title until it is opened."""
 
@@ -115,6 +126,7 @@ class Section:
     table: Table | None = None
     text: str = ""
     facts: Sequence[Fact] = ()
+    notices: Sequence[Notice] = ()
     comparisons: Sequence[Comparison] = ()
     is_folded: bool = False
 

@@ -1,4 +1,4 @@
-"""Page of a run: metrics, answers, timeline, workers, data, config."""
+"""Page of a run: findings, metrics, answers, timeline, workers, data, config."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import numpy as np
 
 from pipeline.config import RunConfig, parse_saved
 from pipeline.errors import ConfigError, UserError
+from pipeline.findings.run import find_in_records
 from pipeline.io.storage import inside
 from pipeline.report.answers import answer_sections
+from pipeline.report.cost import cost_section
 from pipeline.report.curves import curve_sections
+from pipeline.report.findings import findings_section
 from pipeline.report.page import Fact, Page, Section, render
 from pipeline.report.rows import Rows
 from pipeline.report.timeline import RunTimeline, format_duration, format_nodes, format_time, requested_workers
@@ -55,9 +58,12 @@ def run_page(folder: RunFolder) -> str:
     """
     run = _read(folder)
     rows = Rows.of(run.cfg, run.state.get("prepared"))
+    findings = find_in_records(folder, run.cfg, run.state, run.records)
     sections = [
+        findings_section(findings, run.state["status"] == "finished"),
         *curve_sections(list(_with_logratios(run)), run.timeline.marks),
         *answer_sections(folder, run.step),
+        cost_section(folder, run.records, run.timeline),
         run.timeline.section(),
         Section("resources", "Workers and batches", facts=list(_resources(run, rows))),
         *rows.sections,
@@ -124,6 +130,8 @@ def _facts(run: _Run) -> Iterator[Fact]:
         yield Fact("tokens/s (median)", f"{np.median(speeds):,.0f}")
     if run.timeline.seconds is not None:
         yield Fact("wall time", format_duration(run.timeline.seconds))
+    if speeds := _values(run.records, "mfu"):
+        yield Fact("of the device's peak (median)", f"{np.median(speeds):.1%}")
     if run.timeline.restarts:
         yield Fact("restarts after failures", str(run.timeline.restarts))
 

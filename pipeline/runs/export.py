@@ -25,10 +25,11 @@ COMPLETING = re.compile(r"(adapter_)?config\.json")
 
 
 def watched_folders(cfg: RunConfig) -> list[str]:
-    """Return the names of a run's folders that a user watches: sampled generations."""
+    """Return the names of a run's folders that a user watches: sampled generations, traces."""
     enabled = {
         "generations": cfg.dpo_generate_during_eval,
         "completions": cfg.trl is not None and cfg.trl.log_completions,
+        "profiles": cfg.profile is not None,
     }
     return [name for name, is_enabled in enabled.items() if is_enabled]
 
@@ -41,7 +42,7 @@ def link_watched(cfg: RunConfig, scratch: Path) -> None:
 
 
 class SyncFoldersCallback(TrainerCallback):
-    """Uploads watched folders to a run's remote storage at evaluations, checkpoints and the end.
+    """Uploads watched folders to a run's remote storage at evaluations, checkpoints and the end, those of every node.
 
     Files of a failed upload are uploaded with the next one; the last one is retried.
     """
@@ -60,11 +61,11 @@ class SyncFoldersCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Upload the remaining files."""
-        if state.is_world_process_zero:
+        if state.is_local_process_zero:
             with_retries(self._folders.sync, f"copying {', '.join(self._names)}")
 
     def _try(self, state: Any) -> None:
-        if not state.is_world_process_zero:
+        if not state.is_local_process_zero:
             return
         try:
             self._folders.sync()

@@ -26,7 +26,8 @@ __all__ = ["RunFolder"]
 STATE = {"finished": {"prepared", "step"}}
 """Status -> other required keys of `run.json`."""
 RUN, CONFIG, METRICS, LEDGER, MODEL = "run.json", "config.yaml", "metrics.jsonl", "ledger.jsonl", "model"
-GENERATIONS, COMPLETIONS, REPORT = "generations", "completions", "report.html"
+GENERATIONS, COMPLETIONS, PROFILES = "generations", "completions", "profiles"
+REPORT, FINDINGS = "report.html", "findings.json"
 FORMER_RECORD = "checkpoint_manager_snapshot.json"
 """Ray's record of the checkpoints that earlier versions reported to it. Where there is one, Ray restores it, or fails."""
 
@@ -285,7 +286,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Delete the files of a run without a complete checkpoint, which can't be resumed."""
-        for name in (METRICS, LEDGER, GENERATIONS, COMPLETIONS, REPORT):
+        for name in (METRICS, LEDGER, GENERATIONS, COMPLETIONS, PROFILES, REPORT, FINDINGS):
             self.storage.delete(name)
         for orphan in self.storage.names():
             if orphan.startswith(CHECKPOINT):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
-from pipeline.io.storage import Location, inside, locate
+from pipeline.io.storage import Folder, Location, inside, locate
 from pipeline.runs.finished import finished_run
-from pipeline.runs.folder import RunFolder
+from pipeline.runs.folder import FINDINGS, RunFolder
 from pipeline.runs.metrics import MetricsFile
 from pipeline.ui.console import Printable, lines_of, table_of
+from pipeline.ui.findings import Finding, finding_lines, healthy_text, read_finding
 
 if TYPE_CHECKING:
     import pandas
@@ -55,6 +56,15 @@ class TrainResult(Printable):
         """Metrics, one row per logging or evaluation step."""
         return MetricsFile(inside(self.run_dir, "metrics.jsonl")).table()
 
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """What rules found in the run, errors first."""
+        return tuple(read_finding(value) for value in self._findings.get("findings", []))
+
+    @cached_property
+    def _findings(self) -> dict[str, Any]:
+        return Folder(self.run_dir).read_json(FINDINGS) or {}
+
     def __rich__(self) -> Group:
         history = self.history
         columns = {name: history[name].dropna() for name in METRICS if name in history}
@@ -68,7 +78,10 @@ class TrainResult(Printable):
             "config": inside(self.run_dir, "config.yaml"),
             "report": self.report,
         }
-        return Group(table_of(("metric", "first", "last"), rows, title=f"{self.steps} steps"), lines_of(files, gap=1))
+        # Runs of earlier versions have no such file.
+        found = [finding_lines(self.findings, healthy_text(self._findings["rules"]))] if self._findings else []
+        table = table_of(("metric", "first", "last"), rows, title=f"{self.steps} steps")
+        return Group(*found, table, lines_of(files, gap=1))
 
 
 def load_run(run_dir: str) -> TrainResult:

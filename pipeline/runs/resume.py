@@ -26,6 +26,7 @@ MAY_DIFFER = {
     "nonfinite_loss",
     "num_epochs",
     "output_dir",
+    "profile",
     "ray",
     "ray_num_workers",
     "reference",

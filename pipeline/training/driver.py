@@ -12,8 +12,11 @@ from cluster.sharding import sharding_of
 from pipeline.config import RunConfig
 from pipeline.config.paths import absolute_paths
 from pipeline.data import prepare
+from pipeline.errors import UserError
+from pipeline.findings.run import write_findings
 from pipeline.inspection.selection import select_rows, selected_count
-from pipeline.io.storage import Location, locate
+from pipeline.io.retry import STORAGE_ERRORS
+from pipeline.io.storage import Location, locate, reason
 from pipeline.planning import RunPlan, check_recipe, resolve
 from pipeline.ray.session import init_ray, node_resources
 from pipeline.reference import (
@@ -27,7 +30,7 @@ from pipeline.reference import (
 )
 from pipeline.runs.checkpoints import clean
 from pipeline.runs.events import RunEvents
-from pipeline.runs.folder import RunFolder
+from pipeline.runs.folder import FINDINGS, RunFolder
 from pipeline.runs.owner import owned
 from pipeline.runs.result import TrainResult, result_of
 from pipeline.tracking.dispatcher import Tracking
@@ -36,6 +39,7 @@ from pipeline.training.launch import run_training
 from pipeline.training.plan import TrainingPlan
 from pipeline.ui.display import Display
 from pipeline.ui.notebook import default_display
+from strategies.config.rules import beyond
 from strategies.config.schedule import RunLength, schedule_arguments
 
 if TYPE_CHECKING:
@@ -115,6 +119,8 @@ def train_run(
         _show_notes(plan.strategy.notes(plan.cfg, lambda name: prepared.read("train", [name])[name].to_pylist()), display)
         steps = plan.total_steps(selected_count(plan.cfg, prepared.train_rows))
         schedule_arguments(plan.cfg, RunLength(steps, steps, steps_per_epoch=None))  # raises for contradicting intervals
+        if plan.cfg.profile is not None and plan.cfg.profile.steps[0] > steps:
+            raise UserError(f"profile.steps: {beyond(plan.cfg.profile.steps[0], steps)}")
         # Only now: whether a finished run has all of its steps depends on the number of prepared rows.
         if (finished := folder.finished_steps(of=steps)) is not None:
             display.note(f"the run has already finished with step {finished}: {folder.path}")
@@ -150,8 +156,17 @@ def train_run(
                     returned = run_training(training, display)
                 folder.finish(returned["step"], returned["best_metric"], returned["ended_early"])
         finally:
+            _write_findings(folder, display)
             page = hooks.write_page(folder, display)
         return result_of(folder, returned["step"], page)
+
+
+def _write_findings(folder: RunFolder, display: Display) -> None:
+    """Write what rules find in the run's records, also if it failed; on errors, note them: they don't fail the run."""
+    try:
+        write_findings(folder)
+    except (UserError, *STORAGE_ERRORS) as error:
+        display.note(f"{FINDINGS} is not written: {reason(error)}")
 
 
 def _show_notes(notes: Iterable[str], display: Display) -> None:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pipeline.errors import UserError
 
-__all__ = ["Evidence", "Finding", "Severity", "by_severity", "finding_lines", "read_finding"]
+__all__ = ["Evidence", "Finding", "Severity", "by_severity", "finding_lines", "healthy_text", "is_wrong", "read_finding"]
 
 Severity = Literal["error", "warning", "info"]
 ORDER: tuple[Severity, ...] = ("error", "warning", "info")
@@ -86,16 +86,24 @@ def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: ORDER.index(finding.severity)))
 
 
+def is_wrong(findings: Iterable[Finding]) -> bool:
+    """Return whether any finding is an error or a warning."""
+    return any(finding.severity != "info" for finding in findings)
+
+
+def healthy_text(rules: int) -> str:
+    """Return the line that stands where none of so many rules found an error or a warning."""
+    return f"healthy: none of {rules} rules found anything wrong"
+
+
 def finding_lines(findings: Sequence[Finding], healthy: str = "no findings") -> Text:
-    """Return findings as lines of a terminal: the sentence, its evidence, what to try; `healthy` when there is none.
+    """Return findings as lines of a terminal: the sentence, its evidence, what to try.
 
     Args:
         findings: in the order in which they are shown.
-        healthy: the line where there are none.
+        healthy: the line that precedes them where none is an error or a warning.
     """
-    if not findings:
-        return Text(healthy, "green")
-    lines = []
+    lines = [] if is_wrong(findings) else [Text(healthy, "green")]
     for finding in findings:
         head = Text.assemble((f"{finding.severity}: ", STYLES[finding.severity]), finding.sentence)
         lines.append(Text("\n").join([head, Text(f"  seen:  {finding.evidence_text}"), Text(f"  try:   {finding.advice}")]))

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from strategies.batch.row_ledger import RowId
 from strategies.dataset_rows import ROW_ID
+from strategies.models.work import Tokens, triangle
 from strategies.packing.head import TokenOutputs
-from strategies.packing.layout import PackedRow, PairTokens, pack, pair_tokens
+from strategies.packing.layout import PackedRow, PairTokens, Segment, pack, pair_tokens
 from strategies.packing.support import score_row
 from strategies.vision.features import Pictures, pictures_of_forward, run_padded
 from strategies.vision.images import pictures_of
@@ -35,6 +36,8 @@ class PairBatch(ABC):
     """Shape (B,): positions of the pairs in the global batch."""
     sequence_tokens: int
     """Tokens of the 2B sequences without padding, prompts counted twice."""
+    segments: tuple[Segment, ...] = ()
+    """Layout of the pairs, shape (B,)."""
     row_ids: tuple[RowId, ...] = ()
     """Ids of the pairs, shape (B,)."""
     pictures: Pictures | None = None
@@ -55,6 +58,11 @@ class PairBatch(ABC):
     @abstractmethod
     def fed_tokens(self) -> int:
         """Tokens that a forward computes, padding included."""
+
+    @property
+    @abstractmethod
+    def work(self) -> Tokens:
+        """Tokens that a forward has to compute, without padding."""
 
     @abstractmethod
     def run(self, model: Any, wanted: tuple[str, ...] = (), **options: Any) -> Any:
@@ -93,6 +101,11 @@ class PackedPairs(PairBatch):
     def fed_tokens(self) -> int:
         return self.row.input_ids.numel()
 
+    @property
+    def work(self) -> Tokens:
+        segments = self.segments
+        return Tokens(sum(pair.tokens for pair in segments), sum(pair.keys for pair in segments), len(self.row.labels))
+
     def run(self, model: Any, wanted: tuple[str, ...] = (), **options: Any) -> TokenOutputs:
         assert not options, "options of padded batches"
         outputs = score_row(model, self.row, wanted, self.pictures.pixels if self.pictures else None)
@@ -118,6 +131,13 @@ class PaddedPairs(PairBatch):
     @property
     def fed_tokens(self) -> int:
         return self.input_ids.numel()
+
+    @property
+    def work(self) -> Tokens:
+        # The prompt once for each completion, whose last token is fed too.
+        lengths = [pair.shared + branch + 1 for pair in self.segments for branch in (pair.chosen, pair.rejected)]
+        scored = sum(pair.chosen + pair.rejected for pair in self.segments)
+        return Tokens(sum(lengths), sum(map(triangle, lengths)), scored)
 
     def run(self, model: Any, wanted: tuple[str, ...] = (), **options: Any) -> Any:
         # TRL's fused head returns the statistics that it was configured with when it was added to the model.
@@ -179,6 +199,7 @@ class PairCollator:
         common: dict[str, Any] = {
             "positions": torch.tensor(positions),
             "sequence_tokens": sum(pair.sequence_tokens for pair in pairs),
+            "segments": tuple(pair.segment for pair in pairs),
             "row_ids": tuple(number if row_id is None else row_id for row_id, number in ids),
             "is_real": is_real,
         }

@@ -70,7 +70,7 @@ def find_problems(cfg: StrategyConfig) -> Iterator[Problem]:
         if name in (cfg.processor_kwargs or {}):
             instead = "trust_remote_code" if name == "trust_remote_code" else "revision_of_model"
             yield f"processor_kwargs.{name}", f"has a key of its own: write {instead}"
-    for rule in (_method, _adapter, _schedule, _pairs_of_keys, _trackers, _cadence, _quantization):
+    for rule in (_method, _adapter, _schedule, _pairs_of_keys, _trackers, _cadence, _profile, _quantization):
         yield from rule(cfg)
 
 
@@ -185,6 +185,16 @@ def _trackers(cfg: StrategyConfig) -> Iterator[Problem]:
         tracker = name.removeprefix("hf_").split("_")[0]
         if tracker != "use" and _is_set(cfg, name) and tracker not in used:
             yield name, f"has no effect without use_{tracker}: true; set it or remove this key"
+
+
+def _profile(cfg: StrategyConfig) -> Iterator[Problem]:
+    if cfg.profile is not None and cfg.max_steps is not None and cfg.profile.steps[0] > cfg.max_steps:
+        yield "profile.steps", beyond(cfg.profile.steps[0], cfg.max_steps)
+
+
+def beyond(first: int, steps: int) -> str:
+    """Return why a run of so many steps has no trace from step `first` on."""
+    return f"step {first} is after the run's last, {steps}; give steps from 1 to {steps}"
 
 
 def _cadence(cfg: StrategyConfig) -> Iterator[Problem]:

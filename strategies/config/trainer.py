@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from strategies.keys import Keys, key
 
@@ -13,6 +13,7 @@ __all__ = [
     "CALLBACK_VARIABLES",
     "HubKeys",
     "PluginKeys",
+    "ProfileKeys",
     "TRACKER_SWITCHES",
     "TrackerKeys",
     "TrainerKeys",
@@ -25,6 +26,30 @@ class PluginKeys(Keys):
     plugins: list[str] | None = key(
         "Modules, also of the current directory, that register losses, strategies, dataset types or callbacks."
     )
+
+
+class ProfileKeys(Keys):
+    """A trace of some steps."""
+
+    steps: tuple[PositiveInt, PositiveInt] = Field(
+        description="First and last step of the trace, from 1. It holds every operation, megabytes for each step."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        first, last = self.steps
+        if first > last:
+            raise ValueError(f"steps: the first step {first} is after the last one {last}; write [{last}, {first}]")
+        if last - first >= MOST_PROFILED:
+            raise ValueError(
+                f"steps: {last - first + 1} steps are too many for one trace; give at most {MOST_PROFILED}, "
+                f"such as [{first}, {first + 3}]"
+            )
+        return self
+
+
+MOST_PROFILED = 50
+"""Steps of a trace, which no viewer opens if it is much longer."""
 
 
 # YAML reads a bare `no` as false.
@@ -82,6 +107,9 @@ class TrainerKeys(Keys):
     load_best_model_at_end: bool | None = key("End with the best checkpoint's weights instead of the last.")
     metric_for_best_model: str | None = key("Metric that selects the best checkpoint; eval_rewards/accuracies when not set.")
     greater_is_better: bool | None = key("Whether a greater metric is better; false for losses when not set.")
+    profile: ProfileKeys | None = key(
+        "Write a torch profiler trace of these steps, per rank, into the folder profiles of output_dir: {steps: [3, 6]}."
+    )
     output_dir: str = key(
         "Folder of the run: config, metrics, checkpoints, model. On Ray also a URI, such as s3://bucket/run.", "./model-out"
     )

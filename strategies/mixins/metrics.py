@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from strategies.metrics import MetricSums, gather_means
+from strategies.mixins.speed import Speed
 
-__all__ = ["MetricsMixin", "StepTimer"]
-
-
-class StepTimer(TrainerCallback):
-    """Adds up the seconds spent in training steps, so that throughput doesn't count evaluation and saving."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._started: float | None = None
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop the clock."""
-        if self._started is not None:
-            self._seconds += time.perf_counter() - self._started
-            self._started = None
-
-    def take(self) -> float:
-        """Return the seconds since the last call, and start again at 0."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
+__all__ = ["MetricsMixin"]
 
 
 class MetricsMixin(Trainer):
     """Sums metrics over forwards, and passes their means to TRL's log: one collective per log.
 
     Attributes:
+        speed: time and work of the training steps since the last log.
         eval_generations: `strategies.inference.eval_generations.EvalGenerations`, if evaluations generate answers.
     """
 
@@ -49,7 +27,7 @@ class MetricsMixin(Trainer):
 
     def _start_metrics(self) -> None:
         """Initialise; called before TRL's constructor, which may log."""
-        self._step_timer = StepTimer()
+        self.speed = Speed(self)
         self._sums: dict[str, MetricSums] = {"train": {}, "eval": {}}
         self._tokens_at_last_log = 0
         self._resumed_with: dict[str, Any] | None = None
@@ -104,13 +82,17 @@ class MetricsMixin(Trainer):
         """Pass the means since the last log to TRL's `log`. Every rank must call it."""
         mode = self._mode
         sums, self._sums[mode] = self._sums[mode], {}
+        counts = self.speed.take_counts() if mode == "train" else {}
+        if not sums and not counts:
+            return
+        means, totals = gather_means(self.accelerator, {**sums, **counts})
+        self.speed.counted = {name: totals[name] / self._tp_size for name in counts}
         if not sums:
             return
-        means, totals = gather_means(self.accelerator, sums)
-        means.pop("num_tokens")
         if mode == "train":
             # As TRL: ranks of one tensor-parallel group are given the same tokens.
             self._total_train_tokens += round(totals["num_tokens"]) // self._tp_size
+        means = {name: value for name, value in means.items() if name not in {"num_tokens", *counts}}
         values = {**self._derived(means), "num_tokens": self._total_train_tokens}
         # Lists, since TRL's `log` averages over their items.
         self._metrics[mode].update({name: [value] for name, value in values.items()})
@@ -119,17 +101,38 @@ class MetricsMixin(Trainer):
         """Return the means, with metrics derived from them; subclasses add theirs."""
         return means
 
+    # Parts of a step, for the trainers that leave it to transformers
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the batches of a step."""
+        with self.speed.clock.part("data"):
+            return super().get_batch_samples(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run a forward and backward."""
+        self.speed.clock.enter("forward")
+        loss = super().training_step(*args, **kwargs)
+        self.speed.clock.enter("optimizer")
+        return loss
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a forward; in training, a backward follows."""
+        result = super().compute_loss(*args, **kwargs)
+        if self._mode == "train":
+            self.speed.clock.enter("backward")
+        return result
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with `tokens_per_second`: tokens fed by all workers since the last log, per second spent in steps.
+        """Log, with tokens, rows and seconds of the steps since the last log: `strategies.mixins.speed`.
 
         With several evaluation sets, metrics are named by set: `eval_NAME_rewards/margins`.
         """
         self._take_metrics()
         tokens = self._total_train_tokens - self._tokens_at_last_log
         # Only in records of training steps, in which the clock runs; an evaluation's loss is `eval_loss`.
-        if "loss" in logs and tokens and (seconds := self._step_timer.take()):
+        if "loss" in logs:
             self._tokens_at_last_log = self._total_train_tokens
-            logs["tokens_per_second"] = tokens / seconds
+            logs.update(self.speed.record(tokens))
         if self.eval_generations is not None and self._mode == "eval":
             self.eval_generations.add_to(logs)
         if isinstance(self.eval_dataset, dict) and self._mode == "eval":

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from strategies.models.work import triangle
+
 __all__ = ["PackedRow", "PairTokens", "Segment", "pack", "pair_tokens"]
 
 
@@ -30,6 +32,11 @@ class Segment(NamedTuple):
     @property
     def tokens(self) -> int:
         return self.shared + self.chosen + self.rejected
+
+    @property
+    def keys(self) -> float:
+        """Sum over all tokens of the keys that each attends to: the rejected completion doesn't see the chosen one."""
+        return triangle(self.shared + self.chosen) + self.rejected * self.shared + triangle(self.rejected)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ Methods of transformers' Trainer and TRL's trainers that are overridden, in the 
                  _load_from_checkpoint                        checkpoint  weights that files name otherwise
                  _load_callback_state, _load_rng_state        ending, rng
     each epoch   _run_epoch                                   metrics, ending
-    each step    get_batch_samples                            planned, kto  all batches of the step
-                 training_step                                pair, planned, kto, step_guard  forwards and backwards of the step
+    each step    get_batch_samples                            planned, kto, metrics  all batches of the step
+                 training_step                                pair, planned, kto, step_guard, metrics  forwards and backwards
+                 compute_loss                                 metrics     the backward's time begins after it
+                 _prepare_inputs                              grpo        the time of generating
                  _compute_loss                                kto
                  _generate_and_score_completions              grpo        the stored generation when resumed within it
                  floating_point_ops, _track_num_input_tokens  planned
@@ -52,7 +54,6 @@ Private names of theirs that are used beside those:
     _load_scaler                               checkpoint  when resumed, after all other state
     _metrics, _total_train_tokens, _tp_size    metrics, grpo  TRL's sums, made those of all ranks
     _name, _tag_names                          base        the strategy, and tags of the model card
-    _prepare_inputs                            kto         all batches of a step go to the device
 """
 
 from __future__ import annotations

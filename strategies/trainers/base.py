@@ -131,7 +131,7 @@ class PreferenceTrainer(
         self._init_trl(
             train_dataset=self._for_trl(train_dataset, "train_dataset"),
             eval_dataset=self._for_trl(eval_dataset, "eval_dataset"),
-            callbacks=[self._step_timer, self.ledger, *(callbacks or [])],
+            callbacks=[self.speed.clock, self.ledger, *(callbacks or [])],
             **kwargs,
         )
         self.eval_generations = EvalGenerations(self) if generates_answers else None

@@ -161,6 +161,17 @@ class AxolotlGRPOTrainer(PreferenceTrainer, GRPOTrainer, DistributedParallelMixi
 
     # Metrics
 
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """Generate and grade completions, or take the next ones of the generation batch."""
+        if self._mode != "train":
+            return super()._prepare_inputs(inputs)
+        with self.speed.clock.part("generation"):
+            prepared = super()._prepare_inputs(inputs)
+        ids = [prepared[name] for name in ("prompt_ids", "completion_ids")]
+        # No work: most of the time goes into generating, which isn't one forward per token.
+        self.speed.count(len(ids[0]), sum(part.numel() for part in ids))
+        return prepared
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; `tokens_per_second` counts prompt and completion tokens once per generation.
 

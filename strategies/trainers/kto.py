@@ -17,6 +17,7 @@ from strategies.losses.kto import kl_estimate, kto_loss
 from strategies.media import PICTURES as PICTURE_COLUMNS
 from strategies.metrics import MetricSums
 from strategies.mixins import DistributedParallelMixin
+from strategies.models.work import Tokens, triangle
 from strategies.trainers.base import PreferenceTrainer
 from strategies.trainers.start import check_start
 from strategies.types import BatchKind
@@ -180,6 +181,9 @@ class AxolotlKTOTrainer(PreferenceTrainer, KTOTrainer, DistributedParallelMixin)
         outputs = _run(model, inputs, **router)
         reference = reference_forward(self, partial(_run, batch=inputs)).sum(dim=1)
         policy = outputs.log_probs.sum(dim=1)
+        if self._mode == "train":
+            count = _tokens(inputs) + _tokens(inputs, "KL_") + _tokens(inputs, "KL_")
+            self.speed.count(len(policy), inputs["input_ids"].numel(), _tokens(inputs), forwards=count)
         weights = {"desirable_weight": self.desirable_weight, "undesirable_weight": self.undesirable_weight}
         loss = kto_loss(policy, reference, inputs["label"], kl, self.beta, **weights).mean()
         sums = _sums(outputs, inputs, policy.detach(), self.beta * (policy - reference).detach())
@@ -199,6 +203,12 @@ def _run(model: Any, batch: dict[str, Any], prefix: str = "", **options: Any) ->
     labels = ids.masked_fill(batch[f"{prefix}completion_mask"] == 0, -100)
     inputs = {"input_ids": ids, "attention_mask": batch[f"{prefix}attention_mask"], "labels": labels}
     return run_padded(model, inputs, batch.get(PICTURES), **options)
+
+
+def _tokens(batch: dict[str, Any], prefix: str = "") -> Tokens:
+    """Count the tokens of a forward of the completions, or, with the prefix `KL_`, of the mismatched ones."""
+    lengths = batch[f"{prefix}attention_mask"].sum(dim=1)
+    return Tokens(lengths.sum(), triangle(lengths).sum(), batch[f"{prefix}completion_mask"].sum())
 
 
 def _sums(outputs: Any, batch: dict[str, torch.Tensor], logps: torch.Tensor, rewards: torch.Tensor) -> MetricSums:

@@ -216,7 +216,8 @@ class PlannedTrainer(PreferenceTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Take the next step from the loader."""
         # No number of items: `_batch_loss` divides by the pairs of the global batch itself.
-        return list(itertools.islice(epoch_iterator, num_batches)), None
+        with self.speed.clock.part("data"):
+            return list(itertools.islice(epoch_iterator, num_batches)), None
 
     def training_step(self, model: Any, inputs: WorkerStep, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run this worker's forwards and backwards; the mean of the results over workers is the loss of the global batch."""
@@ -233,6 +234,8 @@ class PlannedTrainer(PreferenceTrainer):
         self._step_batches = [batch for batch in step.batches if batch.is_real]
         self.ledger.feed(row for batch in self._step_batches for row in batch.row_ids)
         for number, batch in enumerate(step.batches, start=1):
+            self.speed.clock.enter("forward")
+            self._count(batch)
             with self._exchange(model, now=number == len(step.batches)):
                 with self.accelerator.autocast():
                     loss = scale * self._batch_loss(model, batch, step, whole)
@@ -241,11 +244,20 @@ class PlannedTrainer(PreferenceTrainer):
                     # All ranks leave the loop here: `_refuse` has reduced its answer.
                     self._drop_gradients(model)
                     break
+                self.speed.clock.enter("backward")
                 self.accelerator.backward(loss, **self._backward_options())
+        self.speed.clock.enter("optimizer")
         # In place of `AgreementMixin.training_step`, which isn't called.
         self._step_losses.append(total)
         self._empty_cache()
         return total
+
+    def _count(self, batch: PairBatch) -> None:
+        """Count a forward and backward, and the reference's forward where it runs beside the policy."""
+        # A forward without real rows computes what others need, but no row of the step.
+        if batch.is_real:
+            is_live = self.uses_reference and batch.reference is None
+            self.speed.count(len(batch.positions), batch.fed_tokens, batch.work, forwards=batch.work if is_live else None)
 
     def _exchange(self, model: Any, now: bool) -> AbstractContextManager[Any]:
         """Context of a backward pass that exchanges gradients between workers if `now`, else only accumulates them."""

@@ -22,7 +22,7 @@ import ray
 
 from cluster.jobs import JobServer, last_line
 from cluster.packaging import list_package
-from tests.nodes import job_server
+from pipeline.demo.cluster import start_cluster
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -181,7 +181,9 @@ def test_a_cluster_beside_another_on_its_machine(monkeypatch: pytest.MonkeyPatch
     with ExitStack() as stack:
         other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        address = stack.enter_context(job_server(folder, environment, agent_port=other.getsockname()[1]))
+        taken = other.getsockname()[1]
+        started = start_cluster(folder=folder, environment=environment, agent_port=taken)
+        address = stack.enter_context(started).address
         with pytest.raises(ValueError, match=r"took no job within 30 s: .*--dashboard-agent-listen-port=0"):
             JobServer(address).submit({"submission_id": "one", "entrypoint": "true"}, None, notes.append)
     assert notes == ["waiting for the cluster's head node to take jobs"]

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.demo.cluster import start_cluster
 from pipeline.secrets import REDACTED
-from tests.nodes import job_server
 from tests.pipeline.data.conftest import write_jsonl
 from tests.s3 import Bucket
 from tests.tiny import pairs
@@ -82,7 +82,7 @@ def test_no_file_holds_a_secret(command: str, status: int, s3: Bucket, tiny_base
     with ExitStack() as stack:
         if command == "submit":
             environment["RAY_AUTH_MODE"] = "disabled"
-            address = stack.enter_context(job_server(temporary / "ray", environment))
+            address = stack.enter_context(start_cluster(folder=temporary / "ray", environment=environment)).address
             words = ["submit", "train", "recipe.yaml", "--follow", "--address", address, "--shared", str(tmp_path)]
             words += ["--shared", tiny_base]
         done = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,9 +16,12 @@ from typer.testing import CliRunner
 from pipeline import TrainResult, write_report
 from pipeline.cli import app
 from pipeline.errors import UserError
+from pipeline.findings.rules import RULES
+from pipeline.report.cost import worker_hours
 from pipeline.report.run import run_page
 from pipeline.report.timeline import RunTimeline
 from pipeline.runs.folder import RunFolder
+from pipeline.ui.console import open_console
 from tests.browser import faint, needs_chromium, open_page, undrawn
 
 runner = CliRunner()
@@ -32,6 +36,7 @@ CHARTS = (
     "Learning rate",
     "Gradient norm",
     "Tokens per second",
+    "Seconds per step",
     "Length of training rows",
 )
 
@@ -68,6 +73,46 @@ def test_a_run_leaves_its_page(run: TrainResult, text: str) -> None:
     assert "<b>finished</b>" in text and "<b>40 of 40</b>" in text
     assert f"<b>{run.metrics['eval_loss']:.4g}</b><span>eval loss (first " in text
     assert f"<b>{int(run.metrics['num_tokens']):,}</b>" in text
+
+
+@pytest.mark.main_job
+def test_findings_come_first(run: TrainResult, text: str) -> None:
+    assert text.index('id="findings"') < text.index('id="metrics"')
+    stored = json.loads((Path(str(run.run_dir)) / "findings.json").read_text())
+    assert [finding.as_json() for finding in run.findings] == stored["findings"] and stored["rules"] == len(RULES)
+    (small,) = [finding for finding in run.findings if finding.rule == "evaluation_is_small"]
+    assert small.severity == "warning" and small.evidence[0].value == 4
+    assert f'<div class="notice warning"><p><b>warning</b> {small.sentence}</p>' in text
+    shown = io.StringIO()
+    open_console(file=shown).print(run)
+    assert shown.getvalue().index(f"warning: {small.sentence}") < shown.getvalue().index("40 steps")
+
+
+@pytest.mark.main_job
+def test_what_a_run_costs(run: TrainResult, text: str) -> None:
+    cost = text[text.index('id="cost"') :]
+    cost = cost[: cost.index("</section>")]
+    assert re.search(r"<dt>pairs/s</dt><dd>[\d.,]+</dd>", cost) and re.search(r"<dt>MFU: .*</dt><dd>[\d.]+%</dd>", cost)
+    parts = re.findall(r"<td>(\d+)%</td><td class=\"text[^>]*>(\w+)", cost)
+    assert sum(int(share) for share, _ in parts) == pytest.approx(100, abs=4)
+    assert {"forward", "backward", "clipping"} <= {name for _, name in parts}
+    assert re.search(r"<dt>worker hours</dt><dd>[\d.e-]+</dd>", cost)
+    last = run.history.dropna(subset=["loss"]).iloc[-1]
+    assert last["pairs_per_second"] * last["seconds/step"] == pytest.approx(8)
+
+
+def test_hours_are_those_of_all_workers_and_attempts() -> None:
+    """Two workers for an hour, then one for half an hour, whose driver was killed."""
+    two, one = {"a": [0], "b": [1]}, {"a": [0]}
+    training = {"event": "training", "step": 0, "repeated": 0, "setup": {}, "notes": []}
+    events = [
+        {"event": "began", "time": 0.0, "host": "h", "workers": {}, "sharding": None},
+        {**training, "time": 100.0, "nodes": two},
+        {"event": "failure", "time": 3700.0, "step": 3, "workers": [], "restart": 1},
+        {**training, "time": 4000.0, "nodes": one},
+    ]
+    records = [{"step": 9, "time": 5800.0}]
+    assert worker_hours(RunTimeline({"status": "started", "events": events}, records), records) == pytest.approx(2.5)
 
 
 @pytest.mark.main_job
@@ -113,7 +158,7 @@ def test_the_page_in_a_browser(run: TrainResult, width: int, scheme: str) -> Non
         assert [title for title in CHARTS if title not in titles] == []
         assert faint(page) == []
         dashes = page.evaluate(DASHES)
-        assert max(map(len, dashes)) == 4 and all(len(set(lines)) == len(lines) for lines in dashes)
+        assert max(map(len, dashes)) == 5 and all(len(set(lines)) == len(lines) for lines in dashes)
         page.emulate_media(color_scheme="dark" if scheme == "light" else "light")  # a person changes it while looking
         assert faint(page) == []
         page.locator("summary").nth(0).click()

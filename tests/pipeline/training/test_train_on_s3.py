@@ -30,6 +30,7 @@ def test_a_run_on_s3_is_killed_and_continued(
     """Workers know neither address nor keys but by the filesystem that they are given; the weights are a local run's."""
     keys = {"num_epochs": 6, "eval_steps": 8, "save_steps": 8, "dpo_generate_during_eval": True, "load_best_model_at_end": True}
     quiet = train(recipe(tmp_path / "quiet", **keys))
+    keys["profile"] = {"steps": [3, 4]}
     folder = RunFolder(own_s3.uri("runs/one"))
 
     def kill() -> None:
@@ -50,6 +51,9 @@ def test_a_run_on_s3_is_killed_and_continued(
     names = {key.removeprefix("runs/one/").partition("/")[0] for key in own_s3.objects()}
     assert {"config.yaml", "metrics.jsonl", "run.json", "model", "checkpoint-000024", "generations"} <= names
     assert "runs/one/generations/step-000024.jsonl" in own_s3.objects()
+    traces = [key for key in own_s3.objects() if key.startswith("runs/one/profiles/")]
+    assert traces == [f"runs/one/profiles/steps-3-4.rank-{rank}.json.gz" for rank in (0, 1)]
+    assert "steps-3-4.rank-1.json.gz in s3://bucket/runs/one/profiles: open them" in run_page(folder)
     assert result.report == "s3://bucket/runs/one/report.html" and "runs/one/report.html" in own_s3.objects()
     page = run_page(folder)
     assert "policy, step 24</h3>" in page and "continued on " in page and " died: " in page
