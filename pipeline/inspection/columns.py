@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from pipeline.reference import Scores
 
-__all__ = ["RowColumns", "column_folder", "compute", "content_columns", "executor_for", "measure_columns"]
+__all__ = ["RowColumns", "column_folder", "compute", "content_columns", "executor_for", "measure_columns", "measures_folder"]
 
 FORMAT_VERSION = 1
 """Incremented whenever the same inputs would give other bytes."""
@@ -66,6 +66,15 @@ def column_folder(prepared: Prepared) -> Path:
     return prepared.path.parent / "columns"
 
 
+def measures_folder(prepared: Prepared, scores: str | None) -> Path:
+    """Return the folder of the `measures` of a store and of scores with this fingerprint, whether it exists or not."""
+    return column_folder(prepared) / digest(_measure_inputs(prepared, scores))
+
+
+def _measure_inputs(prepared: Prepared, scores: str | None) -> dict[str, Any]:
+    return {"format_version": FORMAT_VERSION, "prepared": prepared.fingerprint, "group": "measures", "scores": scores}
+
+
 def measure_columns(cfg: RunConfig, prepared: Prepared, scores: Scores | None, executor: Executor | None = None) -> RowColumns:
     """Compute or open the columns of each row by itself (`measures`); those of scores only with `scores`.
 
@@ -73,7 +82,7 @@ def measure_columns(cfg: RunConfig, prepared: Prepared, scores: Scores | None, e
         UserError: when they can't be written.
     """
     parts = parts_of(prepared)
-    inputs = {"group": "measures", "scores": scores.fingerprint if scores is not None else None}
+    inputs = _measure_inputs(prepared, scores.fingerprint if scores is not None else None)
 
     def write(folder: Path, run: Runner) -> None:
         run(measure_part, MeasureJob(prepared, scores, folder, tuple(parts)))

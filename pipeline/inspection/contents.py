@@ -114,6 +114,7 @@ def write_contents(job: ContentJob, folder: Path) -> None:
             "duplicate_of": pa.array(row_ids[group], mask=group == np.arange(len(group))),
             "answers_without_end": _column(job, "answers_without_end"),
             "first_token_share": shares.astype(np.float32),
+            **{f"{name.removesuffix('_ids')}_first_token": tokens for name, tokens in zip(job.answers, firsts, strict=True)},
         }
     )
     start = 0

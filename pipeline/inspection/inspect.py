@@ -15,9 +15,10 @@ from pipeline.data.store import EVAL, TRAIN, Prepared
 from pipeline.errors import UserError
 from pipeline.inspection.columns import RowColumns, content_columns, measure_columns
 from pipeline.inspection.overlap import overlap_columns, read_benchmark
-from pipeline.inspection.result import Inspection
+from pipeline.inspection.result import FINDINGS, Inspection
 from pipeline.inspection.rules import find_all
-from pipeline.ray.tasks import Executor
+from pipeline.io.atomic import write_json
+from pipeline.ray.tasks import Executor, write_error
 from pipeline.reference.scoring import find_scores
 from strategies.methods.registry import get_strategy
 
@@ -65,7 +66,12 @@ def inspect(
     else:
         missing.append("overlap with benchmarks: give their files with --against")
     table = _table(prepared, columns)
-    return Inspection(prepared, scores, find_all(table), tuple(missing), tuple(columns), table)
+    found = Inspection(prepared, scores, find_all(table), tuple(missing), tuple(columns), table)
+    try:
+        write_json(found.as_json(), columns[0].path / FINDINGS)
+    except OSError as error:
+        raise UserError(write_error(error)) from error
+    return found
 
 
 def _scores(cfg: RunConfig, prepared: Prepared) -> tuple[Scores | None, list[str]]:

@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 
     from pipeline.reference import Scores
 
-__all__ = ["NOTHING", "QUANTILES", "Inspection"]
+__all__ = ["FINDINGS", "NOTHING", "QUANTILES", "Inspection"]
 
 NOTHING = "nothing odd was found in these data"
 
+FINDINGS = "findings.json"
+"""File beside the columns with what an inspection has found, for the pages of runs on the same data."""
 QUANTILES = {"lowest": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "highest": 1.0}
-NOT_SHOWN = ("split", "row_id", "duplicate_of", "prompt_in_both")
+NOT_SHOWN = (
+    *("split", "row_id", "duplicate_of", "prompt_in_both"),
+    *("chosen_first_token", "rejected_first_token", "completion_first_token"),
+)
 """Columns without quantiles."""
 
 

@@ -28,6 +28,8 @@ OVERLAPPING = 0.5
 RARE = 0.001
 """Share of answers below which their first token is unusual, in data of at least `MANY` rows."""
 MANY = 1000
+TELLING = 0.3
+"""Difference between the shares of chosen and rejected answers that begin with a token from which it is reported."""
 DEVIATIONS = 2.5
 """How far below the median a pair's score gap is suspect, in standard deviations, estimated by the median deviation."""
 
@@ -186,6 +188,26 @@ def no_end(table: pd.DataFrame) -> Finding | None:
     )
 
 
+def telling_beginnings(table: pd.DataFrame) -> Finding | None:
+    chosen, rejected = table["chosen_first_token"].to_numpy(), table["rejected_first_token"].to_numpy()
+    if len(table) < FEWEST:
+        return None
+    tokens = np.unique(np.concatenate([chosen, rejected]))
+    shares = [np.searchsorted(np.sort(side), [tokens, tokens + 1]) / len(table) for side in (chosen, rejected)]
+    in_chosen, in_rejected = (upto[1] - upto[0] for upto in shares)
+    most = int(np.argmax(np.abs(in_chosen - in_rejected)))
+    if abs(in_chosen[most] - in_rejected[most]) < TELLING:
+        return None
+    return _finding(
+        "telling_first_token",
+        "warning",
+        f"{in_chosen[most]:.0%} of chosen answers and {in_rejected[most]:.0%} of rejected ones begin with the same token (id "
+        f"{tokens[most]}): a run may learn that token and little else.",
+        {"share of chosen answers": in_chosen[most], "share of rejected answers": in_rejected[most], "token id": tokens[most]},
+        "look at the rows: a template, or one model's habit, may write it; nothing is wrong if it is what should be learnt",
+    )
+
+
 def rare_beginnings(table: pd.DataFrame) -> Finding | None:
     if len(table) < MANY:
         return None
@@ -242,6 +264,7 @@ RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"prompt_length"}, extreme_lengths),
     ({"score_gap"}, reference_ranks),
     ({"ches"}, alike_inside),
+    ({"chosen_first_token"}, telling_beginnings),
     ({"first_token_share"}, rare_beginnings),
 )
 """Columns that a rule needs, and the rule."""

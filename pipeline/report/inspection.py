@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,11 @@ import plotly.graph_objects as go
 from pipeline.config import RunConfig
 from pipeline.config.selection import ROW_COLUMNS
 from pipeline.data.row_kinds import COMPLETIONS
-from pipeline.data.store import EVAL, TRAIN
+from pipeline.data.store import EVAL, TRAIN, Prepared
 from pipeline.errors import UserError
+from pipeline.inspection.columns import measures_folder
 from pipeline.inspection.parts import parts_of, read_part
-from pipeline.inspection.result import NOT_SHOWN, NOTHING, QUANTILES, Inspection
+from pipeline.inspection.result import FINDINGS, NOT_SHOWN, NOTHING, QUANTILES, Inspection
 from pipeline.inspection.strangest import StrangeRows, strangest
 from pipeline.io.atomic import write_text
 from pipeline.report.findings import notice
@@ -35,13 +37,13 @@ from pipeline.report.page import (
     chart,
     render,
 )
-from pipeline.ui.findings import is_wrong
+from pipeline.ui.findings import is_wrong, read_finding
 from strategies.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["NAME", "inspection_page", "write_inspection"]
+__all__ = ["NAME", "inspected_section", "inspection_page", "write_inspection"]
 
 NAME = "inspect.html"
 BINS = 50
@@ -96,6 +98,23 @@ def inspection_page(inspection: Inspection, cfg: RunConfig) -> str:
         Fact("reference's scores", "none" if inspection.scores is None else inspection.scores.fingerprint),
     ]
     return render(Page("Inspection of prepared data", f"{prepared.path}, for {cfg.rl} of {cfg.base_model}.", facts, sections))
+
+
+def inspected_section(prepared: Prepared, scores: str | None) -> list[Section]:
+    """Return a section with what `prefray inspect` has found in a run's data; none if it hasn't looked at them.
+
+    Args:
+        scores: fingerprint of the run's scores, if it has any.
+
+    Raises:
+        OSError: when its file can't be read; UserError when it isn't what was written.
+    """
+    file = measures_folder(prepared, scores) / FINDINGS
+    if not file.exists():
+        return []
+    findings = [read_finding(value) for value in json.loads(file.read_text(encoding="utf-8"))["findings"]]
+    words = f"By `prefray inspect`; {file.parent / NAME} has the rows." if findings else f"`prefray inspect`: {NOTHING}."
+    return [Section("inspection", "Findings in the data", words, notices=[notice(finding) for finding in findings])]
 
 
 def _findings(inspection: Inspection) -> Section:

@@ -216,7 +216,7 @@ def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
         for name in scores.column_names:
             rows = rows.append_column(name, scores[name])
     # After the scores, which are of all rows. The evaluation's rows all stay.
-    return rows.take(job.selection.indices()) if job.selection is not None and split == "train" else rows
+    return job.selection.of(rows) if job.selection is not None and split == "train" else rows
 
 
 def _scratch_folder(job: WorkerJob) -> tuple[Path, int | None]:
