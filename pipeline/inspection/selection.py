@@ -15,8 +15,6 @@ from pipeline.errors import UserError
 from pipeline.inspection.columns import RowColumns, content_columns, measure_columns
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from pipeline.reference import Scores
 
 __all__ = ["Selection", "kept_rows", "select_rows", "selected_count"]
@@ -40,15 +38,6 @@ class Selection:
         """Return the kept training rows, ascending, shape (rows,)."""
         values = self.columns.read(TRAIN, [self.select.by])[self.select.by].to_numpy()
         return kept_rows(values, self.select)
-
-    def of(self, rows: pa.Table) -> pa.Table:
-        """Return the kept ones of all training rows."""
-        import pyarrow as pa
-
-        mask = np.zeros(len(rows), dtype=np.bool_)
-        mask[self.indices()] = True
-        # Not `take`, which joins all chunks of a column: beyond 2^31 tokens their offsets would overflow.
-        return rows.filter(pa.array(mask))
 
 
 def selected_count(cfg: RunConfig, rows: int) -> int:

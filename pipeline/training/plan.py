@@ -50,5 +50,5 @@ class TrainingPlan(RunPlan):
 
     def row_ids(self) -> list[int]:
         """Read the ids of the rows that the run trains on, in the order of the store."""
-        rows = self.prepared.read(TRAIN, ["row_id"])
-        return (rows if self.selection is None else self.selection.of(rows))["row_id"].to_pylist()
+        ids = self.prepared.read(TRAIN, ["row_id"])["row_id"]
+        return (ids if self.selection is None else ids.take(self.selection.indices())).to_pylist()

@@ -149,8 +149,11 @@ def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tup
     columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID, *([IMAGES] if with_pictures else [])]
     # With a fingerprint: to compute one, `datasets` would pickle the table, with several copies in memory.
     name = f"{job.prepared.fingerprint}-{job.scores.fingerprint if job.scores is not None else ''}"
-    chosen = f"-{job.selection.fingerprint}" if job.selection is not None else ""
-    builder.train_dataset = Dataset(_rows(job, "train", columns), fingerprint=f"{name}-train{chosen}")
+    builder.train_dataset = Dataset(_rows(job, "train", columns), fingerprint=f"{name}-train")
+    if job.selection is not None:
+        # By indices, so that the rows themselves are not copied. The evaluation's rows all stay.
+        kept, new = job.selection.indices(), f"{name}-{job.selection.fingerprint}"
+        builder.train_dataset = builder.train_dataset.select(kept, keep_in_memory=True, new_fingerprint=new)
     if job.prepared.eval_rows:
         builder.eval_dataset = Dataset(_rows(job, "eval", columns), fingerprint=f"{name}-eval")
     if not have_pictures(builder.train_dataset):
@@ -215,8 +218,7 @@ def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
         scores = job.scores.read(split)
         for name in scores.column_names:
             rows = rows.append_column(name, scores[name])
-    # After the scores, which are of all rows. The evaluation's rows all stay.
-    return job.selection.of(rows) if job.selection is not None and split == "train" else rows
+    return rows
 
 
 def _scratch_folder(job: WorkerJob) -> tuple[Path, int | None]:
