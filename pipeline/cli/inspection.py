@@ -30,7 +30,7 @@ def inspect(
 ) -> None:
     """Look for what is odd in the data before anything is trained: findings, a page, and columns to select rows by.
 
-    Prepares the data unless they are cached; scores that are there already are used, and none are computed.
+    Prepares the data unless they are cached; cached scores are used, and none are computed.
     """
 
     def command(display: Any) -> None:

@@ -5,19 +5,15 @@ Loads without torch and without ray.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, create_model
 
-from strategies.methods.registry import STRATEGIES
 from strategies.types import BatchKind
 
-if TYPE_CHECKING:
-    from pipeline.config.recipe import RunConfig
-
-__all__ = ["ROW_COLUMNS", "RowColumn", "SelectConfig", "available_columns", "find_problems"]
+__all__ = ["NEEDS", "ROW_COLUMNS", "Need", "RowColumn", "SelectConfig", "available_columns"]
 
 Need = Literal["scores", "hidden"]
 Side = Literal["top", "bottom", "middle"]
@@ -68,17 +64,12 @@ ROW_COLUMNS: dict[str, RowColumn] = {
 }
 """Columns that rows can be selected by, in the order in which they are shown."""
 
-_From: Any = create_model(
-    # Made by a call: `from` is a keyword of Python, which no class body can annotate.
-    "_From",
-    __module__=__name__,
-    **{
-        "from": (
-            Side,
-            Field("top", description="Rows that are kept: those with the highest values, the lowest, or the middle."),
-        )
-    },
+_FROM: Any = (
+    Side,
+    Field("top", description="Rows that are kept: those with the highest values, the lowest, or those in the middle."),
 )
+# Made by a call: `from` is a keyword of Python, which no class body can annotate.
+_From: Any = create_model("_From", __module__=__name__, **{"from": _FROM})
 
 
 class SelectConfig(_From):
@@ -106,24 +97,3 @@ def available_columns(kind: BatchKind, computed: Collection[Need]) -> list[str]:
         computed: what was computed, or will be before training.
     """
     return [name for name, column in ROW_COLUMNS.items() if kind in column.kinds and column.need in (None, *computed)]
-
-
-def find_problems(cfg: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yield a (path, message) for every problem of the section, given the whole recipe."""
-    if cfg.select is None or cfg.rl not in STRATEGIES:
-        return
-    strategy, by = STRATEGIES[cfg.rl], cfg.select.by
-    if strategy.batch_kind == "prompt":
-        yield "select", f"rows of rl: {cfg.rl} have a prompt alone, and no column to select by; remove it"
-        return
-    computed: list[Need] = []
-    if strategy.reference_mode(cfg) == "cached":
-        computed = ["scores", "hidden"] if cfg.ray.score.hidden_states else ["scores"]
-    names = available_columns(strategy.batch_kind, computed)
-    if by not in names:
-        column = ROW_COLUMNS.get(by)
-        why = "is no column"
-        if column is not None:
-            lacks = column.need is not None and strategy.batch_kind in column.kinds
-            why = f"needs {NEEDS[column.need]}" if lacks and column.need else f"is no column of rows of rl: {cfg.rl}"
-        yield "select.by", f"{by} {why}; there are: {', '.join(names)}"

@@ -27,15 +27,15 @@ Openings = Mapping[str, tuple[list[int], list[int]]]
 """Source -> the tokens that all of its prompts begin and end with."""
 
 
-def shared_openings(prompts: Mapping[str, Sequence[Sequence[int]]]) -> Openings:
+def shared_openings(prompts: Mapping[str, Sequence[list[int]]]) -> Openings:
     """Return what the prompts of each source begin and end with: a template's header, which says nothing about a row."""
     return {source: (_common(rows), _common([row[::-1] for row in rows])[::-1]) for source, rows in prompts.items()}
 
 
-def _common(rows: Sequence[Sequence[int]]) -> list[int]:
+def _common(rows: Sequence[list[int]]) -> list[int]:
     # The first and the last of sorted lists differ where any two of them do.
     low, high = min(rows), max(rows)
-    return list(low[: _agreeing(low, high)])
+    return low[: _agreeing(low, high)]
 
 
 def _agreeing(left: Sequence[int], right: Sequence[int]) -> int:
@@ -68,8 +68,8 @@ def row_shingles(rows: pa.Table, names: Sequence[str], openings: Openings) -> li
         ends.append(size)
     if not flat:
         return []
-    ids = np.concatenate(flat).astype(np.int64)
-    hashes, keep = _windows(ids), ids != END
+    tokens = np.concatenate(flat).astype(np.int64)
+    hashes, keep = _windows(tokens), tokens != END
     return [hashes[start:end][keep[start:end]] for start, end in zip([0, *ends], ends, strict=False)]
 
 

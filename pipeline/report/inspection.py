@@ -164,8 +164,12 @@ def _strange_sections(inspection: Inspection, cfg: RunConfig) -> Iterator[Sectio
     tokenizer = load_tokenizer(cfg)
     answers = COMPLETIONS[inspection.prepared.manifest["kind"]]
     for kind in strangest(inspection.table):
-        texts = _texts(inspection, kind.rows.index.to_list(), ["prompt", *answers])
-        comparisons = [_comparison(row, texts[position], kind, tokenizer) for position, row in kind.rows.iterrows()]
+        positions = kind.rows.index.to_list()
+        texts = _texts(inspection, positions, ["prompt", *answers])
+        comparisons = [
+            _comparison(row, texts[position], kind, tokenizer)
+            for position, (_, row) in zip(positions, kind.rows.iterrows(), strict=True)
+        ]
         words = f"{len(comparisons)} rows, by {kind.column}, with the text that is trained on, its control tokens included."
         yield Section(f"strange-{kind.name}", kind.title, words, comparisons=comparisons, is_folded=True)
 
@@ -187,12 +191,12 @@ def _texts(inspection: Inspection, positions: list[int], names: list[str]) -> di
 
 def _comparison(row: pd.Series, ids: dict[str, Any], kind: StrangeRows, tokenizer: Any) -> Comparison:
     origin = f"{row['split']} row {row['row_id']} ({ids['source']} row {ids['row_number']})"
-    place = f"{origin}, {kind.column} {_number(row[kind.column])}"
+    label = f"{origin}, {kind.column} {_number(row[kind.column])}"
     names = [name.removesuffix("_ids") for name in ids if name.endswith("_ids")]
     # Decoded, not the row's own text: that is what the model reads, cut where the row was cut.
     texts = {name: tokenizer.decode(ids[f"{name}_ids"]) for name in names}
     answers = [Message(f"{name}, {len(ids[f'{name}_ids'])} tokens", text) for name, text in texts.items() if name != "prompt"]
-    return Comparison(Message(place, texts["prompt"]), answers)
+    return Comparison(Message(label, texts["prompt"]), answers)
 
 
 def _files(inspection: Inspection) -> list[Fact]:

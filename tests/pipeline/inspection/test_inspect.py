@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from pipeline.cli import app
 from pipeline.config import dump_config
 from pipeline.errors import UserError
 from pipeline.inspection.measures import ches
+from pipeline.inspection.rules import find_all
 from pipeline.ray.tasks import run_here
 from tests.browser import faint, needs_chromium, open_page, undrawn
 from tests.pipeline.inspection.conftest import prepared_of, scored
@@ -58,7 +60,7 @@ def test_faults_are_found_and_the_columns_are_those_of_the_rows(cfg: Any, tmp_pa
     scores = scored(cfg, prepared, tiny_model(tiny_tokenizer()))
     found = look(cfg, against=[str(tmp_path / "bench.txt")])
     by_rule = rules(found)
-    assert {"same_prompts", "near_duplicates", "benchmark_overlap", "no_end", "length_bias", "reference_ranks"} <= set(by_rule)
+    assert {"same_prompts", "near_duplicates", "benchmark_overlap", "no_end", "reference_ranks"} <= set(by_rule)
     assert "hard_pairs" in by_rule and not found.missing
     assert by_rule["same_prompts"].sentence.startswith("1 of 2 evaluation rows")
     assert by_rule["near_duplicates"].rows == ("36",) and by_rule["benchmark_overlap"].rows == ("37",)
@@ -159,6 +161,21 @@ def test_the_page_in_a_browser(cfg: Any, tmp_path: Path) -> None:
             assert "<script>document.title" in text and "<|im_end|>" in text
             assert said == []
             assert "Findings" in text and "score_gap" in text and "Shortest rows" in text
+
+
+def test_length_and_a_first_token_that_tell_chosen_from_rejected_are_reported() -> None:
+    rows, rng = 200, np.random.default_rng(0)
+    lengths = {"chosen_length": rng.integers(50, 150, rows), "rejected_length": rng.integers(20, 120, rows)}
+    tokens = {"chosen_first_token": [7] * 150 + [1] * 50, "rejected_first_token": [7] * 20 + [1] * 180}
+    table = pd.DataFrame({"row_id": range(rows), "prompt_length": 9, "length_ratio": 1.0, **lengths, **tokens})
+    found = {finding.rule: finding.sentence for finding in find_all(table)}
+    assert set(found) == {"length_bias", "telling_first_token"}
+    assert "the longer one in" in found["length_bias"]
+    assert "75% of chosen answers and 10% of rejected ones" in found["telling_first_token"]
+    fair = table.assign(
+        rejected_length=table["chosen_length"].to_numpy()[::-1], rejected_first_token=tokens["chosen_first_token"]
+    )
+    assert find_all(fair) == ()
 
 
 def test_ches_is_high_where_answers_are_alike() -> None:
