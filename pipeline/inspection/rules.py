@@ -86,7 +86,7 @@ def same_prompts(table: pd.DataFrame) -> Finding | None:
         found,
         "same_prompts",
         "warning",
-        f"{len(found):,} of {total:,} evaluation rows have the prompt of a training row: the evaluation measures memory there.",
+        f"The prompt of {len(found):,} of {total:,} evaluation rows is a training row's too: the evaluation measures memory there.",
         {"evaluation rows with a prompt of training": len(found), "evaluation rows": total},
         "split_by: prompt (the default) with val_set_size keeps prompts apart; or take these rows out of test_datasets",
     )
@@ -99,7 +99,7 @@ def near_copies(table: pd.DataFrame) -> Finding | None:
         found[found["duplicate_of"] >= 0],
         "near_duplicates",
         "warning" if len(found) > 0.01 * len(table) else "info",
-        f"{len(found) - groups:,} rows are near duplicates of an earlier one ({groups:,} groups).",
+        f"{_rows(len(found) - groups, 'is a near duplicate', 'are near duplicates')} of an earlier one (groups: {groups:,}).",
         {"rows in groups": len(found), "groups": groups, "largest group": found["near_duplicates"].max() + 1 if groups else 0},
         "dataset_exact_deduplication: true drops equal rows; select: {by: near_duplicates, from: bottom, keep: ...} keeps "
         "those without",
@@ -115,7 +115,7 @@ def copies_across(table: pd.DataFrame) -> Finding | None:
         found,
         "near_duplicates_across_splits",
         "warning",
-        f"{len(found):,} of {total:,} evaluation rows are near duplicates of training rows.",
+        f"Of {total:,} evaluation rows, {len(found):,} nearly repeat training rows.",
         {"evaluation rows that are near duplicates": len(found), "evaluation rows": total},
         "take them out of the evaluation, whose numbers they flatter",
     )
@@ -127,7 +127,7 @@ def benchmark_rows(table: pd.DataFrame) -> Finding | None:
     if not some:
         return None
     severity: Severity = "warning" if len(found) else "info"
-    many = f"{len(found):,} rows have a text of which at least half the 8-grams are a benchmark's; {some:,} share one or more."
+    many = f"{_rows(len(found), 'has', 'have')} a text of which half the 8-grams or more are a benchmark's; {some:,} share any."
     rows = found if len(found) else table[overlap > 0]
     evidence = {"rows with half of a text in a benchmark": len(found), "rows with any shared 8-gram": some}
     advice = "take these rows out: a benchmark that was trained on measures nothing"
@@ -164,8 +164,8 @@ def flips(table: pd.DataFrame) -> Finding | None:
         found,
         "label_flips",
         "warning",
-        f"{len(found):,} pairs ({share:.1%}) may have their labels swapped: the reference strongly prefers the rejected "
-        "answer, per token, as it rarely does elsewhere in these data.",
+        f"The labels of {_rows(len(found))} ({share:.1%}) may be swapped: the reference strongly prefers the rejected answer, per "
+        "token, as it rarely does elsewhere in these data.",
         {
             "suspected flips": len(found),
             "lowest score_gap": found["score_gap"].min() if len(found) else 0,
@@ -182,7 +182,7 @@ def no_end(table: pd.DataFrame) -> Finding | None:
         found,
         "no_end",
         "error" if share > 0.5 else "warning",
-        f"{len(found):,} rows ({share:.1%}) have an answer that doesn't end in an end token: a run learns not to stop there.",
+        f"{_rows(len(found), 'has', 'have')} an answer without an end token ({share:.1%}): a run learns not to stop there.",
         {"rows with an answer without end": len(found), "rows": len(table)},
         "rows that excess_length_strategy: truncate has cut are such; else a chat template that writes the end after answers",
     )
@@ -218,7 +218,7 @@ def rare_beginnings(table: pd.DataFrame) -> Finding | None:
         found,
         "first_tokens",
         "info",
-        f"{len(found):,} rows have an answer that begins as fewer than one in {1 / RARE:,.0f} answers do.",
+        f"{_rows(len(found), 'has', 'have')} an answer that begins as fewer than one in {1 / RARE:,.0f} answers do.",
         {"rows": len(found), "lowest first_token_share": found["first_token_share"].min() if len(found) else 0},
         "look at them (inspect.html): a template's piece, white space or a quotation may stand before the answer",
     )
@@ -232,7 +232,7 @@ def extreme_lengths(table: pd.DataFrame) -> Finding | None:
         found,
         "empty_answers",
         "warning",
-        f"{len(found):,} rows have an answer of one token or none, its end token included.",
+        f"{_rows(len(found), 'has', 'have')} an answer of one token or none, its end token included.",
         {"rows": len(found), "shortest answer": shortest.min() if len(table) else 0},
         "take them out, or make sure that no answer is what should be learnt",
     )
@@ -281,6 +281,11 @@ def _rows_finding(
     found: pd.DataFrame, rule: str, severity: Severity, sentence: str, evidence: dict[str, Any], advice: str
 ) -> Finding | None:
     return _finding(rule, severity, sentence, evidence, advice, _names(found)) if len(found) else None
+
+
+def _rows(number: int, verb: str = "", verbs: str = "") -> str:
+    """Return the number of rows with the verb that goes with it."""
+    return f"{number:,} {'row' if number == 1 else 'rows'} {verb if number == 1 else verbs}".rstrip()
 
 
 def _names(rows: pd.DataFrame) -> list[str]:

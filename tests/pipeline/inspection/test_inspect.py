@@ -62,7 +62,7 @@ def test_faults_are_found_and_the_columns_are_those_of_the_rows(cfg: Any, tmp_pa
     by_rule = rules(found)
     assert {"same_prompts", "near_duplicates", "benchmark_overlap", "no_end", "reference_ranks"} <= set(by_rule)
     assert "hard_pairs" in by_rule and not found.missing
-    assert by_rule["same_prompts"].sentence.startswith("1 of 2 evaluation rows")
+    assert by_rule["same_prompts"].sentence.startswith("The prompt of 1 of 2 evaluation rows is")
     assert by_rule["near_duplicates"].rows == ("36",) and by_rule["benchmark_overlap"].rows == ("37",)
     assert by_rule["no_end"].rows == ("38",)
     table = found.table.set_index("row_id")
@@ -97,9 +97,8 @@ def test_columns_are_complete_or_absent_and_computed_once(cfg: Any, monkeypatch:
 
 
 def test_labelled_rows_are_looked_at_and_prompts_alone_refused(recipe: Any, tmp_path: Path) -> None:
-    found = look(
-        recipe(planted(), rl="kto", datasets=[{"path": str(tmp_path / "rows.jsonl"), "split_pairs": True}], micro_batch_size=4)
-    )
+    datasets = [{"path": str(tmp_path / "rows.jsonl"), "split_pairs": True}]
+    found = look(recipe(planted()[:-1], rl="kto", datasets=datasets, micro_batch_size=4))
     assert {"completion_length", "near_duplicates"} <= {*found.table.columns} and "chosen_length" not in found.table
     assert "no reference" in found.missing[0] or "keeps its reference in memory" in found.missing[0]
     grpo = recipe(planted(), rl="grpo", trl={"reward_funcs": ["tests.reward_functions.length"]}, micro_batch_size=8)
@@ -135,7 +134,7 @@ def test_the_command_prints_findings_or_json_and_writes_the_page(cfg: Any, tmp_p
     assert printed["columns"]["length_ratio"]["median"] > 0 and printed["scores"] is None
     assert (tmp_path / "page.html").exists()
     shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "recipe.yaml")])
-    assert "warning: 1 of 2 evaluation rows have the prompt" in shown.output and "not looked at: " in shown.output
+    assert "warning: The prompt of 1 of 2 evaluation rows" in shown.output and "not looked at: " in shown.output
     assert "inspect.html" in shown.output and "length_ratio" in shown.output
 
 
@@ -166,7 +165,7 @@ def test_the_page_in_a_browser(cfg: Any, tmp_path: Path) -> None:
 def test_length_and_a_first_token_that_tell_chosen_from_rejected_are_reported() -> None:
     rows, rng = 200, np.random.default_rng(0)
     lengths = {"chosen_length": rng.integers(50, 150, rows), "rejected_length": rng.integers(20, 120, rows)}
-    tokens = {"chosen_first_token": [7] * 150 + [1] * 50, "rejected_first_token": [7] * 20 + [1] * 180}
+    tokens = {"chosen_first_token": [7] * 150 + [*range(50)], "rejected_first_token": [7] * 20 + [*range(180)]}
     table = pd.DataFrame({"row_id": range(rows), "prompt_length": 9, "length_ratio": 1.0, **lengths, **tokens})
     found = {finding.rule: finding.sentence for finding in find_all(table)}
     assert set(found) == {"length_bias", "telling_first_token"}
