@@ -86,7 +86,7 @@ def same_prompts(table: pd.DataFrame) -> Finding | None:
         found,
         "same_prompts",
         "warning",
-        f"The prompt of {len(found):,} of {total:,} evaluation rows is a training row's too: the evaluation measures memory there.",
+        f"The prompt of {len(found):,} of {total:,} evaluation rows is a training row's too: there memory is measured.",
         {"evaluation rows with a prompt of training": len(found), "evaluation rows": total},
         "split_by: prompt (the default) with val_set_size keeps prompts apart; or take these rows out of test_datasets",
     )
@@ -99,7 +99,7 @@ def near_copies(table: pd.DataFrame) -> Finding | None:
         found[found["duplicate_of"] >= 0],
         "near_duplicates",
         "warning" if len(found) > 0.01 * len(table) else "info",
-        f"{_rows(len(found) - groups, 'is a near duplicate', 'are near duplicates')} of an earlier one (groups: {groups:,}).",
+        f"{_rows(len(found) - groups, 'nearly repeats', 'nearly repeat')} an earlier row (groups: {groups:,}).",
         {"rows in groups": len(found), "groups": groups, "largest group": found["near_duplicates"].max() + 1 if groups else 0},
         "dataset_exact_deduplication: true drops equal rows; select: {by: near_duplicates, from: bottom, keep: ...} keeps "
         "those without",
@@ -164,8 +164,8 @@ def flips(table: pd.DataFrame) -> Finding | None:
         found,
         "label_flips",
         "warning",
-        f"The labels of {_rows(len(found))} ({share:.1%}) may be swapped: the reference strongly prefers the rejected answer, per "
-        "token, as it rarely does elsewhere in these data.",
+        f"The labels of {_rows(len(found))} ({share:.1%}) may be swapped: the reference strongly prefers the rejected "
+        "answer, per token, as it rarely does elsewhere in these data.",
         {
             "suspected flips": len(found),
             "lowest score_gap": found["score_gap"].min() if len(found) else 0,
