@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
 from pipeline.config.selection import ROW_COLUMNS, SelectConfig
+from pipeline.data.fingerprint import digest
 from pipeline.data.store import TRAIN, Prepared
 from pipeline.errors import UserError
 from pipeline.inspection.columns import RowColumns, content_columns, measure_columns
@@ -32,7 +33,7 @@ class Selection:
     @property
     def fingerprint(self) -> str:
         """Id of these rows."""
-        return f"{self.columns.fingerprint}-{self.select.by}-{self.select.side}-{self.select.keep!r}"
+        return digest({"columns": self.columns.fingerprint, **self.select.model_dump()})
 
     def indices(self) -> NDArray[np.int64]:
         """Return the kept training rows, ascending, shape (rows,)."""
