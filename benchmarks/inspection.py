@@ -18,16 +18,14 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from benchmarks import common
 from pipeline import inspect, write_inspection
 from pipeline.config import parse_config
 from pipeline.data.plan import make_plan
 from pipeline.data.preparation import PART_ROWS
-from pipeline.data.store import CHECKSUM, MANIFEST, Prepared, checksum, open_store
-from pipeline.io.atomic import write_json, write_table
-from pipeline.io.digests import as_written
+from pipeline.data.store import CHECKSUM, MANIFEST, Prepared, checksum, open_store, prepared_root
+from pipeline.io.digests import written
 from pipeline.reference.plan import make_plan as make_score_plan
 from pipeline.reference.precision import resolve_precision
 from pipeline.reference.score_files import write_scores
@@ -81,7 +79,7 @@ def write_store(cfg: Any, pairs: int, tokens: int) -> Prepared:
     """Write random pairs as the prepared store of the recipe."""
     tokenizer, rng = load_tokenizer(cfg), np.random.default_rng(0)
     plan = make_plan(cfg, tokenizer, PART_ROWS)
-    folder = Path(cfg.dataset_prepared_path) / plan.fingerprint
+    folder = prepared_root(cfg.dataset_prepared_path).subfolder(plan.fingerprint)
     files = []
     for number, start in enumerate(range(0, pairs, PART_ROWS)):
         rows = min(PART_ROWS, pairs - start)
@@ -95,11 +93,10 @@ def write_store(cfg: Any, pairs: int, tokens: int) -> Prepared:
             columns[f"{name}_ids"] = pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), ids)
             columns[f"{name}_length"] = lengths.astype(np.int32)
             columns[name] = [" ".join(rng.choice(WORDS, tokens * 3 // 4)) for _ in range(rows)]
-        write_table(pa.table(columns), folder / part)
-        files.append({"file": part, "rows": rows, **as_written(folder / part)})
+        files.append({"file": part, "rows": rows, **folder.write_table(part, pa.table(columns))})
     common_fields = {"fingerprint": plan.fingerprint, "format_version": plan.inputs["format_version"], "kind": plan.kind}
     manifest = {**common_fields, "sources": [], "lengths": {}, "notes": [], "files": files, "inputs": plan.inputs}
-    write_json({**manifest, CHECKSUM: checksum(manifest)}, folder / MANIFEST)
+    folder.write_json(MANIFEST, {**manifest, CHECKSUM: checksum(manifest)})
     store = open_store(folder)
     assert store is not None
     return store
@@ -108,16 +105,15 @@ def write_store(cfg: Any, pairs: int, tokens: int) -> Prepared:
 def write_scored(cfg: Any, prepared: Prepared) -> None:
     """Write random scores of the reference, with hidden states if the recipe keeps them."""
     plan, rng = make_score_plan(cfg, prepared, resolve_precision(cfg, use_gpu=False)), np.random.default_rng(0)
-    folder = Path(cfg.dataset_prepared_path) / "reference" / plan.fingerprint
+    folder = prepared_root(cfg.dataset_prepared_path).subfolder("reference").subfolder(plan.fingerprint)
     files = []
     for part, number in plan.parts.items():
-        rows = pq.read_table(prepared.path / part, columns=["row_id", *(f"{name}_ids" for name in NAMES)], partitioning=None)
+        rows = prepared.read_part(part, ["row_id", *(f"{name}_ids" for name in NAMES)])
         lengths = [rows[f"{name}_ids"].combine_chunks().value_lengths().to_numpy() for name in NAMES[1:]]
         logps = [tuple(-rng.random(int(size), dtype=np.float32) for size in both) for both in zip(*lengths, strict=True)]
-        (folder / part).parent.mkdir(parents=True, exist_ok=True)
-        write_scores(folder / part, rows, logps, 1)  # type: ignore[arg-type]
-        files.append({"file": part, "rows": number, **as_written(folder / part)})
-    write_json({"fingerprint": plan.fingerprint, "files": files, "inputs": plan.inputs}, folder / MANIFEST)
+        write_scores(folder, part, rows, logps, 1)
+        files.append({"file": part, "rows": number, **written(folder.read_bytes(part))})
+    folder.write_json(MANIFEST, {"fingerprint": plan.fingerprint, "files": files, "inputs": plan.inputs})
 
 
 class Peak:

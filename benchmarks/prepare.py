@@ -6,6 +6,8 @@ before the clock.
 
 The peer is what TRL's `DPOTrainer` does with the same file: `load_dataset`, then `datasets.map` in as many processes, by TRL's
 own functions, to the same token ids, in an Arrow cache. Ours finds duplicates and splits beside that. The two take turns.
+
+With `--s3`, the same rows are also prepared in a bucket of an S3 server (moto's) on this machine, whose CPU time is part of it.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ import argparse
 import json
 import os
 import random
-import shutil
 import statistics
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,11 +35,14 @@ from trl import DPOConfig, DPOTrainer
 from benchmarks import common
 from pipeline import prepare
 from pipeline.config import parse_config
+from pipeline.data.store import prepared_root
 from pipeline.ray.session import init_ray
 from strategies.models.tokenizer import load_tokenizer
+from tests.s3 import bucket_of, start_shared
 
 WORDS = "the of and to a in that it is was for on are with as his they at be this from have or by one had not but".split()
 SAMPLE_EVERY_S = 0.3
+OURS, IN_A_BUCKET, PEER = "ours", "ours, in a bucket", "datasets.map"
 
 
 SHAPES: dict[str, dict[str, Any]] = {"plain": {}, "chat": {"type": "chat_template.argilla_chat"}}
@@ -55,22 +60,26 @@ def main(arguments: list[str] | None = None) -> None:
         "--shape", choices=list(SHAPES), default="plain", help="of the pairs: text, or turns for a chat template"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--s3", action="store_true", help="prepare in a bucket as well")
     options = parser.parse_args(arguments)
     common.quiet(os.cpu_count() or 1)
     watch = MemoryWatch()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         data = write_pairs(Path(folder) / "pairs.jsonl", options.pairs, options.words, options.shape)
         cfg = config_of(options, data, f"{folder}/prepared")
         tokenizer = load_tokenizer(cfg)
         began = time.perf_counter()
         init_ray(cfg)
         start = time.perf_counter() - began
-        seconds: dict[str, list[float]] = {"ours": [], "datasets.map": []}
+        there = stack.enter_context(in_a_bucket(cfg, Path(folder))) if options.s3 else None
+        seconds: dict[str, list[float]] = {OURS: [], **({IN_A_BUCKET: []} if options.s3 else {}), PEER: []}
         for number in range(options.rounds):
             with watch:
-                seconds["ours"].append(common.timed(lambda: prepare_anew(cfg, tokenizer)).wall)
+                seconds[OURS].append(common.timed(lambda: prepare_anew(cfg, tokenizer)).wall)
+            if there is not None:
+                seconds[IN_A_BUCKET].append(common.timed(lambda: prepare_anew(there, tokenizer)).wall)
             cache = Path(folder) / f"cache-{number}"
-            seconds["datasets.map"].append(common.timed(lambda cache=cache: map_with_trl(data, tokenizer, cache)).wall)
+            seconds[PEER].append(common.timed(lambda cache=cache: map_with_trl(data, tokenizer, cache)).wall)
     console = common.console()
     console.print(rates_table(seconds, start, options))
     table = Table("process", "most private memory", title="highest first")
@@ -88,7 +97,16 @@ def config_of(options: argparse.Namespace, data: Path, prepared: str) -> Any:
 
 def prepare_anew(cfg: Any, tokenizer: Any) -> None:
     """Prepare, and remove the result, so that the next round has the same to do."""
-    shutil.rmtree(prepare(cfg, tokenizer).path)
+    prepared = prepare(cfg, tokenizer)
+    prepared_root(cfg.dataset_prepared_path).delete(prepared.fingerprint)
+
+
+@contextmanager
+def in_a_bucket(cfg: Any, folder: Path) -> Iterator[Any]:
+    """The recipe with its prepared data in a bucket, whose server is a process of its own."""
+    start_shared(folder)
+    with bucket_of(folder) as bucket:
+        yield cfg.model_copy(update={"dataset_prepared_path": bucket.uri("prepared")})
 
 
 def map_with_trl(data: Path, tokenizer: Any, cache: Path) -> None:
@@ -106,9 +124,11 @@ def rates_table(seconds: dict[str, list[float]], start: float, options: argparse
     for name, values in seconds.items():
         median = statistics.median(values)
         table.add_row(name, ", ".join(f"{value:.1f}" for value in values), f"{options.pairs / median:,.0f}")
-    ratios = [peer / own for own, peer in zip(*seconds.values(), strict=True)]
+    ratios = [peer / own for own, peer in zip(seconds[OURS], seconds[PEER], strict=True)]
+    there = [own / remote for own, remote in zip(seconds[OURS], seconds.get(IN_A_BUCKET, []), strict=False)]
+    in_bucket = f"in a bucket, of a path's: {common.ratio_text(there)}; " if there else ""
     table.caption = (
-        f"pairs/s of datasets.map's: {common.ratio_text(ratios)}; Ray's start, not counted, {start:.1f} s\n"
+        f"pairs/s of datasets.map's: {common.ratio_text(ratios)}; {in_bucket}Ray's start, not counted, {start:.1f} s\n"
         f"{common.machine(os.cpu_count() or 1)}"
     )
     return table

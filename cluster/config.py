@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from cluster import sharding
 from cluster.sharding import ClusterSection, FsdpConfig
 
 __all__ = ["ClusterKeys", "RayConfig", "ScoreConfig", "WorkerRange", "find_problems"]
+
+
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([TGM]B)", re.IGNORECASE)
+UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6}
 
 
 class ScoreConfig(ClusterSection):
@@ -70,6 +75,37 @@ class RayConfig(ClusterSection):
     address: str | None = Field(
         None, description="Address of a running cluster; without it the job's own cluster or a local one is used."
     )
+    cache_dir: str | None = Field(
+        None,
+        description="Folder on a disk of each node, where it keeps rows and models that its workers share; when not set the "
+        "node's variable PREFRAY_CACHE, or ~/.cache/prefray.",
+    )
+    cache_size: str | None = Field(
+        None,
+        description='Most that a node keeps there, such as "200GB"; what was used least recently goes first, and nothing that '
+        "is in use. When not set, four fifths of what its disk has free.",
+    )
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _check_cache_dir(cls, path: str | None) -> str | None:
+        # Workers run in folders of Ray's.
+        if path is not None and not path.startswith(("/", "~")):
+            raise ValueError(f"must be an absolute path on the nodes' own disks, or one in ~, got {path!r}")
+        return path
+
+    @field_validator("cache_size")
+    @classmethod
+    def _check_cache_size(cls, size: str | None) -> str | None:
+        if size is not None and not ((match := SIZE.fullmatch(size)) and float(match[1])):
+            raise ValueError(f"must be a size such as 200GB or 500MB, got {size!r}")
+        return size
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """`cache_size` in bytes; None when not set."""
+        match = SIZE.fullmatch(self.cache_size or "")
+        return int(float(match[1]) * UNITS[match[2].upper()]) if match else None
 
 
 class ClusterKeys(ClusterSection):

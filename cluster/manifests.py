@@ -34,6 +34,10 @@ PROVIDERS = {
 """Providers of `ray up`, each with its required options."""
 
 
+KEYS = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"}
+"""Store -> its variables with keys, where keys are variables."""
+
+
 @dataclass(frozen=True)
 class ManifestOptions:
     """The options of `prefray manifest`, which describes them."""
@@ -95,6 +99,10 @@ class ManifestRequest:
     """GiB, where known."""
     mount: str | None = None
     """Absolute path of the storage that all nodes share."""
+    stores: str | None = None
+    """Schemes of the object stores that the recipe names, as "s3, gs"; None without one."""
+    shares_nothing: bool = False
+    """Whether all that the recipe names is in stores and on the hub, so that nodes need no shared storage."""
     sweep_file: str | None = None
     """A local file that exists once a sweep can be resumed; None for a run, and for a sweep at a URI."""
 
@@ -117,6 +125,7 @@ class ManifestRequest:
             **vars(self),
             "recipe_text": self.recipe_text.removesuffix("\n"),
             "autoscales": self.autoscales,
+            "keys": KEYS.get(self.stores or "", "what the store's client reads"),
             "shm": None if self.memory is None else max(1, round(self.memory / 2)),
         }
 
@@ -144,6 +153,7 @@ def kuberay(request: ManifestRequest) -> str:
         "kubectl": "kubectl" if options.namespace is None else f"kubectl -n {options.namespace}",
         "entrypoint": shlex.join(request.words("/etc/prefray/recipe.yaml", options.resume)),
         "ray_version": version("ray"),
+        "needs_keys": request.stores is not None and options.secret is None,
     }
     return fill_yaml("kuberay.yaml", sized.values() | values)
 
@@ -166,6 +176,7 @@ def ray_up(request: ManifestRequest) -> str:
         "is_bare": is_local and options.image is None,
         "must_mount": not is_local and request.mount is not None,
         "again": " --resume" if options.resume else "",
+        "env": " ".join(f"--env {name}" for name in KEYS.get(request.stores or "", "NAME").split(" and ")),
         "worker_ips": list(options.worker_ip or ()),
         "most_workers": len(options.worker_ip or ()) if is_local else request.max_nodes,
     }

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.placement import WorkerPlan, plan_workers
 from cluster.sharding import is_own, sharding_arguments
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
+from pipeline.io.remote_models import fetch_models
 from strategies import models
 from strategies.config.schedule import steps_per_epoch, total_steps
 from strategies.methods.registry import get_strategy
 from strategies.models.config import load_config
-from strategies.models.location import resolve_model_location
+from strategies.models.location import ADAPTER_CONFIG, ModelLocation, is_remote, resolve_model_location
 from strategies.models.tokenizer import check_reads_tokens, load_tokenizer
 
 if TYPE_CHECKING:
@@ -75,6 +78,7 @@ def check_recipe(cfg: RunConfig) -> None:
     Raises:
         UserError: naming the key.
     """
+    fetch_models(cfg)
     _check_models(cfg)
     _check_method(get_strategy(cfg.rl), cfg)
     _check_sharding(cfg)
@@ -106,7 +110,9 @@ def check_batch(cfg: RunConfig, num_workers: int) -> None:
 def _check_models(cfg: RunConfig) -> None:
     for key in ("base_model", "reference_model", "lora_model_dir"):
         if getattr(cfg, key) is not None:
-            resolve_model_location(getattr(cfg, key), key)
+            location = resolve_model_location(getattr(cfg, key), key)
+            if key != "lora_model_dir":
+                _check_base_of(location)
     try:
         if cfg.adapter is not None or cfg.lora_model_dir is not None:
             models.check_adapter(cfg)
@@ -114,6 +120,21 @@ def _check_models(cfg: RunConfig) -> None:
             check_reads_tokens(cfg, load_tokenizer(cfg), cfg.reference_model)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _check_base_of(location: ModelLocation) -> None:
+    """Refuse an adapter in a model's place whose base is at a URI: transformers looks for it there itself."""
+    file = Path(location.path, ADAPTER_CONFIG)
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.is_file() else None
+    if base and is_remote(base):
+        raise UserError(
+            f"{location.key}: {location.given!r} is an adapter, and its base is at a URI, {base!r}; "
+            + (
+                "give that one, and lora_model_dir for the adapter"
+                if location.key == "base_model"
+                else "merge it: prefray merge"
+            )
+        )
 
 
 def _check_method(strategy: type[Strategy], cfg: RunConfig) -> None:

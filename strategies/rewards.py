@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from strategies.models.location import is_remote, resolve_model_location
+
 __all__ = ["Reward", "load_reward_functions"]
 
 Reward = Callable[..., Any] | str
@@ -64,6 +66,8 @@ def _load(path: str, key: str) -> Reward:
 
 
 def _reward_model(path: str, key: str) -> str:
+    if is_remote(path):
+        path = resolve_model_location(path, key).path
     folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -24,6 +24,10 @@ TRACKIO_DIR = Path(tempfile.mkdtemp(prefix="trackio-"))
 """Where trackio keeps its runs: it reads the variable once, and other libraries import it."""
 atexit.register(shutil.rmtree, TRACKIO_DIR, ignore_errors=True)
 os.environ.update(TRACKIO_DIR=str(TRACKIO_DIR), TRACKIO_STORAGE_MODE="sqlite")
+NODE_CACHE = Path(tempfile.mkdtemp(prefix="prefray-cache-"))
+"""Where the workers of these tests keep what they share."""
+atexit.register(shutil.rmtree, NODE_CACHE, ignore_errors=True)
+os.environ["PREFRAY_CACHE"] = str(NODE_CACHE)
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # Ray's default, 15, leaves a worker 4 % of a core beside any busy process, as other tests are.
 os.environ.setdefault("RAY_worker_niceness", "0")

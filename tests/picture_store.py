@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.fingerprint import FORMAT_VERSION, digest
-from pipeline.data.pictures import IMAGES, picture_path
+from pipeline.data.pictures import IMAGES, list_pictures, picture_path
 from pipeline.data.store import CHECKSUM, COUNTS, MANIFEST, Prepared, checksum, open_store
-from pipeline.io.atomic import write_json
 from pipeline.io.digests import as_written
+from pipeline.io.storage import Folder
 from tests.laws.vision import prepared_pictures
 from tests.tiny_vision import Vision
 
@@ -52,8 +52,9 @@ def picture_store(root: Path, vision: Vision, train: int = 16, evaluated: int = 
         "files": sorted(files, key=lambda entry: entry["file"]),
         "inputs": {},
         "pictures": len(names),
+        "picture_list": list_pictures(Folder(folder), names),
     }
-    write_json({**manifest, CHECKSUM: checksum(manifest)}, folder / MANIFEST)
+    Folder(folder).write_json(MANIFEST, {**manifest, CHECKSUM: checksum(manifest)})
     store = open_store(folder)
     assert store is not None
     return store

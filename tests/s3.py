@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import boto3
 import psutil
 import pytest
 from moto import settings
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 from tests.waiting import wait_for
@@ -27,6 +29,18 @@ __all__ = ["Bucket", "S3Server", "bucket_of", "reach", "s3_server", "start_share
 
 BUCKET = "bucket"
 REGION = "us-east-1"
+
+_one_by_one = threading.Lock()
+_put_object = S3Response.put_object
+
+
+def _put_one_by_one(response: S3Response) -> Any:
+    """Write as S3 does, where no other write comes between the look at a condition and the write."""
+    with _one_by_one:
+        return _put_object(response)
+
+
+S3Response.put_object = _put_one_by_one
 
 
 def _client() -> Any:

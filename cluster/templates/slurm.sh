@@ -2,6 +2,8 @@
 # Start:  sbatch FILE    in the folder that the recipe's relative paths start from
 # Follow: tail -F __NAME__-JOB.out
 # End:    scancel --batch --signal=TERM JOB    saves a checkpoint first; scancel JOB doesn't
+# The nodes share a bucket: each keeps its copy of rows and models in ~/.cache/prefray (ray.cache_dir).  # if shares_nothing
+# Keys:   of the environment that sbatch is called in: __KEYS__  # if stores
 # A run that isn't done at the time limit saves, and goes on when the job starts again by itself.
 #SBATCH --job-name=__NAME__
 #SBATCH --nodes=__ALLOCATION__

@@ -17,7 +17,7 @@ __all__ = ["evaluate", "generate", "merge", "report"]
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="RUN|MODEL", help="output_dir of a finished run; a model: folder, .gguf, hub id; or an adapter's folder."
+        metavar="RUN|MODEL", help="output_dir of a finished run; a model: folder, .gguf, hub id; an adapter's folder; or a URI."
     ),
 ]
 Against = Annotated[

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.sharding import STAGES
-from pipeline.errors import UserError
-from pipeline.io.storage import is_uri, locate
+from pipeline.io.storage import is_uri, locate, without_scheme
+from strategies.models.location import model_values
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
-__all__ = ["IF_THERE", "absolute_paths", "is_in_job_package", "lasting_outputs"]
+__all__ = ["IF_THERE", "absolute_paths", "is_in_job_package", "lasting_outputs", "uris_of"]
 
 Config = TypeVar("Config", bound="RunConfig")
 OUTPUTS = ("output_dir", "dataset_prepared_path")
@@ -35,25 +36,20 @@ IF_THERE = (
 def absolute_paths(cfg: Config) -> Config:
     """Return `cfg` with its local paths made absolute, since Ray's workers run in other folders.
 
-    Hub ids, URIs and inline templates are unchanged: a value is a path if that path exists. Paths of datasets are unchanged
-    too: they name the source of a row, so they are part of the fingerprint of the prepared data.
+    Hub ids, URIs but `file://`, and inline templates are unchanged: a value is a path if that path exists. Paths of datasets
+    are unchanged too: they name the source of a row, so they are part of the fingerprint of the prepared data.
 
     Raises:
-        UserError: for prepared data at a URI.
+        UserError: as `locate`.
     """
     # Ray deletes the package that a job runs in, and relative outputs with it.
     outputs = lasting_outputs(cfg) if is_in_job_package() else {name: getattr(cfg, name) for name in OUTPUTS}
     changed: dict[str, Any] = {name: str(locate(location)) for name, location in outputs.items()}
-    if is_uri(prepared := changed["dataset_prepared_path"]):
-        raise UserError(
-            f"dataset_prepared_path: must be a folder that all nodes share, got the URI {prepared!r}; "
-            "only output_dir may be one"
-        )
     for name in IF_THERE:
         value = getattr(cfg, name)
         # A value that is no path here may be a hub id.
-        if value is not None and _exists(value):
-            changed[name] = _absolute(value)
+        if value is not None and ((path := without_scheme(value)) != value or _exists(path)):
+            changed[name] = _absolute(path)
     # Anything but a stage's name is the path of a file.
     if isinstance(cfg.deepspeed, str) and cfg.deepspeed not in STAGES:
         changed["deepspeed"] = _absolute(cfg.deepspeed)
@@ -61,6 +57,13 @@ def absolute_paths(cfg: Config) -> Config:
         rewards = [_absolute(reward) if _exists(reward) else reward for reward in cfg.trl.reward_funcs]
         changed["trl"] = cfg.trl.model_copy(update={"reward_funcs": rewards})
     return cfg.model_copy(update=changed)
+
+
+def uris_of(cfg: RunConfig) -> Iterator[str]:
+    """Yield the URIs of a recipe's outputs, models and data."""
+    data = [dataset.path for name in ("datasets", "test_datasets") for dataset in getattr(cfg, name) or []]
+    named = [*(getattr(cfg, key) for key in OUTPUTS), *(value for _, value in model_values(cfg)), *data]
+    yield from filter(is_uri, named)
 
 
 def is_in_job_package() -> bool:

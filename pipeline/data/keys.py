@@ -37,7 +37,11 @@ class DataKeys(BaseModel):
         description="What val_set_size splits off: prompts with all of their rows, so that no prompt is in both splits; or "
         "rows, whatever their prompts.",
     )
-    dataset_prepared_path: str = Field("last_run_prepared", description="Folder of prepared data; shared by all runs.")
+    dataset_prepared_path: str = Field(
+        "last_run_prepared",
+        description="Folder of prepared data and scores, a path or a URI (`s3://bucket/prepared`); shared by all runs. On "
+        "several nodes, a URI or a path that all of them share.",
+    )
     dataset_exact_deduplication: bool = Field(False, description="Keep one of each set of identical rows.")
     excess_length_strategy: Literal["drop", "truncate", "raise"] = Field(
         "drop",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.dates import prints_date
@@ -14,11 +12,12 @@ from pipeline.data.fingerprint import FORMAT_VERSION, digest, processor_identity
 from pipeline.data.keys import DataConfig
 from pipeline.data.row_kinds import kind_of
 from pipeline.data.sources.shards import Shard, Source, survey
+from pipeline.data.store import prepared_root
 from pipeline.data.transforms import build_transform, code_of, dataset_template, find_placeholder
 from pipeline.data.transforms.base import Context, Placeholder
 from pipeline.data.truncation import STRATEGIES
 from pipeline.errors import UserError
-from pipeline.io.atomic import write_text
+from pipeline.io.storage import Folder
 from pipeline.secrets import redact
 
 if TYPE_CHECKING:
@@ -178,21 +177,16 @@ def day_of(cfg: DataConfig, undated: str) -> date:
     """
     if cfg.template_date is not None:
         return cfg.template_date
-    return _stored_day(_day_file(cfg, undated)) or date.today()
+    return _stored_day(prepared_root(cfg.dataset_prepared_path), undated) or date.today()
 
 
-def remember_day(cfg: DataConfig, undated: str, day: date) -> None:
+def remember_day(cfg: DataConfig, root: Folder, undated: str, day: date) -> None:
     """Store the day of the first preparation, unless the recipe gives `template_date`. Raises OSError."""
-    file = _day_file(cfg, undated)
-    if cfg.template_date is None and _stored_day(file) is None:
-        write_text(f"{day}\n", file)
+    if cfg.template_date is None and _stored_day(root, undated) is None:
+        root.write_bytes(f"{undated}.day", f"{day}\n".encode())
 
 
-def _stored_day(file: Path) -> date | None:
-    with suppress(FileNotFoundError, ValueError):
-        return date.fromisoformat(file.read_text().strip())
+def _stored_day(root: Folder, undated: str) -> date | None:
+    with suppress(ValueError):
+        return date.fromisoformat((root.read(f"{undated}.day") or "").strip())
     return None
-
-
-def _day_file(cfg: DataConfig, undated: str) -> Path:
-    return Path(os.path.expanduser(cfg.dataset_prepared_path)).absolute() / f"{undated}.day"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +15,12 @@ from pipeline.data.pictures import list_pictures
 from pipeline.data.plan import Plan, make_plan, remember_day
 from pipeline.data.process_shard import Job, stage_shard
 from pipeline.data.split import decide
-from pipeline.data.store import CHECKSUM, MANIFEST, REJECTED, Prepared, checksum, open_store
+from pipeline.data.staged_parts import STAGING, part_names
+from pipeline.data.store import CHECKSUM, MANIFEST, REJECTED, Prepared, check_root, checksum, open_store, prepared_root
 from pipeline.errors import UserError
-from pipeline.io.atomic import write_json
-from pipeline.io.retry import waiting_for
+from pipeline.io.lease import Holder, Lease, held
+from pipeline.io.remote_models import fetch_models
+from pipeline.io.storage import Folder
 from pipeline.ray.session import init_ray
 from pipeline.ray.tasks import Executor, run_on_ray, write_error
 from pipeline.secrets import redact_text
@@ -55,7 +55,7 @@ def prepare(
         cfg: the recipe.
         tokenizer: the recipe's tokenizer, and its processor of pictures if its model has one, when None.
         progress: called after every part with `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, totals None
-            while unknown.
+            while unknown; and with `"waiting"`, the name of another process, before this one waits for it.
         rows_per_part: raw rows per staged part.
         executor: runs the tasks; Ray Data when None, on a Ray cluster that is started or joined.
         processor: with a tokenizer, the processor of pictures.
@@ -63,47 +63,43 @@ def prepare(
     Raises:
         UserError: for a bad dataset, bad rows beyond `max_rejected_fraction`, no rows left, an unwritable folder, a full disk.
     """
-    from filelock import FileLock
-
+    root = check_root(cfg.dataset_prepared_path)
     why_text_alone = None
     if tokenizer is None:
         tokenizer, processor, why_text_alone = _load(cfg)
     plan = make_plan(cfg, tokenizer, rows_per_part, processor)
-    root = _root(cfg)
-    folder = root / plan.fingerprint
-    if (store := open_store(folder)) is not None:
+    if (store := open_store(root.subfolder(plan.fingerprint))) is not None:
         return _within_limits(store, cfg)
+    # From here on a store that doesn't answer is waited for.
+    folder = root.subfolder(plan.fingerprint).carried()
     try:
-        # The lock lies beside the store's folder, not in it: to delete the folder must not delete a lock that is held.
-        root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / f"{plan.fingerprint}.lock")
-        # Only the wait is registered, not the work that follows under the lock.
-        with waiting_for("another process, which prepares the same data"):
-            held = lock.acquire()
-        with held:
-            # Another process may have finished the store while this one waited for the lock.
+        # The lease lies beside the store's folder, not in it: to delete the folder must not delete a lease that is held.
+        with held(root, f"{plan.fingerprint}.lease", partial(_show_wait, progress)) as lease:
+            # Another process may have finished the store while this one waited for it.
             if (store := open_store(folder)) is not None:
                 return _within_limits(store, cfg)
             if plan.day is not None:
                 # Before any row is rendered: a killed preparation that is resumed on a later day finds its parts again.
-                remember_day(cfg, digest(plan.undated), plan.day)
-            return _build(cfg, plan, tokenizer, folder, progress, rows_per_part, executor, why_text_alone)
+                remember_day(cfg, root, digest(plan.undated), plan.day)
+            return _build(cfg, plan, tokenizer, folder, progress, rows_per_part, executor, why_text_alone, lease)
     except OSError as error:
-        raise UserError(write_error(error)) from error
+        raise UserError(write_error(error, str(folder.where))) from error
 
 
 def find_prepared(cfg: DataConfig) -> Prepared | None:
     """Return the cached store of `cfg` without verifying its files; None without one. Raises UserError for a bad dataset."""
+    root = prepared_root(cfg.dataset_prepared_path)
     # Without any store there is no need to load the tokenizer and to hash the sources.
-    if not any(_root(cfg).glob(f"*/{MANIFEST}")):
+    if not any(root.exists(f"{name}/{MANIFEST}") for name in root.names()):
         return None
     tokenizer, processor, _ = _load(cfg)
     plan = make_plan(cfg, tokenizer, PART_ROWS, processor)
-    return open_store(_root(cfg) / plan.fingerprint, verify=False)
+    return open_store(root.subfolder(plan.fingerprint), verify=False)
 
 
-def _root(cfg: DataConfig) -> Path:
-    return Path(os.path.expanduser(cfg.dataset_prepared_path)).absolute()
+def _show_wait(progress: Progress | None, holder: Holder) -> None:
+    if progress is not None:
+        progress({"stage": "prepare", "waiting": str(holder), "rows_done": 0, "rows_total": None})
 
 
 def _within_limits(store: Prepared, cfg: DataConfig) -> Prepared:
@@ -117,6 +113,7 @@ def _within_limits(store: Prepared, cfg: DataConfig) -> Prepared:
 
 def _load(cfg: DataConfig) -> tuple[PreTrainedTokenizerBase, ProcessorMixin | None, str | None]:
     """Load the recipe's tokenizer, and its processor of pictures; of a vision-language model without one, return the reason."""
+    fetch_models(cfg)
     try:
         tokenizer = load_tokenizer(cfg)
         return tokenizer, *processor_or_reason(cfg, tokenizer)
@@ -128,15 +125,14 @@ def _build(
     cfg: DataConfig,
     plan: Plan,
     tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
+    folder: Folder,
     progress: Progress | None,
     rows_per_part: int,
     executor: Executor | None,
     why_text_alone: str | None,
+    lease: Lease,
 ) -> Prepared:
     """Build the store. `why_text_alone` says why a vision-language model takes no pictures here."""
-    staging = folder / "staging"
-    staging.mkdir(parents=True, exist_ok=True)
     if not plan.shards:
         raise UserError(f"datasets: no rows in {', '.join(str(keys['path']) for keys in plan.datasets)}")
     run_tasks = executor or _default_executor(cfg)
@@ -149,28 +145,28 @@ def _build(
         sequence_len=plan.inputs["sequence_len"],
         excess_length_strategy=plan.inputs["excess_length_strategy"],
         rows_per_part=rows_per_part,
-        folder=staging,
+        store=folder,
         plugins=Plugins.of(cfg),
         encode_special_tokens=cfg.encode_special_tokens,
         day=plan.day,
         processor=plan.processor,
         placeholders=plan.placeholders,
     )
-    parts = _stage(job, plan, run_tasks, cfg.dataset_num_proc, progress)
+    parts = _stage(job, plan, run_tasks, cfg.dataset_num_proc, progress, lease)
     # Before the check, whose message names the folder of the rejected rows.
-    files = write_store.write_rejected(staging, folder, parts)
+    files = write_store.write_rejected(folder, parts)
     bad = [row for part in parts for row in part["first_bad"]]
     try:
-        write_store.check_rejected(parts, cfg.max_rejected_fraction, bad, folder)
+        write_store.check_rejected(parts, cfg.max_rejected_fraction, bad, folder.where)
         write_store.check_prompts(parts)
-        _finish(cfg, plan, folder, parts, files, run_tasks)
+        _finish(cfg, plan, folder, parts, files, run_tasks, lease)
     except UserError as error:
         # Rows with pictures are rejected as for a text model, which doesn't say why this one takes none.
         if bad and why_text_alone is not None:
             raise UserError(f"{error}\n{why_text_alone}") from error
         raise
     # After the manifest: a process killed in between leaves a complete store with some superfluous files.
-    shutil.rmtree(staging)
+    folder.delete(STAGING)
     store = open_store(folder, verify=False)  # each file was hashed when it was written
     assert store is not None
     return store
@@ -181,12 +177,15 @@ def _default_executor(cfg: DataConfig) -> Executor:
     return run_on_ray
 
 
-def _stage(job: Job, plan: Plan, run_tasks: Executor, num_proc: int | None, progress: Progress | None) -> list[dict[str, Any]]:
+def _stage(
+    job: Job, plan: Plan, run_tasks: Executor, num_proc: int | None, progress: Progress | None, lease: Lease
+) -> list[dict[str, Any]]:
     """Process all shards; return the summaries of all parts in the order of the sources."""
     parts, rows = [], 0
     is_known = plan.rows is not None
-    total = sum(len(_part_numbers(shard, job.rows_per_part)) for shard in job.shards) if is_known else None
+    total = sum(len(part_names(shard, job.rows_per_part)) for shard in job.shards) if is_known else None
     for part in run_tasks(_stage_one, job, len(job.shards), num_proc):
+        lease.check()
         parts.append(part)
         rows += part["read"]
         if progress is not None:
@@ -195,18 +194,14 @@ def _stage(job: Job, plan: Plan, run_tasks: Executor, num_proc: int | None, prog
     if not rows:
         raise UserError(f"datasets: no rows in {', '.join(str(keys['path']) for keys in plan.datasets)}")
     # Checked here, where a missing file has a known cause; later it would only fail to open.
-    if missing := next((part["part"] for part in parts if not (job.folder / part["part"]).exists()), None):
+    here = job.staging.files()
+    if missing := next((part["part"] for part in parts if part["part"] not in here), None):
         raise UserError(
-            f"dataset_prepared_path: another node wrote {missing}, and it is not in {job.folder} here; "
-            "the folder must be on storage that all nodes share"
+            f"dataset_prepared_path: another node wrote {missing}, and it is not in {job.staging.where} here; "
+            "the folder must be on storage that all nodes share, or at a URI"
         )
     # Tasks end in any order; the store's may not depend on it.
     return sorted(parts, key=lambda part: part["part"])
-
-
-def _part_numbers(shard: Any, rows_per_part: int) -> range:
-    # Parts begin at multiples of `rows_per_part` of the file, as `stage_shard` groups rows, not at the shard's start.
-    return range(shard.start // rows_per_part, -(-shard.stop // rows_per_part))
 
 
 def _stage_one(job: Job, index: int) -> Iterator[dict[str, Any]]:
@@ -221,13 +216,14 @@ def _first_reason(parts: list[dict[str, Any]]) -> str:
 def _finish(
     cfg: DataConfig,
     plan: Plan,
-    folder: Path,
+    folder: Folder,
     parts: list[dict[str, Any]],
     files: list[dict[str, Any]],
     run_tasks: Executor,
+    lease: Lease,
 ) -> None:
     """Write train and eval files and, last, the manifest, which marks the store as complete."""
-    staging, inputs = folder / "staging", plan.inputs
+    staging, inputs = folder.subfolder(STAGING), plan.inputs
     rows = write_store.StagedRows.load(staging, parts, plan.kind)
     is_test = np.asarray([part["dataset"] >= plan.test_from for part in parts])[rows.part]
     if not (~is_test).any():
@@ -243,8 +239,8 @@ def _finish(
     destination = decide(rows.hashes, together, is_test, dedup, plan.val_set_size, seed)
     # The last sum is the end of the array, where nothing is split.
     by_part = np.split(destination, np.cumsum([part["rows"] for part in parts])[:-1])
-    names = write_store.picture_names(staging, parts, by_part)
-    write_job = write_store.WriteJob(staging, folder, parts, by_part, write_store.first_row_ids(parts), bool(names))
+    names = write_store.picture_names(staging, parts, by_part) if plan.processor is not None else set()
+    write_job = write_store.WriteJob(folder, parts, by_part, write_store.first_row_ids(parts), bool(names))
     # These write the same bytes on each attempt, and atomically, so a retried task does no harm.
     files = files + list(run_tasks(write_store.write_final, write_job, len(parts), cfg.dataset_num_proc))
     manifest = {
@@ -259,4 +255,5 @@ def _finish(
         "inputs": inputs,
         **({"pictures": len(names), "picture_list": list_pictures(folder, names)} if names else {}),
     }
-    write_json({**manifest, CHECKSUM: checksum(manifest)}, folder / MANIFEST)
+    lease.check()
+    folder.write_json(MANIFEST, {**manifest, CHECKSUM: checksum(manifest)})

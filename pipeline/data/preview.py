@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from pipeline.data.keys import DataConfig
-from pipeline.data.pictures import IMAGES, picture_path
+from pipeline.data.pictures import IMAGES, read_picture
 from pipeline.data.preparation import prepare
 from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.store import TRAIN, Prepared
@@ -59,15 +60,12 @@ def preview(cfg: DataConfig, examples: int = 3) -> Preview:
 
 
 def _first_rows(prepared: Prepared, count: int) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
     rows: list[dict[str, Any]] = []
-    for file in prepared.train_files():
-        # One batch: the rest of the file isn't decoded.
-        rows += next(pq.ParquetFile(file).iter_batches(count)).to_pylist()
+    for part in prepared.parts(TRAIN):
+        rows += prepared.read_part(part).slice(0, count - len(rows)).to_pylist()
         if len(rows) >= count:
             break
-    return rows[:count]
+    return rows
 
 
 def _example(row: dict[str, Any], prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> list[RenderableType]:
@@ -103,10 +101,10 @@ def _prompt(row: dict[str, Any], prepared: Prepared, tokenizer: PreTrainedTokeni
 def _picture(prepared: Prepared, name: str) -> str:
     from PIL import Image
 
-    path = picture_path(prepared.path, name)
-    with Image.open(path) as image:
+    data = read_picture(prepared.folder, name)
+    with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
-    return f"[{name} {width}x{height}, {path.stat().st_size / 1024:,.0f} KiB]"
+    return f"[{name} {width}x{height}, {len(data) / 1024:,.0f} KiB]"
 
 
 def _reward_columns(row: dict[str, Any]) -> dict[str, Any]:

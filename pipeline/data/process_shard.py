@@ -13,12 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.data.columns import StagedRow, staged_table
@@ -28,6 +25,7 @@ from pipeline.data.shard_pictures import PreparedPicture, ShardPictures
 from pipeline.data.sources.pictures import HostFailed
 from pipeline.data.sources.readers import RawRow, read_rows
 from pipeline.data.sources.shards import Shard
+from pipeline.data.staged_parts import STAGING, part_name, part_names, whole_parts, write_part
 from pipeline.data.tokenize import Tokenised, tokenise
 from pipeline.data.transforms import Rendered, RowError, Transform, TypeFailed, build_transform
 from pipeline.data.transforms.base import Context, Placeholder
@@ -35,7 +33,7 @@ from pipeline.data.transforms.control import ENDS, control_pattern, control_toke
 from pipeline.data.transforms.marks import without_marks
 from pipeline.data.truncation import truncate_all
 from pipeline.errors import UserError
-from pipeline.io.atomic import write_table
+from pipeline.io.storage import Folder
 from strategies.plugins import PluginError, Plugins
 from strategies.types import BatchKind
 
@@ -45,10 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Job", "stage_shard"]
 
 FIRST_BAD = 5
-SUMMARY = b"prefray"
-REJECTED_SCHEMA = pa.schema(
-    [("source", pa.string()), ("row_number", pa.int64()), ("reason", pa.string()), ("raw", pa.string())]
-)
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,8 @@ class Job:
     sequence_len: int
     excess_length_strategy: str
     rows_per_part: int
-    folder: Path
+    store: Folder
+    """Of the prepared data; its subfolder `staging` gets the parts."""
     plugins: Plugins
     encode_special_tokens: bool = True
     day: date | None = None
@@ -76,6 +71,10 @@ class Job:
     @property
     def kind(self) -> BatchKind:
         return kind_of(self.rl)
+
+    @property
+    def staging(self) -> Folder:
+        return self.store.subfolder(STAGING)
 
     @cached_property
     def _max_characters(self) -> int:
@@ -154,7 +153,7 @@ class Job:
         if self.processor is None:
             return None
         location = None if shard.located.format == "hub" else shard.located.location
-        return ShardPictures(self.processor, location, self.folder.parent)
+        return ShardPictures(self.processor, location, self.store)
 
 
 @dataclass
@@ -202,38 +201,19 @@ def stage_shard(job: Job, shard: Shard) -> Iterator[dict[str, Any]]:
         job.plugins.load()
     except PluginError as error:
         raise UserError(str(error)) from error
-    if (summaries := _existing_summaries(job, shard)) is not None:
-        yield from summaries
+    staged = whole_parts(job.staging, shard)
+    # Without the number of rows, the parts to expect are unknown until the file has been read.
+    if shard.stop is not None and staged.keys() >= set(expected := part_names(shard, job.rows_per_part)):
+        yield from (staged[name] for name in expected)
         return
     transform, pictures = job.transform(shard.dataset), job.pictures(shard)
-    # By index in the file, as `_existing_summaries` expects the parts, not by the order of reading.
+    # By index in the file, as `part_names` expects the parts, not by the order of reading.
     for group, rows in itertools.groupby(read_rows(shard), key=lambda row: row.index // job.rows_per_part):
         # A shard that begins within a group (a row group of Parquet, a slice) has a file of its own for its rest.
-        path = _path(job, shard, max(group * job.rows_per_part, shard.start))
-        if not path.exists():
-            _write_part(job, shard, path, _process_rows(job, shard, transform, pictures, rows))
-        yield _summary(path)
-
-
-def _path(job: Job, shard: Shard, start: int) -> Path:
-    # The names sort in the order of the sources: the parts of a store are listed by name.
-    return job.folder / f"{shard.dataset:04d}-{shard.file:06d}-{start:012d}.parquet"
-
-
-def _existing_summaries(job: Job, shard: Shard) -> list[dict[str, Any]] | None:
-    """Return the summaries of a shard all of whose parts exist, so that it need not be read; else None."""
-    # Without the number of rows, the parts to expect are unknown until the file has been read.
-    if shard.stop is None:
-        return None
-    first = shard.start // job.rows_per_part * job.rows_per_part
-    starts = range(first, shard.stop, job.rows_per_part)
-    paths = [_path(job, shard, max(start, shard.start)) for start in starts]
-    return [_summary(path) for path in paths] if all(path.exists() for path in paths) else None
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    # Kept in the file's footer: rows and their counts appear together, or not at all.
-    return json.loads(pq.read_metadata(path).metadata[SUMMARY])
+        name = part_name(shard, max(group * job.rows_per_part, shard.start))
+        if name not in staged:
+            staged[name] = _write_part(job, shard, name, _process_rows(job, shard, transform, pictures, rows))
+        yield staged[name]
 
 
 @dataclass(frozen=True)
@@ -370,12 +350,9 @@ def _foreign_ends(job: Job, prepared: list[tuple[Rendered, Tokenised]]) -> Itera
                 yield Note(kind, end, sequence[-80:])
 
 
-def _write_part(job: Job, shard: Shard, path: Path, part: Part) -> None:
-    # The rejected rows are written first: an existing part means that its rejected file exists too.
-    if part.rejected:
-        write_table(pa.Table.from_pylist(part.rejected, REJECTED_SCHEMA), path.with_suffix(".rejected"))
+def _write_part(job: Job, shard: Shard, name: str, part: Part) -> dict[str, Any]:
     summary = {
-        "part": path.name,
+        "part": name,
         "dataset": shard.dataset,
         "file": shard.file,
         "source": shard.located.name,
@@ -389,5 +366,4 @@ def _write_part(job: Job, shard: Shard, path: Path, part: Part) -> None:
         "notes": part.notes.entries(),
         "first_bad": [{key: row[key] for key in ("source", "row_number", "reason")} for row in part.rejected[:FIRST_BAD]],
     }
-    table = staged_table(job.kind, part.kept)
-    write_table(table.replace_schema_metadata({SUMMARY: json.dumps(summary).encode()}), path)
+    return write_part(job.staging, summary, staged_table(job.kind, part.kept), part.rejected)

@@ -6,17 +6,17 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.pictures import picture_name, picture_path, store_picture
+from pipeline.data.pictures import picture_name, read_picture, store_picture
 from pipeline.data.sources.pictures import PictureReader
 from pipeline.data.tokenize import Tokenised
 from pipeline.data.transforms.base import Rendered, RowError
 from pipeline.data.transforms.control import ESCAPE
 from pipeline.errors import UserError
+from pipeline.io.storage import Folder
 from strategies import vision
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ShardPictures:
         store: folder of the store.
     """
 
-    def __init__(self, processor: ProcessorMixin, location: str | None, store: Path) -> None:
+    def __init__(self, processor: ProcessorMixin, location: str | None, store: Folder) -> None:
         self._vision = vision.VisionProcessing(processor)
         self._token = re.compile(re.escape(processor.image_token))
         self._picture_ids = np.asarray(self._vision.picture_ids(), dtype=np.int64)
@@ -107,7 +107,7 @@ class ShardPictures:
         if self._is_compared or not pictures or not text.templated or ESCAPE in text.prompt:
             return
         self._is_compared = True
-        images = [vision.decode_picture(str(picture_path(self._store, picture.name))) for picture in pictures]
+        images = [vision.decode_picture(read_picture(self._store, picture.name)) for picture in pictures]
         whole = self._vision.prompt_ids(text.prompt, images)[: len(ids.prompt)]
         if not np.array_equal(whole, ids.prompt):
             raise UserError(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +16,29 @@ from rich.text import Text
 from pipeline.data.notes import sentences
 from pipeline.data.pictures import picture_damage
 from pipeline.errors import UserError
-from pipeline.io.digests import damage
+from pipeline.io.digests import difference
+from pipeline.io.retry import STORAGE_ERRORS
+from pipeline.io.storage import Folder, Location, inside, locate, reason, refuse_secrets
+from pipeline.io.tables import decoded
+from pipeline.io.threads import ahead
 from pipeline.ui.console import Printable, table_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["CHECKSUM", "COUNTS", "EVAL", "MANIFEST", "REJECTED", "TRAIN", "Prepared", "checksum", "open_store"]
+__all__ = [
+    "CHECKSUM",
+    "COUNTS",
+    "EVAL",
+    "MANIFEST",
+    "REJECTED",
+    "TRAIN",
+    "Prepared",
+    "check_root",
+    "checksum",
+    "open_store",
+    "prepared_root",
+]
 
 TRAIN, EVAL, REJECTED = "train", "eval", "rejected"
 MANIFEST, CHECKSUM = "manifest.json", "checksum"
@@ -48,12 +66,14 @@ class Prepared(Printable):
     the placeholders are expanded to the tokens that the model has for the picture.
     """
 
-    path: Path
+    path: Location
     fingerprint: str
     train_rows: int
     eval_rows: int
     rejected_rows: int
     manifest: dict[str, Any]
+    folder: Folder = field(repr=False, compare=False)
+    """By which `path` is read, also by the workers that it is sent to."""
 
     def __rich__(self) -> Group:
         sources, lengths = self.manifest["sources"], self.manifest["lengths"]
@@ -71,28 +91,96 @@ class Prepared(Printable):
         """Notes on the data, each with a row count, an example and advice."""
         return sentences(self.manifest.get("notes", []))
 
+    def rows(self, split: str) -> int:
+        """Return the number of rows of `train`, `eval` or `rejected`."""
+        return {TRAIN: self.train_rows, EVAL: self.eval_rows, REJECTED: self.rejected_rows}[split]
+
+    def parts(self, split: str) -> list[str]:
+        """Return the names of the files of `train`, `eval` or `rejected`, in order, such as `train/part-00000.parquet`."""
+        assert split in (TRAIN, EVAL, REJECTED), split
+        return [entry["file"] for entry in self.manifest["files"] if entry["file"].startswith(f"{split}/")]
+
+    def read_part(self, part: str, columns: list[str] | None = None) -> pa.Table:
+        """Read a file of `parts`. At a URI its bytes are compared with the manifest, where all columns are read.
+
+        Raises:
+            UserError: when it is missing or was changed.
+            OSError, pyarrow.ArrowException: when it can't be read.
+        """
+        try:
+            if self.folder.is_local or columns is not None:
+                return self.folder.read_table(part, columns)
+            [entry] = [entry for entry in self.manifest["files"] if entry["file"] == part]
+            data = self.folder.read_bytes(part)
+        except FileNotFoundError as error:
+            raise UserError(_not_as_prepared(self.folder, [f"{part}: is missing"])) from error
+        if (problem := difference(data, entry)) is not None:
+            raise UserError(_not_as_prepared(self.folder, [problem]))
+        return decoded(data)
+
+    def tables(self, split: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the rows of `train`, `eval` or `rejected` part by part, in order. Raises as `read_part`."""
+        read = ahead if not self.folder.is_local else map
+        yield from read(lambda part: self.read_part(part, columns), self.parts(split))
+
+    def read(self, split: str = TRAIN, columns: list[str] | None = None) -> pa.Table:
+        """Read all rows of `train`, `eval` or `rejected` into one table, in order. Raises as `read_part`."""
+        import pyarrow as pa
+
+        tables = list(self.tables(split, columns))
+        return pa.concat_tables(tables) if tables else pa.table({})
+
+    def files(self, split: str) -> list[Path]:
+        """Return the paths of `parts`, of a store on a local path."""
+        assert isinstance(self.path, Path), self.path
+        return [self.path / part for part in self.parts(split)]
+
     def train_files(self) -> list[Path]:
         return self.files(TRAIN)
 
     def eval_files(self) -> list[Path]:
         return self.files(EVAL)
 
-    def rows(self, split: str) -> int:
-        """Return the number of rows of `train`, `eval` or `rejected`."""
-        return {TRAIN: self.train_rows, EVAL: self.eval_rows, REJECTED: self.rejected_rows}[split]
 
-    def files(self, split: str) -> list[Path]:
-        """Return the files of `train`, `eval` or `rejected`, in order."""
-        return [self.path / entry["file"] for entry in self.manifest["files"] if entry["file"].startswith(f"{split}/")]
+def prepared_root(location: str) -> Folder:
+    """Return the folder of all prepared data and scores.
 
-    def read(self, split: str = TRAIN, columns: list[str] | None = None) -> pa.Table:
-        """Read all rows of `train`, `eval` or `rejected` into one table, in order."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    Args:
+        location: `dataset_prepared_path`.
 
-        assert split in (TRAIN, EVAL, REJECTED), split
-        tables = [pq.read_table(file, columns=columns, partitioning=None) for file in self.files(split)]
-        return pa.concat_tables(tables) if tables else pa.table({})
+    Raises:
+        UserError: for a URI that can't be opened, or holds a key.
+    """
+    try:
+        refuse_secrets(location)
+        folder = Folder(locate(location))
+    except UserError as error:
+        raise UserError(f"dataset_prepared_path: {error}") from error
+    except STORAGE_ERRORS as error:
+        raise UserError(f"dataset_prepared_path: {location!r} can't be reached: {reason(error)}") from error
+    if not folder.path:
+        raise UserError(f"dataset_prepared_path: {location!r} is a whole store; give a folder in it")
+    return folder
+
+
+def check_root(location: str) -> Folder:
+    """Return `prepared_root` once it is known that a remote one can be written, or holds prepared data that can be read.
+
+    Raises:
+        UserError: as `prepared_root`, and when it can't.
+    """
+    root = prepared_root(location)
+    try:
+        # A local path is created when something is written, since a command may only read.
+        if not root.is_local:
+            root.create()
+    except STORAGE_ERRORS as error:
+        # Complete data need no permission to write.
+        with suppress(*STORAGE_ERRORS):
+            if root.names():
+                return root
+        raise UserError(f"dataset_prepared_path: {location!r} can't be written: {reason(error)}") from error
+    return root
 
 
 def checksum(manifest: dict[str, Any]) -> str:
@@ -101,45 +189,61 @@ def checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def _read_manifest(file: Path) -> dict[str, Any]:
-    """Read a manifest; raise UserError if it was changed, or belongs to another folder."""
+def _read_manifest(folder: Folder, text: str) -> dict[str, Any]:
+    """Parse a manifest; raise UserError if it was changed, or belongs to another folder."""
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(text)
         is_old = manifest["format_version"] < CHECKED_FROM and CHECKSUM not in manifest  # for reports of old runs
         # A folder that was renamed, or copied over another, would pass for data that it doesn't hold.
-        sound = manifest["fingerprint"] == file.parent.name and (is_old or manifest[CHECKSUM] == checksum(manifest))
+        sound = manifest["fingerprint"] == folder.name and (is_old or manifest[CHECKSUM] == checksum(manifest))
     except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise UserError(
-            f"dataset_prepared_path: {file} isn't what was written there; delete the folder, and the next run prepares it again"
+            f"dataset_prepared_path: {inside(folder.where, MANIFEST)} isn't what was written there; delete the folder, and the "
+            "next run prepares it again"
         )
     return manifest
 
 
-def open_store(folder: Path, verify: bool = True) -> Prepared | None:
-    """Open the store in `folder`; returns None when it doesn't exist or isn't complete.
+def open_store(where: Folder | Location, verify: bool = True) -> Prepared | None:
+    """Open a store; returns None when it doesn't exist or isn't complete.
 
     Args:
-        verify: read every file once, and compare its size and hash with the manifest; of pictures, compare the size.
+        where: its folder.
+        verify: compare every file with the manifest: size and hash, which reads each once; of pictures, and of files at a URI,
+            the size.
 
     Raises:
         UserError: when a file is missing or was changed.
+        OSError: when a remote folder can't be read.
     """
-    manifest_file = folder / MANIFEST
-    if not manifest_file.exists():
+    folder = where if isinstance(where, Folder) else Folder(where)
+    if (text := folder.read(MANIFEST)) is None:
         return None
-    manifest = _read_manifest(manifest_file)
-    # Stores of earlier versions have no hashes, and can still be shown.
-    problems = [damage(folder / entry["file"], entry) for entry in manifest["files"] if verify and "sha256" in entry]
-    if verify and "picture_list" in manifest:
-        problems += picture_damage(folder, manifest["picture_list"])
-    if damaged := [problem for problem in problems if problem is not None]:
-        raise UserError(
-            f"dataset_prepared_path: {folder} doesn't hold what was prepared: {damaged[0]}"
-            f"{f', and {len(damaged) - 1} more' * (len(damaged) > 1)}; delete the folder, and the next run prepares it again"
-        )
+    manifest = _read_manifest(folder, text)
+    if verify and (damaged := _damage(folder, manifest)):
+        raise UserError(_not_as_prepared(folder, damaged))
     rows = {TRAIN: 0, EVAL: 0, REJECTED: 0}
     for entry in manifest["files"]:
         rows[entry["file"].split("/")[0]] += entry["rows"]
-    return Prepared(folder, manifest["fingerprint"], rows[TRAIN], rows[EVAL], rows[REJECTED], manifest)
+    counts = rows[TRAIN], rows[EVAL], rows[REJECTED]
+    return Prepared(folder.where, manifest["fingerprint"], *counts, manifest, folder)
+
+
+def _damage(folder: Folder, manifest: dict[str, Any]) -> list[str]:
+    """Return how a store differs from its manifest, a phrase for each file."""
+    # One request for all sizes.
+    sizes = None if folder.is_local else folder.files()
+    # Stores of earlier versions have no hashes, and can still be shown.
+    problems = [folder.damage(entry, sizes) for entry in manifest["files"] if "sha256" in entry]
+    if "picture_list" in manifest:
+        problems += picture_damage(folder, manifest["picture_list"], sizes)
+    return [problem for problem in problems if problem is not None]
+
+
+def _not_as_prepared(folder: Folder, damaged: list[str]) -> str:
+    return (
+        f"dataset_prepared_path: {folder.where} doesn't hold what was prepared: {damaged[0]}"
+        f"{f', and {len(damaged) - 1} more' * (len(damaged) > 1)}; delete the folder, and the next run prepares it again"
+    )

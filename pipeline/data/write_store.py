@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.data.columns import STAGED_ONLY
@@ -18,10 +16,11 @@ from pipeline.data.notes import Tally
 from pipeline.data.pictures import IMAGES
 from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.split import DUPLICATE, TO_EVAL, TO_TRAIN
+from pipeline.data.staged_parts import STAGING, rejected_of
 from pipeline.data.store import EVAL, REJECTED, TRAIN
 from pipeline.errors import UserError
-from pipeline.io.atomic import copy_file, write_table
-from pipeline.io.digests import as_written
+from pipeline.io.storage import Folder, Location, inside
+from pipeline.io.threads import ahead
 from strategies.types import BatchKind
 
 __all__ = [
@@ -54,22 +53,27 @@ class StagedRows:
     lengths: dict[str, NDArray[np.int32]]
 
     @classmethod
-    def load(cls, staging: Path, parts: list[dict[str, Any]], kind: BatchKind) -> StagedRows:
+    def load(cls, staging: Folder, parts: list[dict[str, Any]], kind: BatchKind) -> StagedRows:
         names = ("prompt", *COMPLETIONS[kind])
         columns = ["hash", "prompt_hash", "row_number", *(f"{name}_length" for name in names)]
-        tables = [pq.read_table(staging / part["part"], columns=columns, partitioning=None) for part in parts]
+        tables = ahead(lambda part: staging.read_table(part["part"], columns), parts)
         # Without the metadata, which holds each part's summary and would be kept of the first part only.
         whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
-        # V16 compares and sorts bytes; numpy's `S16` would drop trailing zero bytes.
-        hashes, prompts = (np.frombuffer(b"".join(whole[name].to_pylist()), dtype="V16") for name in ("hash", "prompt_hash"))
         return cls(
-            hashes,
-            prompts,
+            _bytes(whole["hash"]),
+            _bytes(whole["prompt_hash"]),
             # Row -> its part, since the columns of all parts are concatenated.
             np.repeat(np.arange(len(parts), dtype=np.int32), [part["rows"] for part in parts]),
             whole["row_number"].to_numpy(),
             {name: whole[f"{name}_length"].to_numpy() for name in names},
         )
+
+
+def _bytes(column: pa.ChunkedArray) -> NDArray[np.void]:
+    """Return a column of 16 bytes a row, of which Python's objects would take five times as many."""
+    array = column.combine_chunks()
+    # V16 compares and sorts bytes; numpy's `S16` would drop trailing zero bytes.
+    return np.frombuffer(array.buffers()[1], "V16", len(array), 16 * array.offset)
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,7 @@ class WriteJob:
     `has_pictures`: whether any row of the store has one, so that all its files have their column.
     """
 
-    staging: Path
-    folder: Path
+    store: Folder
     parts: list[dict[str, Any]]
     destination: list[NDArray[np.uint8]]
     first_row_id: list[int]
@@ -91,7 +94,7 @@ def write_final(job: WriteJob, index: int) -> Iterator[dict[str, Any]]:
     """Write the train and eval rows of one staged part; yields an entry for each file. Raises OSError."""
     part = job.parts[index]
     # Row ids count over all sources, so they are known only once every file's rows have been counted.
-    table = pq.read_table(job.staging / part["part"], partitioning=None).replace_schema_metadata(None)
+    table = job.store.subfolder(STAGING).read_table(part["part"]).replace_schema_metadata(None)
     row_ids = pa.array(table["place"].to_numpy() + job.first_row_id[index], pa.int64())
     table = table.drop_columns(STAGED_ONLY).add_column(0, "row_id", row_ids)
     # Added here, not staged: it is the same for every row of a part.
@@ -103,8 +106,8 @@ def write_final(job: WriteJob, index: int) -> Iterator[dict[str, Any]]:
         if chosen.any():
             # Numbered by staged part, so train and eval files of one part share a number, with gaps.
             name = f"{split}/part-{index:05d}.parquet"
-            write_table(table.filter(pa.array(chosen)), job.folder / name)
-            yield {"file": name, "rows": int(chosen.sum()), **as_written(job.folder / name)}
+            written = job.store.write_table(name, table.filter(pa.array(chosen)))
+            yield {"file": name, "rows": int(chosen.sum()), **written}
 
 
 def _with_pictures(table: pa.Table) -> pa.Table:
@@ -114,30 +117,29 @@ def _with_pictures(table: pa.Table) -> pa.Table:
     return table.append_column(IMAGES, pa.array([[]] * len(table), pa.list_(pa.string())))
 
 
-def picture_names(staging: Path, parts: list[dict[str, Any]], destination: list[NDArray[np.uint8]]) -> set[str]:
+def picture_names(staging: Folder, parts: list[dict[str, Any]], destination: list[NDArray[np.uint8]]) -> set[str]:
     """Return the names of the pictures of all rows that the store keeps."""
     names: set[str] = set()
     for part, split in zip(parts, destination, strict=True):
-        file = staging / part["part"]
-        if IMAGES in pq.read_schema(file).names:
-            kept = pq.read_table(file, columns=[IMAGES], partitioning=None).filter(pa.array(split != DUPLICATE))
+        if IMAGES in staging.column_names(part["part"]):
+            kept = staging.read_table(part["part"], [IMAGES]).filter(pa.array(split != DUPLICATE))
             names.update(pc.list_flatten(kept[IMAGES]).unique().to_pylist())
     return names
 
 
-def write_rejected(staging: Path, folder: Path, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def write_rejected(store: Folder, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Copy the rejected rows out of staging; returns an entry for each file. Raises OSError."""
-    files = []
-    for index, part in enumerate(parts):
-        if part["rejected"]:
-            name = f"{REJECTED}/part-{index:05d}.parquet"
-            # Copied, not moved: a run that fails afterwards finds its staged parts complete.
-            copy_file((staging / part["part"]).with_suffix(".rejected"), folder / name)
-            files.append({"file": name, "rows": part["rejected"], **as_written(folder / name)})
-    return files
+
+    def copy(index: int) -> dict[str, Any]:
+        name = f"{REJECTED}/part-{index:05d}.parquet"
+        # Copied, not moved: a run that fails afterwards finds its staged parts complete.
+        written = store.write_bytes(name, store.read_bytes(f"{STAGING}/{rejected_of(parts[index]['part'])}"))
+        return {"file": name, "rows": parts[index]["rejected"], **written}
+
+    return list(ahead(copy, [index for index, part in enumerate(parts) if part["rejected"]]))
 
 
-def check_rejected(sources: Sequence[Mapping[str, Any]], limit: float, bad: list[dict[str, Any]], folder: Path) -> None:
+def check_rejected(sources: Sequence[Mapping[str, Any]], limit: float, bad: list[dict[str, Any]], folder: Location) -> None:
     """Raise UserError when more than the fraction `limit` of all rows is bad; its message lists the first five.
 
     Args:
@@ -151,7 +153,7 @@ def check_rejected(sources: Sequence[Mapping[str, Any]], limit: float, bad: list
     listed = "\n".join(f"  {row['source']} row {row['row_number']}: {row['reason']}" for row in bad)
     raise UserError(
         f"max_rejected_fraction: {rejected} of {read} rows are bad, more than {limit:g} allows; mend them, or allow more. "
-        f"The first:\n{listed}\nAll of them, with their text, are in {folder / REJECTED}"
+        f"The first:\n{listed}\nAll of them, with their text, are in {inside(folder, REJECTED)}"
     )
 
 

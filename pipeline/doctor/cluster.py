@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from cluster.placement import plan_actors
 from pipeline.doctor.checks import Check
 from pipeline.doctor.machine import Gpu
-from pipeline.doctor.node import TEMPORARY, NodeFacts, ProbeRequest, Resource
+from pipeline.doctor.node import CACHE, TEMPORARY, NodeFacts, ProbeRequest, Resource
 from pipeline.doctor.nodes import ProbeReport
+from pipeline.io.cache import CACHE_VARIABLE
 from pipeline.planning import plan_run
 from strategies.methods.registry import get_strategy
 
@@ -92,6 +93,8 @@ def check_nodes(report: ProbeReport, probe: ProbeRequest, object_stores: dict[st
     for resource in probe.resources:
         yield _reachable(resource, nodes)
     if nodes:
+        if probe.ray is not None:
+            yield _cache(nodes)
         yield _disks(nodes)
         yield _shared_memory(nodes, object_stores)
         yield from _gpus(nodes)
@@ -169,13 +172,13 @@ def _storage(key: str, report: ProbeReport) -> Check:
     blind = {name: sorted(nodes - set(seen.get(key, []))) for name, seen in report.seen.items()}
     if any(blind.values()):
         who = "; ".join(f"{name} doesn't see what {', '.join(missing)} wrote" for name, missing in blind.items() if missing)
-        return Check(key, "fail", f"isn't the same folder on every node: {who}; give a path that all nodes share{_or_uri(key)}")
+        return Check(
+            key,
+            "fail",
+            f"isn't the same folder on every node: {who}; give a path that all nodes share, or a URI such as s3://bucket/run",
+        )
     shared = f"written and seen by {len(nodes)} nodes" if len(nodes) > 1 else "can be written"
     return Check(key, "pass", shared)
-
-
-def _or_uri(key: str) -> str:
-    return ", or a URI such as s3://bucket/run" if key == "output_dir" else ""
 
 
 def _reachable(resource: Resource, nodes: list[NodeFacts]) -> Check:
@@ -190,6 +193,14 @@ def _each_node(problems: dict[str, str]) -> str:
     if len(reasons) == 1:
         return f"{reasons.pop()} (on {', '.join(problems)})"
     return "; ".join(f"{why} (on {name})" for name, why in problems.items())
+
+
+def _cache(nodes: list[NodeFacts]) -> Check:
+    problems = {node.name: node.unwritable[CACHE] for node in nodes if CACHE in node.unwritable}
+    if problems:
+        return Check("node cache", "fail", f"can't be written: {_each_node(problems)}; set {CACHE}, or {CACHE_VARIABLE} there")
+    least, name = min((node.disks[CACHE], node.name) for node in nodes)
+    return Check("node cache", "pass", f"at least {_gib(least)} free for rows and models (on {name})")
 
 
 def _disks(nodes: list[NodeFacts]) -> Check:

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING
 from cluster.sharding import sharding_of
 from pipeline.config.paths import absolute_paths
 from pipeline.data.preparation import find_prepared
+from pipeline.data.row_kinds import COMPLETIONS
+from pipeline.data.store import EVAL, TRAIN
 from pipeline.doctor.checks import Check
 from pipeline.doctor.machine import Machine, machine_memory
 from pipeline.errors import RunFailed, UserError
+from pipeline.io.cache import NodeCache
+from pipeline.io.remote_models import fetch_models, find_models
 from strategies import memory
 from strategies.memory.worst_case import longest_pair
 from strategies.methods.registry import get_strategy
@@ -26,31 +30,32 @@ __all__ = ["Diagnosis", "Room", "check_rows", "diagnose", "row_bytes", "this_mac
 
 PER_LIST, PER_ROW = 4, 8
 """Bytes in Arrow: offset of a list, id of a row."""
+HELD_PER_ROW = 48
+"""Bytes of a worker's own memory: the lengths of a row's texts, its tokens in a packed row, its place in the order."""
 
 
 def check_rows(cfg: RunConfig) -> tuple[Check, int]:
-    """Return the check of the rows' memory, and its bytes: every worker loads all rows. 0 where they aren't prepared."""
+    """Return the check of the rows, and the bytes that each worker holds for them; 0 where they aren't prepared."""
     try:
         prepared = find_prepared(cfg)
     except UserError as error:
         return Check("rows", "warn", f"not known: {error}"), 0
     if prepared is None:
-        return Check("rows", "pass", "not prepared yet; after `prefray prepare` this counts what every worker holds of them"), 0
+        return Check("rows", "pass", "not prepared yet; after `prefray prepare` this counts what a node keeps of them"), 0
     size, tokens = row_bytes(cfg, prepared)
     rows = prepared.train_rows + prepared.eval_rows
     shown = f"{size / 2**20:,.0f} MiB" if size >= 2**20 else "less than a MiB"
-    return Check("rows", "pass", f"{rows:,} with {tokens:,} tokens: every worker holds them all, {shown}"), size
+    root = NodeCache.of(cfg.ray).root
+    finding = f"{rows:,} with {tokens:,} tokens: {shown} on the disk of each node, in {root}, which its workers share"
+    return Check("rows", "pass", finding), rows * HELD_PER_ROW
 
 
 def row_bytes(cfg: RunConfig, prepared: Prepared) -> tuple[int, int]:
     """Return the bytes of the columns that training reads, with the reference's cached log-probabilities, and the tokens."""
-    import pyarrow.parquet as pq
-
     size = tokens = 0
     is_scored = get_strategy(cfg.rl).reference_mode(cfg) == "cached"
-    for file in [*prepared.train_files(), *prepared.eval_files()]:
-        names = [name for name in pq.read_schema(file).names if name.endswith("_length")]
-        lengths = pq.read_table(file, columns=names, partitioning=None)
+    names = [f"{name}_length" for name in ("prompt", *COMPLETIONS[prepared.manifest["kind"]])]
+    for lengths in (table for split in (TRAIN, EVAL) for table in prepared.tables(split, names)):
         of_each = {name: int(lengths[name].to_numpy().sum()) for name in names}
         answers = sum(count for name, count in of_each.items() if name != "prompt_length")
         # 4 bytes for each token id, and for each cached log-probability, of which prompts have none.
@@ -117,6 +122,9 @@ def diagnose(cfg: RunConfig, room: Room | None = None, *, with_measurement: bool
         RunFailed: when the measured process ended early.
     """
     cfg = absolute_paths(cfg)
+    fetch_models(cfg)
+    if with_measurement:
+        find_models(cfg).bring()
     if room is None:
         machine = this_machine(cfg.ray.use_gpu)
         is_gpu = machine.kind == "GPU"
@@ -134,7 +142,7 @@ def diagnose(cfg: RunConfig, room: Room | None = None, *, with_measurement: bool
     notes = (Check("estimate", "warn", note) for note in found.notes)
     rows, size = check_rows(cfg)
     checks = (*_checks(cfg, found), rows, *_allocator(room.machine), *notes)
-    # Rows stay in main memory, and take none of a GPU's.
+    # These stay in main memory, and take none of a GPU's.
     if room.machine.kind == "CPU":
         found = replace(found, rows=size)
     return Diagnosis(checks, found, room, measured)

@@ -15,20 +15,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
+from cluster.config import RayConfig
 from pipeline.doctor.machine import Gpus, Machine, find_gpus, machine_memory, shared_memory
 from pipeline.doctor.reachability import reach
+from pipeline.io.cache import NodeCache
+from pipeline.io.remote_models import RemoteModel
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import Folder, is_uri, reason
 from pipeline.ray.session import our_packages
 from strategies.plugins import PluginError, Plugins
 
-__all__ = ["TEMPORARY", "NodeFacts", "ProbeRequest", "Resource", "inspect_node", "list_probes", "remove_probes"]
+__all__ = ["CACHE", "TEMPORARY", "NodeFacts", "ProbeRequest", "Resource", "inspect_node", "list_probes", "remove_probes"]
 
 PACKAGES = ("ray", "torch", "transformers", "trl", "accelerate", "peft", "deepspeed", "datasets", "pyarrow", "numpy")
 """Packages that must have the same version on all nodes."""
 PROBE = ".prefray-probe-"
 TEMPORARY = "temporary files"
 """Key of `NodeFacts.disks`: the disk of the temporary folder, where checkpoints are staged on their way to storage."""
+CACHE = "ray.cache_dir"
+"""Key of the node's cache in `NodeFacts.disks` and `NodeFacts.unwritable`."""
 ADDRESSES = (socket.AF_INET, socket.AF_INET6)
 
 T = TypeVar("T")
@@ -42,6 +47,12 @@ class Resource:
     value: str
     kind: str
     """`model` or `data`."""
+    remote: RemoteModel | None = None
+    """The model at a URI, with the keys that workers will have."""
+
+    def problem(self) -> str | None:
+        """Return why this process can't reach it, or None."""
+        return reach(self.value, self.kind) if self.remote is None else self.remote.problem()
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,8 @@ class ProbeRequest:
     """Key of the recipe -> folder that the node must be able to write to."""
     resources: tuple[Resource, ...] = ()
     plugins: Plugins = field(default_factory=Plugins)
+    ray: RayConfig | None = None
+    """The recipe's keys of the node's cache; without a recipe it isn't inspected."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +130,11 @@ def inspect_node(probe: ProbeRequest, name: str, address: str, gpus: float) -> N
         gloo_interface=os.environ.get("GLOO_SOCKET_IFNAME"),
         shared_memory=shared_memory(),
         disks=_free_disks(probe),
-        unwritable=_each(probe.folders.items(), lambda folder: _write(folder, probe.run, name)),
-        unreachable=_each(
-            ((resource.key, resource) for resource in probe.resources), lambda resource: reach(resource.value, resource.kind)
-        ),
+        unwritable={
+            **_each(probe.folders.items(), lambda folder: _write(folder, probe.run, name)),
+            **_each(_caches(probe), NodeCache.problem),
+        },
+        unreachable=_each(((resource.key, resource) for resource in probe.resources), Resource.problem),
         plugins=_load(probe.plugins),
     )
 
@@ -189,10 +203,15 @@ def _write(folder: Folder, run: str, name: str) -> str | None:
     return None
 
 
+def _caches(probe: ProbeRequest) -> list[tuple[str, NodeCache]]:
+    return [(CACHE, NodeCache.of(probe.ray))] if probe.ray is not None else []
+
+
 def _free_disks(probe: ProbeRequest) -> dict[str, int]:
     import ray
 
     paths = {key: str(folder.where) for key, folder in probe.folders.items() if not is_uri(str(folder.where))}
+    paths |= {key: str(cache.root) for key, cache in _caches(probe)}
     paths[TEMPORARY] = tempfile.gettempdir()
     # Ray's session folder takes spilled objects and logs.
     if ray.is_initialized():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.sources.filesystem import local_path
 from pipeline.doctor.node import NodeFacts, ProbeRequest, Resource, inspect_node, list_probes, remove_probes
 from pipeline.errors import UserError
+from pipeline.io.remote_models import fetch_models, find_models
 from pipeline.io.retry import STORAGE_ERRORS, waiting_for
 from pipeline.io.storage import Folder, is_uri, locate, reason
 from pipeline.ray.session import alive_nodes
@@ -67,12 +68,14 @@ def probe_request(cfg: RunConfig | None, *, with_resources: bool) -> ProbeReques
     resources = []
     if with_resources:
         models = [(key, getattr(cfg, key)) for key in ("base_model", "reference_model", "lora_model_dir")]
-        resources += [Resource(key, value, "model") for key, value in models if value is not None]
+        fetch_models(cfg)
+        remote = {model.uri: model for model in find_models(cfg).models}
+        resources += [Resource(key, value, "model", remote.get(value)) for key, value in models if value is not None]
         for name in ("datasets", "test_datasets"):
             paths = [_as_tasks_read_it(dataset.path) for dataset in getattr(cfg, name) or []]
             resources += [Resource(f"{name}.{index}", path, "data") for index, path in enumerate(paths)]
     folders = {key: folder.carried() for key, folder in _folders_of(cfg).items()}
-    return ProbeRequest(run, folders, tuple(resources), Plugins.of(cfg))
+    return ProbeRequest(run, folders, tuple(resources), Plugins.of(cfg), cfg.ray)
 
 
 def _as_tasks_read_it(path: str) -> str:

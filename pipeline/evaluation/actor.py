@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import base64
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
+from pipeline.io.remote_models import RemoteModels
 from pipeline.reference.actor import prepare_device, silence_libraries
 from strategies import inference, models
 from strategies.models.tokenizer import load_tokenizer
@@ -32,6 +34,8 @@ class AnswerJob:
     """Tokens of the longest prompt with both of its answers."""
     pictures: bool = False
     """Whether prompts may have pictures."""
+    models: RemoteModels = field(default_factory=RemoteModels)
+    """Those at URIs, as the driver has found them."""
 
 
 class AnswerActor:
@@ -42,7 +46,9 @@ class AnswerActor:
         self._answerer: Any = None
 
     def run(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Answer `task["prompts"]` (token ids) about `task["images"]` (paths) as one batch, sampled with `task["seed"]`.
+        """Answer `task["prompts"]` (token ids) as one batch, sampled with `task["seed"]`.
+
+        `task["images"]` are the pictures of each prompt: paths, or bytes in base64.
 
         Returns:
             `index` of the task, and `answers`: per prompt `policy` and `reference` (fields of `inference.generation.Answer`,
@@ -55,7 +61,7 @@ class AnswerActor:
         if self._answerer is None:
             self._answerer = self._load()
         sampling = inference.Sampling(self.job.max_new_tokens, self.job.temperature, self.job.top_p)
-        pictures = [{"images": paths} for paths in task["images"]] if self.job.pictures else []
+        pictures = [{"images": [*map(_received, images)]} for images in task["images"]] if self.job.pictures else []
         pairs = self._answerer.answer(task["prompts"], sampling, task["seed"], pictures)
         # The mean log-ratio estimates KL(policy || reference) only over samples from the policy itself.
         ratios: list[float | None] = [None] * len(pairs)
@@ -73,6 +79,7 @@ class AnswerActor:
 
         job = self.job
         silence_libraries()
+        job.models.bring()
         prepare_device(job.use_gpu, job.threads, job.precision)
         autocast = getattr(torch, job.precision.autocast) if job.precision.autocast else None
         try:
@@ -83,3 +90,7 @@ class AnswerActor:
             return inference.Answerer(job.policy, job.reference, tokenizer, device, autocast, vision)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def _received(image: str | dict[str, str]) -> str | bytes:
+    return image if isinstance(image, str) else base64.b64decode(image["base64"])

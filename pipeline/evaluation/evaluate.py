@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.data import prepare
-from pipeline.data.pictures import IMAGES, picture_path
-from pipeline.data.store import EVAL, TRAIN, open_store
+from pipeline.data.mapped import read_checked
+from pipeline.data.pictures import IMAGES
+from pipeline.data.store import EVAL, TRAIN, open_store, prepared_root
 from pipeline.errors import UserError
 from pipeline.evaluation.generate_on_ray import Prompt, SamplingOptions, answer_prompts, check_sampling
 from pipeline.evaluation.pairs import PAIR_METRICS, pair_values
@@ -132,15 +135,13 @@ def _rows(
     subject: Subject, data: Sequence[str], type_: str | None, split: str | None, display: Display
 ) -> tuple[Prepared, str]:
     """Return the prepared data to evaluate on, and the name of their split."""
-    from pathlib import Path
-
     if data:
         # Under TRAIN: `with_data` splits nothing off, so all rows are there.
         return prepare(with_data(subject.cfg, data, type_, split), progress=display.progress), TRAIN
     if subject.prepared is None:
         raise UserError(f"--data: {subject.name!r} is no run, so it has no evaluation rows; give pairs")
     # By the run's own fingerprint, which also finds rows whose source files are gone.
-    store = open_store(Path(subject.cfg.dataset_prepared_path) / subject.prepared)
+    store = open_store(prepared_root(subject.cfg.dataset_prepared_path).subfolder(subject.prepared))
     prepared = store or prepare(subject.cfg, progress=display.progress)
     if not prepared.eval_rows:
         raise UserError(f"--data: the run in {subject.name!r} has no evaluation rows (val_set_size, test_datasets); give pairs")
@@ -159,24 +160,51 @@ def _prompts(prepared: Prepared, split: str, number: int) -> Iterator[Prompt]:
     """Yield the first distinct prompts, round-robin over the sources."""
     kind = prepared.manifest["kind"]
     pictures = [IMAGES] if prepared.manifest.get("pictures") else []
-    rows = prepared.read(split, ["source", "prompt", "prompt_length", *pictures]).to_pandas()
-    # The same question about another picture is another prompt; lists of names have no hash.
-    rows = rows.assign(**{name: rows[name].map(tuple) for name in pictures})
-    rows = rows[rows["prompt_length"] > 0].drop_duplicates(["prompt", *pictures])
-    # Row n of each source has rank n, so sorting by rank takes the sources in turn.
-    ranks = rows.groupby("source", sort=False).cumcount()
-    # In the order of the rows again, so that sources aren't interleaved in the results.
-    indices = sorted(ranks.sort_values(kind="stable").index[:number])
     columns = ["prompt_ids", "prompt", "source", *(["row"] if kind == "prompt" else []), *pictures]
-    for row in prepared.read(split, columns).take(indices).to_pylist():
+    for row in _rows_at(prepared, split, _first_prompts(prepared, split, number, pictures), columns):
         columns_of_row = json.loads(row["row"]) if kind == "prompt" else {}
         # Messages where the row has them: reward functions receive prompts as in training.
         content = columns_of_row.pop("prompt", row["prompt"])
-        images = tuple(str(picture_path(prepared.path, name)) for name in row.get(IMAGES) or ())
+        images = tuple(_picture(prepared, name) for name in row.get(IMAGES) or ())
         if pictures:
-            # For reward functions, as TRL gives them; as paths, which cost nothing where none is opened.
+            # For reward functions, as TRL gives them; as paths where there are any, which cost nothing where none is opened.
             columns_of_row[IMAGES] = list(images)
         yield Prompt(row["prompt_ids"], row["prompt"], content, row["source"], columns_of_row, images)
+
+
+def _first_prompts(prepared: Prepared, split: str, number: int, pictures: list[str]) -> list[int]:
+    """Return the row indices of the first distinct prompts, taken from the sources in turn, ascending."""
+    seen: set[bytes] = set()
+    by_source: dict[str, list[int]] = {}
+    start = 0
+    for table in prepared.tables(split, ["source", "prompt", "prompt_length", *pictures]):
+        for index, row in enumerate(table.to_pylist(), start):
+            # The same question about another picture is another prompt. Hashes, as the texts may not fit into memory.
+            asked = hashlib.blake2b(repr((row["prompt"], *(row[name] for name in pictures))).encode(), digest_size=16).digest()
+            if row["prompt_length"] > 0 and asked not in seen:
+                seen.add(asked)
+                found = by_source.setdefault(row["source"], [])
+                found += [index] * (len(found) < number)
+        start += len(table)
+    # Sorted by row again, so that sources aren't interleaved in the results.
+    in_turn = sorted((rank, index) for found in by_source.values() for rank, index in enumerate(found))
+    return sorted(index for _, index in in_turn[:number])
+
+
+def _rows_at(prepared: Prepared, split: str, indices: list[int], columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield some rows of a split, in order; parts without any aren't read."""
+    start, rows = 0, {entry["file"]: entry["rows"] for entry in prepared.manifest["files"]}
+    for part in prepared.parts(split):
+        here = [index - start for index in indices if start <= index < start + rows[part]]
+        yield from prepared.read_part(part, columns).take(here).to_pylist() if here else ()
+        start += rows[part]
+
+
+def _picture(prepared: Prepared, name: str) -> str | bytes:
+    """Return the path of a picture; of a store at a URI its bytes, since only a few are asked about."""
+    if prepared.folder.is_local:
+        return str(Path(prepared.folder.path, IMAGES, name))
+    return read_checked(prepared.folder, {"file": f"{IMAGES}/{name}"}, "the pictures of the rows")
 
 
 def _result(

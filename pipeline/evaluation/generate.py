@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.generate_on_ray import BATCH, SamplingOptions, check_sampling
 from pipeline.evaluation.prompts import Given, check_lengths, check_prompt, shown, token_ids
 from pipeline.evaluation.resolve_models import Subject, find_subject
+from pipeline.io.remote_models import find_models
 from pipeline.reference.actor import silence_libraries
 from pipeline.reference.precision import resolve_precision
 from pipeline.ui.console import Printable, table_of
@@ -67,6 +68,7 @@ class LocalGenerator:
         on_gpu = torch.cuda.is_available()
         autocast = resolve_precision(subject.policy, on_gpu).autocast
         self.subject = subject
+        find_models(*filter(None, (subject.policy, subject.reference))).bring()
         try:
             self.tokenizer = load_tokenizer(subject.policy)
             device, dtype = "cuda" if on_gpu else "cpu", getattr(torch, autocast) if autocast else None

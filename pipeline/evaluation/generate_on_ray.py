@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.evaluation.actor import AnswerActor, AnswerJob
+from pipeline.io.remote_models import find_models
 from pipeline.ray.actor_pool import StageInfo, run_on_actors
 from pipeline.reference.precision import resolve_precision
 from pipeline.reference.scoring import actor_plan
@@ -56,8 +58,8 @@ class Prompt:
     source: str = ""
     columns: dict[str, Any] | None = None
     """Other columns of its row."""
-    images: tuple[str, ...] = ()
-    """Paths of its pictures, in the order of their placeholders."""
+    images: tuple[str | bytes, ...] = ()
+    """Paths or bytes of its pictures, in the order of their placeholders."""
 
 
 def answer_prompts(
@@ -90,12 +92,13 @@ def answer_prompts(
         # Of all batches, not of one: an actor makes its scorer once, for the longest pair.
         longest=max(len(prompt.ids) for prompt in prompts) + 2 * options.max_new_tokens + 2,
         pictures=any(prompt.images for prompt in prompts),
+        models=find_models(*filter(None, (subject.policy, subject.reference))),
     )
     tasks = {
         str(index): {
             "index": index,
             "prompts": [prompt.ids for prompt in batch],
-            "images": [list(prompt.images) for prompt in batch],
+            "images": [[_sent(image) for image in prompt.images] for prompt in batch],
             "seed": options.seed + index,
         }
         for index, batch in enumerate(batches)
@@ -109,6 +112,11 @@ def answer_prompts(
     # Batches complete in any order.
     answers = [answer for index in range(len(batches)) for answer in results[index]]
     return pandas.DataFrame([_row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])
+
+
+def _sent(image: str | bytes) -> str | dict[str, str]:
+    """Return a path, or bytes as JSON takes them."""
+    return image if isinstance(image, str) else {"base64": base64.b64encode(image).decode()}
 
 
 def _row(prompt: Prompt, answer: dict[str, Any]) -> dict[str, Any]:

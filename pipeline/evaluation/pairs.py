@@ -12,6 +12,7 @@ from pipeline.reference import score
 
 if TYPE_CHECKING:
     import pandas
+    import pyarrow as pa
 
     from pipeline.data import Prepared
     from pipeline.evaluation.resolve_models import Subject
@@ -99,7 +100,12 @@ SIDES = ("chosen", "rejected")
 
 def _sums(scores: Scores, split: str) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.int64]]]:
     """Return the sum and the number of the log-probabilities of each completion, shapes (rows,)."""
-    table = scores.read(split)
+    parts = [_part_sums(scores.read_part(part)) for part in scores.parts(split)]
+    sums, lengths = ({side: np.concatenate([part[index][side] for part in parts]) for side in SIDES} for index in (0, 1))
+    return sums, lengths
+
+
+def _part_sums(table: pa.Table) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.int64]]]:
     sums, lengths = {}, {}
     for side in SIDES:
         column = table[f"ref_{side}_logps"].combine_chunks()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,13 @@ from pipeline.config.paths import absolute_paths
 from pipeline.config.trust import refuse_code_of_run
 from pipeline.data.dataset_keys import dataset_problems
 from pipeline.errors import ConfigError, UserError
-from pipeline.io.storage import Location, fetch, is_uri, locate
+from pipeline.io.remote_models import check_remote, fetch_models
+from pipeline.io.retry import STORAGE_ERRORS
+from pipeline.io.storage import Folder, Location, inside, locate, reason, without_scheme
 from pipeline.runs.finished import EXPECTED, finished_run, holds_run
 from pipeline.runs.folder import CONFIG
 from strategies.methods.registry import get_strategy
-from strategies.models.location import ADAPTER_CONFIG, resolve_model_location
+from strategies.models.location import ADAPTER_CONFIG, is_remote, resolve_model_location
 from strategies.models.tokenizer import check_reads_tokens, load_tokenizer
 
 __all__ = ["Subject", "find_subject", "with_data"]
@@ -77,20 +77,21 @@ def find_subject(
         UserError: for a missing or unfinished run, one whose config names code without trust, and for an invalid model.
     """
     path = locate(name)
-    # A model is never at a URI, so one must be a run; its errors say what is missing there.
-    if is_uri(name) or holds_run(path):
+    if holds_run(path):
         subject = _of_run(name, path, overrides, trust, rewards)
-    elif (Path(path) / ADAPTER_CONFIG).is_file():
+    elif _holds_adapter(path):
         # An adapter without a run: what it names is the base, and the tokenizer beside it was saved in training.
-        cfg = absolute_paths(_default_recipe({"base_model": _base_of(Path(path)), **_tokenizer_of(Path(path))}, overrides))
+        cfg = absolute_paths(_default_recipe({"base_model": _base_of(path), **_tokenizer_of(path)}, overrides))
         subject = Subject(name, cfg, _scoring_config(cfg, lora_model_dir=str(path), adapter="lora"), _scoring_config(cfg))
     else:
         _check_model(name, "RUN|MODEL")
         cfg = absolute_paths(_default_recipe({"base_model": name}, overrides))
         subject = Subject(name, cfg, _scoring_config(cfg), None)
+    fetch_models(*filter(None, (subject.policy, subject.reference if reference is None else None)))
     if reference is None:
         return subject
     reference_cfg = _model(subject.cfg, reference, "--reference")
+    fetch_models(reference_cfg)
     # Log-ratios compare token by token, so ids must mean the same to both.
     _check_tokenizer(subject.policy, reference_cfg)
     return Subject(name, subject.cfg, subject.policy, reference_cfg, subject.prepared)
@@ -104,13 +105,12 @@ def _of_run(name: str, path: Location, overrides: Sequence[str], trust: bool, re
         refuse_code_of_run(name, saved, overrides, rewards)
     values = apply_overrides(saved, overrides)
     cfg = absolute_paths(parse_config(values, origin=str(folder.config)).model_copy(update={"tune": None}))
-    # Beside the prepared data, which all nodes share.
-    model = fetch(folder.model, Path(cfg.dataset_prepared_path, "fetched", str(state.get("id")), f"step-{state['step']}"))
-    if (model / ADAPTER_CONFIG).is_file():
+    model = str(folder.model)
+    if _holds_adapter(folder.model):
         # reference_model=None: otherwise that model, not the adapter's base, would be scored as the policy.
-        policy = _scoring_config(cfg, lora_model_dir=str(model), adapter=cfg.adapter or "lora", reference_model=None)
+        policy = _scoring_config(cfg, lora_model_dir=model, adapter=cfg.adapter or "lora", reference_model=None)
     else:
-        policy = _scoring_config(cfg, reference_model=str(model))
+        policy = _scoring_config(cfg, reference_model=model)
     return Subject(name, cfg, policy, _scoring_config(cfg), state.get("prepared"))
 
 
@@ -122,8 +122,8 @@ def _scoring_config(cfg: RunConfig, **keys: Any) -> RunConfig:
 
 def _model(cfg: RunConfig, name: str, what: str) -> RunConfig:
     """Return a config whose reference is a model or an adapter."""
-    path = Path(os.path.expanduser(name)).absolute()
-    if (path / ADAPTER_CONFIG).is_file():
+    path = locate(name)
+    if _holds_adapter(path):
         keys = {"base_model": _base_of(path), "lora_model_dir": str(path), "adapter": "lora"}
         return _scoring_config(absolute_paths(cfg.model_copy(update={**keys, "reference_model": None})))
     _check_model(name, what)
@@ -138,25 +138,43 @@ def _check_tokenizer(policy: RunConfig, reference: RunConfig) -> None:
         raise UserError(str(error)) from error
 
 
-def _base_of(adapter: Path) -> str:
+def _holds_adapter(location: Location) -> bool:
+    return ADAPTER_CONFIG in _names(location)
+
+
+def _names(location: Location) -> list[str]:
+    """Return the names in a folder; none where there is no folder. Raises UserError when it can't be read."""
+    if isinstance(location, Path) and not location.is_dir():
+        return []
     try:
-        base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError, OSError) as error:
-        raise UserError(f"{adapter / ADAPTER_CONFIG} can't be read: {error}") from error
+        return Folder(location).names()
+    except STORAGE_ERRORS as error:
+        raise UserError(f"{str(location)!r} can't be read: {reason(error)}") from error
+
+
+def _base_of(adapter: Location) -> str:
+    try:
+        config = Folder(adapter).read_json(ADAPTER_CONFIG)
+    except STORAGE_ERRORS as error:
+        raise UserError(f"{inside(adapter, ADAPTER_CONFIG)} can't be read: {reason(error)}") from error
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not base:
-        raise UserError(f"{adapter / ADAPTER_CONFIG} names no base model (base_model_name_or_path); write it there")
+        raise UserError(f"{inside(adapter, ADAPTER_CONFIG)} names no base model (base_model_name_or_path); write it there")
     return base
 
 
-def _tokenizer_of(adapter: Path) -> dict[str, str]:
+def _tokenizer_of(adapter: Location) -> dict[str, str]:
     """Return the tokenizer saved beside an adapter, which has the chat template and the tokens of its training."""
-    return {"tokenizer_config": str(adapter)} if (adapter / "tokenizer_config.json").is_file() else {}
+    return {"tokenizer_config": str(adapter)} if "tokenizer_config.json" in _names(adapter) else {}
 
 
 def _check_model(name: str, what: str) -> None:
-    """Raise UserError for a local path that is no model; hub ids are checked when they are loaded."""
+    """Raise UserError for a path or URI that is no model; hub ids are checked when they are loaded."""
+    if is_remote(name):
+        check_remote(what, name)
+        return
     try:
-        location = resolve_model_location(name, what)
+        location = resolve_model_location(without_scheme(name), what)
     except ValueError as error:
         raise UserError(f"{error}; {EXPECTED}") from error
     folder = Path(location.path)

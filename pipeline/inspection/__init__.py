@@ -1,6 +1,6 @@
 """`prefray inspect`: what is odd about prepared data, and a number for every row that rows can be selected by.
 
-parts.py       parts of a store, read and written one at a time
+parts.py       parts of a store, and their columns of lists
 measures.py    lengths, and what the reference's scores say of a pair
 shingles.py    runs of tokens of each row, and their MinHash
 duplicates.py  groups of near duplicates

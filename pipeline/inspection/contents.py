@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.store import TRAIN, Prepared
 from pipeline.inspection.duplicates import near_duplicates
-from pipeline.inspection.parts import list_values, read_part, write_part
+from pipeline.inspection.parts import list_values
 from pipeline.inspection.shingles import BANDS, Openings, band_hashes, row_shingles, shared_openings
+from pipeline.io.storage import Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +35,7 @@ class ContentJob:
     openings: Openings
     end_ids: tuple[int, ...]
     """Tokens that end an answer."""
-    staging: Path
+    staging: Folder
     parts: dict[str, int]
     """Part -> number of rows."""
 
@@ -50,7 +50,7 @@ def sample_openings(prepared: Prepared, parts: Mapping[str, int]) -> Openings:
     prompts: dict[str, list[list[int]]] = {}
     names = list(parts)
     for part in names[:: max(1, len(names) // SAMPLED_PARTS)]:
-        rows = read_part(prepared.path, part, ["source", "prompt_ids"])
+        rows = prepared.read_part(part, ["source", "prompt_ids"])
         for row in rows.take([*range(0, len(rows), max(1, len(rows) // SAMPLED_ROWS))]).to_pylist():
             prompts.setdefault(row["source"], []).append(row["prompt_ids"])
     return shared_openings(prompts)
@@ -62,7 +62,7 @@ def sketch_part(job: ContentJob, index: int) -> Iterator[dict[str, Any]]:
 
     part = list(job.parts)[index]
     names = ["prompt_ids", *job.answers]
-    rows = read_part(job.prepared.path, part, ["row_id", "source", *names])
+    rows = job.prepared.read_part(part, ["row_id", "source", *names])
     columns: dict[str, Any] = {"row_id": rows["row_id"], "prompt": _hashes(*list_values(rows["prompt_ids"]))}
     lacking = np.zeros(len(rows), np.int8)
     for name in job.answers:
@@ -73,8 +73,7 @@ def sketch_part(job: ContentJob, index: int) -> Iterator[dict[str, Any]]:
     columns["answers_without_end"] = lacking
     bands = band_hashes(row_shingles(rows, names, job.openings))
     columns |= {name: bands[:, band] for band, name in enumerate(BAND_COLUMNS)}
-    write_part(pa.table(columns), job.staging, part)
-    yield {"part": part}
+    yield {"part": part, **job.staging.write_table(part, pa.table(columns))}
 
 
 def _hashes(values: Array, offsets: Array) -> NDArray[np.uint64]:
@@ -94,8 +93,12 @@ def _at(values: Array, offsets: Array, positions: Array) -> NDArray[np.int32]:
     return tokens
 
 
-def write_contents(job: ContentJob, folder: Path) -> None:
-    """Compute the columns of all parts from what `sketch_part` wrote, and write them to `folder`. Raises OSError."""
+def write_contents(job: ContentJob, folder: Folder) -> dict[str, dict[str, Any]]:
+    """Compute the columns of all parts from what `sketch_part` wrote, and write them to `folder`; returns manifest entries.
+
+    Raises:
+        OSError: when they can't be written.
+    """
     import pyarrow as pa
 
     row_ids = _column(job, "row_id")
@@ -117,10 +120,11 @@ def write_contents(job: ContentJob, folder: Path) -> None:
             **{f"{name.removesuffix('_ids')}_first_token": tokens for name, tokens in zip(job.answers, firsts, strict=True)},
         }
     )
-    start = 0
+    start, entries = 0, {}
     for part, rows in job.parts.items():
-        write_part(table.slice(start, rows), folder, part)
+        entries[part] = folder.write_table(part, table.slice(start, rows))
         start += rows
+    return entries
 
 
 def _in_both(job: ContentJob, prompts: Array) -> NDArray[np.bool_]:
@@ -131,7 +135,7 @@ def _in_both(job: ContentJob, prompts: Array) -> NDArray[np.bool_]:
 
 def _column(job: ContentJob, name: str) -> Array:
     """Read one column of all parts: of all at once, the bands of a hundred million rows would be 16 GB."""
-    return np.concatenate([read_part(job.staging, part, [name])[name].to_numpy() for part in job.parts])
+    return np.concatenate([job.staging.read_table(part, [name])[name].to_numpy() for part in job.parts])
 
 
 def _shingles(job: ContentJob, rows: NDArray[np.int64]) -> dict[int, NDArray[np.uint32]]:
@@ -141,7 +145,7 @@ def _shingles(job: ContentJob, rows: NDArray[np.int64]) -> dict[int, NDArray[np.
     for part, number in job.parts.items():
         here = rows[(rows >= start) & (rows < start + number)]
         if len(here):
-            table: pa.Table = read_part(job.prepared.path, part, ["source", *names]).take(here - start)
+            table: pa.Table = job.prepared.read_part(part, ["source", *names]).take(here - start)
             found |= dict(zip(here.tolist(), map(np.unique, row_shingles(table, names, job.openings)), strict=True))
         start += number
     return found

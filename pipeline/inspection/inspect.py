@@ -17,7 +17,6 @@ from pipeline.inspection.columns import RowColumns, content_columns, measure_col
 from pipeline.inspection.overlap import overlap_columns, read_benchmark
 from pipeline.inspection.result import FINDINGS, Inspection
 from pipeline.inspection.rules import find_all
-from pipeline.io.atomic import write_json
 from pipeline.ray.tasks import Executor, write_error
 from pipeline.reference.scoring import find_scores
 from strategies.methods.registry import get_strategy
@@ -68,9 +67,9 @@ def inspect(
     table = _table(prepared, columns)
     found = Inspection(prepared, scores, find_all(table), tuple(missing), tuple(columns), table)
     try:
-        write_json(found.as_json(), columns[0].path / FINDINGS)
+        columns[0].folder.write_json(FINDINGS, found.as_json())
     except OSError as error:
-        raise UserError(write_error(error)) from error
+        raise UserError(write_error(error, str(columns[0].path))) from error
     return found
 
 

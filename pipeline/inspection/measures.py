@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.store import Prepared
-from pipeline.inspection.parts import list_values, read_part, write_part
+from pipeline.inspection.parts import list_values
+from pipeline.io.storage import Folder
 from pipeline.reference.score_files import HIDDEN, LOGPS
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class MeasureJob:
 
     prepared: Prepared
     scores: Scores | None
-    folder: Path
+    folder: Folder
     parts: tuple[str, ...]
 
 
@@ -41,7 +41,7 @@ def measure_part(job: MeasureJob, index: int) -> Iterator[dict[str, Any]]:
 
     part = job.parts[index]
     names = ["prompt", *COMPLETIONS[job.prepared.manifest["kind"]]]
-    rows = read_part(job.prepared.path, part, ["row_id", *(f"{name}_length" for name in names)])
+    rows = job.prepared.read_part(part, ["row_id", *(f"{name}_length" for name in names)])
     columns: dict[str, Any] = {name: rows[name].to_numpy() for name in rows.column_names}
     if "rejected" in names:
         # An empty answer has no tokens to divide by.
@@ -52,13 +52,12 @@ def measure_part(job: MeasureJob, index: int) -> Iterator[dict[str, Any]]:
     single = [name for name in table.column_names if table[name].type == pa.float64()]
     for name in single:
         table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.float32()))
-    write_part(table, job.folder, part)
-    yield {"part": part}
+    yield {"part": part, **job.folder.write_table(part, table)}
 
 
 def _of_scores(scores: Scores, part: str) -> dict[str, Values]:
     names = [*LOGPS, *(HIDDEN if scores.has_hidden_states else ())]
-    table = read_part(scores.path, part, names)
+    table = scores.read_part(part, names)
     (chosen, chosen_tokens), (rejected, rejected_tokens) = (_sums(table[name]) for name in LOGPS)
     columns = {
         "reference_chosen": chosen,

@@ -18,9 +18,10 @@ from pipeline.data.sources.shards import survey
 from pipeline.data.store import Prepared
 from pipeline.data.transforms.control import strings_of
 from pipeline.errors import UserError
-from pipeline.inspection.columns import RowColumns, Runner, compute
-from pipeline.inspection.parts import parts_of, read_part, write_part
+from pipeline.inspection.columns import Entries, RowColumns, Runner, compute
+from pipeline.inspection.parts import parts_of
 from pipeline.io.digests import file_digest
+from pipeline.io.storage import Folder
 from pipeline.ray.tasks import Executor
 
 __all__ = ["Benchmark", "overlap_columns", "read_benchmark"]
@@ -109,7 +110,7 @@ class OverlapJob:
 
     prepared: Prepared
     benchmarks: tuple[Benchmark, ...]
-    folder: Path
+    folder: Folder
     parts: tuple[str, ...]
 
 
@@ -119,12 +120,12 @@ def overlap_part(job: OverlapJob, index: int) -> Iterator[dict[str, Any]]:
 
     part = job.parts[index]
     names = ["prompt", *COMPLETIONS[job.prepared.manifest["kind"]]]
-    rows = read_part(job.prepared.path, part, ["row_id", *names])
+    rows = job.prepared.read_part(part, ["row_id", *names])
     shares = np.zeros(len(rows), np.float32)
     for benchmark in job.benchmarks:
         shares = np.maximum(shares, [_share(benchmark, row, names) for row in rows.select(names).to_pylist()])
-    write_part(pa.table({"row_id": rows["row_id"], "benchmark_overlap": shares.astype(np.float32)}), job.folder, part)
-    yield {"part": part}
+    table = pa.table({"row_id": rows["row_id"], "benchmark_overlap": shares.astype(np.float32)})
+    yield {"part": part, **job.folder.write_table(part, table)}
 
 
 def _share(benchmark: Benchmark, row: dict[str, Any], names: Sequence[str]) -> float:
@@ -143,8 +144,8 @@ def overlap_columns(
     """
     parts = parts_of(prepared)
 
-    def write(folder: Path, run: Runner) -> None:
-        run(overlap_part, OverlapJob(prepared, tuple(benchmarks), folder, tuple(parts)))
+    def write(folder: Folder, run: Runner) -> Entries:
+        return run(overlap_part, OverlapJob(prepared, tuple(benchmarks), folder, tuple(parts)))
 
     inputs = {"group": "overlap", "benchmarks": sorted(benchmark.digest for benchmark in benchmarks)}
     return compute(cfg, prepared, inputs, write, executor)

@@ -1,38 +1,24 @@
-"""Parts of a prepared store and of what was computed for them, read and written one at a time."""
+"""Parts of a prepared store, and their columns of lists."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.data.store import EVAL, TRAIN, Prepared
-from pipeline.io.atomic import write_table
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["list_values", "parts_of", "read_part", "write_part"]
+__all__ = ["list_values", "parts_of"]
 
 
 def parts_of(prepared: Prepared, splits: Sequence[str] = (TRAIN, EVAL)) -> dict[str, int]:
     """Return the parts of a store, such as `train/part-00000.parquet`, and their numbers of rows; train before eval."""
     entries = [(entry["file"], entry["rows"]) for entry in prepared.manifest["files"]]
     return {file: rows for split in splits for file, rows in entries if file.startswith(f"{split}/")}
-
-
-def read_part(folder: Path, part: str, columns: Sequence[str]) -> pa.Table:
-    """Read columns of a part of a store, of scores, or of row columns; a part without rows may have no columns."""
-    import pyarrow.parquet as pq
-
-    return pq.read_table(folder / part, columns=list(columns), partitioning=None)
-
-
-def write_part(table: pa.Table, folder: Path, part: str) -> None:
-    """Write a part atomically. Raises OSError."""
-    write_table(table, folder / part)
 
 
 def list_values(column: pa.ChunkedArray) -> tuple[NDArray[np.generic], NDArray[np.int64]]:

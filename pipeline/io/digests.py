@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["as_written", "damage", "file_digest", "once"]
+__all__ = ["as_written", "damage", "difference", "file_digest", "once", "size_difference", "written"]
 
 _KNOWN: dict[tuple[str, str, int, int], str] = {}
 """(what, path, size, mtime in ns) -> digest: weights are gigabytes, and a sweep asks for them once per trial."""
@@ -37,6 +37,16 @@ def as_written(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
+def written(data: bytes) -> dict[str, Any]:
+    """Return a manifest's fields for a file with these bytes."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def difference(data: bytes, entry: dict[str, Any]) -> str | None:
+    """Return how a file's bytes differ from its manifest, as `damage`."""
+    return _compared(written(data), entry)
+
+
 def damage(path: Path, entry: dict[str, Any]) -> str | None:
     """Return how a file differs from its manifest, in a phrase; None where it is intact.
 
@@ -45,10 +55,21 @@ def damage(path: Path, entry: dict[str, Any]) -> str | None:
     """
     if not path.is_file():
         return f"{entry['file']}: is missing"
-    size = path.stat().st_size
-    if size != entry["bytes"]:
-        return f"{entry['file']}: has {size} bytes, {entry['bytes']} were written"
-    digest = file_digest(path)
-    if digest != entry["sha256"]:
-        return f"{entry['file']}: was changed: its sha256 is {digest[:16]}..., of what was written {entry['sha256'][:16]}..."
-    return None
+    # The size first: most damage needs no reading.
+    return size_difference(path.stat().st_size, entry) or _compared(as_written(path), entry)
+
+
+def size_difference(size: int | None, entry: dict[str, Any]) -> str | None:
+    """Return how a file's size, None where there is none, differs from its manifest, as `damage`."""
+    if size is None:
+        return f"{entry['file']}: is missing"
+    return f"{entry['file']}: has {size} bytes, {entry['bytes']} were written" if size != entry["bytes"] else None
+
+
+def _compared(found: dict[str, Any], entry: dict[str, Any]) -> str | None:
+    digest = found["sha256"]
+    if digest == entry["sha256"]:
+        return None
+    if problem := size_difference(found["bytes"], entry):
+        return problem
+    return f"{entry['file']}: was changed: its sha256 is {digest[:16]}..., of what was written {entry['sha256'][:16]}..."

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
-from datetime import timedelta
 from functools import wraps
-from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote, unquote
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
-import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.errors import UserError
-from pipeline.io.retry import STORAGE_ERRORS, waiting_for
-from pipeline.io.storage_keys import hand_over, take
+from pipeline.io.atomic import write_bytes
+from pipeline.io.digests import damage, size_difference, written
+from pipeline.io.filesystems import S3_HINT, S3_VARIABLES, fail_fast, for_other_processes, is_uri, resolve, retrying_s3
+from pipeline.io.retry import waiting_for
+from pipeline.io.tables import decoded, encoded, names_of
 from pipeline.secrets import redact_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
     "S3_VARIABLES",
     "Folder",
     "Location",
     "fail_fast",
-    "fetch",
     "inside",
     "is_uri",
     "locate",
     "reason",
+    "refuse_secrets",
     "resolve",
     "without_scheme",
 ]
@@ -43,27 +44,8 @@ Location = Path | str
 T = TypeVar("T")
 AnyLocation = TypeVar("AnyLocation", Path, str, Location)
 FILE = "file://"
-INTERACTIVE_TIMEOUT = timedelta(seconds=20)
-"""How long Google's client may retry while a user waits for a command to start, or a task for a picture; its default is 15
-minutes."""
-S3_ATTEMPTS = 12
-"""Attempts of one request: two to three minutes of an S3 that doesn't answer."""
-S3_KEYS = {
-    "access_key": "AWS_ACCESS_KEY_ID",
-    "secret_key": "AWS_SECRET_ACCESS_KEY",
-    "session_token": "AWS_SESSION_TOKEN",
-}
-S3_VARIABLES = (*S3_KEYS.values(), "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
-"""Environment variables of S3: keys, region, endpoint."""
-S3_HINT = (
-    "S3's keys are read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, the region from AWS_DEFAULT_REGION, "
-    "an endpoint that isn't Amazon's from AWS_ENDPOINT_URL"
-)
-
-
-def is_uri(location: str) -> bool:
-    """Return whether a location has a scheme."""
-    return "://" in location
+_retrying_s3 = retrying_s3
+"""Its name in the saved states of sweeps."""
 
 
 def without_scheme(location: str) -> str:
@@ -93,38 +75,13 @@ def locate(location: str) -> Location:
     return location if is_uri(location) else Path(os.path.expanduser(location)).absolute()
 
 
-def resolve(location: str) -> tuple[fs.FileSystem, str]:
-    """Return the pyarrow filesystem of a path or URI, and the path in it; schemes that pyarrow doesn't support go to fsspec.
-
-    Special characters of a URI may be escaped or not.
-
-    Raises:
-        UserError: when neither supports the scheme, or the package for it is missing.
-        OSError: when opening the filesystem needs a network that doesn't answer.
-    """
-    if not is_uri(location):
-        return fs.LocalFileSystem(), location
-    try:
-        return fs.FileSystem.from_uri(_as_uri(location))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass
-    try:
-        import fsspec
-
-        # Without a cache of listings: files that other processes have written meanwhile must be visible.
-        filesystem, path = fsspec.core.url_to_fs(location, use_listings_cache=False)
-    except (ValueError, ImportError, OSError) as error:
-        raise UserError(f"cannot open {location!r}: {error}") from error
-    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
-
-
-def _as_uri(location: str) -> str:
-    """Escape special characters of a URI's path: `#` begins no fragment, and existing escapes (`%20`) stay."""
-    scheme, _, rest = location.partition("://")
-    host, slash, path = rest.partition("/")
-    path, mark, query = path.partition("?")
-    path = quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", path), safe="/%:@!$&'()*+,;=~")
-    return f"{scheme}://{host}{slash}{path}{mark}{query}"
+def refuse_secrets(location: str) -> None:
+    """Raise UserError for a URI with a password: it is written to config.yaml, and shown."""
+    if is_uri(location) and urlsplit(location).password is not None:
+        raise UserError(
+            "the URI holds a key, and is written to config.yaml; leave it out, and give keys in the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3)"
+        )
 
 
 def inside(location: AnyLocation, name: str) -> AnyLocation:
@@ -197,7 +154,7 @@ class Folder:
             with self.filesystem.open_output_stream(path) as file:
                 file.write(data)
             return
-        partial = f"{self.path}/.{name}.partial"
+        partial = str(Path(path).with_name(f".{Path(path).name}.partial"))
         try:
             with self.filesystem.open_output_stream(partial) as file:
                 file.write(data)
@@ -226,89 +183,119 @@ class Folder:
         if isinstance(self.filesystem, fs.LocalFileSystem) and os.path.isdir(self.path) and not os.listdir(self.path):
             os.rmdir(self.path)
 
+    def subfolder(self, name: str) -> Folder:
+        """Return the folder of that name in it, which may not exist yet, with the same keys and retries."""
+        other = self._copy()
+        other.where, other.path = inside(self.where, name), f"{self.path}/{name}"
+        return other
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    @_reports_waiting
+    def exists(self, name: str) -> bool:
+        """Return whether it has a file of that name."""
+        return self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File
+
+    @_reports_waiting
+    def size(self, name: str) -> int | None:
+        """Return a file's bytes; None where there is no file."""
+        info = self.filesystem.get_file_info(f"{self.path}/{name}")
+        return info.size if info.type == fs.FileType.File else None
+
+    @_reports_waiting
+    def modified(self, name: str) -> int | None:
+        """Return when a file was written, in ns of an unspecified clock, 0 if that isn't known; None where there is no file."""
+        info = self.filesystem.get_file_info(f"{self.path}/{name}")
+        return (info.mtime_ns or 0) if info.type == fs.FileType.File else None
+
+    @_reports_waiting
+    def files(self, prefix: str = "") -> dict[str, int]:
+        """Return name -> bytes of all files below its folder `prefix`, by one listing; the names begin with `prefix`."""
+        selector = fs.FileSelector(f"{self.path}/{prefix}".rstrip("/"), recursive=True, allow_not_found=True)
+        found = [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+        return {info.path.removeprefix(f"{self.path}/"): info.size for info in found}
+
+    @_reports_waiting
+    def read_bytes(self, name: str) -> bytes:
+        """Read a file. Raises FileNotFoundError."""
+        # Not as a stream, which makes a request of every 256 KiB.
+        with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
+            return file.read()
+
+    @_reports_waiting
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Read Parquet, of a remote file only the parts with these columns; checksums of pages are compared.
+
+        Raises:
+            FileNotFoundError: when there is no file.
+            OSError, pyarrow.ArrowException: when it is damaged.
+        """
+        with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
+            # All of a remote file by one request; of some columns, only their ranges.
+            return decoded(file if self.is_local or columns else file.read(), columns)
+
+    @_reports_waiting
+    def column_names(self, name: str) -> list[str]:
+        """Return the names of a Parquet file's columns. Raises as `read_table`."""
+        with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
+            return names_of(file)
+
+    @_reports_waiting
+    def write_bytes(self, name: str, data: bytes) -> dict[str, Any]:
+        """Write a file atomically, with the folders above it; return a manifest's fields for it, `bytes` and `sha256`."""
+        if self.is_local:
+            write_bytes(data, Path(self.path, name))
+        else:
+            with self.filesystem.open_output_stream(f"{self.path}/{name}") as file:
+                file.write(data)
+        return written(data)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write indented JSON as `write_bytes`. Raises TypeError for a value that JSON doesn't have."""
+        self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def write_table(self, name: str, table: pa.Table, checksums: bool = False) -> dict[str, Any]:
+        """Write Parquet as `write_bytes`: the same bytes for the same table.
+
+        Args:
+            checksums: add checksums of pages, for files that no manifest lists yet.
+        """
+        return self.write_bytes(name, encoded(table, checksums))
+
+    def damage(self, entry: dict[str, Any], sizes: dict[str, int] | None = None) -> str | None:
+        """Return how a file differs from its entry in a manifest, in a phrase; None where it is intact.
+
+        Args:
+            sizes: what `files` returned, with which a remote file's size is compared; local files are read.
+        """
+        if self.is_local:
+            return damage(Path(self.path, entry["file"]), entry)
+        return size_difference((self.files() if sizes is None else sizes).get(entry["file"]), entry)
+
     def carried(self) -> Folder:
-        """Return a copy of this folder that can be sent to workers."""
-        other = copy.copy(self)
+        """Return a copy of this folder that can be sent to workers, with long retries."""
+        other = self._copy()
         other.filesystem = other.resolved = self.for_other_processes()
         return other
 
+    def _copy(self) -> Folder:
+        other = object.__new__(Folder)
+        vars(other).update(vars(self))
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Where it is sent to, another environment has other keys, or none.
+        return {**vars(self), **dict.fromkeys(("filesystem", "resolved"), self.for_other_processes())}
+
     def for_other_processes(self) -> fs.FileSystem:
         """Return the filesystem for workers: with long retries, and this process's keys."""
-        if not isinstance(self.resolved, fs.S3FileSystem):
-            return self.resolved
-        options = _options(self.resolved)
-        # Keys in the URI, an anonymous or an assumed role are the user's choice; otherwise workers get this environment's.
-        has_credentials = options["access_key"] or options["anonymous"] or options["role_arn"]
-        if not has_credentials and os.environ.get("AWS_ACCESS_KEY_ID"):
-            options |= {option: os.environ.get(name) for option, name in S3_KEYS.items()}
-        options["region"] = options["region"] or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
-        return RetryingS3(**options)
-
-
-def fetch(location: Location, copy: Path) -> Path:
-    """Return a local folder itself; download a remote one atomically to `copy` unless that exists, and return `copy`.
-
-    Raises:
-        UserError: when it can't be read.
-    """
-    if isinstance(location, Path):
-        return location
-    if not copy.is_dir():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the copy: a rename within one disk is atomic.
-        partial = Path(tempfile.mkdtemp(prefix=f".{copy.name}-", dir=copy.parent))
-        try:
-            source = Folder(location)
-            filesystems = {"source_filesystem": source.filesystem, "destination_filesystem": fs.LocalFileSystem()}
-            fs.copy_files(source.path, str(partial), **filesystems, use_threads=False)
-            try:
-                partial.rename(copy)
-            except OSError:
-                if not copy.is_dir():  # if it is, another process has downloaded it
-                    raise
-        except STORAGE_ERRORS as error:
-            raise UserError(f"{location} can't be fetched: {reason(error)}") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return copy
-
-
-class RetryingS3(fs.S3FileSystem):
-    """S3 with retries for minutes; pyarrow's class loses its retry strategy when it is pickled.
-
-    A pickle contains no keys, but the name by which other processes of this Ray find them.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # pyarrow's filesystems have no other way to read their options.
-        options = _options(super())
-        keys = {name: value for name in S3_KEYS if (value := options.pop(name, None))}
-        return _retrying_s3, (options, hand_over(keys) if keys else None)
-
-
-def _retrying_s3(options: dict[str, Any], name: str | None) -> RetryingS3:
-    if name is None:
-        return RetryingS3(**options)
-    # A pickle of another Ray, whose keys are gone: use this process's.
-    local = {option: os.environ[variable] for option, variable in S3_KEYS.items() if variable in os.environ}
-    return RetryingS3(**options, **(take(name) or local))
-
-
-def _options(filesystem: Any) -> dict[str, Any]:
-    """Return the constructor arguments of a pyarrow filesystem, from its pickle."""
-    reduced: Any = filesystem.__reduce__()
-    return dict(reduced[1][0])
-
-
-def fail_fast(filesystem: fs.FileSystem) -> fs.FileSystem:
-    """Limit the retries of a filesystem, so that errors are reported soon."""
-    if isinstance(filesystem, fs.GcsFileSystem):
-        options = _options(filesystem)
-        return fs.GcsFileSystem(**{**options, "retry_time_limit": options["retry_time_limit"] or INTERACTIVE_TIMEOUT})
-    return filesystem
+        return for_other_processes(self.resolved)
 
 
 def reason(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import yaml
 
 from cluster.manifests import ManifestOptions, ManifestRequest
 from pipeline.config.loading import apply_overrides, parse_yaml, read_yaml
-from pipeline.config.paths import OUTPUTS
+from pipeline.config.paths import OUTPUTS, uris_of
 from pipeline.config.trust import refuse_remote_code
 from pipeline.errors import UserError
 from pipeline.io.storage import is_uri, locate, without_scheme
@@ -30,6 +30,8 @@ CARRIES_RECIPE = ("kuberay", "slurm")
 """Manifests that contain the recipe; runs on a `cluster` are submitted later, with the recipe and its files."""
 SEES_FILES = ("cluster", "slurm")
 """Manifests whose nodes see a recipe's local files: uploaded by `prefray submit`, or in a home that Slurm's nodes share."""
+NO_STORES = ("file", "hf", "http", "https", "pkg")
+"""Schemes of what is on a disk or in public."""
 MOUNT = "/mnt/shared"
 """Default of `--mount` with a claim."""
 LEAST_CPUS = 4
@@ -60,7 +62,13 @@ def request_of(cfg: RunConfig, options: ManifestOptions) -> ManifestRequest:
         UserError: for a recipe that can't run on such nodes, or has secrets, which mustn't be written into a file.
     """
     text, mount = recipe_with(options), _mount(options)
+    shares_nothing, schemes = not any(_paths(cfg)), [uri.partition("://")[0] for uri in uris_of(cfg)]
     _refuse_unfit(cfg, text, mount, options)
+    if mount is not None and shares_nothing:
+        raise UserError(
+            f"{'--mount' if options.claim is None else '--claim'}: all that the recipe names is at URIs and on the hub, so the "
+            "nodes need no shared storage; leave it out"
+        )
     stem = re.sub(r"[^a-z0-9]+", "-", Path(options.recipe).stem.lower())
     least, most = _nodes(cfg, options)
     cpus, gpus, memory = _node(cfg, options)
@@ -75,6 +83,8 @@ def request_of(cfg: RunConfig, options: ManifestOptions) -> ManifestRequest:
         gpus=gpus,
         memory=memory,
         mount=mount,
+        stores=", ".join(dict.fromkeys(scheme for scheme in schemes if scheme not in NO_STORES)) or None,
+        shares_nothing=shares_nothing,
         sweep_file=f"{locate(cfg.output_dir)}/{SWEEP}" if options.command == "tune" and not is_uri(cfg.output_dir) else None,
     )
 
@@ -167,19 +177,26 @@ def _secrets(value: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
+def _paths(cfg: RunConfig) -> Iterator[str]:
+    """Yield every path in a recipe: what no other value can be, and what is there."""
+    outputs = [path for key in OUTPUTS if not is_uri(path := without_scheme(getattr(cfg, key)))]
+    yield from outputs
+    yield from (value for _, value in named_paths(cfg) if value.startswith((".", "/", "~")) or _exists(Path(value)))
+
+
 def _output_problem(key: str, location: str, mount: str | None, options: ManifestOptions) -> str | None:
     """Return why the nodes can't share an output, or None."""
     if is_uri(location) and not location.startswith("file://"):
-        return None if key == "output_dir" else f"must be a folder that all nodes share, got the URI {location!r}"
+        return None
     path = without_scheme(location)
-    uri = ", or a URI" if key == "output_dir" else ""
     advice = f"under {mount}" if mount is not None else "on storage that all nodes share"
     if not path.startswith("/") and not (options.target == "slurm" and path.startswith("~")):
-        return (
-            f"{location!r} is relative, and each node would have its own; give an absolute path {advice}{uri}: --set {key}=..."
-        )
+        each = f"{location!r} is relative, and each node would have its own"
+        return f"{each}; give an absolute path {advice}, or a URI: --set {key}=..."
     if mount is not None and not Path(os.path.normpath(path)).is_relative_to(mount):
-        return f"{location!r} isn't under {mount}, which is all that the nodes share; give a path there{uri}: --set {key}=..."
+        return (
+            f"{location!r} isn't under {mount}, which is all that the nodes share; give a path there, or a URI: --set {key}=..."
+        )
     return None
 
 

@@ -16,7 +16,7 @@ from cluster.jobs import JobServer
 from cluster.packaging import Package, list_package
 from cluster.placement import plan_actors
 from pipeline.config import load_config
-from pipeline.config.paths import lasting_outputs
+from pipeline.config.paths import lasting_outputs, uris_of
 from pipeline.config.trust import refuse_remote_code
 from pipeline.errors import UserError
 from pipeline.io.storage import S3_VARIABLES
@@ -235,7 +235,7 @@ def _notes(cfg: RunConfig, variables: Mapping[str, str]) -> Iterator[str]:
         if where != getattr(cfg, key):
             yield f"{key}: {getattr(cfg, key)} will be {where} on the cluster"
     unnamed = [name for name in S3_VARIABLES if name in os.environ and name not in variables]
-    if unnamed and any(location.startswith("s3://") for location in _locations(cfg)):
+    if unnamed and any(uri.startswith("s3://") for uri in uris_of(cfg)):
         yield f"not sent: {', '.join(unnamed)}; if the nodes have no way of their own to S3, add --env {unnamed[0]} and so on"
     if "HF_TOKEN" in os.environ and "HF_TOKEN" not in variables:
         yield "not sent: HF_TOKEN; gated models of the hub need it: --env HF_TOKEN"
@@ -244,8 +244,3 @@ def _notes(cfg: RunConfig, variables: Mapping[str, str]) -> Iterator[str]:
             f"sent: {', '.join(secret)}; Ray shows a job's variables to whoever may list its jobs, and writes them to the logs "
             "of its nodes: where others can read those, set secrets on the nodes (on Kubernetes by a Secret)"
         )
-
-
-def _locations(cfg: RunConfig) -> list[str]:
-    data: list[Any] = [*cfg.datasets, *(cfg.test_datasets or [])]
-    return [cfg.output_dir, *(dataset.path for dataset in data)]

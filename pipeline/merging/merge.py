@@ -15,6 +15,7 @@ from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
 
 from pipeline.doctor.machine import machine_memory
 from pipeline.errors import RunFailed, UserError
+from pipeline.io.remote_models import bring_weights, fetch_models
 from pipeline.io.storage import locate
 from pipeline.merging.output import check_free, staged
 from pipeline.merging.result import MergeResult, write_card
@@ -68,37 +69,36 @@ def merge(
     display = display or default_display()
     _check_options(dtype, shard_size)
     wanted = None if dtype is None else getattr(torch, dtype)
-    with open_source(str(run_or_adapter), base, trust) as source:
-        destination = output or source.output
-        if destination is None:
-            raise UserError(f"--output: must be given for an adapter at a URI, such as {source.given!r}")
-        target = locate(str(destination))
-        # Before the models are loaded.
-        check_free(target)
-        display.stage("reading the base model and the adapter")
-        tokenizer, processor, policy = _open(source, base, display)
-        # Checks the room on the disk before anything is computed.
-        with staged(target, policy.nbytes(wanted)) as folder:
-            # Now: merging replaces the adapter in place, after which base and adapter can't be computed.
-            check = _Check(source, tokenizer, policy, display) if verify else None
-            display.stage("merging")
-            merged = policy.merge(wanted)
-            merged.save(folder, tokenizer, shard_size, processor)
-            if merged.is_untied:
-                display.note(
-                    "embedding and output head are one in the base; the adapter has changed them differently, so both "
-                    "are written"
-                )
-            name, rounded = str(merged.dtype).removeprefix("torch."), merged.rounded
-            # Plain numbers, read before the model is freed.
-            result = MergeResult(target, merged.tensors, merged.changed, merged.nbytes, name, None)
-            del policy, merged
-            gc.collect()  # models are full of cycles, and what follows needs the memory
-            if check is None:
-                display.note("not verified: the merged model wasn't compared with base and adapter")
-            else:
-                result = replace(result, differences=check.differences(folder, rounded))
-            write_card(folder, source.cfg.base_model, source.given, result)
+    source = open_source(str(run_or_adapter), base, trust)
+    destination = output or source.output
+    if destination is None:
+        raise UserError(f"--output: must be given for an adapter at a URI, such as {source.given!r}")
+    target = locate(str(destination))
+    # Before the models are loaded.
+    check_free(target)
+    display.stage("reading the base model and the adapter")
+    tokenizer, processor, policy = _open(source, base, display)
+    # Checks the room on the disk before anything is computed.
+    with staged(target, policy.nbytes(wanted)) as folder:
+        # Now: merging replaces the adapter in place, after which base and adapter can't be computed.
+        check = _Check(source, tokenizer, policy, display) if verify else None
+        display.stage("merging")
+        merged = policy.merge(wanted)
+        merged.save(folder, tokenizer, shard_size, processor)
+        if merged.is_untied:
+            display.note(
+                "embedding and output head are one in the base; the adapter has changed them differently, so both are written"
+            )
+        name, rounded = str(merged.dtype).removeprefix("torch."), merged.rounded
+        # Plain numbers, read before the model is freed.
+        result = MergeResult(target, merged.tensors, merged.changed, merged.nbytes, name, None)
+        del policy, merged
+        gc.collect()  # models are full of cycles, and what follows needs the memory
+        if check is None:
+            display.note("not verified: the merged model wasn't compared with base and adapter")
+        else:
+            result = replace(result, differences=check.differences(folder, rounded))
+        write_card(folder, source.cfg.base_model, source.given, result)
     return result
 
 
@@ -117,6 +117,9 @@ def _open(source: Source, base: str | None, display: Display) -> tuple[Any, Any,
     """
     cfg = source.cfg
     try:
+        # What else the run's config names isn't read, and may be gone.
+        fetch_models(cfg.model_copy(update={"reference_model": None, "lora_model_dir": None, "trl": None}))
+        bring_weights(cfg, ("base_model",))
         needed, free = memory_needed(cfg, MOST_TOKENS), machine_memory().free
         _check_base(source, base, display)
         if needed > free:

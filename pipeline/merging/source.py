@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig, parse_saved, parse_yaml
 from pipeline.config.trust import refuse_code_of_run
-from pipeline.data.store import EVAL, TRAIN, Prepared, open_store
+from pipeline.data.store import EVAL, TRAIN, Prepared, open_store, prepared_root
 from pipeline.errors import UserError
-from pipeline.io.storage import Folder, Location, fetch, inside, is_uri, locate
+from pipeline.io.remote_models import bring_remote
+from pipeline.io.storage import Folder, Location, inside, is_uri, locate
 from pipeline.runs.finished import finished_run, holds_run
 from pipeline.runs.folder import CONFIG, RunFolder
 from strategies.config import StrategyConfig, as_config
@@ -70,14 +69,14 @@ class Source:
 def _rows(prepared: Prepared) -> tuple[list[list[int]], str]:
     split, name = (EVAL, "evaluation") if prepared.eval_rows else (TRAIN, "training")
     columns = ["prompt_ids", *COMPLETIONS[prepared.manifest["kind"]]]
-    table = prepared.read(split, columns).slice(0, ROWS)
-    rows = [[token for column in columns for token in row[column]][:TOKENS] for row in table.to_pylist()]
+    # Part by part: no more are read than are needed.
+    first = (row for table in prepared.tables(split, columns) for row in table.slice(0, ROWS).to_pylist())
+    rows = [[token for column in columns for token in row[column]][:TOKENS] for row in islice(first, ROWS)]
     return rows, f"{name} rows of the run"
 
 
-@contextmanager
-def open_source(given: str, base: str | None, trust: bool = False) -> Iterator[Source]:
-    """Find the adapter that `given` names; from a URI it is copied to this machine, for as long as the context is open.
+def open_source(given: str, base: str | None, trust: bool = False) -> Source:
+    """Find the adapter that `given` names; one at a URI is brought into this machine's cache.
 
     Args:
         given: `output_dir` of a run, or a folder with an adapter.
@@ -89,22 +88,22 @@ def open_source(given: str, base: str | None, trust: bool = False) -> Iterator[S
         ValueError: when it is of a kind that can't be merged.
     """
     where = locate(given)
-    # Used only for a URI; a local adapter is read in place.
-    with tempfile.TemporaryDirectory(prefix="prefray-adapter-") as scratch:
-        copy = Path(scratch, "adapter")
-        if not holds_run(where):
-            _refuse_what_is_no_adapter(given, where)
-            yield _of_adapter(given, fetch(where, copy), where, base)
-            return
-        folder, state = finished_run(given, where)
-        adapter = fetch(folder.model, copy)
-        if not (adapter / ADAPTER_CONFIG).is_file():
-            raise UserError(f"{given!r} trained all weights, so there is nothing to merge: its model is {folder.model}")
-        text = folder.storage.read(CONFIG) or ""
-        # Before `parse_saved`, which loads the plugins that the config names.
-        if not trust:
-            refuse_code_of_run(given, parse_yaml(text, str(folder.config)))
-        yield _of_run(given, folder, state, parse_saved(text, str(folder.config)), adapter, base)
+    if not holds_run(where):
+        _refuse_what_is_no_adapter(given, where)
+        return _of_adapter(given, _here(where), where, base)
+    folder, state = finished_run(given, where)
+    if ADAPTER_CONFIG not in Folder(folder.model).names():
+        raise UserError(f"{given!r} trained all weights, so there is nothing to merge: its model is {folder.model}")
+    text = folder.storage.read(CONFIG) or ""
+    # Before `parse_saved`, which loads the plugins that the config names.
+    if not trust:
+        refuse_code_of_run(given, parse_yaml(text, str(folder.config)))
+    cfg = parse_saved(text, str(folder.config))
+    return _of_run(given, folder, state, cfg, _here(folder.model, cfg), base)
+
+
+def _here(adapter: Location, cfg: RunConfig | None = None) -> Path:
+    return adapter if isinstance(adapter, Path) else bring_remote("RUN|ADAPTER", adapter, cfg)
 
 
 def _refuse_what_is_no_adapter(given: str, where: Location) -> None:
@@ -122,7 +121,7 @@ def _refuse_what_is_no_adapter(given: str, where: Location) -> None:
 
 def _of_run(given: str, folder: RunFolder, state: dict[str, Any], cfg: RunConfig, adapter: Path, base: str | None) -> Source:
     # Unverified: a few rows to compare on, whatever became of the others.
-    prepared = open_store(Path(cfg.dataset_prepared_path, state["prepared"]), verify=False)
+    prepared = open_store(prepared_root(cfg.dataset_prepared_path).subfolder(state["prepared"]), verify=False)
     if base is not None:
         cfg = cfg.model_copy(update={"base_model": base})
     return Source(given, cfg, adapter, inside(folder.path, MERGED), state.get("base"), prepared)

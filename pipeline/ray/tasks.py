@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from cluster.ray_compat import without_deprecation
 from pipeline.errors import RunFailed, UserError
+from pipeline.io.storage import reason
 from pipeline.ray.memory import out_of_memory
 
 __all__ = ["Executor", "run_here", "run_on_ray", "write_error"]
@@ -100,4 +101,6 @@ def write_error(error: OSError, location: str | None = None) -> str:
         return (
             f"dataset_prepared_path: no space left on the disk of {path}; what was complete stays, so free some and run again"
         )
-    return f"dataset_prepared_path: cannot write {path}: {error.strerror or error}"
+    if not error.errno:  # of an object store
+        return f"dataset_prepared_path: {path} can't be reached: {reason(error)}; what was complete stays, so run again"
+    return f"dataset_prepared_path: cannot write {path}: {reason(error)}"

@@ -6,17 +6,18 @@ The module loads without torch: an actor imports it with its first task.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig
 from pipeline.data.pictures import IMAGES, picture_column
 from pipeline.errors import UserError
+from pipeline.io.remote_models import RemoteModels
+from pipeline.io.storage import Folder
 from pipeline.ray.actor_pool import StageInfo, run_on_actors
 from pipeline.ray.memory import out_of_memory
 from pipeline.reference.fingerprint import reference_key
-from pipeline.reference.score_files import Task, read_rows, write_scores
+from pipeline.reference.score_files import Task, read_rows, rows_of, write_scores
 from strategies import inference, models
 from strategies.models.tokenizer import load_tokenizer
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from cluster.placement import ActorPlan
+    from pipeline.data import Prepared
     from pipeline.reference.precision import Precision
 
 __all__ = ["Job", "ReferenceActor", "prepare_device", "run_pool", "silence_libraries"]
@@ -52,8 +54,8 @@ class Job:
     """Arguments of a scoring actor."""
 
     cfg: RunConfig
-    prepared: Path
-    staging: Path
+    prepared: Prepared
+    staging: Folder
     tokens_per_forward: int
     budget_key: str
     """The config key that sets `tokens_per_forward`, for messages."""
@@ -64,6 +66,8 @@ class Job:
     threads: int
     pictures: bool = False
     """Whether rows have pictures."""
+    models: RemoteModels = field(default_factory=RemoteModels)
+    """Those at URIs, as the driver has found them."""
 
 
 class ReferenceActor:
@@ -72,6 +76,7 @@ class ReferenceActor:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._scorer: Any = None
+        self._part: tuple[str, pa.Table] | None = None
 
     def run(self, task: Task) -> dict[str, Any]:
         """Score a task into its staged file; return the numbers of rows and forwards, and why rows weren't packed.
@@ -82,7 +87,7 @@ class ReferenceActor:
         """
         import torch
 
-        rows = read_rows(self.job.prepared, task)
+        rows = rows_of(task, self._read(task.part))
         if self._scorer is None:
             self._scorer = self._load()
         before = self._scorer.forwards
@@ -103,13 +108,19 @@ class ReferenceActor:
             raise UserError("ray.score.hidden_states: this reference's hidden states are beyond float16; remove the key")
         # The scorer counts over all tasks of its actor.
         forwards = self._scorer.forwards - before
-        write_scores(task.staged(self.job.staging), rows, logps, forwards, hidden)
+        write_scores(self.job.staging, task.staged, rows, logps, forwards, hidden)
         done = {"part": task.part, "start": task.start, "rows": len(rows), "forwards": forwards}
         return {**done, "padded_because": self._scorer.padded_because}
 
+    def _read(self, part: str) -> pa.Table:
+        # Kept for the tasks that follow: most are of the same part.
+        if self._part is None or self._part[0] != part:
+            self._part = part, read_rows(self.job.prepared, part)
+        return self._part[1]
+
     def _score(self, rows: pa.Table) -> Any:
         if IMAGES in rows.column_names:
-            column = picture_column(self.job.prepared, rows[IMAGES])
+            column = picture_column(self.job.prepared.folder, rows[IMAGES])
             rows = rows.set_column(rows.column_names.index(IMAGES), IMAGES, column)
         return self._scorer.score(rows.to_pylist())
 
@@ -119,6 +130,7 @@ class ReferenceActor:
 
         job = self.job
         silence_libraries()
+        job.models.bring()
         # Before the weights: a GPU that can't be used is reported without loading them.
         prepare_device(job.use_gpu, job.threads, job.precision)
         try:

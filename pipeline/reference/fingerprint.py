@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.io.digests import file_digest
+from pipeline.io.remote_models import bring_weights
 from pipeline.secrets import is_secret_key
 from strategies.config import StrategyConfig
 from strategies.models.gguf import unpacked
@@ -42,6 +43,8 @@ def reference_identity(cfg: StrategyConfig) -> dict[str, Any]:
     """
     key = reference_key(cfg)
     is_base = key == "base_model"
+    # A copy without weights has other files, and so another identity.
+    bring_weights(cfg, ("base_model", "lora_model_dir") if is_base else ("reference_model",))
     kwargs = cfg.overrides_of_model_kwargs or {}
     # Secrets too are left out: the identity is written to the manifest.
     arguments = {name: value for name, value in kwargs.items() if name not in SAME_WEIGHTS and not is_secret_key(name)}

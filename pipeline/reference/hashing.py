@@ -5,46 +5,76 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.pictures import IMAGES
 from pipeline.io.digests import once
+from pipeline.io.retry import STORAGE_ERRORS
+from pipeline.io.threads import ahead
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ID_COLUMNS", "ROW_HASH_BYTES", "add_lists", "hashed_columns", "ids_digest", "row_hashes"]
+    from pipeline.data import Prepared
+
+__all__ = ["ID_COLUMNS", "ROW_HASH_BYTES", "add_lists", "hashed_columns", "ids_digests", "row_hashes"]
 
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 ROW_HASH_BYTES = 16
+KEPT = "ids.json"
+"""File of the digests of a store at a URI: part -> SHA-256 of its bytes, and of its ids."""
 
 
-def hashed_columns(path: Path) -> list[str]:
-    """Return the columns of a prepared part that its scores depend on: token ids, and pictures where it has them."""
-    import pyarrow.parquet as pq
-
-    return [*ID_COLUMNS, *([IMAGES] if IMAGES in pq.read_schema(path).names else [])]
+def hashed_columns(prepared: Prepared) -> list[str]:
+    """Return the columns of prepared rows that their scores depend on: token ids, and pictures where any row has them."""
+    return [*ID_COLUMNS, *([IMAGES] if prepared.manifest.get("pictures") else [])]
 
 
-def ids_digest(path: Path) -> str:
-    """Return the SHA-256 (hex) of `row_id`s, token ids and pictures of a prepared part; texts don't count. Raises OSError."""
+def ids_digests(prepared: Prepared, parts: Sequence[str]) -> list[str]:
+    """Return the SHA-256 (hex) of `row_id`s, token ids and pictures of prepared parts; texts don't count.
 
-    def read() -> str:
-        import pyarrow.parquet as pq
+    Of a store at a URI they are kept in its folder, since they take all of its ids.
 
-        columns = hashed_columns(path)
-        table = pq.read_table(path, columns=["row_id", *columns], partitioning=None)
-        # The order of rows counts: scores are stored row for row.
-        digest = hashlib.sha256(table["row_id"].to_numpy().tobytes())
-        for name in ID_COLUMNS:
-            add_lists(digest, table[name])
-        if IMAGES in columns:
-            # As JSON, which keeps apart where a name and where a row ends.
-            digest.update(json.dumps(table[IMAGES].to_pylist()).encode())
-        return digest.hexdigest()
+    Raises:
+        UserError, OSError: as `Prepared.read_part`.
+    """
+    if prepared.folder.is_local:
+        return [once("ids", Path(prepared.folder.path, part), partial(_ids_digest, prepared, part)) for part in parts]
+    written = {entry["file"]: entry["sha256"] for entry in prepared.manifest["files"]}
+    known = _kept(prepared)
+    # By the bytes that they were computed from: the folder may hold others now.
+    missing = [part for part in parts if known.get(part, {}).get("of") != written[part]]
+    for part, digest in zip(missing, ahead(partial(_ids_digest, prepared), missing), strict=True):
+        known[part] = {"of": written[part], "ids": digest}
+    if missing:
+        with suppress(*STORAGE_ERRORS):  # who may only read computes them each time
+            prepared.folder.write_json(KEPT, known)
+    return [known[part]["ids"] for part in parts]
 
-    return once("ids", path, read)
+
+def _kept(prepared: Prepared) -> dict[str, Any]:
+    try:
+        known = json.loads(prepared.folder.read(KEPT) or "{}")
+        return {part: {"of": kept["of"], "ids": kept["ids"]} for part, kept in known.items()}
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return {}
+
+
+def _ids_digest(prepared: Prepared, part: str) -> str:
+    columns = hashed_columns(prepared)
+    table = prepared.read_part(part, ["row_id", *columns])
+    # The order of rows counts: scores are stored row for row.
+    digest = hashlib.sha256(table["row_id"].to_numpy().tobytes())
+    for name in ID_COLUMNS:
+        add_lists(digest, table[name])
+    if IMAGES in columns:
+        # As JSON, which keeps apart where a name and where a row ends.
+        digest.update(json.dumps(table[IMAGES].to_pylist()).encode())
+    return digest.hexdigest()
 
 
 def row_hashes(rows: pa.Table) -> pa.Array:

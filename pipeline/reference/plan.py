@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig
 from pipeline.data.fingerprint import digest
 from pipeline.data.store import EVAL, TRAIN
 from pipeline.reference.fingerprint import reference_identity
-from pipeline.reference.hashing import ids_digest
+from pipeline.reference.hashing import ids_digests
 from pipeline.reference.precision import Precision
 from pipeline.reference.score_files import Task
 from pipeline.reference.token_budget import part_tokens
@@ -48,7 +47,7 @@ class Plan:
 
     def tasks(self, part: str, rows: Sequence[int], rows_per_task: int, tokens_per_task: int) -> list[Task]:
         """Split rows of a part into tasks, in order: each has as many rows as both limits allow, and at least one."""
-        sizes = part_tokens(self.prepared.path / part)
+        sizes = part_tokens(self.prepared, part)
         cuts: list[list[int]] = []
         tokens = 0
         for row in rows:
@@ -59,13 +58,7 @@ class Plan:
                 tokens = 0
             cuts[-1].append(row)
             tokens += size
-        return [_task(part, cut) for cut in cuts]
-
-
-def _task(part: str, rows: list[int]) -> Task:
-    start, stop = rows[0], rows[-1] + 1
-    # Indices are listed only where rows between them are missing: a task is sent as JSON.
-    return Task(part, start, stop, () if len(rows) == stop - start else tuple(rows))
+        return [Task.of(part, cut) for cut in cuts]
 
 
 def make_plan(
@@ -83,9 +76,8 @@ def make_plan(
     Raises:
         UserError: as `reference_identity`.
     """
-    files: list[Path] = [file for split in splits for file in prepared.files(split)]
+    names = [part for split in splits for part in prepared.parts(split)]
     rows = {entry["file"]: entry["rows"] for entry in prepared.manifest["files"]}
-    names = [file.relative_to(prepared.path).as_posix() for file in files]
     inputs = {
         "format_version": FORMAT_VERSION,
         "reference": reference_identity(cfg),
@@ -94,6 +86,9 @@ def make_plan(
         # Absent by default, so that the key left the fingerprints of existing scores unchanged.
         **({"hidden_states": True} if cfg.ray.score.hidden_states else {}),
         # Ids instead of the store's fingerprint: data that differ only in text have the same scores.
-        "parts": [{"file": name, "rows": rows[name], "ids": ids_digest(file)} for name, file in zip(names, files, strict=True)],
+        "parts": [
+            {"file": name, "rows": rows[name], "ids": ids}
+            for name, ids in zip(names, ids_digests(prepared, names), strict=True)
+        ],
     }
     return Plan(prepared, precision, inputs)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
 from pipeline.data.store import EVAL, MANIFEST, TRAIN
 from pipeline.errors import UserError
-from pipeline.io.digests import damage
+from pipeline.io.digests import difference
+from pipeline.io.storage import Folder, Location, inside
+from pipeline.io.tables import decoded
+from pipeline.io.threads import ahead
 from pipeline.reference.score_files import LOGPS, RECOMPUTE
 from pipeline.ui.console import Printable, lines_of, table_of
 
@@ -32,11 +35,13 @@ SHOWN = 5
 class Scores(Printable):
     """Reference log-probabilities per completion token, row for row those of a prepared store."""
 
-    path: Path
+    path: Location
     fingerprint: str
     train_rows: int
     eval_rows: int
     manifest: dict[str, Any]
+    folder: Folder = field(repr=False, compare=False)
+    """By which `path` is read, also by the workers that it is sent to."""
     forwards: int = 0
     """Forwards of the reference run by the call that returned this; 0 when all scores were cached."""
     scored_rows: int = 0
@@ -52,43 +57,77 @@ class Scores(Printable):
         """Whether the mean hidden state of each answer was kept (`ray.score.hidden_states`)."""
         return bool(self.manifest["inputs"].get("hidden_states"))
 
+    def parts(self, split: str) -> list[str]:
+        """Return the names of the files of `train` or `eval`, in order: those of the prepared rows."""
+        assert split in (TRAIN, EVAL), split
+        return [entry["file"] for entry in self.manifest["files"] if entry["file"].startswith(f"{split}/")]
+
+    def read_part(self, part: str, columns: Sequence[str] = LOGPS) -> pa.Table:
+        """Read `ref_chosen_logps` and `ref_rejected_logps` (list<float32>) of a part, in the order of its prepared rows.
+
+        Args:
+            part: its name, of `parts`.
+            columns: others, such as those of hidden states where they were kept.
+
+        Raises:
+            UserError: when it is missing, or at a URI was changed.
+            OSError, pyarrow.ArrowException: when it can't be read.
+        """
+        try:
+            if self.folder.is_local:
+                return self.folder.read_table(part, list(columns)).replace_schema_metadata(None)
+            [entry] = [entry for entry in self.manifest["files"] if entry["file"] == part]
+            data = self.folder.read_bytes(part)
+        except FileNotFoundError as error:
+            raise UserError(_not_as_computed(self.folder, [f"{part}: is missing"])) from error
+        if (problem := difference(data, entry)) is not None:
+            raise UserError(_not_as_computed(self.folder, [problem]))
+        return decoded(data, list(columns)).replace_schema_metadata(None)
+
     def read(self, split: str = TRAIN) -> pa.Table:
         """Read `ref_chosen_logps` and `ref_rejected_logps` (list<float32>) of a split, in the order of the prepared rows."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        assert split in (TRAIN, EVAL), split
-        files = [entry["file"] for entry in self.manifest["files"] if entry["file"].startswith(f"{split}/")]
-        tables = [pq.read_table(self.path / file, columns=list(LOGPS), partitioning=None) for file in files]
-        empty = pa.schema([(name, pa.list_(pa.float32())) for name in LOGPS]).empty_table()
-        return pa.concat_tables([table.replace_schema_metadata(None) for table in tables]) if tables else empty
+        read = map if self.folder.is_local else ahead
+        tables = list(read(self.read_part, self.parts(split)))
+        return (
+            pa.concat_tables(tables) if tables else pa.schema([(name, pa.list_(pa.float32())) for name in LOGPS]).empty_table()
+        )
 
 
-def open_scores(folder: Path, plan: Plan) -> Scores | None:
-    """Open and verify the scores in `folder`; None when they are missing or incomplete.
+def open_scores(folder: Folder, plan: Plan, verify: bool = True) -> Scores | None:
+    """Open the scores in `folder`; None when they are missing or incomplete.
+
+    Args:
+        verify: compare every file with the manifest: size and hash; at a URI, the size.
 
     Raises:
         UserError: when inputs differ from the plan's, or files are damaged, with the differences.
     """
-    file = folder / MANIFEST
-    if not file.exists():
+    text = folder.read(MANIFEST)
+    if text is None:
         return None
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        problems = _problems(manifest, plan, folder)
+        manifest = json.loads(text)
+        problems = _problems(manifest, plan, folder, verify)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(
-            f"{file} can't be read as a manifest of scores ({type(error).__name__}: {error}); {RECOMPUTE}"
+            f"{inside(folder.where, MANIFEST)} can't be read as a manifest of scores ({type(error).__name__}: {error}); "
+            f"{RECOMPUTE}"
         ) from error
     if problems:
-        more = [f"... and {len(problems) - SHOWN} more"] * (len(problems) > SHOWN)
-        lines = "".join(f"\n  {problem}" for problem in [*problems[:SHOWN], *more])
-        raise UserError(f"{folder} doesn't hold the scores that this recipe asks for; {RECOMPUTE}{lines}")
+        raise UserError(_not_as_computed(folder, problems))
     rows = {split: sum(n for part, n in plan.parts.items() if part.startswith(f"{split}/")) for split in (TRAIN, EVAL)}
-    return Scores(folder, plan.fingerprint, rows[TRAIN], rows[EVAL], manifest)
+    return Scores(folder.where, plan.fingerprint, rows[TRAIN], rows[EVAL], manifest, folder)
 
 
-def _problems(manifest: dict[str, Any], plan: Plan, folder: Path) -> list[str]:
+def _not_as_computed(folder: Folder, problems: list[str]) -> str:
+    more = [f"... and {len(problems) - SHOWN} more"] * (len(problems) > SHOWN)
+    lines = "".join(f"\n  {problem}" for problem in [*problems[:SHOWN], *more])
+    return f"{folder.where} doesn't hold the scores that this recipe asks for; {RECOMPUTE}{lines}"
+
+
+def _problems(manifest: dict[str, Any], plan: Plan, folder: Folder, verify: bool) -> list[str]:
     """List differences of the inputs, or if there are none of the files."""
     actual, expected = _flat(manifest["inputs"]), _flat(plan.inputs)
     different = [name for name in sorted(expected.keys() | actual.keys()) if expected.get(name) != actual.get(name)]
@@ -101,19 +140,16 @@ def _problems(manifest: dict[str, Any], plan: Plan, folder: Path) -> list[str]:
     files = {entry["file"]: entry for entry in manifest["files"]}
     if set(files) != set(plan.parts):
         return [f"{MANIFEST}: lists {len(files)} parts, the prepared data have {len(plan.parts)}"]
-    return [problem for part in plan.parts if (problem := _damage(folder / part, files[part], plan.parts[part]))]
+    if different := [part for part in plan.parts if files[part]["rows"] != plan.parts[part]]:
+        return [f"{part}: {files[part]['rows']} rows, the prepared part has {plan.parts[part]}" for part in different]
+    # One request for all sizes.
+    sizes = None if folder.is_local else folder.files()
+    return [problem for part in plan.parts if verify and (problem := folder.damage(files[part], sizes))]
 
 
 def _shown(value: Any) -> str:
     """Format a value for a message; hashes are shortened."""
     return f"{value[:16]}..." if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) else repr(value)
-
-
-def _damage(path: Path, entry: dict[str, Any], rows: int) -> str | None:
-    """Return how a part differs from its manifest entry, or None."""
-    if entry["rows"] != rows:
-        return f"{entry['file']}: {entry['rows']} rows, the prepared part has {rows}"
-    return damage(path, entry)
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,10 +13,13 @@ from cluster.placement import plan_actors
 from pipeline.config import RunConfig
 from pipeline.config.paths import absolute_paths
 from pipeline.data import prepare
-from pipeline.data.store import EVAL, MANIFEST, TRAIN, Prepared
+from pipeline.data.staged_parts import STAGING
+from pipeline.data.store import EVAL, MANIFEST, TRAIN, Prepared, prepared_root
 from pipeline.errors import UserError
-from pipeline.io.atomic import write_json
-from pipeline.io.digests import as_written
+from pipeline.io.lease import Holder, Lease, held
+from pipeline.io.remote_models import fetch_models, find_models
+from pipeline.io.storage import Folder
+from pipeline.io.threads import ahead
 from pipeline.ray.session import init_ray, node_resources
 from pipeline.ray.tasks import write_error
 from pipeline.reference.actor import Job, run_pool
@@ -28,7 +28,7 @@ from pipeline.reference.pictures import check_pictures
 from pipeline.reference.plan import FORMAT_VERSION, Plan, make_plan
 from pipeline.reference.precision import resolve_precision
 from pipeline.reference.reuse import reuse_existing_scores
-from pipeline.reference.score_files import Task, forwards_of, join_part, missing_rows, read_prepared, read_scores, staged_files
+from pipeline.reference.score_files import Task, find_part, is_reused, join_part, missing_rows, read_prepared, staged_files
 from pipeline.reference.score_store import Scores, open_scores
 from pipeline.reference.token_budget import check_budget, check_embeddings, check_positions, scoring_budget
 from strategies.methods.registry import get_strategy
@@ -58,7 +58,8 @@ def score(
 
     Rows that the same reference has scored for other data are copied. An interrupted stage resumes; of two processes that
     compute the same scores, one waits for the other. `progress` is called with
-    `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, and once with `"waiting": True` in it before a wait.
+    `{"stage", "rows_done", "rows_total", "parts_done", "parts_total"}`, and with `"waiting"`, the name of
+    another process, in it before a wait.
 
     Args:
         cfg: the recipe.
@@ -74,6 +75,7 @@ def score(
     """
     check_mode(cfg)
     cfg = absolute_paths(cfg)
+    fetch_models(cfg)
     if prepared is None:
         prepared = prepare(cfg, progress=progress)
     # Before Ray starts: what these find would otherwise end actors minutes later.
@@ -85,21 +87,23 @@ def score(
     # Before the plan: the precision, which is a part of the fingerprint, depends on whether actors have GPUs.
     actors = actor_plan(cfg, most=-(-rows // rows_per_task))
     plan = make_plan(cfg, prepared, resolve_precision(cfg, actors.use_gpu), splits, pictures)
-    root = Path(os.path.expanduser(cfg.dataset_prepared_path)).absolute() / "reference"
-    folder = root / plan.fingerprint
-    # Without the lock: the manifest is written last, so what has one is complete.
-    if not recompute and (scores := open_scores(folder, plan)) is not None:
-        return scores
+    root = prepared_root(cfg.dataset_prepared_path).subfolder("reference")
+    # A store that doesn't answer is waited for.
+    folder = root.subfolder(plan.fingerprint).carried()
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{plan.fingerprint}.lock", plan, progress):
+        # Without the lease: the manifest is written last, so what has one is complete.
+        if not recompute and (scores := open_scores(folder, plan)) is not None:
+            return scores
+        with held(root, f"{plan.fingerprint}.lease", partial(_show_wait, progress, plan)) as lease:
             if recompute:
-                # The lock lies beside the folder, so it survives this.
-                shutil.rmtree(folder, ignore_errors=True)
-            # Another process may have completed them while this one waited for the lock.
-            return open_scores(folder, plan) or _build(cfg, plan, actors, folder, progress, rows_per_task, not recompute)
+                # The lease lies beside the folder, so it survives this.
+                root.delete(plan.fingerprint)
+            # Another process may have completed them while this one waited for it.
+            found = open_scores(folder, plan)
+            known = None if recompute else root.carried()
+            return found or _build(cfg, plan, actors, folder, progress, rows_per_task, known, lease)
     except OSError as error:
-        raise UserError(write_error(error)) from error
+        raise UserError(write_error(error, str(folder.where))) from error
 
 
 def find_scores(cfg: RunConfig, prepared: Prepared) -> Scores | None:
@@ -109,32 +113,21 @@ def find_scores(cfg: RunConfig, prepared: Prepared) -> Scores | None:
         UserError: when they were changed since they were written, or the reference can't be found.
     """
     cfg = absolute_paths(cfg)
-    root = Path(os.path.expanduser(cfg.dataset_prepared_path)).absolute() / "reference"
-    if not any(root.glob(f"*/{MANIFEST}")):
+    root = prepared_root(cfg.dataset_prepared_path).subfolder("reference")
+    if not root.names():
         return None
     pictures = check_pictures(cfg, prepared)
     # The precision depends on whether the actors had GPUs, which only a running cluster could say.
     precisions = dict.fromkeys(resolve_precision(cfg, use_gpu) for use_gpu in ((True,) if cfg.fp16 else (True, False)))
     plans = [make_plan(cfg, prepared, precision, pictures=pictures) for precision in precisions]
-    return next((scores for plan in plans if (scores := open_scores(root / plan.fingerprint, plan)) is not None), None)
+    folders = [root.subfolder(plan.fingerprint).carried() for plan in plans]
+    found = (open_scores(folder, plan) for folder, plan in zip(folders, plans, strict=True))
+    return next((scores for scores in found if scores is not None), None)
 
 
-@contextmanager
-def _locked(file: Path, plan: Plan, progress: Progress | None) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(file)
-    try:
-        # A first try without waiting, so that a wait can be shown.
-        lock.acquire(timeout=0)
-    except Timeout:
-        if progress is not None:
-            progress({"stage": "score", "waiting": True, **_done(0, plan, 0)})
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _show_wait(progress: Progress | None, plan: Plan, holder: Holder) -> None:
+    if progress is not None:
+        progress({"stage": "score", "waiting": str(holder), **_done(0, plan, 0)})
 
 
 def _done(rows: int, plan: Plan, parts: int) -> dict[str, int]:
@@ -170,29 +163,34 @@ def actor_plan(cfg: RunConfig, most: int) -> ActorPlan:
 
 
 def _build(
-    cfg: RunConfig, plan: Plan, actors: ActorPlan, folder: Path, progress: Progress | None, rows_per_task: int, copy: bool
+    cfg: RunConfig,
+    plan: Plan,
+    actors: ActorPlan,
+    folder: Folder,
+    progress: Progress | None,
+    rows_per_task: int,
+    known: Folder | None,
+    lease: Lease,
 ) -> Scores:
-    """Compute the missing rows and write complete scores; `copy` reuses rows of other scores."""
-    staging = folder / "staging"
-    staging.mkdir(parents=True, exist_ok=True)
+    """Compute the missing rows and write complete scores; those of `known`, other scores, are reused."""
+    staging = folder.subfolder(STAGING)
     tokens, key = scoring_budget(cfg)
-    prepared = plan.prepared.path
+    prepared = plan.prepared
     # Rows are matched by the hash of their ids, so what a killed process staged is used even if tasks are cut otherwise now.
-    rows = {part: read_prepared(prepared, part) for part in plan.parts}
-    incomplete = {part: part_rows for part, part_rows in rows.items() if not _is_complete(folder / part, part_rows)}
-    missing = {part: missing_rows(part_rows, staged_files(staging, part).values()) for part, part_rows in incomplete.items()}
-    if copy:
-        # Typed, since a run that was killed before it joined a part has left none of its rows missing.
-        unstaged = {part: part_rows.take(pa.array(missing[part], pa.int64())) for part, part_rows in incomplete.items()}
+    rows = dict(zip(plan.parts, ahead(partial(read_prepared, prepared), plan.parts), strict=True))
+    listed = folder.files()
+    found = ((part, find_part(folder, part, rows[part])) for part in plan.parts if part in listed)
+    entries = {part: entry for part, entry in found if entry is not None}
+    incomplete = {part: part_rows for part, part_rows in rows.items() if part not in entries}
+    are_staged = any(name.startswith(f"{STAGING}/") for name in listed)
+    staged = {part: staged_files(staging, part) if are_staged else {} for part in incomplete}
+    if known is not None:
         # Not with `recompute`, which is for scores that aren't trusted.
-        reuse_existing_scores(folder.parent, plan.inputs, staging, unstaged)
-        # Reused rows are staged now. Parts that were complete needn't be read again.
-        missing = {
-            part: missing_rows(part_rows, staged_files(staging, part).values()) if missing[part] else []
-            for part, part_rows in incomplete.items()
-        }
-    tokens_per_task = max(TOKENS_PER_TASK, 8 * tokens)
-    tasks = {part: plan.tasks(part, indices, rows_per_task, tokens_per_task) for part, indices in missing.items()}
+        unstaged = {part: _unstaged(part_rows, staged[part]) for part, part_rows in incomplete.items()}
+        for part in reuse_existing_scores(known, plan.inputs, staging, unstaged):
+            staged[part] = staged_files(staging, part)
+    limits = (rows_per_task, max(TOKENS_PER_TASK, 8 * tokens))
+    tasks = {part: _tasks(plan, part, part_rows, staged[part], limits) for part, part_rows in incomplete.items()}
     job = Job(
         # All actors load the commit whose hash is in the fingerprint, even if the repository moves meanwhile.
         cfg=pin_revision(cfg, plan.inputs["reference"]),
@@ -205,20 +203,35 @@ def _build(
         use_gpu=actors.use_gpu,
         threads=max(1, int(actors.resources["CPU"])),
         pictures="pictures" in plan.inputs,
+        models=find_models(cfg, without=() if cfg.reference_model is None else ("base_model", "lora_model_dir")),
     )
-    run_stats = _run(job, plan, tasks, lambda part: join_part(folder, staging, part, incomplete[part]), actors, progress)
-    _finish(plan, folder)
-    shutil.rmtree(staging)
-    # Verifies what was written; its digests are cached, so no file is read again.
-    scores = open_scores(folder, plan)
+
+    def join(part: str) -> None:
+        lease.check()
+        entries[part] = join_part(folder, staging, part, incomplete[part])
+
+    run_stats = _run(job, plan, tasks, join, actors, progress)
+    lease.check()
+    _finish(plan, folder, entries)
+    folder.delete(STAGING)
+    scores = open_scores(folder, plan, verify=False)  # each file was hashed when it was written
     assert scores is not None
     return replace(scores, **run_stats)
 
 
-def _is_complete(file: Path, rows: pa.Table) -> bool:
-    """Return whether a part is complete and undamaged, with the scores of exactly these rows."""
-    scores = read_scores(file)
-    return scores is not None and all(scores[name].equals(rows[name]) for name in rows.column_names)
+def _unstaged(rows: pa.Table, staged: dict[str, pa.Table]) -> pa.Table:
+    # Typed, since a run that was killed before it joined a part has left none of its rows missing.
+    return rows.take(pa.array(missing_rows(rows, staged.values()), pa.int64()))
+
+
+def _tasks(plan: Plan, part: str, rows: pa.Table, staged: dict[str, pa.Table], limits: tuple[int, int]) -> list[Task]:
+    """Return the tasks of the rows that aren't staged, cut as if only reused ones were: a killed run goes on with its tasks."""
+    missing = set(missing_rows(rows, staged.values()))
+    if not missing:
+        return []
+    reused = [table for name, table in staged.items() if is_reused(name)]
+    tasks = plan.tasks(part, missing_rows(rows, reused), *limits)
+    return [left for task in tasks if (left := task.only(missing)) is not None]
 
 
 def _run(
@@ -256,24 +269,27 @@ def _run(
     return {"forwards": forwards, "scored_rows": rows, "padded_because": padded_because}
 
 
-def _check_shared(staging: Path, tasks: list[Task]) -> None:
-    if missing := next((file for task in tasks if not (file := task.staged(staging)).exists()), None):
+def _check_shared(staging: Folder, tasks: list[Task]) -> None:
+    here = staging.files()
+    if missing := next((task.staged for task in tasks if task.staged not in here), None):
         raise UserError(
-            f"dataset_prepared_path: another node wrote {missing.name}, and it is not in {staging} here; "
-            "the folder must be on storage that all nodes share"
+            f"dataset_prepared_path: another node wrote {missing}, and it is not in {staging.where} here; "
+            "the folder must be on storage that all nodes share, or at a URI"
         )
 
 
-def _finish(plan: Plan, folder: Path) -> None:
+def _finish(plan: Plan, folder: Folder, entries: dict[str, dict[str, Any]]) -> None:
     """Write the manifest, once all parts are complete."""
-    files = [{"file": part, "rows": rows, **as_written(folder / part)} for part, rows in plan.parts.items()]
+    fields = ("bytes", "sha256")
     manifest = {
         "fingerprint": plan.fingerprint,
         "format_version": FORMAT_VERSION,
         "prepared": plan.prepared.fingerprint,
         # All forwards run for these parts, those of killed runs too; reused rows add none.
-        "forwards": sum(forwards_of(folder / part) for part in plan.parts),
-        "files": files,
+        "forwards": sum(entry["forwards"] for entry in entries.values()),
+        "files": [
+            {"file": part, "rows": rows, **{name: entries[part][name] for name in fields}} for part, rows in plan.parts.items()
+        ],
         "inputs": plan.inputs,
     }
-    write_json(manifest, folder / MANIFEST)
+    folder.write_json(MANIFEST, manifest)

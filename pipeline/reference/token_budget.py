@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
+from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.store import EVAL, TRAIN
 from pipeline.errors import UserError
 from strategies.batch.plan import packed_tokens
@@ -55,17 +55,17 @@ def check_budget(prepared: Prepared, budget: int, key: str) -> None:
     Raises:
         UserError: naming the longest row, its tokens, and so the smallest budget that fits.
     """
-    files = [*prepared.train_files(), *prepared.eval_files()]
-    too_long, longest = 0, (0, 0, Path())
-    for file in files:
-        tokens = part_tokens(file)
-        too_long += int((tokens > budget).sum())
-        if len(tokens) and tokens.max() > longest[0]:
-            longest = (int(tokens.max()), int(tokens.argmax()), file)
+    too_long, longest = 0, (0, 0, "")
+    for split in (TRAIN, EVAL):
+        for part, table in zip(prepared.parts(split), prepared.tables(split, LENGTHS), strict=True):
+            tokens = _tokens(table)
+            too_long += int((tokens > budget).sum())
+            if len(tokens) and tokens.max() > longest[0]:
+                longest = (int(tokens.max()), int(tokens.argmax()), part)
     if not too_long:
         return
-    most, index, file = longest
-    source, number = _origin(file, index)
+    most, index, part = longest
+    source, number = _origin(prepared, part, index)
     others = f"; {too_long - 1} other row{'s are' if too_long > 2 else ' is'} too long as well" if too_long > 1 else ""
     raise UserError(
         f"{key}: {budget} tokens don't hold row {number} of {source}, which takes {most} (its prompt once, and both "
@@ -99,14 +99,17 @@ def _check_rows(cfg: RunConfig, prepared: Prepared, generated: dict[str, int], m
     answers = {"pair": ("chosen_length", "rejected_length"), "unpaired": ("completion_length",)}.get(
         prepared.manifest["kind"], ()
     )
-    for split, file in ((name, file) for name in generated for file in prepared.files(name)):
-        table = pq.read_table(file, columns=["prompt_length", *answers], partitioning=None)
+    columns = ["prompt_length", *answers]
+    rows = (
+        (split, *row) for split in generated for row in zip(prepared.parts(split), prepared.tables(split, columns), strict=True)
+    )
+    for split, part, table in rows:
         prompts = table["prompt_length"].to_numpy()
         tokens = prompts + np.max([table[name].to_numpy() for name in answers] or [0], axis=0)
         # The longer of the row's own answers and the generated one.
         tokens = np.maximum(tokens, prompts + generated[split])
         if len(tokens) and tokens.max() > most:
-            source, number = _origin(file, int(tokens.argmax()))
+            source, number = _origin(prepared, part, int(tokens.argmax()))
             left = most - generated[split]
             advice = f"set sequence_len: {left}" if left > 0 else "generate shorter answers (trl.max_completion_length)"
             raise UserError(
@@ -141,10 +144,11 @@ def check_embeddings(cfg: RunConfig, prepared: Prepared) -> None:
     if len(tokenizer) <= vocab_size:
         return
     rows, missing = 0, set[int]()
-    for file in (file for split in (TRAIN, EVAL) for file in prepared.files(split)):
+    names = [f"{name}_ids" for name in ("prompt", *COMPLETIONS[prepared.manifest["kind"]])]
+    for table in (table for split in (TRAIN, EVAL) for table in prepared.tables(split, names)):
         affected = set[int]()
-        for name in (name for name in pq.read_schema(file).names if name.endswith("_ids")):
-            column = pq.read_table(file, columns=[name], partitioning=None)[name].combine_chunks()
+        for name in names:
+            column = table[name].combine_chunks()
             ids, parents = column.flatten().to_numpy(), pc.list_parent_indices(column).to_numpy()
             missing |= set(ids[ids >= vocab_size].tolist())
             # Row indices, so a row with missing tokens in several columns counts once.
@@ -158,12 +162,15 @@ def check_embeddings(cfg: RunConfig, prepared: Prepared) -> None:
         )
 
 
-def part_tokens(file: Path) -> NDArray[np.int64]:
+def part_tokens(prepared: Prepared, part: str) -> NDArray[np.int64]:
     """Return the tokens that each pair of a prepared part takes in a packed row, shape (rows,)."""
-    table = pq.read_table(file, columns=LENGTHS, partitioning=None)
-    return packed_tokens(np.stack([table[name].to_numpy() for name in LENGTHS], axis=1).astype(np.int64))
+    return _tokens(prepared.read_part(part, LENGTHS))
 
 
-def _origin(file: Path, index: int) -> tuple[str, int]:
-    row = pq.read_table(file, columns=["source", "row_number"], partitioning=None).slice(index, 1).to_pylist()[0]
+def _tokens(lengths: pa.Table) -> NDArray[np.int64]:
+    return packed_tokens(np.stack([lengths[name].to_numpy() for name in LENGTHS], axis=1).astype(np.int64))
+
+
+def _origin(prepared: Prepared, part: str, index: int) -> tuple[str, int]:
+    row = prepared.read_part(part, ["source", "row_number"]).slice(index, 1).to_pylist()[0]
     return row["source"], row["row_number"]

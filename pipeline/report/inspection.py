@@ -17,10 +17,11 @@ from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.store import EVAL, TRAIN, Prepared
 from pipeline.errors import UserError
 from pipeline.inspection.columns import measures_folder
-from pipeline.inspection.parts import parts_of, read_part
+from pipeline.inspection.parts import parts_of
 from pipeline.inspection.result import FINDINGS, NOT_SHOWN, NOTHING, QUANTILES, Inspection
 from pipeline.inspection.strangest import StrangeRows, strangest
-from pipeline.io.atomic import write_text
+from pipeline.io.retry import STORAGE_ERRORS
+from pipeline.io.storage import Folder, Location, inside, reason
 from pipeline.report.findings import notice
 from pipeline.report.page import (
     COLOURS,
@@ -53,7 +54,7 @@ NOT_DRAWN = (*NOT_SHOWN, "answers_without_end")
 MEANING = {"tokens": "tokens of the prompt and all answers", "benchmark_overlap": "share of 8-grams that a benchmark has too"}
 
 
-def write_inspection(inspection: Inspection, cfg: RunConfig, output: str | Path | None = None) -> Path:
+def write_inspection(inspection: Inspection, cfg: RunConfig, output: str | Path | None = None) -> Location:
     """Write the page of an inspection.
 
     Args:
@@ -67,17 +68,18 @@ def write_inspection(inspection: Inspection, cfg: RunConfig, output: str | Path 
     Raises:
         UserError: when it can't be written.
     """
-    default = inspection.columns[0].path / NAME
-    target = default if output is None else Path(os.path.expanduser(output)).absolute()
-    if target.is_dir():
-        raise UserError(f"--output: {str(target)!r} is a folder; give a file, such as {str(target / NAME)!r}")
+    folder, name = inspection.columns[0].folder, NAME
+    if output is not None:
+        target = Path(os.path.expanduser(output)).absolute()
+        if target.is_dir():
+            raise UserError(f"--output: {str(target)!r} is a folder; give a file, such as {str(target / NAME)!r}")
+        folder, name = Folder(target.parent), target.name
     try:
-        write_text(inspection_page(inspection, cfg), target)
-    except OSError as error:
-        raise UserError(
-            f"{str(target)!r} can't be written: {error.strerror or error}; give another file with --output"
-        ) from error
-    return target
+        folder.write(name, inspection_page(inspection, cfg))
+    except STORAGE_ERRORS as error:
+        where = str(inside(folder.where, name))
+        raise UserError(f"{where!r} can't be written: {reason(error)}; give another file with --output") from error
+    return inside(folder.where, name)
 
 
 def inspection_page(inspection: Inspection, cfg: RunConfig) -> str:
@@ -100,20 +102,24 @@ def inspection_page(inspection: Inspection, cfg: RunConfig) -> str:
     return render(Page("Inspection of prepared data", f"{prepared.path}, for {cfg.rl} of {cfg.base_model}.", facts, sections))
 
 
-def inspected_section(prepared: Prepared, scores: str | None) -> list[Section]:
+def inspected_section(cfg: RunConfig, prepared: Prepared, scores: str | None) -> list[Section]:
     """Return a section with what `prefray inspect` has found in a run's data; none if it hasn't looked at them.
 
     Args:
+        cfg: the run's recipe.
+        prepared: its data.
         scores: fingerprint of the run's scores, if it has any.
 
     Raises:
         OSError: when its file can't be read; UserError when it isn't what was written.
     """
-    file = measures_folder(prepared, scores) / FINDINGS
-    if not file.exists():
+    folder = measures_folder(cfg, prepared, scores)
+    if (text := folder.read(FINDINGS)) is None:
         return []
-    findings = [read_finding(value) for value in json.loads(file.read_text(encoding="utf-8"))["findings"]]
-    words = f"By `prefray inspect`; {file.parent / NAME} has the rows." if findings else f"`prefray inspect`: {NOTHING}."
+    findings = [read_finding(value) for value in json.loads(text)["findings"]]
+    words = (
+        f"By `prefray inspect`; {inside(folder.where, NAME)} has the rows." if findings else f"`prefray inspect`: {NOTHING}."
+    )
     return [Section("inspection", "Findings in the data", words, notices=[notice(finding) for finding in findings])]
 
 
@@ -182,7 +188,7 @@ def _texts(inspection: Inspection, positions: list[int], names: list[str]) -> di
         here = [position for position in positions if start <= position < start + rows]
         if here:
             ids = [f"{name}_ids" for name in names]
-            table = read_part(inspection.prepared.path, part, ["source", "row_number", *ids])
+            table = inspection.prepared.read_part(part, ["source", "row_number", *ids])
             taken = table.take([position - start for position in here]).to_pylist()
             found |= dict(zip(here, taken, strict=True))
         start += rows

@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from pipeline.data.pictures import IMAGES, picture_path
+from pipeline.data.pictures import IMAGES, read_picture
 from pipeline.data.row_kinds import COMPLETIONS
-from pipeline.data.store import Prepared
+from pipeline.data.store import TRAIN, Prepared
+from pipeline.io.retry import STORAGE_ERRORS
+from pipeline.io.storage import Folder
 from pipeline.report.page import Comparison, Message, Picture, Section
 from strategies.vision.images import pictures_of
 
@@ -23,7 +22,7 @@ ROWS, EACH = 4, 4
 SIDE = 96
 """Most pixels of a thumbnail's width or height."""
 BATCH = 64
-"""Rows read at a time."""
+"""Rows converted at a time."""
 
 
 def picture_sections(store: Prepared) -> list[Section]:
@@ -46,20 +45,19 @@ def _rows(store: Prepared) -> Iterator[dict[str, Any]]:
     names = ["prompt", *COMPLETIONS[store.manifest["kind"]], IMAGES]
     labels = ["label"] if store.manifest["kind"] == "unpaired" else []
     found = 0
-    for path in store.train_files():
-        with pq.ParquetFile(path) as file:
-            # Batch by batch: the text of a whole store may not fit into memory.
-            for batch in file.iter_batches(BATCH, columns=[*names, *labels]):
-                for row in filter(lambda row: row[IMAGES], batch.to_pylist()):
-                    yield row
-                    found += 1
-                    if found == ROWS:
-                        return
+    for part in store.parts(TRAIN):
+        # Part by part: the text of a whole store may not fit into memory.
+        for batch in store.read_part(part, [*names, *labels]).to_batches(BATCH):
+            for row in filter(lambda row: row[IMAGES], batch.to_pylist()):
+                yield row
+                found += 1
+                if found == ROWS:
+                    return
 
 
 def _comparison(store: Prepared, row: dict[str, Any]) -> Comparison:
     more = f" (the first {EACH} of {len(row[IMAGES])} pictures)" if len(row[IMAGES]) > EACH else ""
-    pictures = [_picture(store.path, name) for name in row[IMAGES][:EACH]]
+    pictures = [_picture(store.folder, name) for name in row[IMAGES][:EACH]]
     if store.manifest["kind"] == "unpaired":
         answers = [Message("desirable" if row["label"] else "undesirable", row["completion"])]
     else:
@@ -67,11 +65,11 @@ def _comparison(store: Prepared, row: dict[str, Any]) -> Comparison:
     return Comparison(Message(f"prompt{more}", row["prompt"]), answers, pictures)
 
 
-def _picture(folder: Path, name: str) -> Picture:
+def _picture(store: Folder, name: str) -> Picture:
     """Return a thumbnail of a stored picture, or the reason why there is none."""
     try:
-        [image] = pictures_of({"images": [str(picture_path(folder, name))]})
-    except ValueError as error:
+        [image] = pictures_of({"images": [read_picture(store, name)]})
+    except (ValueError, *STORAGE_ERRORS) as error:
         return Picture(f"{name}: {error}")
     label = f"{name}, {image.width} x {image.height} pixels"
     image.thumbnail((SIDE, SIDE))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ import plotly.graph_objects as go
 
 from pipeline.config import RunConfig
 from pipeline.data.row_kinds import COMPLETIONS
-from pipeline.data.store import COUNTS, REJECTED, Prepared, open_store
+from pipeline.data.store import COUNTS, REJECTED, Prepared, open_store, prepared_root
 from pipeline.io.retry import STORAGE_ERRORS
-from pipeline.io.storage import reason
+from pipeline.io.storage import inside, locate, reason
 from pipeline.report.inspection import inspected_section
 from pipeline.report.page import COLOURS, DASHES, Chart, Column, Row, Section, Table, chart
 from pipeline.report.pictures import picture_sections
@@ -48,14 +47,14 @@ class Rows:
         """
         if fingerprint is None:
             return cls((Section("data", "Data", "No data had been prepared when the run ended."),))
-        folder = Path(cfg.dataset_prepared_path) / fingerprint
+        folder = inside(locate(cfg.dataset_prepared_path), fingerprint)
         try:
             # Unverified: a page about an old run must not read gigabytes, nor fail for a damaged file.
-            store = open_store(folder, verify=False)
+            store = open_store(prepared_root(cfg.dataset_prepared_path).subfolder(fingerprint), verify=False)
             if store is None:
                 gone = f"The prepared data aren't in {folder} here: they were deleted, or are on another machine."
                 return cls((Section("data", "Data", gone),))
-            return cls((*_sections(store), *inspected_section(store, scores)), _saved(store, cfg))
+            return cls((*_sections(store), *inspected_section(cfg, store, scores)), _saved(store, cfg))
         except (*STORAGE_ERRORS, ValueError, KeyError) as error:
             return cls((Section("data", "Data", f"The prepared data in {folder} can't be read: {reason(error)}"),))
 
@@ -105,7 +104,7 @@ def _rejected(store: Prepared) -> Section:
     for text in reasons:
         first.setdefault(GIVEN.sub("…", text), text)
     rows = [Row([f"{number:,}", first[kind]]) for kind, number in counts.most_common(REASONS)]
-    words = f"{store.rejected_rows:,} rows couldn't be used; they are in {store.path / REJECTED}, each with its text. "
+    words = f"{store.rejected_rows:,} rows couldn't be used; they are in {inside(store.path, REJECTED)}, each with its text. "
     words += "Reasons that differ only in what a row holds are counted together, and the first of them is shown."
     if len(counts) > REASONS:
         words += f" {len(counts) - REASONS} rarer kinds of reasons are left out."

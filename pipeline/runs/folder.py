@@ -7,7 +7,6 @@ import json
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import yaml
@@ -15,7 +14,7 @@ import yaml
 from pipeline.config import RunConfig, dump_config, parse_config
 from pipeline.errors import RunFailed, UserError
 from pipeline.io.retry import STORAGE_ERRORS, with_retries
-from pipeline.io.storage import Folder, Location, inside, is_uri, reason
+from pipeline.io.storage import Folder, Location, inside, is_uri, reason, refuse_secrets
 from pipeline.runs.checkpoints import CHECKPOINT, complete, step_of
 from pipeline.runs.resume import changed_settings
 from pipeline.runs.scratch import new_scratch
@@ -42,7 +41,7 @@ class RunFolder:
     def __init__(self, path: Location) -> None:
         self.path = path
         try:
-            _refuse_secrets(str(path))
+            refuse_secrets(str(path))
             self.storage = Folder(path)
         except UserError as error:
             raise UserError(f"output_dir: {error}") from error
@@ -295,12 +294,3 @@ class RunFolder:
 
 def _json(state: dict[str, Any]) -> str:
     return json.dumps(state, indent=2) + "\n"
-
-
-def _refuse_secrets(location: str) -> None:
-    """Refuse a URI with a password: it is written to config.yaml, and shown."""
-    if is_uri(location) and urlsplit(location).password is not None:
-        raise UserError(
-            "the URI holds a key, and is written to config.yaml; leave it out, and give keys in the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3)"
-        )

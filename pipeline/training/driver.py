@@ -12,6 +12,7 @@ from cluster.sharding import sharding_of
 from pipeline.config import RunConfig
 from pipeline.config.paths import absolute_paths
 from pipeline.data import prepare
+from pipeline.data.store import check_root
 from pipeline.errors import UserError
 from pipeline.findings.run import write_findings
 from pipeline.inspection.selection import select_rows, selected_count
@@ -100,6 +101,7 @@ def train_run(
     folder = RunFolder(locate(cfg.output_dir))
     for note in cfg.notes:
         display.note(note)
+    check_root(cfg.dataset_prepared_path)
     display.stage("starting Ray")
     init_ray(cfg, debug)
     plan = resolve(cfg, node_resources())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig
+from pipeline.io.remote_models import RemoteModels
 
 if TYPE_CHECKING:
     from pipeline.data import Prepared
@@ -39,3 +40,5 @@ class WorkerJob:
     debug: bool = False
     selection: Selection | None = None
     """Training rows that are kept; None for all."""
+    models: RemoteModels = field(default_factory=RemoteModels)
+    """Those at URIs, as the driver has found them."""

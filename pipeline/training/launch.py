@@ -11,6 +11,7 @@ from cluster.ray_compat import remove_orphaned_groups
 from cluster.sharding import sharding_arguments
 from pipeline import training
 from pipeline.errors import RunCancelled, RunFailed, RunStopped, UserError
+from pipeline.io.remote_models import find_models
 from pipeline.ray.channel import NodeChannel
 from pipeline.ray.memory import out_of_memory
 from pipeline.ray.session import use_own_threads
@@ -119,7 +120,7 @@ class TrainingLauncher:
         while not self.ended.wait(POLL_EVERY_S):
             self.log.handle_events(self.channel.take())
             if self.plan.owner.is_lost:
-                raise RunFailed(self.plan.owner.message(self.plan.folder.path))
+                raise RunFailed(self.plan.owner.message())
             if self.plan.cancel is not None and self.plan.cancel.is_set():
                 raise RunCancelled(f"the run in {self.plan.folder.path} was ended after step {self.log.step}")
             for note in (*self.hangs.check(), *self.plan.tracking.notes()):
@@ -156,7 +157,9 @@ class TrainingLauncher:
         # This process's directory: workers have one of Ray's session.
         folders = self.known["scratch"], self.known["former_scratch"], os.getcwd()
         run = plan.cfg, plan.prepared, plan.steps, self.known["id"]
-        job = WorkerJob(*run, *folders, sharding, plan.scores, plan.debug, plan.selection)
+        # Of a reference whose scores are cached, workers need no weights.
+        models = find_models(plan.cfg, without=("reference_model",) if plan.scores is not None else ())
+        job = WorkerJob(*run, *folders, sharding, plan.scores, plan.debug, plan.selection, models)
         return training.ClusterTorchTrainer(
             train_worker,
             train_loop_config={"job": job},

@@ -14,14 +14,15 @@ import datasets
 import ray.train
 import torch
 import transformers
-from datasets import Dataset
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from transformers import set_seed
 
 from pipeline.config import RunConfig
 from pipeline.data import Prepared
 from pipeline.data.dates import dated, prints_date
-from pipeline.data.pictures import IMAGES, picture_column
+from pipeline.data.pictures import IMAGES
+from pipeline.data.store import EVAL, TRAIN
+from pipeline.io.cache import NodeCache
 from pipeline.io.retry import with_retries
 from pipeline.io.storage import is_uri
 from pipeline.runs.checkpoints import clean, complete
@@ -29,6 +30,7 @@ from pipeline.runs.export import SyncFoldersCallback, link_watched, put_model, w
 from pipeline.runs.scratch import open_scratch, remove_scratch, scratch_of
 from pipeline.training.heartbeat import attach, beat
 from pipeline.training.job import WorkerJob
+from pipeline.training.mapped_rows import map_rows
 from pipeline.training.worker_callbacks import Attempt, HeartbeatCallback, RayReportCallback, last_step, note_step
 from pipeline.training.worker_checkpoints import WorkerCheckpoints
 from strategies.builder import HFRLTrainerBuilder
@@ -133,6 +135,7 @@ def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tup
     # Ray has changed the current directory, from which the driver could import.
     sys.path.append(job.import_path)
     cfg = without_trackers(job.cfg).model_copy(update={"output_dir": str(scratch)})  # the driver reports
+    job.models.bring(beat)
     set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
     tokenizer = load_tokenizer(cfg)
     beat()
@@ -147,15 +150,14 @@ def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tup
     builder = HFRLTrainerBuilder(cfg, model, _with_day(tokenizer, job.prepared), processor if with_pictures else None)
     builder.extra_arguments = job.sharding
     columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID, *([IMAGES] if with_pictures else [])]
-    # With a fingerprint: to compute one, `datasets` would pickle the table, with several copies in memory.
-    name = f"{job.prepared.fingerprint}-{job.scores.fingerprint if job.scores is not None else ''}"
-    builder.train_dataset = Dataset(_rows(job, "train", columns), fingerprint=f"{name}-train")
+    cache = NodeCache.of(cfg.ray)
+    builder.train_dataset = map_rows(cache, job.prepared, job.scores, TRAIN, columns)
     if job.selection is not None:
         # By indices, so that the rows themselves are not copied. The evaluation's rows all stay.
-        kept, new = job.selection.indices(), f"{name}-{job.selection.fingerprint}"
+        kept, new = job.selection.indices(), job.selection.fingerprint
         builder.train_dataset = builder.train_dataset.select(kept, keep_in_memory=True, new_fingerprint=new)
     if job.prepared.eval_rows:
-        builder.eval_dataset = Dataset(_rows(job, "eval", columns), fingerprint=f"{name}-eval")
+        builder.eval_dataset = map_rows(cache, job.prepared, job.scores, EVAL, columns)
     if not have_pictures(builder.train_dataset):
         # Only evaluation rows may have any: nothing would train the tower, and DDP would wait for its gradients.
         freeze_tower(model)
@@ -207,18 +209,6 @@ def _sync_watched(trainer: Any, cfg: RunConfig, scratch: Path) -> None:
     if names and is_uri(cfg.output_dir):
         storage = ray.train.get_context().get_storage()
         trainer.add_callback(SyncFoldersCallback(scratch, names, storage.storage_filesystem, storage.experiment_fs_path))
-
-
-def _rows(job: WorkerJob, split: str, columns: list[str]) -> Any:
-    """Read the prepared rows as one table, with their pictures, and columns of the reference's cached log-probabilities."""
-    rows = job.prepared.read(split, columns)
-    if IMAGES in columns:
-        rows = rows.set_column(columns.index(IMAGES), IMAGES, picture_column(job.prepared.path, rows[IMAGES]))
-    if job.scores is not None:
-        scores = job.scores.read(split)
-        for name in scores.column_names:
-            rows = rows.append_column(name, scores[name])
-    return rows
 
 
 def _scratch_folder(job: WorkerJob) -> tuple[Path, int | None]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from pipeline.io import storage
+from pipeline.io import filesystems, storage
 from pipeline.tuning import monitor, objective, search
 
 __all__ = ["earlier_names"]
@@ -22,12 +22,12 @@ class _Explorer(search.Perturb):
         vars(self).update({names.get(name, name): value for name, value in state.items()})
 
 
-def _patient_s3(options: dict[str, Any], name: str | None = None) -> storage.RetryingS3:
-    return storage._retrying_s3(options, name)
+def _patient_s3(options: dict[str, Any], name: str | None = None) -> filesystems.RetryingS3:
+    return filesystems.retrying_s3(options, name)
 
 
 NAMES: dict[str, dict[str, Any]] = {
-    "pipeline.storage": {**vars(storage), "PatientS3": storage.RetryingS3, "_patient_s3": _patient_s3},
+    "pipeline.storage": {**vars(storage), "PatientS3": filesystems.RetryingS3, "_patient_s3": _patient_s3},
     "pipeline.tuning.objectives": {**vars(objective), "Measure": objective.SweepObjective},
     "pipeline.tuning.searching": {**vars(search), "_Explorer": _Explorer},
     "pipeline.tuning.watching": {**vars(monitor), "Relayed": monitor.MonitorCallback},

@@ -14,7 +14,7 @@ import yaml
 from pipeline.config import RunConfig, parse_config, parse_yaml
 from pipeline.errors import UserError
 from pipeline.io.retry import STORAGE_ERRORS
-from pipeline.io.storage import S3_VARIABLES, Folder, Location, inside, is_uri, locate, reason
+from pipeline.io.storage import Folder, Location, inside, is_uri, locate, reason
 from pipeline.secrets import find_redacted, redact
 from pipeline.tuning.records import TrialRecord, dump, load
 
@@ -101,11 +101,6 @@ class SweepFolder:
         """Return arguments of Tune's RunConfig that store its state in this folder."""
         filesystem = self.storage.for_other_processes() if is_uri(str(self.path)) else None
         return {"name": TUNE, "storage_path": self.storage.path, "storage_filesystem": filesystem}
-
-    def environment(self) -> dict[str, str]:
-        """Return the environment variables that trial processes need to reach this folder's storage."""
-        names = S3_VARIABLES if is_uri(str(self.path)) else ()
-        return {name: os.environ[name] for name in names if name in os.environ}
 
     @property
     def trials(self) -> Folder:

@@ -8,6 +8,7 @@ from cluster.placement import count_runs
 from pipeline import tuning
 from pipeline.config import RunConfig
 from pipeline.config.paths import absolute_paths
+from pipeline.data.store import check_root
 from pipeline.doctor.examination import check_before_run
 from pipeline.errors import UserError
 from pipeline.io.storage import locate
@@ -69,6 +70,7 @@ def run_sweep(
     check_trackers(cfg)
     measure = resolve_objective(cfg.tune, recipes)
     folder = SweepFolder(locate(cfg.output_dir))
+    check_root(cfg.dataset_prepared_path)
     with owned(folder.storage) as owner:
         folder.open(saved_cfg, resume)
         state = folder.state() or {}

@@ -16,8 +16,9 @@ from ray import tune as ray_tune
 from cluster.environment import environment
 from cluster.ray_compat import trials_without_keys
 from pipeline.config import RunConfig
-from pipeline.config.paths import is_in_job_package
+from pipeline.config.paths import is_in_job_package, uris_of
 from pipeline.errors import RunFailed, RunStopped
+from pipeline.io.storage import S3_VARIABLES
 from pipeline.runs.owner import Ownership
 from pipeline.tracking.dispatcher import tracker_variables
 from pipeline.training.signals import SigtermHandler
@@ -83,7 +84,7 @@ class SweepTuner:
                 MonitorCallback.monitor = None
                 records = monitor.close()
             if self.owner.is_lost:
-                raise RunFailed(self.owner.message(self.folder.path))
+                raise RunFailed(self.owner.message())
             if monitor.unfinished:
                 here = f"tune --resume {shlex.quote(str(self.folder.path))}"
                 again = "submit tune RECIPE --resume" if is_in_job_package() else here
@@ -98,7 +99,9 @@ class SweepTuner:
         section = self.cfg.tune
         assert section is not None
         at_checkpoints = section.scheduler in NEEDS_CHECKPOINTS
-        variables = {**self.folder.environment(), **tracker_variables(self.cfg)}
+        # Each trial looks at its data and models itself.
+        of_stores = S3_VARIABLES if any(uris_of(self.cfg)) else ()
+        variables = {name: os.environ[name] for name in of_stores if name in os.environ} | tracker_variables(self.cfg)
         job = TrialJob(
             self.cfg,
             self.folder.path,

@@ -10,7 +10,16 @@ from typing import Any, Protocol
 from pipeline.secrets import redact_text
 from pipeline.ui.console import open_console
 
-__all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "clock_time", "metrics_line", "open_display"]
+__all__ = [
+    "Display",
+    "PlainDisplay",
+    "RichDisplay",
+    "SilentDisplay",
+    "clock_time",
+    "metrics_line",
+    "open_display",
+    "waiting_note",
+]
 
 SHOWN = {
     "loss": "loss",
@@ -27,7 +36,11 @@ SHOWN = {
 
 PROGRESS_EVERY_S = 10.0
 """Seconds between plain lines of progress over rows."""
-WAITING = "another run computes these scores; waiting for it"
+
+
+def waiting_note(state: dict[str, Any]) -> str:
+    """Return the note of a progress state that names the process that is waited for."""
+    return f"{state['waiting']} does the same work; waiting for its end"
 
 
 def clock_time(seconds: float) -> str:
@@ -144,7 +157,7 @@ class PlainDisplay:
 
     def progress(self, state: dict[str, Any]) -> None:
         if state.get("waiting"):
-            self.note(WAITING)
+            self.note(waiting_note(state))
             return
         speed, is_last = self._speed.shown(state), 0 < state["rows_done"] == state["rows_total"]
         if is_last or time.monotonic() - self._last_progress > PROGRESS_EVERY_S:
@@ -211,7 +224,7 @@ class RichDisplay:
 
     def progress(self, state: dict[str, Any]) -> None:
         if state.get("waiting"):
-            self.note(WAITING)
+            self.note(waiting_note(state))
             return
         speed = self._speed.shown(state)
         self._progress.update(self._task, total=state["rows_total"], completed=state["rows_done"], metrics=speed)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.secrets import redact_text
 from pipeline.ui.console import html_of
-from pipeline.ui.display import WAITING, Display, SilentDisplay, metrics_line
+from pipeline.ui.display import Display, SilentDisplay, metrics_line, waiting_note
 from pipeline.ui.waiting import WatchedDisplay
 
 __all__ = ["NotebookDisplay", "default_display"]
@@ -56,7 +56,7 @@ class NotebookDisplay:
 
     def progress(self, state: dict[str, Any]) -> None:
         if state.get("waiting"):
-            self.note(WAITING)
+            self.note(waiting_note(state))
             return
         self._done, self._total = state["rows_done"], state["rows_total"] or 0
         self._update()

@@ -15,7 +15,7 @@ class AdapterKeys(Keys):
     """LoRA and its variants, by Axolotl's names; everything here needs `adapter`."""
 
     adapter: Literal["lora", "qlora"] | None = key("Train an adapter instead of the whole model.")
-    lora_model_dir: str | None = key("Folder of an adapter to continue; its frozen copy is the reference.")
+    lora_model_dir: str | None = key("Folder, URI or hub id of an adapter to continue; its frozen copy is the reference.")
     lora_r: int | None = key("Rank of the adapter matrices; 8 when not set.", ge=1)
     lora_alpha: int | None = key("Scale of the adapter (divided by the rank); 16 when not set.", ge=1)
     lora_dropout: float | None = key("Dropout before the adapter; 0 when not set.", ge=0, lt=1)

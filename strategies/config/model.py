@@ -28,11 +28,12 @@ class ModelKeys(Keys):
 
     # The only required key; `key` always has a default.
     base_model: str = Field(
-        description="Folder, hub id, `.gguf` file, or `pkg://PACKAGE/FILE` for a file that an installed package carries."
+        description="Folder, hub id, `.gguf` file, URI of a folder or such a file (`s3://...`), or `pkg://PACKAGE/FILE` for a "
+        "file that an installed package carries."
     )
-    base_model_config: str | None = key("Folder or hub id of the model config, where it is not base_model's own.")
+    base_model_config: str | None = key("Folder, URI or hub id of the model config, where it is not base_model's own.")
     revision_of_model: str | None = key("Hub revision of base_model.")
-    tokenizer_config: str | None = key("Folder or hub id of the tokenizer, where it is not base_model's own.")
+    tokenizer_config: str | None = key("Folder, URI or hub id of the tokenizer, where it is not base_model's own.")
     tokenizer_use_fast: bool | None = key("Use the fast (Rust) tokenizer; the tokenizer's own default when not set.")
     trust_remote_code: bool = key("Run Python code that the model's repository carries.", False)
     reference_model: str | None = key(

@@ -20,6 +20,7 @@ from strategies.memory.worst_case import Forward, largest_forward
 from strategies.methods.registry import get_strategy
 from strategies.models.config import load_config, model_class
 from strategies.models.loading import build_peft_config, match_adapter_dtype
+from strategies.models.location import resolve_model_location
 from strategies.models.precision import resolve_bf16
 from strategies.models.tokenizer import load_tokenizer
 from strategies.packing.support import why_not_packed
@@ -103,7 +104,7 @@ class MemoryEstimate:
     undivided: int | None = None
     """The total under DDP, where the model is divided."""
     rows: int = 0
-    """The prepared rows, where they are known."""
+    """Lengths and order of the prepared rows, where these are known; the rows themselves are mapped from files."""
     notes: tuple[str, ...] = ()
     """What could not be computed, and what was done instead."""
 
@@ -220,7 +221,7 @@ def _adapted(cfg: Any, model: PreTrainedModel) -> Any:
     if cfg.adapter is None:
         return model
     if cfg.lora_model_dir is not None:
-        adapter = PeftConfig.from_pretrained(cfg.lora_model_dir)
+        adapter = PeftConfig.from_pretrained(resolve_model_location(cfg.lora_model_dir, "lora_model_dir").path)
         adapter.inference_mode = False
     else:
         adapter = build_peft_config(cfg, model)

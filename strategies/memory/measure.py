@@ -27,6 +27,7 @@ from strategies.config.trainer import TrackerKeys
 from strategies.memory.worst_case import worst_lengths
 from strategies.methods.registry import get_strategy
 from strategies.models.loading import load_model
+from strategies.models.location import local_values
 from strategies.models.tokenizer import load_tokenizer
 from strategies.packing.support import why_not_packed
 
@@ -96,6 +97,7 @@ def measure_peak(cfg: Any, preload: Sequence[str] = ()) -> Measured:
     if strategy.reference_mode(cfg) is not None and strategy.batch_kind == "pair":
         # Resolved here: `_rows` makes scores for a cached reference, and the builder decides by the rows where it isn't set.
         own["reference"] = strategy.reference_mode(cfg)
+    own |= local_values(cfg)
     # The process must find this package wherever it is started, also when it isn't installed.
     root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]

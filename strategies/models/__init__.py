@@ -1,6 +1,6 @@
 """Models, tokenizers and adapters: locating, loading, sharding and saving them.
 
-location.py         a folder, a hub id, a file of a package
+location.py         a folder, a hub id, a file of a package, the copy of a URI
 config.py           a model's config, read without its weights
 loading.py          a model with its adapter
 adapter_start.py    initialisation of new adapters

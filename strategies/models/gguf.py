@@ -53,6 +53,7 @@ def _folder(file: Path, part: Part, location: ModelLocation) -> Path:
     if folder.is_dir():
         return folder
     home.mkdir(parents=True, exist_ok=True)
+    # A lock of the filesystem is enough: where it fails, another node converts the file too, and loads it directly.
     with FileLock(home / f"{part}.lock"):
         # Again: another process may have converted the file while this one waited.
         if not folder.is_dir():

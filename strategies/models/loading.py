@@ -103,8 +103,9 @@ def check_adapter(cfg: Any) -> None:
             except ValueError as error:
                 raise ValueError(f"peft_{error}: nobody could load the model; write pissa, or true") from error
         return
+    folder = resolve_model_location(cfg.lora_model_dir, "lora_model_dir").path
     try:
-        config = PeftConfig.from_pretrained(cfg.lora_model_dir)
+        config = PeftConfig.from_pretrained(folder)
         # Configs of other methods than LoRA have no such field.
         check_repeatable(getattr(config, "init_lora_weights", True))
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -137,8 +138,9 @@ def continue_adapter(cfg: Any, model: PreTrainedModel) -> PeftModel:
     check_adapter(cfg)
     autocast = cfg.peft_autocast_adapter_dtype
     kwargs = {} if autocast is None else {"autocast_adapter_dtype": autocast}
+    folder = resolve_model_location(cfg.lora_model_dir, "lora_model_dir").path
     try:
-        return PeftModel.from_pretrained(model, cfg.lora_model_dir, is_trainable=True, **kwargs)
+        return PeftModel.from_pretrained(model, folder, is_trainable=True, **kwargs)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"lora_model_dir: no adapter could be loaded from {cfg.lora_model_dir!r}: {error}") from error
 

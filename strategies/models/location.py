@@ -1,18 +1,48 @@
-"""Location of a model: a folder, a hub id, a GGUF file, or a file of an installed package."""
+"""Location of a model: a folder, a hub id, a GGUF file, a file of an installed package, or the local copy of a URI."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ADAPTER_CONFIG", "ModelLocation", "resolve_model_location"]
+__all__ = ["ADAPTER_CONFIG", "ModelLocation", "is_remote", "local_values", "model_values", "resolve_model_location", "use_copy"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 """File that marks the folder of an adapter."""
+KEYS = ("base_model", "base_model_config", "tokenizer_config", "reference_model", "lora_model_dir")
+"""Keys that name a model, or a part of one."""
 PACKAGE_SCHEME = "pkg://"
+
+_COPIES: dict[str, Path] = {}
+"""URI -> its folder or file on this machine. A config keeps the URI, which what is written names on any machine."""
+
+
+def is_remote(given: str) -> bool:
+    """Return whether a config value is a URI, whose files are read from a copy on this machine."""
+    return "://" in given and not given.startswith((PACKAGE_SCHEME, "file://"))
+
+
+def use_copy(uri: str, path: Path) -> None:
+    """Read the model at a URI from a folder or file of this machine, in this process."""
+    _COPIES[uri] = path
+
+
+def model_values(cfg: Any) -> Iterator[tuple[str, str]]:
+    """Yield (key, value) of every model that a config names, reward models among them."""
+    yield from ((key, value) for key in KEYS if (value := getattr(cfg, key, None)) is not None)
+    trl = getattr(cfg, "trl", None)
+    for index, reward in enumerate(trl.reward_funcs or [] if trl is not None else []):
+        if "/" in reward:
+            yield f"trl.reward_funcs.{index}", reward
+
+
+def local_values(cfg: Any) -> dict[str, str]:
+    """Return the keys of models at URIs with this machine's copies, for a process that writes no names of models."""
+    return {key: str(_COPIES[value]) for key in KEYS if (value := getattr(cfg, key)) in _COPIES}
 
 
 @dataclass(frozen=True)
@@ -34,11 +64,15 @@ def resolve_model_location(given: str, key: str = "base_model") -> ModelLocation
     """Resolve a config value to the location of a model.
 
     Raises:
-        ValueError: for a local path that doesn't exist, or a package or file that is not installed.
+        ValueError: for a local path that doesn't exist, a package or file that is not installed, or a URI without a copy.
     """
     path = given
     if given.startswith(PACKAGE_SCHEME):
         path = str(_package_file(given, key))
+    if is_remote(given):
+        if given not in _COPIES:
+            raise ValueError(f"{key}: {given!r} is at a URI, which only `pipeline` fetches; copy it to this machine")
+        path = str(_COPIES[given])
     local = Path(os.path.expanduser(path))
     if local.suffix == ".gguf":
         if not local.is_file():

@@ -59,5 +59,5 @@ def test_rows_tables_and_notes(shell: None) -> None:
     html = shown._render()
     assert "5 of 10" in html and "&lt;script&gt;" in html and "saved checkpoint-000004" in html and "&lt;b&gt;7" in html
     assert "<script" not in html
-    shown.progress({"waiting": True})
-    assert "waiting for it" in shown._render()
+    shown.progress({"waiting": "process 7 on node-3"})
+    assert "process 7 on node-3 does the same work; waiting for its end" in shown._render()

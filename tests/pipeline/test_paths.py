@@ -8,7 +8,6 @@ import pytest
 
 from pipeline.config import parse_config
 from pipeline.config.paths import absolute_paths
-from pipeline.errors import UserError
 
 
 def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +40,7 @@ def test_a_uri_of_the_run_stays_and_one_of_this_machine_becomes_a_path() -> None
     assert absolute_paths(parse_config({**keys, "output_dir": "file:///runs/one"})).output_dir == "/runs/one"
 
 
-def test_prepared_data_lie_on_a_path() -> None:
-    cfg = parse_config({"base_model": "m", "datasets": [{"path": "a"}], "dataset_prepared_path": "s3://bucket/prepared"})
-    with pytest.raises(UserError, match="dataset_prepared_path: must be a folder .*, got the URI 's3://bucket/prepared'"):
-        absolute_paths(cfg)
+def test_models_at_uris_stay_and_those_of_this_machine_become_paths() -> None:
+    keys = {"base_model": "file:///models/one", "reference_model": "s3://bucket/two", "datasets": [{"path": "a"}]}
+    cfg = absolute_paths(parse_config(keys))
+    assert (cfg.base_model, cfg.reference_model) == ("/models/one", "s3://bucket/two")

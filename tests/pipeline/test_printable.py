@@ -23,6 +23,7 @@ from pipeline.doctor.result import Examination
 from pipeline.evaluation.generate import Answers
 from pipeline.evaluation.result import Evaluation
 from pipeline.evaluation.statistics import Estimate
+from pipeline.io.storage import Folder
 from pipeline.jobs.job import Job
 from pipeline.jobs.tables import job_lines, jobs_table
 from pipeline.merging.result import MergeResult
@@ -41,7 +42,13 @@ ODD = "/data/[b]x[/b]/:smile:/[/]" + "-long" * 20
 def prepared() -> Prepared:
     source = {"path": ODD, **dict.fromkeys(COUNTS, 12345)}
     return Prepared(
-        Path("p"), "f", 1, 0, 0, {"kind": "prompt", "sources": [source], "lengths": {"prompt": {"max": 7}}, "files": []}
+        Path("p"),
+        "f",
+        1,
+        0,
+        0,
+        {"kind": "prompt", "sources": [source], "lengths": {"prompt": {"max": 7}}, "files": []},
+        Folder(Path("p")),
     )
 
 
@@ -76,7 +83,7 @@ RESULTS: dict[type[Printable], Callable[[], RenderableType]] = {
     MergeResult: lambda: MergeResult(ODD, 9, 2, 3 * 10**9, "bfloat16", None),
     Prepared: prepared,
     Preview: lambda: Preview(prepared(), object(), examples=0),  # type: ignore[arg-type]  # no row is decoded
-    Scores: lambda: Scores(Path(ODD), "f", 52, 8, {}),
+    Scores: lambda: Scores(Path(ODD), "f", 52, 8, {}, Folder(Path(ODD))),
     SweepResult: sweep,
     TrainResult: run,
 }

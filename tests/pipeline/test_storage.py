@@ -16,7 +16,8 @@ from pyarrow import fs
 
 from pipeline.data.sources.filesystem import File, list_files
 from pipeline.errors import UserError
-from pipeline.io.storage import Folder, Location, RetryingS3, inside, locate, reason
+from pipeline.io.filesystems import RetryingS3
+from pipeline.io.storage import Folder, Location, inside, locate, reason
 from tests.s3 import Bucket
 
 

@@ -14,6 +14,7 @@ from pipeline.data.plan import make_plan
 from pipeline.data.process_shard import Job, stage_shard
 from pipeline.data.transforms import load_transform, pair_text
 from pipeline.errors import UserError
+from pipeline.io.storage import Folder
 from strategies.plugins import Plugins, load_plugins
 from tests.pipeline.data.conftest import make_config, write_jsonl
 from tests.plugins.conftest import Write
@@ -36,10 +37,9 @@ def stage(folder: Path, rows: list[Any]) -> list[dict[str, Any]]:
     """The work of a task, in this process."""
     config = make_config(folder, {"path": str(write_jsonl(folder / "rows.jsonl", rows)), "type": "mine"})
     plan = make_plan(config, tiny_tokenizer(), 2000)
-    staging = folder / "staging"
-    staging.mkdir(exist_ok=True)
     plugins = Plugins(("my_type",), (str(folder),))
-    job = Job("dpo", tiny_tokenizer(), plan.datasets, plan.templates, plan.shards, 2048, "drop", 2000, staging, plugins)
+    settings = (2048, "drop", 2000, Folder(folder), plugins)
+    job = Job("dpo", tiny_tokenizer(), plan.datasets, plan.templates, plan.shards, *settings)
     return list(stage_shard(job, plan.shards[0]))
 
 

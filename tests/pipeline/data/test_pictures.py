@@ -459,7 +459,7 @@ def test_an_unreachable_host_is_asked_once(tmp_path: Path) -> None:
 
 
 def test_googles_storage_is_not_asked_for_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.io.storage.INTERACTIVE_TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr("pipeline.io.filesystems.INTERACTIVE_TIMEOUT", timedelta(seconds=1))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         query = f"?scheme=http&endpoint_override=127.0.0.1:{taken.getsockname()[1]}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +20,7 @@ from pipeline.data import prepare
 from pipeline.data.store import open_store
 from pipeline.errors import UserError
 from pipeline.io.retry import waits
+from pipeline.io.storage import Folder
 from pipeline.ray.tasks import run_on_ray
 from tests.pipeline.data.conftest import SHARED_DATA, make_config, prepare_here, write_jsonl
 from tests.tiny import pairs
@@ -335,7 +338,7 @@ def test_a_killed_run_computes_only_what_is_missing(tmp_path, tokenizer, monkeyp
     staged = sorted((tmp_path / "prepared").glob("*/staging/*.parquet"))
     assert len(staged) == 3
     times = {file: file.stat().st_mtime_ns for file in staged}
-    monkeypatch.setattr("pipeline.data.preparation.shutil.rmtree", lambda folder: None)
+    monkeypatch.setattr(Folder, "delete", lambda folder, name: None)
     prepared = prepare_here(make_config(tmp_path, {"path": str(path)}), tokenizer, rows_per_part=10)
     assert {file: file.stat().st_mtime_ns for file in staged} == times
     assert numbers(prepared) == list(range(100))
@@ -351,8 +354,10 @@ def test_of_two_runs_one_waits(tmp_path, tokenizer):
         raise AssertionError("the other one has done it")
 
     with ThreadPoolExecutor() as threads:
-        waiting = threads.submit(prepare, cfg, tokenizer, rows_per_part=10, executor=no_work)
-        wait_for(lambda: "another process, which prepares the same data" in waits)
+        said: list[Any] = []
+        waiting = threads.submit(prepare, cfg, tokenizer, said.append, rows_per_part=10, executor=no_work)
+        wait_for(lambda: any(f"process {process.pid} on " in wait for wait in waits))
+        assert [state["waiting"] for state in said] == [f"process {process.pid} on {socket.gethostname()}"]
         assert process.communicate("\n")[0].endswith("done 100\n")
         assert numbers(waiting.result()) == list(range(100))
 

@@ -12,6 +12,7 @@ from pipeline.data.process_shard import Job, stage_shard
 from pipeline.data.sources.shards import survey
 from pipeline.data.tokenize import tokenise
 from pipeline.errors import UserError
+from pipeline.io.storage import Folder
 from strategies.plugins import Plugins
 from tests.pipeline.data.conftest import write_jsonl
 from tests.tiny import pairs
@@ -30,7 +31,7 @@ def make_job(tmp_path, tokenizer):
             (None,),
             shards,
             rows_per_part=rows_per_part,
-            folder=tmp_path / "staging",
+            store=Folder(tmp_path),
             plugins=Plugins(),
             **settings,
         )
@@ -46,7 +47,7 @@ def test_parts_hold_rows_in_order(make_job, tokenizer):
     job = make_job(pairs(10))
     parts = stage(job)
     assert [(part["read"], part["rows"], part["end"]) for part in parts] == [(4, 4, 4), (4, 4, 8), (2, 2, 10)]
-    table = pq.read_table(job.folder / parts[1]["part"])
+    table = pq.read_table(job.staging.where / parts[1]["part"])
     assert table["row_number"].to_pylist() == [5, 6, 7, 8]
     assert table["prompt"].to_pylist() == [row["prompt"] for row in pairs(10)[4:8]]
     row = table.to_pylist()[0]
@@ -58,7 +59,7 @@ def test_rejected_rows_keep_their_place_and_reason(make_job):
     job = make_job([*pairs(2), {"prompt": "Q", "chosen": "C"}, {"prompt": "", "chosen": "C", "rejected": "R"}])
     (part,) = stage(job)
     assert (part["read"], part["rows"], part["rejected"]) == (4, 2, 2)
-    rows = pq.read_table((job.folder / part["part"]).with_suffix(".rejected")).to_pylist()
+    rows = pq.read_table((job.staging.where / part["part"]).with_suffix(".rejected")).to_pylist()
     assert [(row["row_number"], row["reason"]) for row in rows] == [
         (3, "no column 'rejected' (the row has prompt, chosen)"),
         (4, "'prompt' is empty"),
@@ -71,7 +72,7 @@ def test_rejected_rows_keep_their_place_and_reason(make_job):
 def test_parts_that_are_there_are_left_alone(make_job, name):
     job = make_job(pairs(10), name=name)
     first = stage(job)
-    paths = [job.folder / part["part"] for part in first]
+    paths = [job.staging.where / part["part"] for part in first]
     paths[1].unlink()
     times = [path.stat().st_mtime_ns for path in (paths[0], paths[2])]
     assert stage(job) == first
@@ -98,7 +99,7 @@ def test_long_rows_truncated(make_job):
     job = make_job(rows, sequence_len=8, excess_length_strategy="truncate")
     (part,) = stage(job)
     assert (part["too_long"], part["rows"], part["truncated"]) == (1, 1, 1)
-    assert pq.read_table(job.folder / part["part"])["chosen_length"].to_pylist() == [3]
+    assert pq.read_table(job.staging.where / part["part"])["chosen_length"].to_pylist() == [3]
 
 
 def test_megabytes_are_cut_before_tokens_are_counted(make_job, monkeypatch, tokenizer):
@@ -113,7 +114,7 @@ def test_megabytes_are_cut_before_tokens_are_counted(make_job, monkeypatch, toke
     (part,) = stage(job)
     assert (part["rows"], part["too_long"], part["truncated"], part["rejected"]) == (1, 2, 1, 0)
     assert [max(map(len, text.sequences)) < 10_000 for text in seen] == [True]
-    chosen = pq.read_table(job.folder / part["part"])["chosen_ids"].to_pylist()[0]
+    chosen = pq.read_table(job.staging.where / part["part"])["chosen_ids"].to_pylist()[0]
     assert tokenizer.decode(chosen) == ("a " * 64)[: 64 - len("12345")]
 
 
@@ -139,7 +140,7 @@ def test_a_full_disk_leaves_what_was_complete(make_job, monkeypatch):
     monkeypatch.setattr(pq, "write_table", write_table)
     with pytest.raises(OSError, match="No space left"):
         stage(job)
-    assert len(list(job.folder.iterdir())) == 1
+    assert len(list(job.staging.where.iterdir())) == 1
     assert len(stage(job)) == 3
     assert len(calls) == 4
 
@@ -155,7 +156,7 @@ class TestControlTokensAsText:
     def staged(self, make_job, row, **changes):
         job = make_job([row], **changes)
         (part,) = stage(job)
-        return part, pq.read_table(job.folder / part["part"]).to_pylist()
+        return part, pq.read_table(job.staging.where / part["part"]).to_pylist()
 
     def test_they_are_text_and_the_templates_stay(self, make_job, tokenizer):
         part, (row,) = self.staged(make_job, TALK, encode_special_tokens=False)

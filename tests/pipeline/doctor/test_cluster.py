@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.config import RayConfig
 from pipeline.config import parse_config
 from pipeline.doctor.checks import Check
 from pipeline.doctor.cluster import check_checkpoint, check_nodes, check_resources, quick_checks
 from pipeline.doctor.machine import Gpu, Gpus
-from pipeline.doctor.node import TEMPORARY, ProbeRequest, Resource
+from pipeline.doctor.node import CACHE, TEMPORARY, ProbeRequest, Resource
 from pipeline.doctor.nodes import ProbeReport, names_of
 from tests.pipeline.doctor.facts import GIB, answers_of, node
 
@@ -65,6 +66,17 @@ def test_storage_that_is_not_shared() -> None:
 def test_storage_that_can_not_be_written() -> None:
     found = quick(answers_of(node(A), node(B, unwritable={"output_dir": "Permission denied"})))
     assert found["output_dir"] == Check("output_dir", "fail", f"can't be written: Permission denied (on {B})")
+
+
+def test_the_cache_of_each_node() -> None:
+    keys = ProbeRequest("run", ray=RayConfig(cache_dir="/fast"))
+    free = {CACHE: 7 * GIB, TEMPORARY: 50 * GIB}
+    fine = {check.name: check for check in check_nodes(answers_of(node(A, disks=free)), keys, {})}
+    assert fine["node cache"] == Check("node cache", "pass", f"at least 7.0 GiB free for rows and models (on {A})")
+    bad = answers_of(node(A, disks=free), node(B, disks=free, unwritable={CACHE: "Read-only file system"}))
+    found = {check.name: check for check in check_nodes(bad, keys, {})}["node cache"]
+    assert found.status == "fail"
+    assert found.finding == f"can't be written: Read-only file system (on {B}); set ray.cache_dir, or PREFRAY_CACHE there"
 
 
 def test_models_and_data_that_can_not_be_reached() -> None:

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.config import load_config, parse_config
 from pipeline.doctor.machine import Machine
-from pipeline.doctor.memory import Diagnosis, Room, check_rows, diagnose, row_bytes, this_machine, usable, verdict
+from pipeline.doctor.memory import HELD_PER_ROW, Diagnosis, Room, check_rows, diagnose, row_bytes, this_machine, usable, verdict
 from pipeline.errors import RunFailed, UserError
+from pipeline.io.cache import NodeCache
 from strategies.memory import Measured
 from tests.pipeline.data.conftest import prepare_here, write_jsonl
 from tests.tiny import pairs, tiny_model, tiny_tokenizer
@@ -61,17 +62,18 @@ def test_rows_are_counted_once_they_are_prepared(recipe: Path, tmp_path: Path) -
     before = diagnose(cfg)
     assert "not prepared yet" in next(check.finding for check in before.checks if check.name == "rows")
     prepared = prepare_here(cfg)
-    assert check_rows(cfg)[1] > 0
+    assert check_rows(cfg)[1] == 9 * HELD_PER_ROW
     table = prepared.read("train", ["row_id", "prompt_ids", "chosen_ids", "rejected_ids"])
     answers = sum(map(len, table["chosen_ids"].to_pylist() + table["rejected_ids"].to_pylist()))
     size, tokens = row_bytes(cfg, prepared)
     scores = 4 * answers + 2 * 4 * 9
     assert size - scores == pytest.approx(table.nbytes, rel=0.05)
     after = diagnose(cfg)
-    assert f"9 with {tokens:,} tokens" in next(check.finding for check in after.checks if check.name == "rows")
-    assert after.estimate.total - before.estimate.total == after.estimate.rows == size
+    found = next(check.finding for check in after.checks if check.name == "rows")
+    assert f"9 with {tokens:,} tokens" in found and str(NodeCache.of(cfg.ray).root) in found
+    assert after.estimate.total - before.estimate.total == after.estimate.rows == 9 * HELD_PER_ROW
     live = load_config(recipe, ["sequence_len=512", "reference=live"])
-    assert check_rows(live)[1] == size - scores
+    assert row_bytes(live, prepared)[0] == size - scores
 
 
 def test_a_checkpoint_is_counted(recipe: Path) -> None:

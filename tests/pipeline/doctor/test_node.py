@@ -11,7 +11,8 @@ import ray
 import torch
 import trl
 
-from pipeline.doctor.node import ProbeRequest, Resource, code_digest, inspect_node, list_probes, remove_probes
+from cluster.config import RayConfig
+from pipeline.doctor.node import CACHE, ProbeRequest, Resource, code_digest, inspect_node, list_probes, remove_probes
 from pipeline.doctor.reachability import reach
 from pipeline.io.storage import Folder
 from tests.s3 import Bucket
@@ -46,6 +47,13 @@ def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
     facts = inspect_node(probe, "here", "127.0.0.1", gpus=0)
     assert list(facts.unwritable) == ["output_dir"] and "Not a directory" in facts.unwritable["output_dir"]
     assert list_probes(probe) == {"output_dir": []}
+
+
+def test_a_cache_that_can_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, problems in (("new", {}), ("file/cache", {CACHE: "Not a directory"})):
+        facts = inspect_node(ProbeRequest("run", ray=RayConfig(cache_dir=str(tmp_path / folder))), "here", "127.0.0.1", gpus=0)
+        assert facts.unwritable == problems and facts.disks[CACHE] > 0
 
 
 def test_what_was_in_a_folder_stays(tmp_path: Path) -> None:

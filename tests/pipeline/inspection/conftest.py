@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.config import RunConfig, parse_config
 from pipeline.data import Prepared, prepare
-from pipeline.inspection.parts import parts_of, read_part
-from pipeline.io.atomic import write_json
-from pipeline.io.digests import as_written
+from pipeline.data.store import prepared_root
+from pipeline.inspection.parts import parts_of
+from pipeline.io.digests import written
 from pipeline.ray.tasks import run_here
 from pipeline.reference import Scores
 from pipeline.reference.plan import make_plan
@@ -49,17 +49,16 @@ def scored(cfg: RunConfig, prepared: Prepared, model: Any) -> Scores:
     hidden = cfg.ray.score.hidden_states
     scorer = PairScorer(model.eval(), 2 * cfg.sequence_len, keep_hidden=hidden)
     plan = make_plan(cfg, prepared, resolve_precision(cfg, use_gpu=False))
-    folder = prepared.path.parent / "reference" / plan.fingerprint
+    folder = prepared_root(cfg.dataset_prepared_path).subfolder("reference").subfolder(plan.fingerprint)
     files = []
     for part, number in parts_of(prepared).items():
-        table = read_part(prepared.path, part, ["row_id", "prompt_ids", "chosen_ids", "rejected_ids"])
+        table = prepared.read_part(part, ["row_id", "prompt_ids", "chosen_ids", "rejected_ids"])
         logps = scorer.score(table.to_pylist())
         states = [(one.chosen, one.rejected) for one in scorer.hidden]
-        (folder / part).parent.mkdir(parents=True, exist_ok=True)
-        write_scores(folder / part, table, logps, scorer.forwards, states)
-        files.append({"file": part, "rows": number, **as_written(folder / part)})
+        write_scores(folder, part, table, logps, scorer.forwards, states)
+        files.append({"file": part, "rows": number, **written(folder.read_bytes(part))})
     manifest = {"fingerprint": plan.fingerprint, "files": files, "inputs": plan.inputs}
-    write_json(manifest, folder / "manifest.json")
+    folder.write_json("manifest.json", manifest)
     scores = open_scores(folder, plan)
     assert scores is not None
     return scores

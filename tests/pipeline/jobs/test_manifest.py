@@ -186,15 +186,52 @@ def test_what_is_wrong_is_one_message(words: list[str], message: str) -> None:
 
 def test_outputs_must_be_shared() -> None:
     for target in MANIFESTS:
-        found = refused({"output_dir": "run", "dataset_prepared_path": "s3://bucket/prepared"}, target)
+        found = refused({"output_dir": "run", "dataset_prepared_path": "prepared"}, target)
         assert found.splitlines() == [
-            "output_dir: 'run' is relative, and each node would have its own; give an absolute path on storage that all nodes "
-            "share, or a URI: --set output_dir=...",
-            "dataset_prepared_path: must be a folder that all nodes share, got the URI 's3://bucket/prepared'",
+            f"{key}: {value!r} is relative, and each node would have its own; give an absolute path on storage that all nodes "
+            f"share, or a URI: --set {key}=..."
+            for key, value in (("output_dir", "run"), ("dataset_prepared_path", "prepared"))
         ]
     assert ask({"output_dir": "s3://bucket/run"}).output_dir == "s3://bucket/run"
     assert ask({"output_dir": "~/run"}, "slurm").output_dir == "~/run"
     assert "'~/run' is relative" in refused({"output_dir": "~/run"})
+
+
+BUCKET = {
+    "base_model": "s3://bucket/model",
+    "reference_model": "org/reference",
+    "dataset_prepared_path": "s3://bucket/prepared",
+    "output_dir": "s3://bucket/run",
+}
+
+
+@pytest.mark.parametrize("target", MANIFESTS)
+def test_a_bucket_needs_no_shared_storage(target: str) -> None:
+    request = ask(BUCKET, target, region="us-west-2", worker_type="g6.4xlarge")
+    text = MANIFESTS[target](request)
+    assert (request.stores, request.shares_nothing) == ("s3", True)
+    assert "persistentVolumeClaim" not in text and "--volume" not in text
+    assert " share a bucket" in text and "AWS_ACCESS_KEY_ID" in text
+    storage = {"claim": "scratch"} if target == "kuberay" else {"mount": "/mnt/shared"}
+    assert "the nodes need no shared storage; leave it out" in refused(BUCKET, target, **storage)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [{"output_dir": "/mnt/shared/run"}, {"dataset_prepared_path": "/mnt/shared/p"}, {"base_model": "/mnt/shared/m"}],
+)
+def test_what_is_on_a_path_keeps_the_claim(recipe: dict[str, str]) -> None:
+    request = ask({**BUCKET, **recipe}, claim="scratch")
+    assert not request.shares_nothing
+    assert MANIFESTS["kuberay"](request).count("claimName") == 2
+
+
+def test_where_the_keys_of_a_store_come_from() -> None:
+    assert "--secret NAME" in MANIFESTS["kuberay"](ask(BUCKET))
+    assert "--secret NAME" not in MANIFESTS["kuberay"](ask(BUCKET, secret="bucket-keys"))
+    google = {"output_dir": "gs://bucket/run", "datasets": [{"path": "org/pairs"}]}
+    assert "called in: what the store's client reads" in MANIFESTS["slurm"](ask(google, "slurm"))
+    assert ask({**google, "output_dir": "file:///mnt/run"}).stores is None
 
 
 def test_outputs_must_be_on_the_claim() -> None:

@@ -305,7 +305,11 @@ def test_a_quantized_run_is_merged_into_what_is_stored(copied: Path) -> None:
     assert result.differences is not None and result.dtype == "float32"
 
 
-def test_at_uris(adapter: Path, s3: Bucket, tmp_path: Path) -> None:
+def test_at_uris(base: Path, adapter: Path, s3: Bucket, tmp_path: Path) -> None:
+    """The base too, which the adapter names by its URI."""
+    change(adapter / "adapter_config.json", base_model_name_or_path=s3.uri("base"))
+    for file in base.iterdir():
+        Folder(s3.uri("base")).write(file.name, file.read_bytes())
     for file in adapter.iterdir():
         Folder(s3.uri("adapter")).write(file.name, file.read_bytes())
     with pytest.raises(UserError, match="--output: must be given for an adapter at a URI"):

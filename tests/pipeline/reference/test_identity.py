@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.errors import UserError
 from pipeline.io.digests import file_digest
+from pipeline.io.storage import Folder
 from pipeline.reference.fingerprint import base_fingerprint, pin_base, pin_revision, reference_identity
-from pipeline.reference.hashing import ids_digest
+from pipeline.reference.hashing import ids_digests
 from pipeline.reference.precision import Precision, resolve_precision
 from tests.tiny import adapter_folder, save_tiny, tiny_tokenizer
 
@@ -147,9 +149,9 @@ def test_text_counts_for_nothing_and_every_token_counts(prepared: Any, tmp_path:
         place = table.column_names.index(column)
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
         pq.write_table(table.set_column(place, table.schema.field(column), values), path)
-        return ids_digest(path)
+        return ids_digests(replace(prepared, folder=Folder(tmp_path)), [path.name])[0]
 
-    first = ids_digest(file)
+    (first,) = ids_digests(prepared, prepared.parts("train")[:1])
     assert digest("chosen", pa.array(["other"] * len(table), pa.large_string())) == first
     ids = table["chosen_ids"].to_pylist()
     ids[-1][-1] += 1

@@ -16,9 +16,10 @@ from pipeline.config import RunConfig, parse_config
 from pipeline.data.pictures import IMAGES, picture_column
 from pipeline.data.store import Prepared
 from pipeline.errors import UserError
+from pipeline.io.storage import Folder
 from pipeline.reference import check_pictures
 from pipeline.reference.actor import Job, ReferenceActor
-from pipeline.reference.hashing import ids_digest, row_hashes
+from pipeline.reference.hashing import ids_digests, row_hashes
 from pipeline.reference.plan import make_plan
 from pipeline.reference.precision import Precision
 from pipeline.reference.score_files import LOGPS, Task, read_scores
@@ -69,8 +70,9 @@ def test_the_digest_of_a_part_has_its_pictures(store: Prepared, tmp_path: Path) 
     digests = []
     for number, kept in enumerate((table, table.drop_columns([IMAGES]), table.slice(0, 4))):
         pq.write_table(kept, tmp_path / f"{number}.parquet")
-        digests.append(ids_digest(tmp_path / f"{number}.parquet"))
-    assert len(set(digests)) == 3 and digests[0] == ids_digest(store.train_files()[0])
+        here = replace(store, folder=Folder(tmp_path), manifest={**store.manifest, "pictures": number != 1})
+        digests += ids_digests(here, [f"{number}.parquet"])
+    assert len(set(digests)) == 3 and digests[:1] == ids_digests(store, store.parts("train")[:1])
 
 
 def test_the_processor_is_a_part_of_the_fingerprint(store: Prepared, root: Path) -> None:
@@ -87,16 +89,17 @@ def test_the_processor_is_a_part_of_the_fingerprint(store: Prepared, root: Path)
 
 
 def test_an_actor_scores_what_a_scorer_in_this_process_does(store: Prepared, root: Path, tmp_path: Path) -> None:
-    job = Job(recipe(root / "base"), store.path, tmp_path, 700, "tokens_per_forward", PRECISION, False, False, 1, pictures=True)
+    budget = (700, "tokens_per_forward", PRECISION)
+    job = Job(recipe(root / "base"), store, Folder(tmp_path), *budget, grown=False, use_gpu=False, threads=1, pictures=True)
     task = Task("train/part-00000.parquet", 1, 5)
     done = ReferenceActor(job).run(task)
     assert done["rows"] == 4 and done["padded_because"] is None
     vision = llava()
     rows = store.read("train").slice(1)
-    column = picture_column(store.path, rows[IMAGES])
+    column = picture_column(store.folder, rows[IMAGES])
     rows = rows.set_column(rows.column_names.index(IMAGES), IMAGES, column).to_pylist()
     expected = PairScorer(vision.model.eval(), 10_000, vision=VisionProcessing(vision.processor)).score(rows)
-    scores = read_scores(task.staged(tmp_path))
+    scores = read_scores(Folder(tmp_path), task.staged)
     assert scores is not None
     for row, pair in zip(scores.to_pylist(), expected, strict=True):
         for name, values in zip(LOGPS, pair, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_a_killed_run_is_continued_by_one_of_two_at_once(
         following.gate.touch()
 
     mine = score(copied_data, prepared, progress=go_on, rows_per_task=ROWS_PER_TASK)  # while the other is at it
-    assert [state.get("waiting") for state in seen] == [True]
+    assert [state.get("waiting") for state in seen] == [f"process {following.process.pid} on {socket.gethostname()}"]
     output, errors = following.process.communicate(timeout=300)
     assert output.split() == ["done", str(following.forwards)], errors
     assert mine.forwards == 0

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline import score
 from pipeline.errors import UserError
+from pipeline.io.storage import Folder
 from pipeline.reference.actor import Job, ReferenceActor
 from pipeline.reference.precision import resolve_precision
 from pipeline.reference.score_files import Task
@@ -94,7 +95,7 @@ def actor_of(cfg: Any, prepared: Any, staging: Path) -> ReferenceActor:
     budget = {"tokens_per_forward": 512, "budget_key": "tokens_per_forward"}
     precision = resolve_precision(cfg, use_gpu=False)
     return ReferenceActor(
-        Job(cfg, prepared.path, staging, **budget, precision=precision, grown=False, use_gpu=False, threads=1)
+        Job(cfg, prepared, Folder(staging), **budget, precision=precision, grown=False, use_gpu=False, threads=1)
     )
 
 
@@ -103,7 +104,7 @@ def test_a_continued_adapter_is_a_part_of_the_reference(recipe: Any, prepared: A
     policy = PeftModel.from_pretrained(tiny_model(tiny_tokenizer()), adapter).eval()
     task = Task("train/part-00001.parquet", 3, 8)
     actor_of(recipe(adapter="lora", lora_model_dir=adapter), prepared, tmp_path).run(task)
-    found = pq.read_table(task.staged(tmp_path)).to_pylist()
+    found = pq.read_table(tmp_path / task.staged).to_pylist()
     rows = pq.read_table(prepared.path / task.part).slice(3, 5).to_pylist()
     for row, logps in zip(rows, found, strict=True):
         expected = plain_logps(policy, row["prompt_ids"], row["chosen_ids"])

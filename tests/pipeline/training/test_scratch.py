@@ -12,12 +12,13 @@ import pytest
 from benchmarks.chaos import training_workers
 from pipeline import train, tune
 from pipeline.errors import RunFailed, UserError
+from pipeline.io import lease
 from pipeline.io.storage import Folder
-from pipeline.runs import owner
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.owner import OWNER, owned
 from pipeline.runs.scratch import new_scratch, open_scratch, remove_everywhere, remove_scratch, scratch_of
 from pipeline.tuning.folder import REPORT
+from tests.leases import another, holder_of, take_over
 from tests.pipeline.training.test_train import Recorder
 
 
@@ -99,32 +100,32 @@ def test_a_folder_that_another_writes_is_refused(recipe: Any, ray_session: Any, 
 
 
 def test_a_run_whose_folder_was_taken_over_ends(recipe: Any, ray_session: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(owner, "BEAT_S", 0.05)
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
 
     class Away(Recorder):
         def record(self, record: dict[str, Any]) -> None:
             if record["step"] == 2:
-                Folder(tmp_path / "run").write(OWNER, json.dumps({"id": "another", "process": 1, "beat": 0}))
+                take_over(Folder(tmp_path / "run"), OWNER, another())
 
-    with pytest.raises(RunFailed, match="was taken over by another process while this one gave no sign of life"):
+    with pytest.raises(RunFailed, match="was taken over by process 7 on node-7 while this process gave no sign of life"):
         train(recipe(tmp_path / "run", num_epochs=50, save_steps=1, eval_steps=200), display=Away())
     assert not training_workers()
-    assert json.loads((tmp_path / "run" / OWNER).read_text())["id"] == "another"
+    assert str(holder_of(Folder(tmp_path / "run"), OWNER)) == "process 7 on node-7"
 
 
 def test_a_sweep_whose_folder_was_taken_over_ends(recipe: Any, ray_session: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """And writes nothing any more."""
-    monkeypatch.setattr(owner, "BEAT_S", 0.05)
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
     folder, said = Folder(tmp_path / "sweep"), list[str]()
 
     class Away(Recorder):
         def log(self, text: str) -> None:
             said.append(text)
             if "step" in text:
-                folder.write(OWNER, json.dumps({"id": "another", "process": 1, "beat": 0}))
+                take_over(folder, OWNER, another())
 
     section = {"space": {"learning_rate": {"grid": [1e-3, 1e-4]}}, "search": "grid", "baseline": False}
-    with pytest.raises(RunFailed, match="was taken over by another process while this one gave no sign of life"):
+    with pytest.raises(RunFailed, match="was taken over by process 7 on node-7 while this process gave no sign of life"):
         tune(recipe(tmp_path / "sweep", tune=section, num_epochs=50, save_steps=1, eval_steps=1), display=Away())
     assert not training_workers()
     assert said and not [text for text in said if "has finished" in text]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import parse_config
-from pipeline.io.storage import RetryingS3
+from pipeline.io.filesystems import RetryingS3
 from pipeline.tuning.earlier import NAMES, earlier_names
 from pipeline.tuning.monitor import MonitorCallback
 from pipeline.tuning.objective import SweepObjective
