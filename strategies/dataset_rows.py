@@ -193,15 +193,15 @@ def select(rows: Any, kind: BatchKind) -> Any:
     return plain if set(wanted) == set(row) else plain.select_columns(wanted)
 
 
-def picture_counts(rows: Any) -> list[int]:
-    """Return the number of pictures of each row."""
+def picture_counts(rows: Any) -> NDArray[np.int64]:
+    """Return the number of pictures of each row, shape (rows,)."""
     if not isinstance(rows, Dataset):
-        return [len(row.get("images") or ()) + (row.get("image") is not None) for row in rows]
+        return np.array([len(row.get("images") or ()) + (row.get("image") is not None) for row in rows], dtype=np.int64)
     counts = np.zeros(len(rows), dtype=np.int64)
     for name in (name for name in PICTURES if name in rows.column_names):
         tables = rows.select_columns([name]).with_format("arrow").iter(10_000)
         counts += np.concatenate([_values(table[name]) for table in tables])
-    return counts.tolist()
+    return counts
 
 
 def _values(column: pa.ChunkedArray) -> NDArray[np.int64]:
@@ -216,7 +216,7 @@ def have_pictures(rows: Any) -> bool:
     if isinstance(rows, dict):
         return any(map(have_pictures, rows.values()))
     # Not of a stream, which is read once: its rows are checked then.
-    return rows is not None and not isinstance(rows, IterableDataset) and any(picture_counts(rows))
+    return rows is not None and not isinstance(rows, IterableDataset) and bool(picture_counts(rows).any())
 
 
 def placeholder_rows(kind: BatchKind) -> Dataset:

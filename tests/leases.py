@@ -10,6 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
 from pipeline.errors import RunFailed, UserError
 from pipeline.io import holder, lease, lease_records
 from pipeline.io.holder import Holder, here, parse
@@ -20,6 +23,19 @@ from pipeline.io.storage import Folder
 __all__ = ["NAME", "HoldingProcess", "another", "give_sign", "holder_of", "leave", "take_over"]
 
 NAME = "it.lease"
+
+
+class SharedFileSystem(LocalFileSystem):
+    """`shared:///folder`, by fsspec: stands for storage that several processes reach and that has no conditional writes."""
+
+    protocol = "shared"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("shared://"))
+
+
+fsspec.register_implementation("shared", SharedFileSystem, clobber=True)
 
 
 def another(**changes: Any) -> Holder:

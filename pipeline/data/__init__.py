@@ -7,6 +7,7 @@ row_kinds.py      kinds of rows by method: a pair, a labelled completion, a prom
 tokenize.py       converts text to ids; truncation.py drops or truncates long rows
 plan.py           resolves a config to sources and settings; fingerprint.py hashes them
 process_shard.py  writes the staged parts of one shard, in a task of pipeline/ray/tasks.py; columns.py is their table
+staged_parts.py   staged parts as files, which a killed preparation finds again
 split.py          assigns rows to train, eval or duplicates; write_store.py writes the store
 preparation.py    runs the whole stage; store.py reads the store, preview.py displays it
 """

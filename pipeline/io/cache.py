@@ -54,7 +54,7 @@ class Item:
     what: str
     """Names it in messages, in the plural: "the training rows"."""
     size: Callable[[], int]
-    """Returns the bytes that it will take, roughly; called only if it must be filled."""
+    """Returns the bytes that it will take, roughly; called only if it must be filled. May raise UserError."""
     fill: Callable[[Path], None]
     """Writes its files into an empty folder; may raise OSError for that folder's disk, and UserError for anything else."""
 
@@ -141,7 +141,7 @@ class NodeCache:
         with _locked(self.root / ".lock"):
             # A damaged one may be mapped by others still, whose pages outlive the names of its files.
             _remove(folder)
-            for partial in self.root.glob("*.partial"):
+            for partial in self._partials():
                 self._remove_leftover(partial, folder)
             evictable = self._least_recent()
             while not self._fits(size):
@@ -161,6 +161,10 @@ class NodeCache:
         with suppress(BlockingIOError), _locked(self.root / f"{key}.fill", fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(partial)
 
+    def _partials(self) -> list[Path]:
+        # By their whole names: the folder may hold what is somebody else's.
+        return [path for path in self.root.iterdir() if re.fullmatch(r"[\w-]+\.\d+\.partial", path.name)]
+
     def _entries(self) -> list[Path]:
         return [listing.parent for listing in self.root.glob(f"*/{LISTING}") if "." not in listing.parent.name]
 
@@ -169,7 +173,7 @@ class NodeCache:
 
     def _taken(self) -> int:
         """Return the bytes of all entries, and those reserved for what is being filled."""
-        reserved = sum(int(partial.name.split(".")[1]) for partial in self.root.glob("*.partial"))
+        reserved = sum(int(partial.name.split(".")[1]) for partial in self._partials())
         return reserved + sum(_listing(entry).get("bytes", 0) for entry in self._entries())
 
     def _fits(self, size: int) -> bool:

@@ -113,6 +113,8 @@ class RetryingS3(fs.S3FileSystem):
     """
 
     def __init__(self, **options: Any) -> None:
+        # One request for a small file, where three would announce, send and complete it.
+        options["allow_delayed_open"] = True
         super().__init__(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -22,6 +22,8 @@ POLL_S = 1.0
 """Seconds between two looks at another's lease."""
 AGAIN_S = 0.05
 """Seconds until the next try, when another process came first."""
+UNREADABLE = Holder(id="", validity=2.0)
+"""Holder of what is no record: it may be being written, on storage where that is visible."""
 _HELD: set[str] = set()
 """Ids of this process's leases."""
 
@@ -50,7 +52,7 @@ class Lease:
 
         Raises:
             RunFailed: when the lease is lost.
-            OSError: when storage has failed for minutes, so that nobody knows; some stores raise pyarrow.ArrowException.
+            OSError: when storage has failed for minutes, so that it is unknown; some stores raise pyarrow.ArrowException.
         """
         if self._is_overdue:
             with_retries(self.renew, "the renewal of a lease")
@@ -142,27 +144,34 @@ def _claim(folder: Folder, records: Records, me: Holder, on_wait: Callable[[Hold
     watch = _Watch()
     while True:
         found, holder = watch.read(records)
-        if found is None:
+        if found is None or holder is None:
             version = records.create(me.record(0))
-        elif holder is not None and holder.id == me.id:
+        elif holder.id == me.id:
             return found.version  # written by a request whose answer was lost
-        elif holder is None or _has_ended(holder) or watch.has_expired(found, holder):
+        elif _has_ended(holder) or watch.has_expired(found, holder):
             version = records.take_over(found.version, me.record(0))
         else:
-            is_new = watch.look(found, holder)
-            if on_wait is None and (holder.is_here or watch.has_seen_life):
-                raise LeaseTaken(folder, holder)
-            if on_wait is not None and is_new:
-                on_wait(holder)
-            version, what = (
-                None,
-                "a sign of life of {}, which wrote {} last" if on_wait is None else "{}, which does the same work in {}",
-            )
-            with waiting_for(what.format(holder, folder.where)):
-                time.sleep(POLL_S)
+            watch.look(found, holder)
+            _wait(folder, holder, watch, on_wait)
+            continue
         if version is not None:
             return version
         time.sleep(AGAIN_S)
+
+
+def _wait(folder: Folder, holder: Holder, watch: _Watch, on_wait: Callable[[Holder], None] | None) -> None:
+    """Let some time pass before the next look, or raise LeaseTaken."""
+    if on_wait is None:
+        if holder.is_here or watch.has_seen_life:
+            raise LeaseTaken(folder, holder)
+        what = f"a sign of life of {holder}, which wrote {folder.where} last"
+    else:
+        if holder.id not in watch.announced:
+            watch.announced.add(holder.id)
+            on_wait(holder)
+        what = f"{holder}, which does the same work in {folder.where}"
+    with waiting_for(what):
+        time.sleep(POLL_S)
 
 
 class _Watch:
@@ -173,6 +182,8 @@ class _Watch:
         self._looks = 0
         self.has_seen_life = False
         """Whether a renewal was seen, or a new holder."""
+        self.announced = {UNREADABLE.id}
+        """Ids of holders that `on_wait` was called with."""
 
     def read(self, records: Records) -> tuple[Found | None, Holder | None]:
         """Read a record; storage that fails later than at the first time is waited for."""
@@ -180,15 +191,13 @@ class _Watch:
             return _look(records)
         return with_retries(lambda: _look(records), "the look at a lease", self._start_again)
 
-    def look(self, found: Found, holder: Holder) -> bool:
-        """Take note of a record; return whether its holder is another one than before."""
-        is_new = self._seen is None or self._seen[0] != holder.id
+    def look(self, found: Found, holder: Holder) -> None:
+        """Take note of a record that is held."""
         if self._seen == (holder.id, found.version):
             self._looks += 1
         else:
             self.has_seen_life = self._seen is not None
             self._seen, self._looks = (holder.id, found.version), 0
-        return is_new
 
     def has_expired(self, found: Found, holder: Holder) -> bool:
         """Return whether this version was seen for longer than it is valid."""
@@ -201,7 +210,7 @@ class _Watch:
 
 def _look(records: Records) -> tuple[Found | None, Holder | None]:
     found = records.read()
-    return found, None if found is None else parse(found.text)
+    return found, None if found is None else parse(found.text) or UNREADABLE
 
 
 def _has_ended(holder: Holder) -> bool:
@@ -211,5 +220,5 @@ def _has_ended(holder: Holder) -> bool:
 
 
 def _now() -> float:
-    """Return seconds of a clock that goes on while the machine is suspended, where there is one."""
+    """Return seconds of a clock that keeps running while the machine is suspended, where there is one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

@@ -45,7 +45,7 @@ class Found:
 
 
 class Records(Protocol):
-    """The place of one record. Methods that write it return its new version, None where another process came first."""
+    """The record of one lease. Methods that write it return its new version, None where another process came first."""
 
     def read(self) -> Found | None:
         """Read the record; None where there is none."""
@@ -64,7 +64,7 @@ class Records(Protocol):
 
 
 def open_records(folder: Folder, name: str) -> Records:
-    """Return the place of the record `name` in a folder, with conditional writes where the storage has them."""
+    """Return the record `name` of a folder, with conditional writes where the storage has them."""
     if isinstance(folder.filesystem, fs.LocalFileSystem):
         return LocalRecords(Path(folder.path, name))
     if (store := _conditional_store(folder)) is not None:
@@ -86,30 +86,30 @@ class LocalRecords:
     takes over, without a lock of the filesystem.
     """
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     def read(self) -> Found | None:
         while True:
             try:
                 # Network filesystems keep deleted files that are still open under hidden names.
-                versions = [name for name in os.listdir(self._place) if not name.startswith(".")]
-                return Found((self._place / versions[0]).read_text(errors="replace"), versions[0]) if versions else None
+                versions = [name for name in os.listdir(self._path) if not name.startswith(".")]
+                return Found((self._path / versions[0]).read_text(errors="replace"), versions[0]) if versions else None
             except NotADirectoryError:  # the file of an earlier version of prefray
-                text = self._place.read_text(errors="replace")
+                text = self._path.read_text(errors="replace")
                 return Found(text, f"file {text}")
             except FileNotFoundError:
                 # If it exists, it was renewed between the two calls.
-                if not self._place.exists():
+                if not self._path.exists():
                     return None
 
     def create(self, text: str) -> str | None:
         version = f"{uuid4().hex}.0"
-        staged = self._place.with_name(f".{self._place.name.lstrip('.')}-{version}")
+        staged = self._path.with_name(f".{self._path.name.lstrip('.')}-{version}")
         staged.mkdir()
         try:
             (staged / version).write_text(text)
-            staged.rename(self._place)
+            staged.rename(self._path)
         # No such file: a network filesystem has repeated a request that had succeeded.
         except (NotADirectoryError, FileNotFoundError):
             return None
@@ -131,7 +131,7 @@ class LocalRecords:
         base, _, count = version.rpartition(".")
         following = f"{base}.{int(count) + 1}"
         try:
-            (self._place / version).rename(self._place / following)
+            (self._path / version).rename(self._path / following)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return following
@@ -139,11 +139,11 @@ class LocalRecords:
     def remove(self, version: str) -> None:
         if self._remove(version):
             with suppress(OSError):  # the next process has it, or has removed it
-                self._place.rmdir()
+                self._path.rmdir()
 
     def _remove(self, version: str) -> bool:
         try:
-            (self._place if version.startswith("file ") else self._place / version).unlink()
+            (self._path if version.startswith("file ") else self._path / version).unlink()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return False
         return True
@@ -214,7 +214,10 @@ class PlainRecords:
         self._folder, self._name = folder, name
 
     def read(self) -> Found | None:
-        text = self._folder.read(self._name)
+        try:
+            text = self._folder.read(self._name)
+        except FileNotFoundError:  # deleted between the two requests
+            return None
         return None if text is None else Found(text, text)
 
     def create(self, text: str) -> str | None:
@@ -253,14 +256,14 @@ def _conditional_store(folder: Folder) -> ObjectStore | None:
         return None
     # obstore calls its options by the names of the variables.
     keys = {variable.lower(): options[option] for option, variable in S3_KEYS.items()}
-    config: dict[str, Any] = {
+    config = {
         "region": options["region"] or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
         "endpoint": _endpoint(options),
         "skip_signature": options["anonymous"],
         "virtual_hosted_style_request": options["force_virtual_addressing"],
         **(keys if options["access_key"] else _profile_keys()),
     }
-    given = {name: value for name, value in config.items() if value}
+    given: Any = {name: value for name, value in config.items() if value}
     return S3Store(folder.path.partition("/")[0], config=given, **LIMITS)
 
 

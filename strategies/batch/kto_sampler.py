@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 __all__ = ["MismatchedRows", "MismatchedSampler", "number_prompts"]
+
+DIGEST_BYTES = 16
 
 Index = tuple[int, int]
 """Index of a row, and of the row whose completion it is compared with."""
@@ -45,9 +49,11 @@ class MismatchedSampler(Sampler[Index]):
         prompts: prompt id of each row, equal where prompts are equal; all different when None.
     """
 
-    def __init__(self, rows: int, block: int, seed: int | None, prompts: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, rows: int, block: int, seed: int | None, prompts: Sequence[int] | NDArray[np.int64] | None = None
+    ) -> None:
         self.rows, self.block, self.seed = rows, block, seed
-        self._prompts = range(rows) if prompts is None else prompts
+        self._prompts: Sequence[int] | NDArray[np.int64] = range(rows) if prompts is None else prompts
         # Two rows of different prompts: whatever a row's prompt is, one of them has another.
         first = self._prompts[0] if rows else 0
         other = next((row for row in range(rows) if self._prompts[row] != first), None)
@@ -64,14 +70,14 @@ class MismatchedSampler(Sampler[Index]):
     def __iter__(self) -> Iterator[Index]:
         if self.seed is None:
             # Partners are taken from a fixed shuffle: in the order of the data, neighbours are often answers to one prompt.
-            shuffled = _shuffled(self.rows, seed=0)
+            shuffled = _shuffled(self.rows, seed=0).tolist()
             yield from sorted(zip(shuffled, self._partners(shuffled), strict=True))
             return
         order = _shuffled(self.rows, self.seed + self.epoch)
         for start in range(0, self.rows, self.block):
-            block = order[start : start + self.block]
+            block = order[start : start + self.block].tolist()
             # A last block of one row takes its partner from the previous block.
-            partners = self._partners(block) if len(block) > 1 else [self._with_other_prompt(block[0], order[start - 1])]
+            partners = self._partners(block) if len(block) > 1 else [self._with_other_prompt(block[0], int(order[start - 1]))]
             yield from zip(block, partners, strict=True)
 
     def _partners(self, rows: list[int]) -> list[int]:
@@ -101,13 +107,24 @@ class MismatchedSampler(Sampler[Index]):
         return next((spare for spare in self._spare if self._differ(row, spare)), wanted)
 
 
-def _shuffled(rows: int, seed: int) -> list[int]:
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
+def _shuffled(rows: int, seed: int) -> NDArray[np.int64]:
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
-def number_prompts(prompts: Iterable[Any], pictures: Sequence[bytes] = ()) -> list[int]:
-    """Return an id for each prompt, equal where its token ids, and its digest in `pictures` if there are any, are equal."""
-    numbers: dict[tuple[bytes, bytes], int] = {}
-    # As bytes of one dtype: arrays have no hash, and the same ids differ in int32 and int64.
-    keys = zip((np.asarray(ids, dtype=np.int64).tobytes() for ids in prompts), pictures or repeat(b""), strict=bool(pictures))
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
+def number_prompts(prompts: Iterable[Any], pictures: Sequence[bytes] = ()) -> NDArray[np.int64]:
+    """Return an id for each prompt, equal where its token ids, and its digest in `pictures` if there are any, are equal.
+
+    Ids count from 0, in the order in which the prompts are first met.
+    """
+    # Digests, one after the other: the ids of a million prompts would take gigabytes in every worker.
+    digests = bytearray()
+    for ids, picture in zip(prompts, pictures or repeat(b""), strict=bool(pictures)):
+        digests += _digest(ids, picture)
+    keys = np.frombuffer(digests, dtype=f"V{DIGEST_BYTES}")
+    _, first, numbers = np.unique(keys, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[numbers]
+
+
+def _digest(ids: Any, picture: bytes) -> bytes:
+    # As bytes of one dtype: the same ids differ in int32 and int64. The picture's digest has a length of its own, or is empty.
+    return hashlib.blake2b(picture + np.asarray(ids, dtype=np.int64).tobytes(), digest_size=DIGEST_BYTES).digest()

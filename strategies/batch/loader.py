@@ -124,6 +124,12 @@ def row_lengths(rows: Any, columns: Sequence[str]) -> NDArray[np.int64]:
     return np.concatenate([np.stack(part, axis=1) for part in parts])
 
 
+def each_ids(rows: Any, column: str) -> Iterator[NDArray[Any]]:
+    """Yield the token ids of a column of each row, shape (tokens,)."""
+    for (part,) in _parts(rows, [column]):
+        yield from np.split(_values(part), np.cumsum(_list_lengths(part))[:-1])
+
+
 def check_positions(lengths: NDArray[np.int64], config: Any, max_length: int | None, name: str) -> None:
     """Check that a model with learned positions has one for every token.
 
@@ -179,11 +185,19 @@ def check_tokens_of_pictures(rows: Any, image_token: int, name: str) -> None:
     Raises:
         ValueError: naming the first row of which it isn't so.
     """
-    with_tokens = [image_token in ids for (prompts,) in _parts(rows, ["prompt_ids"]) for ids in prompts.to_numpy()]
-    with_pictures = np.array(picture_counts(rows), dtype=bool)
-    if len(bad := np.flatnonzero(np.array(with_tokens) != with_pictures)):
+    with_tokens = np.concatenate([_have_token(prompts, image_token) for (prompts,) in _parts(rows, ["prompt_ids"])])
+    with_pictures = picture_counts(rows).astype(bool)
+    if len(bad := np.flatnonzero(with_tokens != with_pictures)):
         has, lacks = ("pictures", "tokens for them") if with_pictures[bad[0]] else ("tokens of pictures", "pictures")
         raise ValueError(f"{name}: row {bad[0]} has {has} and no {lacks}; give the columns that it was prepared with")
+
+
+def _have_token(column: pa.ChunkedArray, token: int) -> NDArray[np.bool_]:
+    """Return whether each row's ids hold the token, shape (rows,)."""
+    owners = np.repeat(np.arange(len(column)), _list_lengths(column))
+    found = np.zeros(len(column), dtype=bool)
+    found[owners[_values(column) == token]] = True
+    return found
 
 
 def check_prompt_ends(rows: Any, image_token: int, name: str) -> None:
@@ -195,7 +209,7 @@ def check_prompt_ends(rows: Any, image_token: int, name: str) -> None:
     start = 0
     for (prompts,) in _parts(rows, ["prompt_ids"]):
         ends = np.cumsum(_list_lengths(prompts)) - 1
-        ids = prompts.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        ids = _values(prompts)
         if len(bad := np.flatnonzero(ids[ends] == image_token) if len(ids) else ends[:0]):
             raise ValueError(
                 f"sample_packing: the prompt of row {start + bad[0]} of {name} ends in a picture, which two answers can't "
@@ -225,7 +239,7 @@ def check_scores(rows: Any, lengths: NDArray[np.int64], name: str) -> None:
                 raise ValueError(
                     f"{name}: row {row} has {has} values in {column}, and {wants} completion tokens; score it again"
                 )
-            finite = np.isfinite(scores.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64))
+            finite = np.isfinite(_values(scores))
             if not finite.all():
                 # The first row that ends after the value; `right`, since a row ends where the next one's first value is.
                 row = start + int(np.searchsorted(np.cumsum(numbers), np.flatnonzero(~finite)[0], side="right"))
@@ -245,6 +259,11 @@ def _parts(rows: Any, columns: Sequence[str]) -> Iterator[list[pa.ChunkedArray]]
 
 def _list_lengths(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return pc.list_value_length(column).to_numpy().astype(np.int64)
+
+
+def _values(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return the items of all lists of a column, one after the other."""
+    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
 def too_long(tokens: Sequence[int] | NDArray[np.int64], budget: int) -> int | None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +82,7 @@ def assign_forwards(lengths: Sequence[int], world_size: int, budget: int, most_r
     """
     # Padded forwards are limited by rows, so that workers get equally many rows.
     limit = None if most_rows is None else math.ceil(len(lengths) / world_size)
-    packed = [first_fit_decreasing(lengths, budget, most_rows, rows) for rows in _balance(lengths, world_size, limit)]
+    packed = [_first_fit(lengths, rows, budget, most_rows) for rows in _balance(lengths, world_size, limit)]
     # Gradients are exchanged in the backward pass of the last forward: all workers need the same number, and at least one.
     count = max(1, *(len(forwards) for forwards in packed))
     return [_pad_forward_count(forwards, count) for forwards in packed]
@@ -98,50 +99,61 @@ def first_fit_decreasing(
     Raises:
         ValueError: for a row that is longer than the budget.
     """
+    rows = range(len(lengths)) if positions is None else sorted(positions)
+    return _first_fit(lengths, _longest_first(lengths, rows), budget, most_rows)
+
+
+def _longest_first(lengths: Sequence[int], positions: Sequence[int]) -> list[int]:
+    # Ties by position (`reverse` keeps their order), and below by rank: every worker must compute the same assignment.
+    return sorted(positions, key=lengths.__getitem__, reverse=True)
+
+
+def _first_fit(lengths: Sequence[int], positions: Sequence[int], budget: int, most_rows: int | None) -> list[Forward]:
+    """Pack rows, longest first, each into the first forward that has room for it."""
     forwards: list[Forward] = []
     room: list[int] = []
-    for position in _longest_first(lengths, range(len(lengths)) if positions is None else positions):
+    first_open = 0
+    for position in positions:
         length = lengths[position]
         if length > budget:
             raise ValueError(
                 f"tokens_per_forward: a row has {length} tokens and a forward takes {budget}; set it to {length} or more"
             )
-        fits = (index for index, left in enumerate(room) if left >= length and _has_room(forwards[index], most_rows))
-        target = next(fits, None)
-        if target is None:
+        target = len(room)
+        for index, left in enumerate(islice(room, first_open, None), first_open):
+            if left >= length:
+                target = index
+                break
+        if target == len(room):
             forwards.append([])
             room.append(budget)
-            target = len(forwards) - 1
         forwards[target].append(position)
-        room[target] -= length
+        # A forward with the most rows has no room, not even for a row without tokens.
+        room[target] = -1 if len(forwards[target]) == most_rows else room[target] - length
+        while first_open < len(room) and room[first_open] < 0:
+            first_open += 1
     return forwards
-
-
-def _longest_first(lengths: Sequence[int], positions: Sequence[int]) -> list[int]:
-    # Ties by position, and below by rank: every worker must compute the same assignment.
-    return sorted(positions, key=lambda position: (-lengths[position], position))
-
-
-def _has_room(forward: Forward, most_rows: int | None) -> bool:
-    return most_rows is None or len(forward) < most_rows
 
 
 def _balance(lengths: Sequence[int], world_size: int, limit: int | None) -> list[list[int]]:
     """Assign rows, longest first, to the worker with the fewest tokens so far; at most `limit` rows to each."""
-    loads = [(0, rank) for rank in range(world_size)]
-    assigned: list[list[int]] = [[] for _ in range(world_size)]
+    # A heap of `tokens * world_size + rank`: single integers compare several times faster than pairs.
+    loads = list(range(world_size))
+    assigned: list[list[int]] = [[] for _ in loads]
     for position in _longest_first(lengths, range(len(lengths))):
-        load, rank = heapq.heappop(loads)
-        assigned[rank].append(position)
-        # A full worker isn't put back. Limits add up to at least the number of rows, so that the heap can't run empty.
-        if limit is None or len(assigned[rank]) < limit:
-            heapq.heappush(loads, (load + lengths[position], rank))
+        load = loads[0]
+        rows = assigned[load % world_size]
+        rows.append(position)
+        # A full worker leaves the heap. Limits add up to at least the number of rows, so that it can't run empty.
+        if len(rows) == limit:
+            heapq.heappop(loads)
+        else:
+            heapq.heapreplace(loads, load + lengths[position] * world_size)
     return assigned
 
 
 def _pad_forward_count(forwards: list[Forward], count: int) -> list[Forward]:
     """Distribute the same rows over exactly `count` forwards, halving those with the most rows first."""
-    forwards = [list(forward) for forward in forwards]
     while len(forwards) < count:
         fullest = max(forwards, key=len, default=[])
         # Part of a forward that keeps the limits keeps them too. A single row can't be halved: the new forward is then empty.

@@ -146,6 +146,8 @@ class PreferenceTrainer(
             # An adapter is loaded onto what this names; PEFT has written the model's own name, which may be a local path.
             for config in self.model.peft_config.values():
                 config.base_model_name_or_path = base_model
+            # Of the card that PEFT writes beside each checkpoint.
+            self.model.get_base_model().config.name_or_path = base_model
 
     def _init_trl(self, **kwargs: Any) -> None:
         """Construct TRL's trainer, without a reference model if none is needed."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from datasets import Dataset, Value
+from numpy.typing import NDArray
 from trl import KTOTrainer
 
 from strategies.batch.kto_sampler import MismatchedRows, MismatchedSampler, number_prompts
-from strategies.batch.loader import check_pictures, check_positions, check_tokens_of_pictures, row_lengths
+from strategies.batch.loader import check_pictures, check_positions, check_tokens_of_pictures, each_ids, row_lengths
 from strategies.dataset_rows import as_dataset, have_pictures
 from strategies.inference.reference import reference_forward
 from strategies.losses.kto import kl_estimate, kto_loss
@@ -117,17 +119,14 @@ class AxolotlKTOTrainer(PreferenceTrainer, KTOTrainer, DistributedParallelMixin)
         block = self.args.per_device_eval_batch_size * self.args.world_size
         return MismatchedSampler(len(eval_dataset), block, None, self._prompts_of(eval_dataset))
 
-    def _prompts_of(self, dataset: Any) -> list[int]:
+    def _prompts_of(self, dataset: Any) -> NDArray[np.int64]:
         """Return the prompt id of each row, as `number_prompts`."""
         rows, pictures = dataset.rows, []
-        if isinstance(rows, Dataset):
-            if columns := [name for name in PICTURE_COLUMNS if name in rows.column_names]:
-                # As Arrow, since `datasets` would decode every picture.
-                tables = rows.select_columns(columns).with_format("arrow").iter(100)
-                pictures = [picture_key(row) for table in tables for row in table.to_pylist()]
-            batches = rows.select_columns(["prompt_ids"]).with_format("numpy").iter(10_000)
-            return number_prompts((ids for batch in batches for ids in batch["prompt_ids"]), pictures)
-        return number_prompts(row["prompt_ids"] for row in rows)
+        if isinstance(rows, Dataset) and (columns := [name for name in PICTURE_COLUMNS if name in rows.column_names]):
+            # As Arrow, since `datasets` would decode every picture.
+            tables = rows.select_columns(columns).with_format("arrow").iter(100)
+            pictures = [picture_key(row) for table in tables for row in table.to_pylist()]
+        return number_prompts(each_ids(rows, "prompt_ids"), pictures)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Take the batches of one optimizer step; its KL term is estimated over all of them."""

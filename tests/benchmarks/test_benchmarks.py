@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import inspection, prepare, sharding_memory, sweep_cost, training, utilisation
+from benchmarks import inspection, plan_at_scale, prepare, scale, sharding_memory, sweep_cost, training, utilisation
 
 pytestmark = pytest.mark.benchmark
+
+ROOT = Path(__file__).parents[2]
+SIDES = ("chosen", "rejected")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +87,52 @@ def test_prepare_compares_with_datasets_map(
     output = capsys.readouterr().out
     assert "datasets.map" in output
     assert "most private memory" in output
+
+
+def test_scale_compares_two_numbers_of_pairs(ray_session: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    scale.main(["--pairs", "30", "--beside", "20", "--steps", "1", "--folder", str(tmp_path)])
+    output = capsys.readouterr().out
+    assert "score (stand-in)" in output
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if "│" in line]
+    (workers,) = (row for row in cells if row[:2] == ["train", "workers"])
+    # Private memory of both runs, which some weights at least take, and the difference.
+    private, more, difference = (int(workers[index].replace(",", "")) for index in (2, 4, -1))
+    assert private > 50 and more > 50
+    assert abs(more - private - difference) <= 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_is_simulated_without_ray(tiny_base: str, tmp_path: Path) -> None:
+    """In a process of its own, in which nothing has imported Ray."""
+    rows = [{"conversations": [{"from": "human", "value": "?"}], **{side: {"from": "gpt", "value": side} for side in SIDES}}]
+    (tmp_path / plan_at_scale.REAL[0]).write_text(json.dumps(rows))
+    arguments = [
+        "--workers",
+        "2",
+        "--pairs-per-worker",
+        "2",
+        "--steps",
+        "1",
+        "--json",
+        "--data",
+        str(tmp_path),
+        "--model",
+        tiny_base,
+    ]
+    program = (
+        f"import sys; from benchmarks import plan_at_scale; plan_at_scale.main({arguments}); assert 'ray' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [note.split(":")[0] for note in found["notes"]] == [f"without {plan_at_scale.REAL[1]}"]
+    assert {record["distribution"] for record in found["records"]} == {
+        "dpo_en_demo.json",
+        *map("log-normal, sigma {}".format, (0.6, 1.2)),
+    }
+    # Equal pairs are shared out equally.
+    (packed, padded) = (record for record in found["records"] if record["distribution"] == plan_at_scale.REAL[0])
+    assert packed["imbalance"] == padded["imbalance"] == 1 and packed["pairs"] == 4
 
 
 def test_sharding_memory_counts_what_a_worker_holds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def test_nothing_is_left_of_a_folder_that_nothing_was_written_to(tmp_path: Path)
 
 def test_records_of_earlier_versions(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file, also on a path; the lock beside it, and a truncated record, are nobody's."""
-    monkeypatch.setattr(lease, "POLL_S", 0.02)
+    monkeypatch.setattr(lease, "POLL_S", 0.1)
+    monkeypatch.setattr(lease, "UNREADABLE", replace(lease.UNREADABLE, validity=0.2))
     folder.create()
     folder.write(".owner.lock", "")
     own = {"machine": here().machine, "host": "node-7", "started": 0.0, "since": 0.0, "beat": 0}

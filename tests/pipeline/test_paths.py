@@ -38,6 +38,8 @@ def test_a_uri_of_the_run_stays_and_one_of_this_machine_becomes_a_path() -> None
     keys = {"base_model": "m", "datasets": [{"path": "a"}]}
     assert absolute_paths(parse_config({**keys, "output_dir": "s3://bucket/run"})).output_dir == "s3://bucket/run"
     assert absolute_paths(parse_config({**keys, "output_dir": "file:///runs/one"})).output_dir == "/runs/one"
+    cfg = absolute_paths(parse_config({**keys, "dataset_prepared_path": "gs://bucket/prepared"}))
+    assert cfg.dataset_prepared_path == "gs://bucket/prepared"
 
 
 def test_models_at_uris_stay_and_those_of_this_machine_become_paths() -> None:

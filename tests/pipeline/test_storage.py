@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import boto3
+import pyarrow as pa
 import pytest
 from pyarrow import fs
 
@@ -196,3 +197,31 @@ def test_reasons_are_one_line() -> None:
     assert reason(OSError("first\nsecond")) == "first"
     assert reason(NotImplementedError()) == "it can't be written"
     assert reason(OSError("it is gone (Request ID: abc)")) == "it is gone"
+
+
+def test_tables_are_the_same_bytes_wherever_they_are_written(folder: Folder, tmp_path: Path) -> None:
+    table = pa.table({"row_id": [1, 2, 3], "ids": [[1], [], [2, 3]]})
+    written = folder.write_table("train/part-0.parquet", table)
+    other = Folder(tmp_path / "other")
+    assert written == other.write_table("part-0.parquet", table) and written["bytes"] == folder.size("train/part-0.parquet")
+    assert folder.read_bytes("train/part-0.parquet") == other.read_bytes("part-0.parquet")
+    assert folder.read_table("train/part-0.parquet").equals(table)
+    assert folder.read_table("train/part-0.parquet", ["ids"]).equals(table.select(["ids"]))
+    assert folder.column_names("train/part-0.parquet") == ["row_id", "ids"]
+    folder.write_json("a.json", {})
+    assert folder.files() == {"train/part-0.parquet": written["bytes"], "a.json": 3}
+    assert folder.files("train") == {"train/part-0.parquet": written["bytes"]}
+    assert folder.subfolder("train").files() == {"part-0.parquet": written["bytes"]}
+    assert folder.exists("a.json") and not folder.exists("train") and folder.modified("a.json") is not None
+    assert (folder.size("b.json"), folder.modified("b.json"), folder.files("eval")) == (None, None, {})
+    with pytest.raises(FileNotFoundError):
+        folder.read_bytes("b.json")
+
+
+def test_pages_with_checksums_are_compared(folder: Folder) -> None:
+    folder.write_table("a.parquet", pa.table({"row_id": range(5000)}), checksums=True)
+    flipped = bytearray(folder.read_bytes("a.parquet"))
+    flipped[len(flipped) // 2] ^= 1
+    folder.write_bytes("a.parquet", bytes(flipped))
+    with pytest.raises((OSError, pa.ArrowException)):
+        folder.read_table("a.parquet")

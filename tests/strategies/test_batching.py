@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 
 import numpy as np
@@ -137,6 +139,13 @@ def test_a_batch_is_shared_out_by_hand() -> None:
     # Longest first, each to the worker with fewer tokens: 9 and 4 to one, 7, 5 and 2 to the other; then 9, 4 | 7 + 2, 5.
     shares = assign_forwards([5, 9, 4, 7, 2], world_size=2, budget=11)
     assert shares == [[[1], [2]], [[3, 4], [0]]]
+
+
+@pytest.mark.parametrize(("budget", "most_rows", "digest"), [(4000, None, "7b78306afa52e64e"), (10**9, 4, "265bbf74413ef69e")])
+def test_the_shares_of_a_large_batch_stay_the_same(budget: int, most_rows: int | None, digest: str) -> None:
+    """A resumed run would round differently with others: ones that are found faster must be the same ones."""
+    shares = assign_forwards([row * row * 7919 % 1501 for row in range(1000)], 37, budget, most_rows)
+    assert hashlib.sha256(json.dumps(shares).encode()).hexdigest().startswith(digest)
 
 
 def test_workers_without_rows_keep_the_others_company() -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from dataclasses import replace
+from functools import lru_cache
 
 from pipeline.data.notes import Note
 from pipeline.data.transforms.base import Rendered, RowError, completion_text, pair_text
@@ -105,8 +106,13 @@ def split_prompt(chosen: str, rejected: str) -> tuple[str, str, str]:
     return shared[:end], chosen[end:], rejected[end:]
 
 
+# Both answers of a pair are checked against the same prompt.
+@lru_cache(maxsize=1)
 def _last_header(text: str) -> re.Match[str] | None:
     """Return the last header of an answering turn."""
+    found = list(ANSWER_HEADER.finditer(text))
+    if not found:
+        return None
     question = QUESTION_HEADER.search(text)
     question_start = len(text) if question is None else question.start()
     choices = [match.start() for match in CHOICE.finditer(text)]
@@ -115,7 +121,7 @@ def _last_header(text: str) -> re.Match[str] | None:
         is_a = "A" in (match["name"], match["line"])
         return not is_a or (match.start() > question_start and not any(at > match.start() for at in choices))
 
-    headers = [match for match in ANSWER_HEADER.finditer(text) if is_header(match)]
+    headers = [match for match in found if is_header(match)]
     return headers[-1] if headers else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import boto3
 import pytest
 
-from pipeline.data import find_prepared
+from pipeline.data.preparation import find_prepared
 from pipeline.data.store import open_store
 from pipeline.errors import UserError
 from pipeline.io import filesystems

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +19,12 @@ import pytest
 
 from pipeline.data import prepare
 from pipeline.data.store import open_store
-from pipeline.errors import UserError
+from pipeline.errors import RunFailed, UserError
+from pipeline.io import lease
 from pipeline.io.retry import waits
 from pipeline.io.storage import Folder
 from pipeline.ray.tasks import run_on_ray
+from tests.leases import another, take_over
 from tests.pipeline.data.conftest import SHARED_DATA, make_config, prepare_here, write_jsonl
 from tests.tiny import pairs
 from tests.waiting import wait_for
@@ -360,6 +363,22 @@ def test_of_two_runs_one_waits(tmp_path, tokenizer):
         assert [state["waiting"] for state in said] == [f"process {process.pid} on {socket.gethostname()}"]
         assert process.communicate("\n")[0].endswith("done 100\n")
         assert numbers(waiting.result()) == list(range(100))
+
+
+def test_who_lost_the_lease_writes_no_manifest(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_S", 0.01)
+    root = tmp_path / "prepared"
+
+    def lose(state):
+        if state["parts_done"] == 2:
+            (file,) = root.glob("*.lease")
+            take_over(Folder(root), file.name, another())
+            wait_for(lambda: not any(thread.name == "lease" for thread in threading.enumerate()))
+
+    cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", pairs(30)))})
+    with pytest.raises(RunFailed, match="^/.*/prepared was taken over by process 7 on node-7 while .*; nothing more is$"):
+        prepare_here(cfg, tokenizer, progress=lose, rows_per_part=10)
+    assert not [*root.glob("*/manifest.json")] and [*root.glob("*.lease")]
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real data are not here")

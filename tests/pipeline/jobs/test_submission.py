@@ -93,8 +93,11 @@ def test_a_sweep_goes_on_from_its_folder(project: Path) -> None:
 def test_what_the_job_would_refuse_anyway(project: Path) -> None:
     with pytest.raises(UserError, match=r"recipe\.yaml: has no `tune:` section to search; .* or submit train"):
         plan(command="tune")
-    with pytest.raises(UserError, match="dataset_prepared_path: must be a folder that all nodes share, got the URI"):
-        plan(overrides=("dataset_prepared_path=s3://bucket/prepared",))
+
+
+def test_prepared_data_may_be_in_a_bucket(project: Path) -> None:
+    planned = plan(overrides=("dataset_prepared_path=s3://bucket/prepared",))
+    assert "dataset_prepared_path=s3://bucket/prepared" in planned.job["entrypoint"] and planned.notes == []
 
 
 def test_a_cluster_can_be_looked_at_without_a_recipe(project: Path) -> None:

@@ -257,7 +257,7 @@ def test_a_prompt_that_ends_in_a_picture(tmp_path: Path, family: str) -> None:
 def test_the_same_question_about_other_pictures_is_another_prompt(tmp_path: Path) -> None:
     pairs_of_one = [{**labelled_pictures(1)[0], "images": [picture(color, "circle")]} for color in ("red", "blue", "red")]
     trainer = vision_trained(tmp_path, llava(), rows=pairs_of_one, rl="kto", max_steps=1, micro_batch_size=3)
-    assert trainer._prompts_of(MismatchedRows(trainer.train_dataset)) == [0, 1, 0]
+    assert trainer._prompts_of(MismatchedRows(trainer.train_dataset)).tolist() == [0, 1, 0]
 
 
 def test_tools_and_the_templates_options_are_rendered(tmp_path: Path) -> None:
