@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["CONVERSATIONS", "MEDIA", "PICTURES", "media_in", "refuse_media"]
+__all__ = ["CONVERSATIONS", "MEDIA", "OF_PARTS", "PICTURES", "USUAL", "ignored_keys", "media_in", "refuse_media"]
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Columns of media that belong to the text."""
 PICTURES = ("image", "images")
 """Columns of a row's picture, or of its pictures in the order of their placeholders."""
+USUAL = "<image>"
+"""What stands for a picture in the messages of datasets that are made for several models."""
+OF_PICTURES = ("detail", "fps", "max_pixels", "min_pixels", "resized_height", "resized_width", "total_pixels")
+"""Keys of a picture's part by which other programs choose its pixels."""
 OF_PARTS = ("image_url", "input_image", "input_audio", "video_url", "file")
 """Types of media parts in the message formats of APIs."""
 CONVERSATIONS = ("prompt", "chosen", "rejected", "completion", "messages")
@@ -63,6 +67,11 @@ def _kinds(turns: Any, with_placeholders: bool) -> Iterable[str]:
                 yield kind
             elif isinstance(part, Mapping):
                 yield from media_in(part)
+
+
+def ignored_keys(part: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a picture's part that would change its pixels elsewhere; `detail: auto` leaves them to the program."""
+    return [name for name in OF_PICTURES if part.get(name) not in (None, "", "auto")]
 
 
 def media_in(value: Mapping[str, Any]) -> Iterable[str]:

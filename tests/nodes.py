@@ -67,8 +67,8 @@ class Node:
 class Cluster:
     """Nodes, the first of which is the head and takes no work.
 
-    All of them have this machine's files. Each has its own where Ray unpacks packages, and deletes those that the node
-    itself doesn't need any more; and under `private`.
+    All of them have this machine's files. Each has its own home and temporary folder; and each worker its own where Ray
+    unpacks packages, and deletes those that the node itself doesn't need any more, and under `private`.
     """
 
     folder: Path
@@ -144,8 +144,9 @@ class Cluster:
     def _start(self, address: str, words: list[str]) -> None:
         namespace = self._add_namespace(address) if self.has_namespaces else None
         inside = ["ip", "netns", "exec", namespace] if namespace else []
-        if namespace and self.nodes:
-            own = " && ".join(f"mount -t tmpfs none {folder}" for folder in (self.private, self.folder / "ray"))
+        if namespace:
+            folders = ("home", "tmp", *(("private", "ray") if self.nodes else ()))
+            own = " && ".join(f"mount -t tmpfs none {self.folder / name}" for name in folders)
             inside += ["sh", "-c", f'{own} && exec "$@"', "sh"]
         start = [str(self.python), "-m", "ray.scripts.scripts", "start", f"--node-ip-address={address}"]
         files = self.folder / ("ray" if self.has_namespaces else f"ray-{len(self.nodes)}")
@@ -166,6 +167,7 @@ class Cluster:
         drop = ("PYTHONPATH", "RAY_ADDRESS", "VIRTUAL_ENV", "GLOO_SOCKET_IFNAME", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         environment = {name: value for name, value in os.environ.items() if name not in drop} | self.environment
         environment |= {"PATH": f"{self.python.parent}:{os.environ['PATH']}", "HOME": str(self.folder / "home")}
+        environment["TMPDIR"] = str(self.folder / "tmp")
         with node.log.open("wb") as log:
             options: dict[str, Any] = {"env": environment, "stdout": log, "stderr": log, "cwd": self.folder}
             return subprocess.Popen(node.command, start_new_session=True, **options)
@@ -216,7 +218,7 @@ def cluster_of(workers: int) -> Iterator[Cluster]:
     """A head and so many workers of one CPU each."""
     with tempfile.TemporaryDirectory(prefix="nodes-", ignore_cleanup_errors=True) as name:  # Ray's sockets need a short path
         folder = Path(name)
-        for part in ("home", "private"):
+        for part in ("home", "tmp", "private"):
             (folder / part).mkdir()
         cluster = Cluster(folder, _python_without_project(folder / "python"), secrets.token_hex(16), _has_namespaces())
         try:

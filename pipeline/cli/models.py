@@ -105,6 +105,12 @@ def generate(
             "--file", metavar="FILE", help="Prompts: lines of text; .jsonl or .json with text, messages, or `prompt`."
         ),
     ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image", metavar="PATH", help="A picture that the prompts are about: path or URI; several times for several."
+        ),
+    ] = None,
     reference: Against = None,
     max_new_tokens: Tokens = 128,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.0,
@@ -124,24 +130,24 @@ def generate(
         from pipeline.errors import UserError
         from pipeline.evaluation.chat import chat
         from pipeline.evaluation.generate_on_ray import SamplingOptions
-        from pipeline.evaluation.prompts import read_prompts
 
         _check_writable(json_file)
         options = SamplingOptions(max_new_tokens, temperature, top_p, seed)
-        if prompts and file is not None:
-            raise UserError("--file: prompts were given as arguments too; give one of them")
-        inputs: list[Any] = list(prompts or []) if file is None else read_prompts(file)
+        inputs = _prompts(prompts, file, image)
         if not inputs and sys.stdin.isatty():
             if json_file is not None:
                 raise UserError("--json: is for prompts that are given at once; give some, or --file")
-            return chat(run, reference, options, raw, overrides or (), display, trust)
+            return chat(run, reference, options, raw, overrides or (), display, trust, image or ())
         if not inputs:
             inputs = [line for line in sys.stdin.read().splitlines() if line.strip()]
+        if image:
+            inputs = [{"prompt": prompt, "images": image} for prompt in inputs]
         result = run_generation(run, inputs, reference, options, raw, overrides or (), display, trust)
         display.close()
         if json_file != "-":
             print_result(result, least=140)
-        _write(json_file, {"policy": result.policy, "reference": result.reference, "answers": list(result.rows)})
+        found = {"policy": result.policy, "reference": result.reference, "answers": list(result.rows)}
+        _write(json_file, {**found, "notes": list(result.notes)})
         return None
 
     execute(command, quiet, debug)
@@ -205,6 +211,18 @@ def report(
         print(page)
 
     execute(command, quiet=True, debug=debug)
+
+
+def _prompts(prompts: list[str] | None, file: Path | None, image: list[str] | None) -> list[Any]:
+    """Return the prompts of the command line; none where they are asked for or read from standard input."""
+    from pipeline.errors import UserError
+    from pipeline.evaluation.prompts import read_prompts
+
+    if prompts and file is not None:
+        raise UserError("--file: prompts were given as arguments too; give one of them")
+    if image and file is not None:
+        raise UserError("--image: is for prompts as arguments or input; rows of --file name their own (image, images)")
+    return list(prompts or []) if file is None else read_prompts(file)
 
 
 def _check_writable(file: str | None) -> None:

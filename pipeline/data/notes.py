@@ -131,6 +131,10 @@ KINDS = {
         "messages don't say where their pictures stand, which are put before the text of the user's first turn",
         "give content as parts ({type: image}), if they stand elsewhere",
     ),
+    "picture_key": NoteKind(
+        "parts of pictures have {detail}, which isn't read: a picture's pixels follow from the processor's settings",
+        "set processor_kwargs or image_size, if other pixels are meant",
+    ),
     "picture_moved": NoteKind(
         "the chat template puts pictures before the text of their turn",
         "see that the text doesn't refer to their order, or set chat_template_jinja to one that keeps it",

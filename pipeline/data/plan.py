@@ -19,6 +19,7 @@ from pipeline.data.truncation import STRATEGIES
 from pipeline.errors import UserError
 from pipeline.io.storage import Folder
 from pipeline.secrets import redact
+from strategies.models.processor import chat_template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -100,7 +101,7 @@ def make_plan(
         try:
             template = dataset_template(tokenizer, keys)
             if processor is not None:
-                template = template or _template_of(processor)
+                template = template or chat_template_of(processor)
                 placeholders.append(find_placeholder(Context(tokenizer, template, keys), processor.image_token))
             # Built only for its errors, before the survey reads whole files; tasks build their own.
             build_transform(cfg.rl, Context(tokenizer, template, keys))
@@ -147,12 +148,6 @@ def make_plan(
         processor,
         tuple(placeholders),
     )
-
-
-def _template_of(processor: ProcessorMixin) -> str | None:
-    """Return the processor's chat template: of several, the one that it uses by default."""
-    template = processor.chat_template
-    return template.get("default") if isinstance(template, dict) else template
 
 
 def _keys(entry: Any) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.data.columns import StagedRow, staged_table
 from pipeline.data.notes import Note, Tally
 from pipeline.data.row_kinds import kind_of
-from pipeline.data.shard_pictures import PreparedPicture, ShardPictures
+from pipeline.data.shard_pictures import PreparedPicture, ShardPictures, without_data
 from pipeline.data.sources.pictures import HostFailed
 from pipeline.data.sources.readers import RawRow, read_rows
 from pipeline.data.sources.shards import Shard
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 __all__ = ["Job", "stage_shard"]
 
 FIRST_BAD = 5
+AHEAD = 16
+"""Rows whose pictures are fetched ahead: their bytes are in memory."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -170,23 +174,10 @@ class Part:
 
     def reject(self, source: str, row: RawRow, reason: str) -> None:
         # The row as it was given where it doesn't parse; else as JSON, whatever its format.
-        raw = row.raw or json.dumps(_without_data(row.value), ensure_ascii=False, default=str)
+        raw = row.raw or json.dumps(without_data(row.value), ensure_ascii=False, default=str)
         # Parquet takes only valid UTF-8, and a row may be rejected for a lone surrogate.
         raw = raw.encode(errors="backslashreplace").decode()
         self.rejected.append({"source": source, "row_number": row.index + 1, "reason": reason, "raw": raw})
-
-
-def _without_data(value: Any) -> Any:
-    """Return a row's value without the bytes of its pictures, but with their number."""
-    if isinstance(value, bytes):
-        return f"<{len(value)} bytes>"
-    if isinstance(value, str):
-        return f"{value[:40]}... <{len(value)} characters>" if value.startswith("data:") and ";base64," in value[:80] else value
-    if isinstance(value, dict):
-        # Base64 without a URL stands only under this name.
-        bare = {"base64": f"<{len(value['base64'])} characters>"} if isinstance(value.get("base64"), str) else {}
-        return {name: bare.get(name) or _without_data(member) for name, member in value.items()}
-    return [_without_data(member) for member in value] if isinstance(value, list) else value
 
 
 def stage_shard(job: Job, shard: Shard) -> Iterator[dict[str, Any]]:
@@ -229,25 +220,21 @@ def _process_rows(job: Job, shard: Shard, transform: Transform, pictures: ShardP
     part, source, rendered = Part(), shard.located.name, list[_RenderedRow]()
     # Each half of a split pair has an index of its own, from which `row_id` follows.
     indices_per_row = 2 if transform.splits_pairs else 1
-    for row in rows:
+    for row, texts in _ahead(rows, lambda row: _texts(job, transform, source, pictures, row), pictures is not None):
         # Counted before anything can reject the row, so that row ids don't depend on which rows are kept.
         part.read, part.end = part.read + 1, (row.index + 1) * indices_per_row
         try:
-            found = transform.rows(_value(row), lambda value: escape(value, job.escaped_tokens))
-            texts = [job.clip(_require_utf8(text)) for text in found]
+            if isinstance(texts, RowError):
+                raise texts
             if job.is_too_long(texts):
                 part.too_long += len(texts)
             else:
                 rendered.append(_rendered(row, texts, pictures))
         except RowError as error:
-            part.reject(source, row, without_marks(unescape(str(error))))
+            # Without the value of one that is nested too deep, at which `json.dumps` would fail as well.
+            part.reject(source, replace(row, value=None) if isinstance(error, TooDeep) else row, _reason(error))
             if isinstance(error, HostFailed):
                 part.notes.add(source, row.index + 1, [Note("unreachable", error.host, str(error))])
-        except RecursionError:
-            # Without the value, at whose depth `json.dumps` would fail as well.
-            part.reject(source, replace(row, value=None), "a value is nested too deep to be read")
-        except TypeFailed as error:
-            raise UserError(f"row {row.index + 1} of {source}: {error}") from error
     # All rows of the part at once, for the tokenizer's threads.
     whole = [text if pictures is None else pictures.expanded(text, one.pictures) for one in rendered for text in one.texts]
     tokenised = tokenise(whole, job.tokenizer)
@@ -263,13 +250,53 @@ def _process_rows(job: Job, shard: Shard, transform: Transform, pictures: ShardP
     return part
 
 
+class TooDeep(RowError):
+    """A row with a value nested too deep to be read."""
+
+
+def _reason(error: RowError) -> str:
+    return without_marks(unescape(str(error)))
+
+
+def _texts(
+    job: Job, transform: Transform, source: str, pictures: ShardPictures | None, row: RawRow
+) -> list[Rendered] | RowError:
+    """Return the texts of a row, whose pictures begin to be fetched, or why it is rejected.
+
+    Raises:
+        UserError: for a registered dataset type that fails.
+    """
+    try:
+        found = transform.rows(_value(row), lambda value: escape(value, job.escaped_tokens))
+        texts = [job.clip(_require_utf8(text)) for text in found]
+    except RowError as error:
+        return error
+    except RecursionError:
+        return TooDeep("a value is nested too deep to be read")
+    except TypeFailed as error:
+        raise UserError(f"row {row.index + 1} of {source}: {error}") from error
+    if pictures is not None and not job.is_too_long(texts):
+        pictures.read_ahead(texts[0].pictures)
+    return texts
+
+
+def _ahead(rows: Iterable[RawRow], compute: Callable[[RawRow], T], is_ahead: bool) -> Iterator[tuple[RawRow, T]]:
+    """Yield each row with what is computed of it, which is done for a few rows ahead."""
+    window = deque[tuple[RawRow, T]]()
+    for row in rows:
+        window.append((row, compute(row)))
+        if len(window) > (AHEAD if is_ahead else 0):
+            yield window.popleft()
+    yield from window
+
+
 def _rendered(row: RawRow, texts: list[Rendered], pictures: ShardPictures | None) -> _RenderedRow:
     """Prepare the pictures of a row. Raises as `ShardPictures.prepare`."""
     if pictures is None or not texts[0].pictures:
         return _RenderedRow(row, texts)
     prepared = pictures.prepare(texts[0].pictures)
     # Their bytes are in the store now, and those of a whole part may not fit into memory.
-    return _RenderedRow(replace(row, value=_without_data(row.value)), [replace(text, pictures=()) for text in texts], prepared)
+    return _RenderedRow(replace(row, value=without_data(row.value)), [replace(text, pictures=()) for text in texts], prepared)
 
 
 def _require_utf8(text: Rendered) -> Rendered:

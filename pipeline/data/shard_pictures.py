@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data.pictures import picture_name, read_picture, store_picture
-from pipeline.data.sources.pictures import PictureReader
+from pipeline.data.sources.filesystem import folder_of
+from pipeline.data.sources.pictures import PictureReader, is_data_url
 from pipeline.data.tokenize import Tokenised
 from pipeline.data.transforms.base import Rendered, RowError
 from pipeline.data.transforms.control import ESCAPE
@@ -22,7 +23,7 @@ from strategies import vision
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-__all__ = ["PreparedPicture", "ShardPictures"]
+__all__ = ["PreparedPicture", "ShardPictures", "without_data"]
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,15 @@ class ShardPictures:
         self._vision = vision.VisionProcessing(processor)
         self._token = re.compile(re.escape(processor.image_token))
         self._picture_ids = np.asarray(self._vision.picture_ids(), dtype=np.int64)
-        self._reader = PictureReader(location)
+        self._reader = PictureReader(None if location is None else folder_of(location))
         self._store = store
         self._by_path: dict[str, PreparedPicture] = {}
         self._by_name: dict[str, PreparedPicture] = {}
         self._is_compared = False
+
+    def read_ahead(self, values: Sequence[Any]) -> None:
+        """Begin to fetch a row's pictures, as far as they are on other machines; `prepare` must follow."""
+        self._reader.read_ahead(value for value in values if not (isinstance(value, str) and value in self._by_path))
 
     def prepare(self, values: Sequence[Any]) -> tuple[PreparedPicture, ...]:
         """Read the pictures of a row, check them, and write them to the store.
@@ -63,10 +68,13 @@ class ShardPictures:
             RowError: for a picture that can't be read, or that the model can't take; HostFailed for one at a dead host.
             OSError: if the store can't be written.
         """
-        return tuple(self._prepare(value) for value in values)
+        try:
+            return tuple(self._prepare(value) for value in values)
+        finally:
+            self._reader.forget(values)
 
     def _prepare(self, value: Any) -> PreparedPicture:
-        path = value if isinstance(value, str) and not value.startswith("data:") else None
+        path = value if isinstance(value, str) and not is_data_url(value) else None
         if path in self._by_path:
             return self._by_path[path]
         data = self._reader.read(value)
@@ -127,3 +135,19 @@ class ShardPictures:
 
     def _count(self, ids: Any) -> int:
         return int(np.isin(np.asarray(ids, dtype=np.int64), self._picture_ids).sum())
+
+
+def without_data(value: Any) -> Any:
+    """Return a row's value without the bytes of its pictures, but with their number."""
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, str):
+        return (
+            f"{value[:40]}... <{len(value)} characters>" if is_data_url(value) and ";base64," in value[:80].lower() else value
+        )
+    if isinstance(value, dict):
+        # Base64 without a URL stands only under these names.
+        names = ("base64", *(["data"] if value.get("type") == "base64" else []))
+        bare = {name: f"<{len(value[name])} characters>" for name in names if isinstance(value.get(name), str)}
+        return {name: bare.get(name) or without_data(member) for name, member in value.items()}
+    return [without_data(member) for member in value] if isinstance(value, list) else value

@@ -81,16 +81,19 @@ def follows_preference(answer: str, picture: Image.Image | Path) -> bool:
     return named == {shown_colour(picture)}
 
 
-def names_colour(completions: list[Any], images: list[list[Any]], **columns: Any) -> list[float]:
+def names_colour(completions: list[Any], images: list[Any] | None = None, **columns: Any) -> list[float | None]:
     """Return 1 for a completion that names the colour of its first picture and no other, else 0: a reward function.
 
     Args:
         completions: text, or messages of which the last one is used.
-        images: pictures of each row, or paths of them.
+        images: pictures of each row, or paths of them; the reward of a row without any is None.
     """
     texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
-    pictures = [Path(row[0]) if isinstance(row[0], str) else row[0] for row in images]
-    return [float(follows_preference(text, picture)) for text, picture in zip(texts, pictures, strict=True)]
+    pictures = [row[0] if row else None for row in images or [None] * len(texts)]
+    return [
+        None if picture is None else float(follows_preference(text, Path(picture) if isinstance(picture, str) else picture))
+        for text, picture in zip(texts, pictures, strict=True)
+    ]
 
 
 def shown_colour(picture: Image.Image | Path) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.evaluation.generate import Answers, LocalGenerator
+from pipeline.evaluation.encode_prompts import PromptEncoder
+from pipeline.evaluation.generate import Answers, LocalGenerator, check_towers
 from pipeline.evaluation.generate_on_ray import check_sampling
+from pipeline.evaluation.prompts import check_prompt
 from pipeline.evaluation.resolve_models import find_subject
 from pipeline.ui.console import open_console
 
@@ -27,18 +29,25 @@ def chat(
     overrides: Sequence[str],
     display: Display,
     trust: bool,
+    images: Sequence[str] = (),
 ) -> None:
-    """Read prompts interactively and answer each, until an empty one or the end of the input."""
+    """Read prompts interactively and answer each, about the same pictures, until an empty one or the end of the input."""
     check_sampling(options)
     subject = find_subject(run, reference, overrides, trust)
+    encoder = PromptEncoder.of(subject.policy, raw)
+    if images and not raw:
+        # Before the models are loaded; the text is of no account.
+        encoder.encode([check_prompt({"prompt": "?", "images": images}, "--image")])
+        check_towers(subject)
     display.stage("loading models")
-    generator = LocalGenerator(subject)
+    generator = LocalGenerator(subject, encoder)
     # Before the first prompt: a live line would be drawn over the input.
     display.close()
     console = open_console()
     console.print("An empty prompt ends it.")
     while prompt := _read_prompt(console):
-        rows = generator.answer([prompt], options, raw)
+        row = {"prompt": prompt, "images": images} if images else prompt
+        rows = generator.answer(encoder.encode([check_prompt(row, "prompt")]), options)
         console.print(Answers(subject.name, subject.reference_name, tuple(rows)))
 
 

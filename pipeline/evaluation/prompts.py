@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from strategies.media import MEDIA, media_in
+from strategies.media import PICTURES, media_in
 
-__all__ = ["check_lengths", "check_prompt", "read_prompts", "shown", "token_ids"]
+__all__ = ["GivenPrompt", "check_prompt", "read_prompts"]
 
-Given = str | list[dict[str, Any]]
-"""Text, or messages."""
 SHAPES = 'text, a list of messages, {"prompt": text or messages}, or {"messages": [...]}'
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-def read_prompts(path: str | Path) -> list[Given]:
+@dataclass(frozen=True)
+class GivenPrompt:
+    """A prompt as its user gave it."""
+
+    content: str | list[dict[str, Any]]
+    """Text, or messages."""
+    location: str
+    """Where it was given, for messages."""
+    pictures: Mapping[str, Any] = field(default_factory=dict)
+    """Columns of pictures of its row."""
+    folder: str = "."
+    """The folder to which paths of its pictures are relative."""
+
+
+def read_prompts(path: str | Path) -> list[GivenPrompt]:
     """Read the prompts of a file: one per line of text or JSON lines, or a JSON list.
 
     Raises:
@@ -31,7 +44,8 @@ def read_prompts(path: str | Path) -> list[Given]:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else f"it is no text ({error})"
         raise UserError(f"--file: {str(path)!r} can't be read: {why}") from error
-    prompts = [check_prompt(value, f"--file: {path}, {location}") for value, location in _parse_values(text, file)]
+    folder = str(file.absolute().parent)
+    prompts = [check_prompt(value, f"--file: {path}, {location}", folder) for value, location in _parse_values(text, file)]
     if not prompts:
         raise UserError(f"--file: {str(path)!r} has no prompts in it")
     return prompts
@@ -58,93 +72,38 @@ def _parse(text: str, location: str) -> Any:
         raise UserError(f"{location}: not JSON: {error}") from error
 
 
-def check_prompt(value: Any, location: str) -> Given:
-    """Return the prompt in a value of any of `SHAPES`.
+def check_prompt(value: Any, location: str, folder: str = ".") -> GivenPrompt:
+    """Return the prompt in a value of any of `SHAPES`; its pictures are read where it is encoded.
+
+    Args:
+        value: what was given; a `GivenPrompt` is returned as it is.
+        location: where it was given.
+        folder: the folder to which paths of pictures are relative.
 
     Raises:
         UserError: for a value of another shape.
     """
-    prompt = value.get("prompt", value.get("messages")) if isinstance(value, dict) else value
-    if has_media(value) or has_media(prompt):
-        raise UserError(
-            f"{location}: has pictures or other media, and prompts of `generate` are text alone; `prefray evaluate --data` "
-            "answers prompts with their pictures"
-        )
+    if isinstance(value, GivenPrompt):
+        return value
+    row = value if isinstance(value, dict) else {"prompt": value}
+    prompt: Any = row.get("prompt", row.get("messages"))
+    if media := [name for name in media_in(row) if name not in PICTURES]:
+        raise UserError(f"{location}: has {media[0]!r}, and prompts are text, or text with pictures")
+    given = GivenPrompt(prompt, location, {name: row[name] for name in PICTURES if name in row}, folder)
     if isinstance(prompt, str) and prompt.strip():
-        return prompt
+        return given
     if isinstance(prompt, list) and prompt and all(_is_message(message) for message in prompt):
         # The generation prompt would open a second answer behind the one that is there.
         if prompt[-1]["role"] == "assistant":
             raise UserError(f"{location}: the last message is the assistant's, so there is nothing to answer; leave it out")
-        return prompt
+        return given
     raise UserError(f"{location}: expected {SHAPES}, got {_shown(value)}")
 
 
-def has_media(value: Any) -> bool:
-    """Return whether a prompt's row, or a list of messages, has pictures or other media beside or among its text."""
-    if isinstance(value, dict):
-        return any(True for _ in media_in(value)) or has_media(value.get("content"))
-    if isinstance(value, list):
-        return any(isinstance(part, dict) and (part.get("type") in MEDIA or has_media(part)) for part in value)
-    return False
-
-
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("role") in ROLES and isinstance(value.get("content"), str)
+    return isinstance(value, dict) and value.get("role") in ROLES and isinstance(value.get("content"), str | list)
 
 
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def shown(prompt: Given) -> str:
-    """Return a prompt's text to display: the last message, with the number of those before it."""
-    if isinstance(prompt, str):
-        return prompt
-    before = f"({len(prompt) - 1} before) " if len(prompt) > 1 else ""
-    return f"{before}{prompt[-1]['content']}"
-
-
-def token_ids(prompts: Iterable[Given], tokenizer: Any, raw: bool = False) -> list[list[int]]:
-    """Tokenize prompts for generation.
-
-    Text becomes a user message if the tokenizer has a chat template; with `raw` it is continued as it is.
-
-    Raises:
-        UserError: for messages without a chat template, and for those that the template refuses.
-    """
-    from jinja2 import TemplateError
-
-    token_lists = []
-    for number, prompt in enumerate(prompts, start=1):
-        try:
-            token_lists.append(_ids(prompt, tokenizer, raw))
-        except TemplateError as error:
-            raise UserError(f"prompt {number}: the chat template doesn't render it: {error}") from error
-    return token_lists
-
-
-def check_lengths(ids: Sequence[Sequence[int]], new_tokens: int, positions: int) -> None:
-    """Check that prompts with their answers fit the learned positions of a model.
-
-    Raises:
-        UserError: for the first one that doesn't.
-    """
-    for number, prompt in enumerate(ids, start=1):
-        if len(prompt) + new_tokens > positions:
-            raise UserError(
-                f"prompt {number}: {len(prompt)} tokens and an answer of {new_tokens} are more than the {positions} positions "
-                "of the model; shorten it, or allow fewer new tokens"
-            )
-
-
-def _ids(prompt: Given, tokenizer: Any, raw: bool) -> list[int]:
-    if isinstance(prompt, str):
-        if raw or tokenizer.chat_template is None:
-            # With special tokens: plain text gets the tokenizer's BOS, which a chat template writes itself.
-            return tokenizer(prompt)["input_ids"]
-        prompt = [{"role": "user", "content": prompt}]
-    if tokenizer.chat_template is None:
-        raise UserError("chat_template: the tokenizer has none to render messages with; set one (--set chat_template=chatml)")
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -170,7 +170,7 @@ def bring_weights(cfg: StrategyConfig, keys: Iterable[str]) -> None:
     _bring(cfg, [replace(_found(key, uri, cfg), weights=True) for key, uri in wanted])
 
 
-def find_models(*cfgs: StrategyConfig, without: Container[str] = ()) -> RemoteModels:
+def find_models(*cfgs: StrategyConfig, without: Iterable[str] = ()) -> RemoteModels:
     """Return the models at URIs as this process has found them last, for a job.
 
     Args:
@@ -184,7 +184,8 @@ def find_models(*cfgs: StrategyConfig, without: Container[str] = ()) -> RemoteMo
     for cfg in cfgs:
         for key, uri in _at_uris(cfg):
             model = models.get(uri) or _found(key, uri, cfg)
-            models[uri] = replace(model, folder=model.folder.carried(), weights=model.weights or key not in without)
+            has_weights = model.weights or key not in (*without, *NO_MODELS)
+            models[uri] = replace(model, folder=model.folder.carried(), weights=has_weights)
     return RemoteModels(tuple(models.values()), next(map(_cache, cfgs), RayConfig()))
 
 

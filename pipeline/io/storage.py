@@ -44,16 +44,19 @@ Location = Path | str
 T = TypeVar("T")
 AnyLocation = TypeVar("AnyLocation", Path, str, Location)
 FILE = "file://"
+SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _retrying_s3 = retrying_s3
 """Its name in the saved states of sweeps."""
 
 
 def without_scheme(location: str) -> str:
-    """Return the path of a `file://` URI: unchanged where it exists, else with its escapes decoded. Others stay unchanged.
+    """Return the path of a `file://` URI: unchanged where it exists, else with its escapes decoded; others with their scheme in
+    lower case, as it means the same in any.
 
     Raises:
         UserError: when the URI names another machine.
     """
+    location = SCHEME.sub(lambda scheme: scheme[0].lower(), location)
     if not location.startswith(FILE):
         return location
     path = location.removeprefix(FILE)

@@ -6,8 +6,9 @@ import glob
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from cluster.packaging import Package, literal
 from cluster.sharding import STAGES
@@ -15,6 +16,10 @@ from pipeline.config.loading import missing
 from pipeline.config.packaged import is_packaged
 from pipeline.config.paths import IF_THERE, absolute_paths
 from pipeline.data.row_kinds import SourceFormat
+from pipeline.data.sources.first_rows import first_rows
+from pipeline.data.sources.pictures import is_data_url
+from pipeline.data.transforms.base import RowError
+from pipeline.data.transforms.pictures import picture_values
 from pipeline.errors import UserError
 from pipeline.io.storage import is_uri, without_scheme
 
@@ -66,6 +71,8 @@ def check_files(recipe: str, cfg: RunConfig, package: Package, shared: tuple[Pat
         raise UserError(f"recipe: {problem}")
     folders = [Path(os.path.abspath(os.path.expanduser(folder))) for folder in shared]
     found = [(key, check_path(value, package, folders)) for key, value in named_paths(cfg)]
+    if not any(problem for _, problem in found):
+        found += _missing_pictures(cfg, package, folders)
     modules = [(key, module) for key, module in _modules(cfg, package) if module.is_relative_to(package.root)]
     found += [(key, _left_out(module, package)) for key, module in modules]
     if problems := [f"{key}: {problem}" for key, problem in found if problem is not None]:
@@ -99,6 +106,36 @@ def check_path(value: str, package: Package, shared: Sequence[Path]) -> str | No
         relative = str(absolute.relative_to(package.root))
         return f"{value!r} is another path on the cluster; write {relative!r}, {ADVICE.format(value)}"
     return next((problem for name in matches if (problem := _left_out(name, package)) is not None), None)
+
+
+def _missing_pictures(cfg: RunConfig, package: Package, shared: Sequence[Path]) -> Iterator[tuple[str, str | None]]:
+    """Yield (key, problem) of each dataset whose first rows name a picture that the job won't find."""
+    for name in ("datasets", "test_datasets"):
+        for index, dataset in enumerate(getattr(cfg, name) or []):
+            path = without_scheme(dataset.path)
+            # A hub id isn't looked up.
+            if is_uri(path) or not (package.root / os.path.expanduser(path)).exists():
+                continue
+            rows = first_rows({**dataset.model_dump(exclude_none=True), "path": str(package.root / os.path.expanduser(path))})
+            problems = (
+                f"the picture of row {row.index + 1}, {problem}"
+                for file, row in rows
+                for value in _local_pictures(row.value or {}, os.path.dirname(file), package)
+                if (problem := check_path(value, package, shared)) is not None
+            )
+            yield f"{name}.{index}.path", next(problems, None)
+
+
+def _local_pictures(row: dict[str, Any], folder: str, package: Package) -> Iterator[str]:
+    """Yield the paths of a row's pictures, of those beside its file relative to the working directory if they lie in it."""
+    with suppress(RowError):
+        for value in picture_values(row):
+            path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
+            if not isinstance(path, str) or is_data_url(path) or is_uri(path := without_scheme(path)):
+                continue
+            beside = os.path.normpath(os.path.join(folder, path))
+            is_inside = not os.path.isabs(path) and Path(beside).is_relative_to(package.root)
+            yield os.path.relpath(beside, package.root) if is_inside else beside
 
 
 def _modules(cfg: RunConfig, package: Package) -> Iterator[tuple[str, Path]]:

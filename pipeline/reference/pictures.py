@@ -14,7 +14,7 @@ from strategies.vision.checks import image_settings, takes_pictures
 if TYPE_CHECKING:
     from pipeline.data import Prepared
 
-__all__ = ["check_pictures"]
+__all__ = ["check_models", "check_pictures"]
 
 
 def check_pictures(cfg: RunConfig, prepared: Prepared) -> dict[str, Any] | None:
@@ -31,6 +31,15 @@ def check_pictures(cfg: RunConfig, prepared: Prepared) -> dict[str, Any] | None:
             f"rl: {cfg.rl} generates answers from text alone, and the rows have {number} pictures; leave these rows out, or "
             "choose a method of pairs or labelled completions, such as rl: dpo or rl: kto"
         )
+    return check_models(cfg)
+
+
+def check_models(cfg: RunConfig) -> dict[str, Any]:
+    """Return what decides the pixels of a picture, as JSON values, of a policy and its reference alike.
+
+    Raises:
+        UserError: as `check_pictures`.
+    """
     # What belongs to the policy alone.
     own = {"revision_of_model": None, "base_model_config": None, "overrides_of_model_config": None}
     try:

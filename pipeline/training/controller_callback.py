@@ -81,7 +81,8 @@ def find_user_error(worker_exceptions: dict[int, Exception]) -> str | None:
     """
     kinds = (UserError, OutsideError)
     errors = (error for error in worker_exceptions.values() if isinstance(error, kinds) or type(error) is ValueError)
-    return next((str(error) for error in errors), None)
+    # Of a data loader's process torch passes on the traceback, in which the message is the end.
+    return next((str(error).rpartition("\nValueError: ")[2] for error in errors), None)
 
 
 def _is_death(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from strategies.vision.checks import check_belongs, takes_pictures
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-__all__ = ["find_processor", "load_processor", "processor_or_reason"]
+__all__ = ["chat_template_of", "find_processor", "load_processor", "processor_or_reason"]
 
 KEYS = ("processor_type", "processor_kwargs", "image_size", "image_resize_algorithm")
 """Keys that only a processor reads."""
@@ -93,6 +93,12 @@ def load_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMix
     # The policy's, with the added tokens of the config: rows with pictures are tokenised by the processor.
     processor.tokenizer = tokenizer
     return vision.with_size(processor, cfg.image_size, cfg.image_resize_algorithm)
+
+
+def chat_template_of(processor: ProcessorMixin) -> str | None:
+    """Return the processor's chat template: of several, the one that it uses by default."""
+    template = processor.chat_template
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def _check_arguments(processor: ProcessorMixin, names: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from strategies.compat import tags_of
+from strategies.vision.sizes import size_of
 
 __all__ = ["load_saved", "save_final", "write_model_card"]
 
@@ -70,6 +71,7 @@ def _card(trainer: Any) -> str:
         "Trained": "an adapter (PEFT)" if adapter else "all weights",
         **_method(trainer),
         "Data": ", ".join(trainer.dataset_tags) or "rows given in code",
+        **_pictures(trainer),
         "Learning rate": f"{args.learning_rate:g}, {args.alternate_lr_scheduler_type or args.lr_scheduler_type.value}",
         "Global batch": f"{batch} {BATCH_OF[trainer.batch_kind]}",
         "Steps": f"{trainer.state.global_step} ({trainer.state.epoch or 0:.2f} epochs)",
@@ -90,6 +92,17 @@ def _card(trainer: Any) -> str:
     ]
     tail = ["", "| last value of | |", "|---|---|", *metrics] if metrics else []
     return "\n".join([*front, *body, *lines, *tail]) + "\n"
+
+
+def _pictures(trainer: Any) -> dict[str, str]:
+    """Return what was done with pictures that the saved processor doesn't do."""
+    size = None if trainer.vision is None else size_of(trainer.vision.processor)
+    if size is None:
+        return {}
+    changed = (
+        f"padded to {size.size} x {size.size}" if isinstance(size.size, int) else "stretched to {} x {}".format(*size.size)
+    )
+    return {"Pictures": f"{changed} pixels ({size.algorithm}) before the processor: do so where the model is used"}
 
 
 def _method(trainer: Any) -> dict[str, Any]:

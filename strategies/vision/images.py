@@ -43,13 +43,12 @@ def decode_picture(value: Any) -> Image.Image:
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     try:
-        if isinstance(value, bytes | str):
-            value = _open(value)
-        if not isinstance(value, Image.Image):
-            raise ValueError(f"expected a picture, its bytes or a path, got {type(value).__name__}")
-        return _upright(value)
+        return _upright(_open(value) if isinstance(value, bytes | str) else value)
+    except ValueError as error:
+        raise ValueError(f"{error} ({value})" if isinstance(value, str) else str(error)) from error
     except (*BROKEN, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"a picture can't be read: {error}") from error
+        where = f" ({value})" if isinstance(value, str) and value not in str(error) else ""
+        raise ValueError(f"a picture can't be read: {error}{where}") from error
 
 
 def picture_format(data: bytes) -> str:
@@ -76,6 +75,8 @@ def _open(value: bytes | str) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Return an RGB picture as it is looked at: turned as its EXIF data say."""
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"expected a picture, its bytes or a path, got {type(image).__name__}")
     # A phone's photograph may be several pictures (MPO), of which the first is the one that is shown.
     if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
         raise ValueError(f"a picture has {frames} frames; give one of them")

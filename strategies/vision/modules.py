@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,10 +40,25 @@ def freeze_tower(model: Any) -> None:
 
 
 def outside_tower(model: Any, targets: str | Sequence[str]) -> str | None:
-    """Return a regular expression of the modules that an adapter leaves out: those of the tower, unless `targets` name one."""
+    """Return a regular expression of the modules that an adapter leaves out: those of the tower, unless `targets` name one.
+
+    Raises:
+        ValueError: for a target that only modules of the tower match.
+    """
     names = list(tower(model))
-    patterns = [targets] if isinstance(targets, str) else targets
+    patterns = [targets] if isinstance(targets, str) else list(targets)
     if not names or any(name in pattern for name in names for pattern in patterns):
         return None
     # A pattern, which PEFT matches in full: names in a list match only the ends of modules' names.
-    return rf"(.*\.)?({'|'.join(names)})(\..*)?"
+    outside = rf"(.*\.)?({'|'.join(names)})(\..*)?"
+    for pattern in () if targets == "all-linear" else patterns:
+        # As PEFT matches them.
+        regex = pattern if isinstance(targets, str) else rf"(.*\.)?{re.escape(pattern)}"
+        found = [name for name, _ in model.named_modules() if re.fullmatch(regex, name)]
+        if found and all(re.fullmatch(outside, name) for name in found):
+            raise ValueError(
+                f"lora_target_modules: only modules that encode pictures match {pattern!r}, such as {found[0]}, and they get "
+                f"an adapter only where a target names their part ({', '.join(names)}); write a regular expression that does, "
+                f"or remove {pattern!r}"
+            )
+    return outside

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from trl.data_utils import apply_chat_template, is_conversational, prepare_multimodal_messages
 
+from strategies.media import PICTURES, USUAL, ignored_keys
 from strategies.vision.images import encode_pictures, pictures_of
 from strategies.vision.processing import VisionProcessing
 
 __all__ = ["with_pictures"]
 
+OF_PREPARED = ("base64", "path", "source", "url")
+"""Keys of parts that hold a picture where `prepare` reads rows; TRL's have none."""
 TEXTS = ("prompt", "chosen", "rejected", "completion")
 
 
@@ -47,6 +50,7 @@ def tokenise(row: Mapping[str, Any], vision: VisionProcessing) -> dict[str, Any]
     if "prompt" not in texts:
         raise ValueError("no prompt; with a processor every row needs one, apart from its answers")
     if is_conversational(texts):
+        _check_places(row, texts["prompt"], vision)
         texts = {
             # Without pictures TRL refuses placeholders, so an answer can't have any.
             key: prepare_multimodal_messages(_plain_parts(turns), images if key == "prompt" else None)
@@ -60,6 +64,30 @@ def tokenise(row: Mapping[str, Any], vision: VisionProcessing) -> dict[str, Any]
         )
     ids = {f"{key}_ids": vision.completion_ids(text) for key, text in texts.items() if key != "prompt"}
     return {"prompt_ids": vision.prompt_ids(texts["prompt"], images), **ids}
+
+
+def _check_places(row: Mapping[str, Any], prompt: Sequence[Any], vision: VisionProcessing) -> None:
+    """Check that no text says where a picture stands in words that this model doesn't read, and that no part changes one.
+
+    Raises:
+        ValueError: as for a row of LLaVA's, given to another model.
+    """
+    users = [turn.get("content") for turn in prompt if isinstance(turn, Mapping) and turn.get("role") == "user"]
+    is_read = vision.processor.image_token == USUAL
+    if not is_read and any(name in row for name in PICTURES) and any(isinstance(one, str) and USUAL in one for one in users):
+        raise ValueError(
+            f"a turn of the user has {USUAL!r} in its text, which this model reads as text; give content as parts, "
+            '{"type": "image"} and {"type": "text", "text": ...}'
+        )
+    parts = [part for content in users if isinstance(content, list) for part in content if isinstance(part, Mapping)]
+    parts = [part for part in parts if part.get("type") == "image"]
+    if own := [key for part in parts for key in OF_PREPARED if part.get(key) is not None]:
+        raise ValueError(f"a part of type image has a picture of its own in {own[0]!r}; give all pictures in the column images")
+    if ignored := [key for part in parts for key in ignored_keys(part)]:
+        raise ValueError(
+            f"a part of type image has {ignored[0]!r}, which isn't read: a picture's pixels follow from the processor's "
+            "settings; remove it"
+        )
 
 
 def _plain_parts(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -76,6 +76,9 @@ def test_a_model_is_the_same_at_a_uri(s3: Bucket, base: str, cache: Path, tmp_pa
     assert mine.keys() == theirs.keys() and all(mine[name].equal(theirs[name]) for name in theirs)
     assert load_tokenizer(there).get_vocab() == load_tokenizer(here).get_vocab()
     assert copy_of(s3.uri("base")).is_relative_to(cache) and copy_of(s3.uri("base")).name == "base"
+    find_models(recipe(base_model="org/model", tokenizer_config=s3.uri("base"))).bring()
+    assert not (copy_of(s3.uri("base")) / "model.safetensors").exists()
+    find_models(there).bring()
     assert load_reference_alone(there, None).get_base_model().name_or_path == s3.uri("base")
 
 

@@ -17,7 +17,17 @@ import pyarrow.fs as pafs
 
 from pipeline.io.storage import inside, is_uri, resolve, without_scheme
 
-__all__ = ["File", "content_identity", "is_uri", "list_files", "local_path", "open_bytes", "open_seekable", "resolve"]
+__all__ = [
+    "File",
+    "content_identity",
+    "folder_of",
+    "is_uri",
+    "list_files",
+    "local_path",
+    "open_bytes",
+    "open_seekable",
+    "resolve",
+]
 
 CHUNK = 8 << 20
 NETWORK_ERRORS = (OSError, EOFError, lzma.LZMAError, pa.ArrowException, ValueError)
@@ -38,6 +48,13 @@ def local_path(path: str) -> str:
     """Make a local path absolute, since tasks run in other folders; URIs other than `file://` are returned unchanged."""
     path = without_scheme(path)
     return path if is_uri(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def folder_of(location: str) -> str:
+    """Return the folder of a file, a path or a URI."""
+    if is_uri(location):
+        return location.partition("?")[0].rpartition("/")[0]
+    return os.path.dirname(os.path.abspath(location))
 
 
 def list_files(location: str) -> dict[str, str]:

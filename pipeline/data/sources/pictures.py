@@ -5,26 +5,33 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import httpx
 
+from pipeline.data.sources.download import HTTP, download
 from pipeline.data.sources.filesystem import NETWORK_ERRORS, is_uri
 from pipeline.data.transforms.base import RowError
 from pipeline.errors import UserError
 from pipeline.io.storage import fail_fast, inside, resolve, without_scheme
 from pipeline.secrets import redact_text
 
-__all__ = ["HostFailed", "PictureReader"]
+__all__ = ["HostFailed", "PictureReader", "is_data_url"]
 
 MAX_BYTES = 256 << 20
 """Bytes of a picture's file; far above those of any that fits Pillow's limit of pixels."""
 SHOWN = 120
 """Characters of a path in a message."""
-HTTP = ("http://", "https://")
+THREADS = 8
+"""Pictures that are fetched at once."""
+DATA = re.compile("data:", re.IGNORECASE)
 NO_ANSWER = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError, httpx.ConnectError, httpx.ConnectTimeout)
 """Errors of a host that can't be reached; of S3 and Google's storage, pyarrow has only the text (`NO_CONNECTION`)."""
 NO_CONNECTION = ("curlCode", "NETWORK_CONNECTION", "google::cloud::Status(UNAVAILABLE")
@@ -38,16 +45,36 @@ class HostFailed(RowError):
         self.host = host
 
 
+def is_data_url(value: Any) -> bool:
+    """Return whether a picture is given as a data URL."""
+    return isinstance(value, str) and DATA.match(value) is not None
+
+
 class PictureReader:
-    """Reads pictures for the rows of one file. A host that has failed once isn't asked again.
+    """Reads pictures, those of other machines ahead of their turn. A host that has failed once isn't asked again.
 
     Args:
-        location: path or URI of the data file, to which relative paths are relative; None for a dataset of the hub.
+        folder: to which relative paths are relative, a path or a URI; None for a dataset of the hub.
     """
 
-    def __init__(self, location: str | None) -> None:
-        self._folder = None if location is None else _folder_of(location)
+    def __init__(self, folder: str | None) -> None:
+        self._folder = folder
         self._failed: dict[str, str] = {}
+        self._locks: dict[str, Lock] = {}
+        self._known = set[str]()
+        self._ahead: dict[str, Future[bytes]] = {}
+
+    def read_ahead(self, values: Iterable[Any]) -> None:
+        """Begin to fetch those of a row's pictures that are on other machines; `forget` them once the row is done."""
+        for value in map(_given, values):
+            if isinstance(value, str) and value not in self._ahead and self._is_remote(value):
+                self._ahead[value] = self._pool.submit(self._from_file, value)
+
+    def forget(self, values: Iterable[Any]) -> None:
+        """Drop what was fetched ahead of a row."""
+        for value in map(_given, values):
+            if isinstance(value, str):
+                self._ahead.pop(value, None)
 
     def read(self, value: Any) -> bytes:
         """Return the bytes of a picture: bytes, a mapping of `bytes` or `path`, a path, a URI or a data URL.
@@ -55,17 +82,27 @@ class PictureReader:
         Raises:
             RowError: for another value, or a file that can't be read; HostFailed if the host is to blame.
         """
-        if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
+        value = _given(value)
         if isinstance(value, bytes | bytearray | memoryview):
             data = bytes(value)
         elif not isinstance(value, str) or not value.strip():
             raise RowError(f"a picture must be a path, a URI, bytes, or a mapping of bytes and path, got {_described(value)}")
+        elif is_data_url(value):
+            data = _decoded(value)
         else:
-            data = _decoded(value) if value.startswith("data:") else self._from_file(value)
+            data = self._ahead[value].result() if value in self._ahead else self._from_file(value)
         if not data:
             raise RowError("a picture is empty")
         return data
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(THREADS, thread_name_prefix="pictures")
+
+    def _is_remote(self, given: str) -> bool:
+        # A `file://` of another machine is an error, which `read` says.
+        relative = not os.path.isabs(given) and self._folder is not None and is_uri(self._folder)
+        return not is_data_url(given) and (relative or (is_uri(given) and given[:7].lower() != "file://"))
 
     def _from_file(self, given: str) -> bytes:
         shown = redact_text(given if len(given) <= SHOWN else f"{given[:SHOWN]}...").encode(errors="backslashreplace").decode()
@@ -76,15 +113,25 @@ class PictureReader:
             raise RowError(f"a picture can't be read: {error}") from error
         except ValueError as error:  # of a URI that is none
             raise RowError(f"a picture can't be read: {shown}: {error}") from error
+        if host and host not in self._known:
+            # One thread alone, so that a host which doesn't answer is asked once.
+            with self._locks.setdefault(host, Lock()):
+                if host not in self._known:
+                    return self._fetched(location, host, shown)
+        return self._fetched(location, host, shown)
+
+    def _fetched(self, location: str, host: str, shown: str) -> bytes:
         if host in self._failed:
             raise HostFailed(host, self._failed[host])
         try:
-            data = _fetched(location) if location.startswith(HTTP) else _opened(location)
+            data = download(location, MAX_BYTES) if location.startswith(HTTP) else _opened(location)
         except (UserError, *NETWORK_ERRORS, aiohttp.ClientError, httpx.HTTPError) as error:
             if not host or not _is_unreachable(error):
+                self._known.add(host)
                 raise RowError(f"a picture can't be read: {shown}: {_reason(error)}") from error
             self._failed[host] = f"a picture can't be fetched: {host} can't be reached ({_reason(error)})"
             raise HostFailed(host, self._failed[host]) from error
+        self._known.add(host)
         if len(data) > MAX_BYTES:
             raise RowError(f"a picture has more than {MAX_BYTES >> 20} MiB: {shown}")
         return data
@@ -98,23 +145,14 @@ class PictureReader:
         return inside(self._folder, path) if is_uri(self._folder) else os.path.join(self._folder, path)
 
 
-def _folder_of(location: str) -> str:
-    if is_uri(location):
-        return location.partition("?")[0].rpartition("/")[0]
-    return os.path.dirname(os.path.abspath(location))
+def _given(value: Any) -> Any:
+    return value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
 
 
 def _opened(location: str) -> bytes:
     filesystem, path = resolve(location)
     with fail_fast(filesystem).open_input_stream(path, compression=None) as stream:
         return stream.read(MAX_BYTES + 1)
-
-
-def _fetched(url: str) -> bytes:
-    # Not by `open_bytes`: it asks for the size first, and any failure of that is a missing file.
-    from fsspec.implementations.http import HTTPFileSystem
-
-    return HTTPFileSystem(client_kwargs={"timeout": aiohttp.ClientTimeout(total=120, sock_connect=10)}).cat_file(url)
 
 
 def _is_unreachable(error: Exception) -> bool:
@@ -124,7 +162,7 @@ def _is_unreachable(error: Exception) -> bool:
 def _decoded(url: str) -> bytes:
     """Decode a data URL. Raises RowError."""
     head, comma, data = url.partition(",")
-    if not comma or not head.endswith(";base64"):
+    if not comma or not head.lower().endswith(";base64"):
         raise RowError(f"a picture's data URL must hold base64 (data:image/png;base64,...), got {head[:40]!r}")
     try:
         return base64.b64decode("".join(data.split()), validate=True)

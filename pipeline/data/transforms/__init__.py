@@ -23,7 +23,8 @@ from pipeline.data.transforms.hints import hint
 from pipeline.data.transforms.messages import MessageReader
 from pipeline.data.transforms.prompts import prompt_rendering
 from pipeline.data.transforms.registry import FACTORIES, TypeFailed, dataset_types, outside_type, register_dataset_type
-from pipeline.data.transforms.rendering import ChatRenderer, find_placeholder
+from pipeline.data.transforms.rendering import ChatRenderer
+from pipeline.data.transforms.template import find_placeholder
 from pipeline.data.transforms.transform import Transform
 from pipeline.errors import UserError
 from strategies.types import BatchKind

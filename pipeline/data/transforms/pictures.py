@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,15 +18,13 @@ from pipeline.data.transforms.base import EMPTY, Placeholder, Rendered, Row, Row
 from pipeline.data.transforms.control import strings_of
 from pipeline.data.transforms.marks import MARK, MARK_START, mark, without_marks
 from pipeline.data.transforms.messages import MessageReader
-from strategies.media import PICTURES
+from strategies.media import PICTURES, USUAL, ignored_keys
 
-__all__ = ["RowPictures", "as_parts", "take_pictures"]
+__all__ = ["RowPictures", "as_parts", "picture_values", "take_pictures"]
 
 PART_TYPES = ("image", "image_url", "input_image")
-PAYLOADS = ("image", "image_url", "url", "path", "base64")
+PAYLOADS = ("image", "image_url", "url", "path", "base64", "source")
 """Properties of a part that hold its picture."""
-USUAL = "<image>"
-"""What stands for a picture in the messages of datasets that are made for several models."""
 Parts = list[dict[str, Any]]
 
 
@@ -101,7 +100,17 @@ def take_pictures(row: Row, reader: MessageReader, placeholder: Placeholder) -> 
         marked, is_spelled, notes = _by_text(marked, len(given), reader, placeholder)
     # Columns that are unchanged stay as they were, JSON text or not.
     result = {name: row[name] if value == rest[name] else value for name, value in marked.items()}
-    return result, RowPictures(tuple(taken.values), placeholder, is_spelled, tuple(notes))
+    return result, RowPictures(tuple(taken.values), placeholder, is_spelled, (*notes, *taken.notes))
+
+
+def picture_values(row: Row) -> list[Any]:
+    """Return the pictures of a row, wherever they belong in its text. Raises RowError."""
+    taken = _Taken([], _column(row))
+    for name, value in row.items():
+        # Parts without a picture of their own stand for those of the column, and say nothing here.
+        with suppress(RowError):
+            taken.with_marks(_structured(value), name)
+    return taken.values
 
 
 def _column(row: Row) -> list[Any]:
@@ -125,6 +134,7 @@ class _Taken:
     numbers: dict[Hashable, int] = field(default_factory=dict)
     has_parts: bool = False
     unfilled: bool = False
+    notes: list[Note] = field(default_factory=list)
 
     def with_marks(self, value: Any, name: str) -> Any:
         """Return a column's messages with text instead of parts that are pictures; other values are returned unchanged."""
@@ -156,6 +166,10 @@ class _Taken:
         if len(payloads) > 1:
             raise RowError(f"a part of {name!r} has a picture in {payloads[0]!r} and in {payloads[1]!r}; give one")
         self.has_parts = True
+        inner = part["image_url"] if isinstance(part.get("image_url"), Mapping) else {}
+        self.notes += [
+            Note("picture_key", key, f"{key}: {member[key]}") for member in (part, inner) for key in ignored_keys(member)
+        ]
         number = self._own(payloads[0], part[payloads[0]]) if payloads else self._of_column(part, counter, name)
         return {"type": "text", "text": mark(number)}
 
@@ -173,6 +187,8 @@ class _Taken:
         """Return the number of a part's own picture; equal ones, as of a prompt that both answers repeat, are one."""
         if key == "image_url" and isinstance(value, Mapping):
             value = value.get("url")
+        if key == "source":
+            value = _of_source(value)
         if key == "base64" and isinstance(value, str):
             value = f"data:;base64,{value}"
         identity = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else value
@@ -181,6 +197,15 @@ class _Taken:
             self.numbers[hashable] = len(self.values)
             self.values.append(value)
         return self.numbers[hashable]
+
+
+def _of_source(source: Any) -> str:
+    """Return the picture of a part as Anthropic's API has it, as a URL. Raises RowError."""
+    kind = source.get("type") if isinstance(source, Mapping) else None
+    value = source.get({"base64": "data", "url": "url"}.get(str(kind), "")) if isinstance(source, Mapping) else None
+    if not isinstance(value, str) or not value:
+        raise RowError(f"a picture's source must be of type base64 with data, or of type url with url, got type {kind!r}")
+    return f"data:;base64,{value}" if kind == "base64" else value
 
 
 @dataclass

@@ -1,48 +1,26 @@
-"""Rendering of conversations with a chat template."""
+"""Rendering of prompts and answers with a chat template (`template.py`)."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import date
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.data.dates import dated, prints_date
 from pipeline.data.notes import UNREAD, Note
-from pipeline.data.transforms.base import EMPTY, Context, Placeholder, Rendered, RowError
+from pipeline.data.transforms.base import EMPTY, Context, Rendered, RowError
 from pipeline.data.transforms.control import control_notes, control_pattern, end_tokens
 from pipeline.data.transforms.conversations import Conversation, check_prompt, conversation
-from pipeline.data.transforms.marks import MARK, mark
 from pipeline.data.transforms.messages import MessageReader, Messages
-from pipeline.data.transforms.pictures import as_parts
-from pipeline.data.transforms.skeletons import (
-    TEXTS,
-    Alignment,
-    Skeleton,
-    search,
-    skeleton_key,
-    with_placeholders,
-    written_forms,
-)
+from pipeline.data.transforms.skeletons import TEXTS, Alignment, search, written_forms
+from pipeline.data.transforms.template import ChatTemplate, common_prefix
 from pipeline.data.transforms.tools import function_name, require_tools
-from pipeline.errors import UserError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+__all__ = ["ChatRenderer", "RenderedPrompt"]
 
-__all__ = ["ChatRenderer", "RenderedPrompt", "find_placeholder"]
-
-UNDEFINED = re.compile(r"'(\w+_token)' is undefined")
 RENDERED = ("role", "tool_calls", "tool_call_id", *TEXTS)
 """Properties whose rendering is checked elsewhere, or that only refer to another message."""
-PROBES = ("\ue005", "\ue006")
-"""Texts before and after the picture by which a template's placeholder is found."""
-MAX_SKELETONS = 10_000
-"""Skeletons in the cache; with tool calls nearly every row has a form of its own."""
 
 
 @dataclass(frozen=True)
@@ -62,25 +40,13 @@ class ChatRenderer:
     text is compared with the messages (`skeletons.py`).
     """
 
-    tokenizer: PreTrainedTokenizerBase
-    template: str | None
+    template: ChatTemplate
     strip_end: bool
-    day: date | None = None
-    """The date that the template prints as today's; None for that of the clock."""
-    placeholder: Placeholder | None = None
-    """What stands for a picture; None where messages have none."""
-    _skeletons: dict[Hashable, Skeleton | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, context: Context, strip_end: bool) -> ChatRenderer:
-        if context.tokenizer is None:
-            raise UserError("tokenizer: this dataset type renders a chat template and needs one; got None")
-        if not (context.template or context.tokenizer.chat_template):
-            raise UserError(
-                "chat_template: the tokenizer has no chat template, and the data are conversations; "
-                "set chat_template (for instance chatml) or chat_template_jinja"
-            )
-        return cls(context.tokenizer, context.template, strip_end, context.day, context.placeholder)
+        """Return the renderer of a context. Raises UserError without a chat template."""
+        return cls(ChatTemplate.of(context), strip_end)
 
     def pair(
         self,
@@ -116,26 +82,28 @@ class ChatRenderer:
         check_prompt(messages)
         if messages[-1]["role"] == "assistant":
             raise RowError("the prompt ends in a turn of the assistant; it must end where the model is to answer")
-        text = self._apply(messages, {"tools": tools}, add_generation_prompt=True)
+        text = self.template.apply(messages, {"tools": tools}, add_generation_prompt=True)
         alignment = self._align(messages, text, {"tools": tools}, add_generation_prompt=True)
         notes = self._require_tools(text, messages, {"tools": tools}, add_generation_prompt=True)
         if not self._opens_answers(messages, {"tools": tools}):
             notes.append(Note("opens_nothing", example=text[-80:]))
-        return RenderedPrompt(text, (*alignment.notes, *notes, *control_notes(messages, self._control), *self._date_notes))
+        return RenderedPrompt(
+            text, (*alignment.notes, *notes, *control_notes(messages, self._control), *self.template.date_notes)
+        )
 
     def render(self, source: Conversation) -> Rendered:
         """Render a conversation. Raises RowError where the template loses or changes its text."""
         kwargs = {"tools": source.tools, **source.template_kwargs}
         # The prompt includes the generation prompt if the answers begin with it; else it is found by `_before_answers`.
-        opened_prompt = self._apply(source.prompt, kwargs, add_generation_prompt=True)
+        opened_prompt = self.template.apply(source.prompt, kwargs, add_generation_prompt=True)
         # Prompt and answer in one rendering: a turn may be rendered differently as the last one.
         answers = [self._answer(source, messages, kwargs, opened_prompt) for messages in source.whole]
         texts = [answer.text for answer in answers]
         if len(texts) == 2 and texts[0] == texts[1]:
             raise RowError("chosen and rejected are the same once the chat template has rendered them")
-        notes = [*source.notes, *(note for answer in answers for note in answer.notes), *self._date_notes]
+        notes = [*source.notes, *(note for answer in answers for note in answer.notes), *self.template.date_notes]
         notes += control_notes(source.prompt, self._control)
-        notes += [Note("unknown_kwarg", name) for name in source.template_kwargs if name not in self._source]
+        notes += [Note("unknown_kwarg", name) for name in source.template_kwargs if name not in self.template.source]
         prompt = opened_prompt
         # Such as where the generation prompt opens `<think>`, and an answer without reasoning doesn't.
         if not all(text.startswith(opened_prompt) for text in texts):
@@ -155,8 +123,8 @@ class ChatRenderer:
         # The end of the turn is whatever the template writes after the answer's last string. An answer that contains that end
         # token itself is rendered again without it; text after the end is cut, and a missing end is replaced by EOS.
         first = len(source.prompt)
-        text = self._apply(messages, kwargs)
-        shared = _common_prefix(opened_prompt, text)
+        text = self.template.apply(messages, kwargs)
+        shared = common_prefix(opened_prompt, text)
         alignment = self._align(messages, text, kwargs, first, len(shared))
         self._require_calls(text, messages, kwargs)
         tool_notes = self._require_tools(text, messages, kwargs)
@@ -190,9 +158,9 @@ class ChatRenderer:
             end = text[alignment.end :].strip()
         # Generation doesn't stop at an end that is plain text, so EOS follows it.
         is_text = bool(end) and (self._control is None or self._control.search(end) is None)
-        if self.tokenizer.eos_token and (is_text or not end):
-            text = text.rstrip() + self.tokenizer.eos_token
-            kind, detail = ("end_is_text", end) if is_text else ("end_added", self.tokenizer.eos_token)
+        if self.template.tokenizer.eos_token and (is_text or not end):
+            text = text.rstrip() + self.template.tokenizer.eos_token
+            kind, detail = ("end_is_text", end) if is_text else ("end_added", self.template.tokenizer.eos_token)
             notes.append(Note(kind, detail, text[-80:]))
         return _Answer(
             text.rstrip() if self.strip_end else text, alignment.start(first), alignment.end_before(first), tuple(notes)
@@ -201,7 +169,7 @@ class ChatRenderer:
     def _opens_answers(self, prompt: Messages, kwargs: Mapping[str, Any]) -> bool:
         """Return whether the template writes a generation prompt."""
         # By skeletons, which are cached: two more renderings per row would be slow.
-        with_opening, without = (self._skeleton(prompt, kwargs, is_opened) for is_opened in (True, False))
+        with_opening, without = (self.template.skeleton(prompt, kwargs, is_opened) for is_opened in (True, False))
         return with_opening is None or with_opening != without
 
     def _until_end(self, text: str, content_end: int) -> tuple[str, str]:
@@ -223,36 +191,19 @@ class ChatRenderer:
             for name in [name for name, value in message.items() if name not in RENDERED and value not in EMPTY]:
                 without = {other: value for other, value in message.items() if other != name}
                 # A template can't read a property that its text doesn't name, which saves a rendering.
-                if name not in self._source or self._renders_as(
+                if name not in self.template.source or self.template.renders_as(
                     text, [*messages[:index], without, *messages[index + 1 :]], kwargs
                 ):
                     notes.append(Note(UNREAD, f"{name} of messages", str(message[name])))
         return notes
 
-    def _renders_as(self, text: str, messages: Messages, kwargs: Mapping[str, Any]) -> bool:
-        try:
-            return self._apply(messages, kwargs) == text
-        except RowError:  # the template requires the property
-            return False
-
-    @cached_property
-    def _source(self) -> str:
-        """The template's text."""
-        # A tokenizer may have several templates by name, as a dict.
-        default = self.tokenizer.chat_template
-        return self.template or (json.dumps(default) if isinstance(default, dict) else default or "")
-
-    @cached_property
-    def _date_notes(self) -> tuple[Note, ...]:
-        return (Note("dated", str(self.day)),) if self.day is not None and prints_date(self._source) else ()
-
     @cached_property
     def _ends(self) -> tuple[str, ...]:
-        return end_tokens(self.tokenizer)
+        return end_tokens(self.template.tokenizer)
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
-        return control_pattern(self.tokenizer)
+        return control_pattern(self.template.tokenizer)
 
     def _align(
         self,
@@ -267,7 +218,7 @@ class ChatRenderer:
 
         The answer's messages begin with `answer_from`, and its text not before `earliest`.
         """
-        skeleton = self._skeleton(messages, kwargs, add_generation_prompt)
+        skeleton = self.template.skeleton(messages, kwargs, add_generation_prompt)
         if skeleton is not None and (missing := skeleton.missing) is not None:
             content = messages[missing]["content"].strip()[:80]
             raise RowError(
@@ -292,7 +243,7 @@ class ChatRenderer:
         notes = require_tools(text, messages, tools)
         if tools:
             try:
-                without = self._apply(messages, {**kwargs, "tools": None}, add_generation_prompt)
+                without = self.template.apply(messages, {**kwargs, "tools": None}, add_generation_prompt)
             # A template may require tools; then they can't be without effect.
             except RowError:
                 return notes
@@ -306,100 +257,9 @@ class ChatRenderer:
             if not message.get("tool_calls"):
                 continue
             without = {name: value for name, value in message.items() if name != "tool_calls"}
-            if self._renders_as(text, [*messages[:index], without, *messages[index + 1 :]], kwargs):
+            if self.template.renders_as(text, [*messages[:index], without, *messages[index + 1 :]], kwargs):
                 name = function_name(message["tool_calls"][0])
                 raise RowError(f"the chat template does not render tool_calls ({name!r} is missing); use one that does")
-
-    def _skeleton(self, messages: Messages, kwargs: Mapping[str, Any], add_generation_prompt: bool) -> Skeleton | None:
-        """Return the cached skeleton of the conversation's form; None where the template doesn't accept placeholders."""
-        key = (skeleton_key(messages, kwargs), add_generation_prompt)
-        if key not in self._skeletons:
-            if len(self._skeletons) >= MAX_SKELETONS:
-                self._skeletons.clear()
-            try:
-                skeleton = Skeleton.of(messages, self._apply(with_placeholders(messages), kwargs, add_generation_prompt))
-            except RowError:
-                skeleton = None
-            self._skeletons[key] = skeleton
-        return self._skeletons[key]
-
-    def _dated_template(self, kwargs: Mapping[str, Any]) -> str:
-        assert self.day is not None
-        # `get_chat_template` chooses among several templates as `apply_chat_template` does: by name, or `tool_use` with tools.
-        return dated(self.tokenizer.get_chat_template(self.template, kwargs.get("tools")), self.day)
-
-    def _apply(self, messages: Messages, kwargs: Mapping[str, Any], add_generation_prompt: bool = False) -> str:
-        """Render messages, with marks for the pictures that the template writes. Raises RowError."""
-        placeholder = self.placeholder
-        if placeholder is None:
-            return self._render(messages, kwargs, add_generation_prompt)
-        marks = [number for message in messages for number in MARK.findall(message["content"])]
-        if marks and placeholder.written is None:
-            raise RowError("the chat template renders no pictures; set chat_template_jinja to one that does")
-        if not placeholder.takes_parts:
-            return self._render(messages, kwargs, add_generation_prompt)
-        # All turns, as TRL does, whether they have pictures or not.
-        parts = [{**message, "content": as_parts(message["content"])} for message in messages]
-        text = self._render(parts, kwargs, add_generation_prompt)
-        if not marks:
-            return text
-        # Split into the texts around the pictures: a placeholder in a turn's own text would be one more.
-        around = text.split(placeholder.written or "")
-        if len(around) != len(marks) + 1:
-            raise RowError(
-                f"the rendered text has {len(around) - 1} placeholders of pictures ({placeholder.written!r}), and the messages "
-                f"have {len(marks)} pictures"
-            )
-        marked = [before + mark(int(number)) for before, number in zip(around, marks, strict=False)]
-        return "".join([*marked, around[-1]])
-
-    def _render(self, messages: Messages, kwargs: Mapping[str, Any], add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                chat_template=self._dated_template(kwargs) if self._date_notes else self.template,
-                add_generation_prompt=add_generation_prompt,
-                **kwargs,
-            )
-        # A template is a program that runs on the row: any of its exceptions makes the row invalid.
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-            token = UNDEFINED.search(str(error))
-            hint = (
-                f"; the tokenizer has none: give it one (special_tokens.{token[1]}), or another chat_template" if token else ""
-            )
-            raise RowError(f"the chat template does not take this conversation: {error}{hint}") from error
-
-
-def find_placeholder(context: Context, token: str) -> Placeholder:
-    """Return what the chat template of a context writes for a picture: what is more with a picture than without.
-
-    Args:
-        context: template and tokenizer.
-        token: what the processor expands, once in what is written.
-    """
-    if context.tokenizer is None or not (context.template or context.tokenizer.chat_template):
-        return Placeholder(token)
-    texts: list[dict[str, Any]] = [{"type": "text", "text": probe} for probe in PROBES]
-    renderer = ChatRenderer.of(context, strip_end=False)
-    try:
-        without = renderer._render([{"role": "user", "content": texts}], {}, add_generation_prompt=False)
-    except RowError:
-        return Placeholder(token)
-    # A list that is printed as Python prints it has escapes.
-    if not all(probe in without for probe in PROBES):
-        return Placeholder(token)
-    try:
-        content = [texts[0], {"type": "image"}, texts[1]]
-        text = renderer._render([{"role": "user", "content": content}], {}, add_generation_prompt=False)
-    except RowError:
-        return Placeholder(token, takes_parts=True)
-    start, length = len(_common_prefix(without, text)), len(text) - len(without)
-    written = text[start : start + length]
-    is_added = length > 0 and text[:start] + text[start + length :] == without
-    return Placeholder(token, written if is_added and written.count(token) == 1 else None, takes_parts=True)
 
 
 @dataclass(frozen=True)
@@ -427,10 +287,10 @@ def _before_answers(answers: list[_Answer], opened_prompt: str) -> tuple[str, li
         RowError: when the prompt isn't the same text before both answers.
     """
     beginnings = [
-        answer.text[: answer.start] if answer.start is not None else _common_prefix(opened_prompt, answer.text)
+        answer.text[: answer.start] if answer.start is not None else common_prefix(opened_prompt, answer.text)
         for answer in answers
     ]
-    head = _common_prefix(*beginnings)
+    head = common_prefix(*beginnings)
     if len(head) < max(answer.prompt_end for answer in answers):
         raise RowError("the chat template renders the prompt otherwise before each answer, so that they share none")
     if opened_prompt.startswith(head):
@@ -439,14 +299,8 @@ def _before_answers(answers: list[_Answer], opened_prompt: str) -> tuple[str, li
         # Where an answer begins with the generation prompt, each has its own prompt, up to where the texts diverge. Otherwise
         # an answer that begins with `<b>` would lose its bracket, which the opening `<think>` shares.
         return opened_prompt if any(answer.text.startswith(opened_prompt) for answer in answers) else head, notes
-    shared = _common_prefix(opened_prompt, head)
+    shared = common_prefix(opened_prompt, head)
     return head, [Note("prompt_differs", example=opened_prompt[len(shared) :][:80])]
-
-
-def _common_prefix(*texts: str) -> str:
-    if all(text.startswith(texts[0]) for text in texts[1:]):  # the usual case; a comparison by character is slow
-        return texts[0]
-    return os.path.commonprefix(texts)  # noqa: RUF071 - by character is what we want
 
 
 def _changed(text: str, messages: Messages, alignment: Alignment) -> list[Note]:

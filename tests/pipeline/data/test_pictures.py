@@ -96,12 +96,14 @@ VALUES: dict[str, Any] = {
     "absolute": "{folder}/red.png",
     "uri": "file://{folder}/red.png",
     "data URL": f"data:image/png;base64,{base64.b64encode(RED).decode()}",
+    "data URL of another case": f"DATA:image/PNG;BASE64,{base64.b64encode(RED).decode()}",
+    "uri of another case": "FILE://{folder}/red.png",
     "struct": {"bytes": None, "path": "red.png"},
 }
 
 
 @pytest.mark.parametrize("name", list(VALUES))
-@pytest.mark.parametrize("where", ["image", "images", "part", "url", "image_url"])
+@pytest.mark.parametrize("where", ["image", "images", "part", "url", "image_url", "source"])
 def test_kinds_of_pictures(tmp_path: Path, name: str, where: str) -> None:
     value = json.loads(json.dumps(VALUES[name]).replace("{folder}", str(tmp_path)))
     if where == "image":
@@ -112,6 +114,10 @@ def test_kinds_of_pictures(tmp_path: Path, name: str, where: str) -> None:
         row = asked({"type": "image", "image": value}, "Which?")
     elif where == "url":
         row = asked({"type": "image", "url": value}, "Which?")
+    elif where == "source":
+        # Anthropic's: of base64 without a URL.
+        kind, base = ("base64", str(value).partition(",")[2]) if name == "data URL" else ("url", "red.png")
+        row = asked({"type": "image", "source": {"type": kind, "data" if kind == "base64" else "url": base}}, "Which?")
     else:
         row = asked({"type": "image_url", "image_url": {"url": value}}, "Which?")
     store = prepared(tmp_path, [row])
@@ -157,6 +163,8 @@ REJECTED: list[tuple[Any, str]] = [
     (asked({"type": "image", "url": "red.png", "path": "red.png"}, "?"), "in 'url' and in 'path'; give one"),
     ({"images": ["red.png"], **asked({"type": "image", "index": 1}, "?")}, "is the picture 1 of the row, which has 1"),
     ({"image": "red.png", **asked(PLACE, "Is <image> a tag?")}, "placeholders of pictures .* the messages have 1 pictures"),
+    (asked({"type": "image", "source": {"type": "file", "file_id": "a"}}, "?"), "base64 with data, or of type url with url"),
+    (asked({"type": "image", "source": {"type": "base64", "data": "a" * 2001}}, "?"), "is no base64"),
     (asked("Is <image> a tag?"), "'prompt' holds the token of a picture, '<image>', 1 times beside 0 pictures"),
     ({"image": "red.png", **asked(PLACE, "?", chosen="an <image>")}, "placeholders of pictures"),
     ({"image": "red.png", **asked(PLACE, "\ue0030\ue004")}, r"the text holds U\+E003"),
@@ -246,6 +254,17 @@ def test_pictures_without_a_place_stand_first_as_in_trl(tmp_path: Path) -> None:
     store = prepared(tmp_path, [{**row, "images": ["red.png", "blue.png"]}])
     assert first(store)["prompt_ids"] == expected["prompt_ids"]
     assert "1 row: messages don't say where their pictures stand" in store.notes[0]
+
+
+def test_keys_that_would_change_a_picture_elsewhere_are_said(tmp_path: Path) -> None:
+    """Those of OpenAI's parts and of Qwen's; null and `auto` say nothing."""
+    detailed = {"type": "image_url", "image_url": {"url": "red.png", "detail": "low"}}
+    automatic = {"type": "image_url", "image_url": {"url": "red.png", "detail": "auto"}}
+    sized = {"type": "image", "image": "red.png", "resized_height": 28, "min_pixels": None}
+    store = prepared(tmp_path, [asked(detailed, "?"), asked(detailed, "!"), asked(sized, "?"), asked(automatic, "??")])
+    assert store.rejected_rows == 0 and len(store.notes) == 2
+    assert store.notes[0].startswith("2 rows: parts of pictures have 'detail', which isn't read")
+    assert "1 row: parts of pictures have 'resized_height'" in store.notes[1] and "'resized_height: 28'" in store.notes[1]
 
 
 def test_conversations_with_a_shared_beginning(tmp_path: Path) -> None:

@@ -77,6 +77,9 @@ def test_the_check_as_a_reward_function(tmp_path: Path) -> None:
     images = [[str(tmp_path / "first.png")], pairs[1]["images"]]
     assert names_colour([pair["chosen"] for pair in pairs], images, prompts=["", ""]) == [1.0, 1.0]
     assert names_colour([pair["rejected"][0]["content"] for pair in pairs], images) == [0.0, 0.0]
+    chosen = [pair["chosen"] for pair in pairs]
+    assert names_colour([*chosen, "It is red."], [*images, []]) == [1.0, 1.0, None]
+    assert names_colour(chosen) == names_colour(chosen, [None, []]) == [None, None]
 
 
 def test_a_picture_of_something_else_is_refused() -> None:

@@ -117,7 +117,7 @@ def test_answers_without_an_adapter_are_the_bases(adapter_run: Any, tiny_base: s
         assert row["reference"] == tokenizer.decode(answer, skip_special_tokens=True)
     assert "<script>" not in generate(str(adapter_run.run_dir), ["<script>"], options=options)._repr_html_()
     with pytest.raises(UserError, match="prompt 1: expected text"):
-        generate(str(adapter_run.run_dir), [3])  # type: ignore[list-item]
+        generate(str(adapter_run.run_dir), [3])
 
 
 def test_a_model_of_learned_positions_refuses_longer_prompts(tmp_path: Path) -> None:

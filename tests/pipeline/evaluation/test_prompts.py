@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.evaluation.prompts import read_prompts, shown, token_ids
+from pipeline.evaluation.encode_prompts import EncodedPrompt, PromptEncoder
+from pipeline.evaluation.prompts import check_prompt, read_prompts
 from tests.tiny import tiny_tokenizer
 
-MESSAGES = [{"role": "user", "content": "Why?"}]
+MESSAGES: list[Any] = [{"role": "user", "content": "Why?"}]
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -19,18 +20,22 @@ def write(folder: Path, name: str, text: str) -> Path:
     return folder / name
 
 
+def contents(path: Path) -> list[Any]:
+    return [given.content for given in read_prompts(path)]
+
+
 def test_lines_of_text(tmp_path: Path) -> None:
-    assert read_prompts(write(tmp_path, "prompts.txt", "Why?\n\n  \nHow {not} JSON?\n")) == ["Why?", "How {not} JSON?"]
+    assert contents(write(tmp_path, "prompts.txt", "Why?\n\n  \nHow {not} JSON?\n")) == ["Why?", "How {not} JSON?"]
 
 
 def test_json_lines_of_every_shape(tmp_path: Path) -> None:
     lines = '"Why?"\n[{"role": "user", "content": "Why?"}]\n{"prompt": "Why?", "chosen": "x"}\n'
     lines += '{"prompt": [{"role": "user", "content": "Why?"}]}\n{"messages": [{"role": "user", "content": "Why?"}]}\n'
-    assert read_prompts(write(tmp_path, "p.jsonl", lines)) == ["Why?", MESSAGES, "Why?", MESSAGES, MESSAGES]
+    assert contents(write(tmp_path, "p.jsonl", lines)) == ["Why?", MESSAGES, "Why?", MESSAGES, MESSAGES]
 
 
 def test_a_json_list(tmp_path: Path) -> None:
-    assert read_prompts(write(tmp_path, "p.json", '["Why?", {"prompt": "How?"}]')) == ["Why?", "How?"]
+    assert contents(write(tmp_path, "p.json", '["Why?", {"prompt": "How?"}]')) == ["Why?", "How?"]
 
 
 @pytest.mark.parametrize(
@@ -58,25 +63,30 @@ def test_a_file_that_cant_be_read(tmp_path: Path) -> None:
         read_prompts(tmp_path / "p.txt")
 
 
+def encoded(given: Any, tokenizer: Any, raw: bool = False) -> EncodedPrompt:
+    return PromptEncoder(tokenizer, raw=raw).encode([check_prompt(given, "prompt 1")])[0]
+
+
 def test_text_becomes_a_users_message() -> None:
     tokenizer: Any = tiny_tokenizer()
-    [as_text], [as_messages] = token_ids(["Why?"], tokenizer), token_ids([MESSAGES], tokenizer)
-    assert as_text == as_messages
-    assert tokenizer.decode(as_text).endswith("<|im_start|>assistant\n")
-    assert tokenizer.decode(token_ids(["Why?"], tokenizer, raw=True)[0]) == "Why?"
+    as_text, parts = encoded("Why?", tokenizer), [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
+    assert as_text == encoded(MESSAGES, tokenizer) == encoded(parts, tokenizer)
+    assert tokenizer.decode(as_text.ids).endswith("<|im_start|>assistant\n")
+    assert tokenizer.decode(encoded("Why?", tokenizer, raw=True).ids) == "Why?"
     tokenizer.chat_template = None
-    assert tokenizer.decode(token_ids(["Why?"], tokenizer)[0]) == "Why?"
-    with pytest.raises(UserError, match="chat_template: the tokenizer has none to render messages with"):
-        token_ids([MESSAGES], tokenizer)
+    assert tokenizer.decode(encoded("Why?", tokenizer).ids) == "Why?"
+    with pytest.raises(UserError, match="prompt 1: chat_template: the tokenizer has none to render messages with"):
+        encoded(MESSAGES, tokenizer)
 
 
 def test_a_conversation_that_the_template_refuses() -> None:
     tokenizer: Any = tiny_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(UserError, match="prompt 1: the chat template doesn't render it: roles must alternate"):
-        token_ids([MESSAGES], tokenizer)
+        encoded(MESSAGES, tokenizer)
 
 
 def test_a_conversation_is_shown_by_its_last_message() -> None:
-    assert shown("Why?") == shown(MESSAGES) == "Why?"
-    assert shown([{"role": "system", "content": "Be brief."}, *MESSAGES]) == "(1 before) Why?"
+    tokenizer = tiny_tokenizer()
+    assert encoded("Why?", tokenizer).shown == encoded(MESSAGES, tokenizer).shown == "Why?"
+    assert encoded([{"role": "system", "content": "Be brief."}, *MESSAGES], tokenizer).shown == "(1 before) Why?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,36 @@ def test_every_key_that_names_a_file_is_looked_at(project: Path, tmp_path: Path)
         *("datasets.0.data_files", "datasets.1.path", "test_datasets.0.path"),
     ]
     assert plan(shared=(outside,)).package.root == project
+
+
+def test_pictures_that_the_job_would_not_find(project: Path, tmp_path: Path) -> None:
+    """As far as the first rows of data on this machine name them."""
+    for file in (tmp_path / "outside" / "a.png", project / "data" / "b.png"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    part = {"type": "image_url", "image_url": {"url": f"file://{tmp_path}/outside/a.png"}}
+    found = {
+        "b.png": None,
+        "https://host/a.png": None,
+        "nothing.png": None,
+        "/mnt/only/there.png": None,
+        "../../outside/a.png": "is outside the working directory",
+        f"{tmp_path}/outside/a.png": "is outside the working directory .* copy it there, give a URI",
+        f"{project}/data/b.png": "is another path on the cluster; write 'data/b.png'",
+    }
+    good = {"image": "b.png", "prompt": "?", "chosen": "a", "rejected": "b"}
+    for value, message in found.items():
+        (project / "data" / "pairs.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps({**good, 'image': value})}\n")
+        if message is None:
+            assert plan().package.root == project
+        else:
+            with pytest.raises(UserError, match=rf"^datasets\.0\.path: the picture of row 2, .*{message}"):
+                plan()
+    row = {**good, "image": None, "prompt": [{"role": "user", "content": [part]}]}
+    (project / "data" / "pairs.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match="the picture of row 1, '.*outside/a.png' is outside"):
+        plan()
+    assert plan(shared=(tmp_path / "outside",)).package.root == project
 
 
 def test_where_a_job_writes_what_has_a_relative_path(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

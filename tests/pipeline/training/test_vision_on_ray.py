@@ -10,8 +10,10 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from pipeline import evaluate, train
+from pipeline import evaluate, generate, train
 from pipeline.config import RunConfig, parse_config
+from pipeline.data import prepare
+from pipeline.errors import UserError
 from pipeline.evaluation.generate_on_ray import SamplingOptions
 from pipeline.merging.merge import merge
 from pipeline.reference import score
@@ -20,6 +22,7 @@ from tests.laws.vision import prepared_pictures, raw_pictures, trained_on
 from tests.tiny_vision import llava, save_vision
 
 pytestmark = pytest.mark.usefixtures("ray_session")
+GREEDY = SamplingOptions(max_new_tokens=8, temperature=0)
 KEYS: dict[str, Any] = {
     "sequence_len": 512,
     "micro_batch_size": 2,
@@ -113,6 +116,10 @@ def test_an_adapter_answers_is_evaluated_and_merged(recipe: Any, tmp_path: Path)
     for name in ("rewards/margins", "logps/chosen"):
         assert found.metrics[name].value == pytest.approx(result.metrics[f"eval_{name}"], rel=1e-4, abs=1e-6)
     assert found.answers is not None and found.answers["logratio"].notna().all()
+    (pair, *_) = [row for row in raw_pictures(20)[16:] if row["images"]]
+    (local,) = generate(str(result.run_dir), [{"images": pair["images"], "prompt": pair["prompt"]}], options=GREEDY).rows
+    on_ray = evaluate(str(result.run_dir), answers=4, options=GREEDY, rewards=["tests.reward_functions.length"]).answers
+    assert on_ray is not None and on_ray["policy"][0] == local["policy"]
     merged = merge(result.run_dir, tmp_path / "merged")
     assert merged.differences is not None and merged.differences.is_explained
     AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
@@ -126,3 +133,25 @@ def test_divided_among_two_workers(recipe: Any, sharding: dict[str, Any]) -> Non
     assert result.steps == 2
     AutoModelForImageTextToText.from_pretrained(result.model_dir)
     AutoProcessor.from_pretrained(result.model_dir)
+
+
+@pytest.mark.parametrize("rl", ["dpo", "simpo"])
+def test_a_picture_that_breaks_after_it_was_prepared(recipe: Any, rl: str) -> None:
+    """Where the reference is scored, and in a worker's data loader: one message, and no restart."""
+    cfg = recipe("broken", rl=rl, max_steps=2)
+    for path in (prepare(cfg).path / "images").rglob("*.png"):
+        path.write_bytes(b"x" * path.stat().st_size)  # of the same size, which alone is compared when a store is opened
+    with pytest.raises(
+        UserError, match=r"a picture can't be read: .* no format that Pillow knows \(.*/images/.*\.png\)"
+    ) as error:
+        train(cfg, report=False)
+    assert "Traceback" not in str(error.value) and len(str(error.value).splitlines()) == 1
+    path.unlink()
+    with pytest.raises(UserError, match=r"doesn't hold what was prepared: images/.* is missing"):
+        train(cfg, report=False)
+
+
+def test_another_size_of_pictures_is_not_resumed_with(recipe: Any) -> None:
+    train(recipe("sized", max_steps=2, save_steps=2, image_size=32), report=False)
+    with pytest.raises(UserError, match="image_size: was 32, is 16"):
+        train(recipe("sized", max_steps=4, save_steps=2, image_size=16), resume=True, report=False)

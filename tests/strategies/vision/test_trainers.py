@@ -17,7 +17,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from strategies import HFRLTrainerBuilder, TrainDatasetMeta, train
 from strategies.batch.kto_sampler import MismatchedRows
 from strategies.dataset_rows import as_dataset
+from strategies.models.saving import write_model_card
 from strategies.vision.images import pictures_of
+from strategies.vision.modules import outside_tower
+from strategies.vision.processing import VisionProcessing
+from strategies.vision.rows import tokenise
 from tests.laws.runs import CONFIG, LORA, losses, same_history
 from tests.tiny import pairs
 from tests.tiny_vision import FAMILIES, labelled_pictures, llava, picture, picture_pairs, save_vision, vision_trained
@@ -123,6 +127,20 @@ def test_a_saved_model_loads_with_its_processor(tmp_path: Path, family: str) -> 
     assert not torch.equal(loaded.lm_head.weight, FAMILIES[family]().model.lm_head.weight)
 
 
+@pytest.mark.parametrize(("size", "words"), [(16, "padded to 16 x 16"), ([32, 16], "stretched to 32 x 16")])
+def test_the_card_says_what_the_saved_processor_does_not_do(tmp_path: Path, size: Any, words: str) -> None:
+    vision = llava()
+    trainer = vision_trained(tmp_path, vision, rows=picture_pairs(4), max_steps=1, image_size=size)
+    vision.processor.save_pretrained(tmp_path / "processor")
+    image, saved = picture("red", "circle"), AutoProcessor.from_pretrained(tmp_path / "processor")
+    pixels = VisionProcessing(vision.processor).pixels([image])["pixel_values"]
+    assert not torch.equal(VisionProcessing(saved).pixels([image])["pixel_values"], pixels)
+    write_model_card(trainer, tmp_path)
+    assert f"| Pictures | {words} pixels (bilinear) before the processor" in (tmp_path / "README.md").read_text()
+    write_model_card(vision_trained(tmp_path, vision, rows=picture_pairs(4), max_steps=1), tmp_path)
+    assert "Pictures" not in (tmp_path / "README.md").read_text()
+
+
 def test_an_adapter_leaves_the_tower_alone_unless_it_is_named(tmp_path: Path) -> None:
     def adapted(**keys: Any) -> set[str]:
         vision = llava()
@@ -134,6 +152,32 @@ def test_an_adapter_leaves_the_tower_alone_unless_it_is_named(tmp_path: Path) ->
     assert adapted(lora_target_linear=True) == {"language_model"}
     assert adapted(lora_target_modules=["q_proj", "v_proj"]) == {"language_model"}
     assert adapted(lora_target_modules=r".*vision_tower.*(q|v)_proj") == {"vision_tower"}
+
+
+def test_a_target_of_the_tower_alone_is_refused() -> None:
+    """Rather than left out silently."""
+    model = llava().model
+    for targets in (["q_proj", "fc1"], r".*\.fc1"):
+        with pytest.raises(ValueError, match=r"lora_target_modules: only modules that encode pictures match '.*fc1', such as"):
+            outside_tower(model, targets)
+    assert outside_tower(model, ["vision_tower.vision_model.encoder.layers.0.mlp.fc1"]) is None
+    assert outside_tower(model, ["q_proj", "nothing"]) == outside_tower(model, "all-linear")
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_places_that_a_model_reads_as_text_are_refused(family: str) -> None:
+    """LLaVA's `<image>`, in rows for another model; so are keys of parts that would do nothing."""
+    processing, pair = VisionProcessing(FAMILIES[family]().processor), picture_pairs(1)[0]
+    if processing.processor.image_token != "<image>":
+        for images in (pair["images"], None):
+            with pytest.raises(ValueError, match="has '<image>' in its text, .* give content as parts"):
+                tokenise({**pair, "images": images, "prompt": [{"role": "user", "content": "<image>Which?"}]}, processing)
+    with pytest.raises(ValueError, match="a part of type image has 'max_pixels', which isn't read"):
+        tokenise({**pair, **_user({"type": "image", "max_pixels": 9, "min_pixels": None})}, processing)
+    with pytest.raises(
+        ValueError, match="a part of type image has a picture of its own in 'url'; give all pictures in the col"
+    ):
+        tokenise({**pair, **_user({"type": "image", "url": "other.png"})}, processing)
 
 
 @pytest.mark.parametrize(
