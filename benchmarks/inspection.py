@@ -1,7 +1,8 @@
 """`python -m benchmarks.inspection`: seconds and memory of `inspect` on scored pairs, its page included.
 
 Writes a store and scores of random tokens, as `prepare` and `score` leave them, and inspects them, Ray's start included. Memory
-is the private memory (resident minus shared) of the driver and of Ray's workers together, at its highest.
+is that of the driver, of Ray's workers and of the process that they are forked from, at its highest; pages that several of them
+share count once.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pipeline.reference.precision import resolve_precision
 from pipeline.reference.score_files import write_scores
 from strategies.models.tokenizer import load_tokenizer
 
-SAMPLE_EVERY_S = 0.2
+SAMPLE_EVERY_S = 0.5
 NAMES = ("prompt", "chosen", "rejected")
 
 
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         assert again.table.equals(found.table)
     print(f"{options.pairs:,} scored pairs of 3 x {options.tokens} tokens, {common.machine(os.cpu_count() or 1)}")
     print(f"inspected in {inspected:.1f} s, with the page {seconds:.1f} s; from cached columns {cached:.1f} s")
-    print(f"private memory: driver {peak.driver / 2**20:,.0f} MiB, with Ray's workers {peak.total / 2**20:,.0f} MiB")
+    print(f"memory: driver {peak.driver / 2**20:,.0f} MiB, with Ray's workers {peak.total / 2**20:,.0f} MiB")
 
 
 WORDS = "the of and to a in that it is was for on are with as his they at be this from have or by one had not but".split()
@@ -121,7 +122,7 @@ def write_scored(cfg: Any, prepared: Prepared) -> None:
 
 
 class Peak:
-    """The highest private memory, while it is open, of this process and of Ray's workers below it."""
+    """The most memory, while it is open, of this process, and of it and Ray's workers together."""
 
     driver = total = 0
 
@@ -137,18 +138,14 @@ class Peak:
     def _sample(self) -> None:
         me = psutil.Process()
         while not self._done.wait(SAMPLE_EVERY_S):
-            own, others = _private(me), 0
+            own, others = me.memory_full_info().pss, 0
             for process in me.children(recursive=True):
                 try:
-                    others += _private(process) if process.name().startswith("ray::") else 0
+                    is_worker = process.name().startswith("ray::") or "cluster.local_workers.fork_server" in process.cmdline()
+                    others += process.memory_full_info().pss if is_worker else 0
                 except psutil.NoSuchProcess:
                     continue
             self.driver, self.total = max(self.driver, own), max(self.total, own + others)
-
-
-def _private(process: psutil.Process) -> int:
-    memory = process.memory_info()
-    return memory.rss - memory.shared
 
 
 if __name__ == "__main__":
