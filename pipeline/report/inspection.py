@@ -130,14 +130,18 @@ def _distributions(inspection: Inspection) -> Section:
     charts = [_histogram(inspection.table, name) for name in names if inspection.table[name].nunique() > 1]
     rows = [Row([name, _meaning(name), *map(_number, values.values())]) for name, values in inspection.quantiles().items()]
     columns = [Column("column", is_text=True), Column("what it is", is_text=True), *map(Column, QUANTILES)]
-    words = "What every row has. `select:` in a recipe takes training rows by any of these columns but tokens and overlap."
+    words = "What every row has. A recipe's select section takes training rows by any of these columns but tokens and overlap."
     return Section("columns", "Distributions", words, charts=charts, table=Table(columns, rows))
 
 
 def _histogram(table: pd.DataFrame, name: str) -> Chart:
     values = table[name].to_numpy(dtype=np.float64)
     low, high = np.quantile(values, [TAIL, 1 - TAIL])
-    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    is_whole = np.issubdtype(table[name].dtype, np.integer)
+    # Of few whole numbers each has its own bar.
+    bars = int(high - low) + 1 if is_whole and high - low < BINS else BINS
+    margin = 0.5 if bars < BINS or high == low else 0.0
+    edges = np.linspace(low - margin, high + margin, bars + 1)
     figure = go.Figure()
     for index, split in enumerate((TRAIN, EVAL)):
         own = values[(table["split"] == split).to_numpy()]
