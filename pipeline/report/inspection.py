@@ -137,7 +137,7 @@ def _distributions(inspection: Inspection) -> Section:
 def _histogram(table: pd.DataFrame, name: str) -> Chart:
     values = table[name].to_numpy(dtype=np.float64)
     low, high = np.quantile(values, [TAIL, 1 - TAIL])
-    is_whole = np.issubdtype(table[name].dtype, np.integer)
+    is_whole = bool((values == np.round(values)).all())
     # Of few whole numbers each has its own bar.
     bars = int(high - low) + 1 if is_whole and high - low < BINS else BINS
     margin = 0.5 if bars < BINS or high == low else 0.0
