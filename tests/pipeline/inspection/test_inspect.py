@@ -165,7 +165,7 @@ def test_the_page_in_a_browser(cfg: Any, tmp_path: Path) -> None:
 def test_length_and_a_first_token_that_tell_chosen_from_rejected_are_reported() -> None:
     rows, rng = 200, np.random.default_rng(0)
     lengths = {"chosen_length": rng.integers(50, 150, rows), "rejected_length": rng.integers(20, 120, rows)}
-    tokens = {"chosen_first_token": [7] * 150 + [*range(50)], "rejected_first_token": [7] * 20 + [*range(180)]}
+    tokens = {"chosen_first_token": [7] * 150 + [*range(50, 100)], "rejected_first_token": [7] * 20 + [*range(100, 280)]}
     table = pd.DataFrame({"row_id": range(rows), "prompt_length": 9, "length_ratio": 1.0, **lengths, **tokens})
     found = {finding.rule: finding.sentence for finding in find_all(table)}
     assert set(found) == {"length_bias", "telling_first_token"}

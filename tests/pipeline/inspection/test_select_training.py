@@ -65,7 +65,6 @@ def test_a_run_trains_on_the_selected_rows_and_runs_no_reference(
     assert trained_rows(tmp_path / "run") == sorted(expected)
     assert forwards == [] and files_of(scores) == before
     assert result.history["step"].max() == 4
-    # As many as without a selection: 8 rows, in two batches of four.
     assert json.loads((tmp_path / "run" / "run.json").read_text())["total_steps"] == 4
     with pytest.raises(UserError, match="select: was .*'keep': 0.5.* is .*'keep': 0.25"):
         train(recipe(tmp_path / "run", select={"by": by, "from": "bottom", "keep": 0.25}, evals_per_epoch=1), resume=True)
