@@ -33,6 +33,12 @@ class ScoreConfig(ClusterSection):
         description="Most tokens of one scoring forward; the run's tokens_per_forward, or twice sequence_len, when not set.",
     )
 
+    hidden_states: bool = Field(
+        False,
+        description="Keep the mean last hidden state of each answer beside its log-probabilities, from which `prefray inspect` "
+        "computes the column `ches`: 4 bytes x hidden size per pair (float16).",
+    )
+
     def actor_resources(self) -> dict[str, float] | None:
         """Return the resources configured for each actor, or None for the default."""
         return _normalised(self.resources_per_actor)

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from pipeline.evaluation.generate import Answers, generate
     from pipeline.evaluation.generate_on_ray import SamplingOptions
     from pipeline.evaluation.result import Evaluation
+    from pipeline.inspection.inspect import inspect
+    from pipeline.inspection.result import Inspection
     from pipeline.jobs.job import Job
     from pipeline.jobs.submission import submit
     from pipeline.merging.merge import merge
     from pipeline.merging.result import MergeResult
     from pipeline.reference.score_store import Scores
     from pipeline.reference.scoring import score
+    from pipeline.report.inspection import write_inspection
     from pipeline.report.write import write_report
     from pipeline.runs.result import TrainResult, load_run
     from pipeline.tuning.sweep import SweepResult
@@ -44,12 +47,15 @@ else:
             "pipeline.evaluation.generate": "Answers generate",
             "pipeline.evaluation.generate_on_ray": "SamplingOptions",
             "pipeline.evaluation.result": "Evaluation",
+            "pipeline.inspection.inspect": "inspect",
+            "pipeline.inspection.result": "Inspection",
             "pipeline.jobs.job": "Job",
             "pipeline.jobs.submission": "submit",
             "pipeline.merging.merge": "merge",
             "pipeline.merging.result": "MergeResult",
             "pipeline.reference.score_store": "Scores",
             "pipeline.reference.scoring": "score",
+            "pipeline.report.inspection": "write_inspection",
             "pipeline.report.write": "write_report",
             "pipeline.runs.result": "TrainResult load_run",
             "pipeline.tuning.sweep": "SweepResult",
@@ -60,6 +66,7 @@ __all__ = [
     "Answers",
     "Converted",
     "Evaluation",
+    "Inspection",
     "Job",
     "MergeResult",
     "Prepared",
@@ -72,6 +79,7 @@ __all__ = [
     "evaluate",
     "examine",
     "generate",
+    "inspect",
     "load_config",
     "load_run",
     "merge",
@@ -82,5 +90,6 @@ __all__ = [
     "submit",
     "train",
     "tune",
+    "write_inspection",
     "write_report",
 ]

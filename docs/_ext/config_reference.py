@@ -37,7 +37,7 @@ CLASSES = {
     "TrackerKeys": "trackers",
 }
 """Class of the schema -> group in which a reader looks for its keys; those of other classes are in `others`."""
-NAMES = {"eval_batch_size": "batches", "deepspeed": "sharding", "fsdp_config": "sharding", "tune": "tune"}
+NAMES = {"eval_batch_size": "batches", "deepspeed": "sharding", "fsdp_config": "sharding", "tune": "tune", "select": "data"}
 """Key -> group, where it isn't its class's."""
 CADENCE = ("eval", "save", "early_", "load_best", "metric_", "greater_", "logging_", "include_tokens", "profile", "output_dir")
 """How those keys of the training loop begin that are about checkpoints and evaluation."""

@@ -6,7 +6,7 @@ import gc
 
 import typer
 
-from pipeline.cli import clusters, manifests, models, recipes, runs
+from pipeline.cli import clusters, inspection, manifests, models, recipes, runs
 from pipeline.cli.execution import quiet_libraries
 
 __all__ = ["app", "quiet_libraries", "main"]
@@ -27,6 +27,7 @@ for command in (
     runs.tune,
     runs.prepare,
     runs.score,
+    inspection.inspect,
     models.evaluate,
     models.generate,
     models.merge,

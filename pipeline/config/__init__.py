@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from cluster.config import ScoreConfig
 from cluster.config import find_problems as find_cluster_problems
-from pipeline.config import sharding, tuning
+from pipeline.config import selection_rules, sharding, tuning
 from pipeline.config.axolotl import translated, without_sharding_of_one
 from pipeline.config.loading import apply_overrides, check_keys, parse_yaml, read_yaml
 from pipeline.config.messages import explain
@@ -153,6 +153,7 @@ def _find_problems(cfg: RunConfig) -> Iterator[tuple[str, str]]:
     if not any(path.startswith(("deepspeed", "fsdp_config")) for path, _ in wrong):
         yield from sharding.find_problems(cfg)
     yield from data_keys.find_problems(cfg)
+    yield from selection_rules.find_problems(cfg)
     if cfg.tune is not None:
         yield from tuning.find_problems(cfg.tune)
     if cfg.rl in STRATEGIES and cfg.ray.score != ScoreConfig() and STRATEGIES[cfg.rl].reference_mode(cfg) != "cached":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, PrivateAttr
 
+from pipeline.config.selection import SelectConfig
 from pipeline.config.tuning import TuneConfig
 from pipeline.data.keys import DataConfig
 
@@ -11,8 +12,11 @@ __all__ = ["RunConfig"]
 
 
 class RunConfig(DataConfig):
-    """A validated recipe: Axolotl's keys, `ray:` and `tune:`."""
+    """A validated recipe: Axolotl's keys, `ray:`, `select:` and `tune:`."""
 
+    select: SelectConfig | None = Field(
+        None, description="Train on a part of the training rows, by a column of `prefray inspect`; all rows when not set."
+    )
     tune: TuneConfig | None = Field(
         None, description="Search space and settings of `prefray tune`; `prefray train` ignores it."
     )

@@ -30,7 +30,12 @@ class DataKeys(BaseModel):
         0.0,
         ge=0,
         description="Evaluation rows split off the training data: a fraction below 1, else a number of rows. Rows with the "
-        "same prompt stay together, so there may be a few more.",
+        "same prompt stay together (split_by), so there may be a few more.",
+    )
+    split_by: Literal["prompt", "row"] = Field(
+        "prompt",
+        description="What val_set_size splits off: prompts with all of their rows, so that no prompt is in both splits; or "
+        "rows, whatever their prompts.",
     )
     dataset_prepared_path: str = Field(
         "last_run_prepared",
@@ -81,6 +86,8 @@ def find_problems(cfg: DataConfig) -> Iterator[tuple[str, str]]:
     for name in ("datasets", "test_datasets") if cfg.rl in STRATEGIES else ():
         for index, dataset in enumerate(getattr(cfg, name) or []):
             yield from ((f"{name}.{index}.{key}", message) for key, message in dataset_problems(dataset, cfg.rl))
+    if cfg.split_by != "prompt" and not cfg.val_set_size:
+        yield "split_by", "has no effect without val_set_size; remove it"
     if not cfg.test_datasets and not cfg.val_set_size:
         for name in EVALUATION_KEYS:
             # "no" is transformers' value of `eval_strategy` for none.

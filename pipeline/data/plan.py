@@ -128,8 +128,9 @@ def make_plan(
         "seed": (cfg.seed or 0) if val_set_size else None,
         # It decides which rows stand in which file.
         "rows_per_part": rows_per_part,
-        # Absent by default, so that the key left the fingerprints of existing stores unchanged.
+        # Absent by default, so that the keys left the fingerprints of existing stores unchanged.
         **({} if cfg.encode_special_tokens else {"encode_special_tokens": False}),
+        **({} if cfg.split_by == "prompt" else {"split_by": cfg.split_by}),
         **({} if processor is None else {"processor": processor_identity(processor)}),
     }
     # The stored day is found by the fingerprint of all other inputs, so the same data keep their day.

@@ -234,7 +234,9 @@ def _finish(
         )
     # Deduplication and splitting need the hashes of all rows, so they follow after staging.
     dedup, seed = inputs["dataset_exact_deduplication"], inputs["seed"] or 0
-    destination = decide(rows.hashes, rows.prompts, is_test, dedup, plan.val_set_size, seed)
+    # By row, rows that are wholly equal still stay together: half of them in each split would be no evaluation.
+    together = rows.hashes if inputs.get("split_by") == "row" else rows.prompts
+    destination = decide(rows.hashes, together, is_test, dedup, plan.val_set_size, seed)
     # The last sum is the end of the array, where nothing is split.
     by_part = np.split(destination, np.cumsum([part["rows"] for part in parts])[:-1])
     names = write_store.picture_names(staging, parts, by_part) if plan.processor is not None else set()

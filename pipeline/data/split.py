@@ -27,7 +27,8 @@ def decide(
     Of equal rows (`hashes`) the first is kept; test sets come after training sets, so they lose rows that are trained on.
     `val_set_size` (a fraction below 1, else a number of rows) takes the rows whose prompts have the smallest hash of seed and
     prompt, so a row's split does not depend on how many rows precede it. Rows with the same prompt (`prompts`) go to the same
-    split, so there may be more evaluation rows than `val_set_size`: all those of the last prompt.
+    split, so there may be more evaluation rows than `val_set_size`: all those of the last prompt. With hashes of whole rows as
+    `prompts` (`split_by: row`), each row is split off by itself.
 
     Raises:
         UserError: when the evaluation set would leave nothing to train on.

@@ -103,9 +103,12 @@ class ReferenceActor:
         # Before anything is written: a staged file counts as done.
         if bad := [index for index, pair in enumerate(logps) if not _is_finite(pair)]:
             raise UserError(_not_finite(rows, self._bad_alone(rows, bad)))
+        hidden = [(states.chosen, states.rejected) for states in self._scorer.hidden]
+        if not all(map(_is_finite, hidden)):
+            raise UserError("ray.score.hidden_states: this reference's hidden states are beyond float16; remove the key")
         # The scorer counts over all tasks of its actor.
         forwards = self._scorer.forwards - before
-        write_scores(self.job.staging, task.staged, rows, logps, forwards)
+        write_scores(self.job.staging, task.staged, rows, logps, forwards, hidden)
         done = {"part": task.part, "start": task.start, "rows": len(rows), "forwards": forwards}
         return {**done, "padded_because": self._scorer.padded_because}
 
@@ -145,7 +148,8 @@ class ReferenceActor:
         autocast = job.precision.autocast
         dtype = getattr(torch, autocast) if autocast else None
         vision = inference.VisionProcessing(processor) if processor is not None else None
-        return inference.PairScorer(model, job.tokens_per_forward, dtype, job.cfg.sequence_len, vision)
+        hidden = job.cfg.ray.score.hidden_states
+        return inference.PairScorer(model, job.tokens_per_forward, dtype, job.cfg.sequence_len, vision, hidden)
 
     def _bad_alone(self, rows: pa.Table, bad: list[int]) -> list[int]:
         """Return the rows that are bad when scored alone: a NaN passes the mask into the other rows of its forward."""

@@ -83,6 +83,8 @@ def make_plan(
         "reference": reference_identity(cfg),
         "precision": precision.as_inputs(),
         **({"pictures": pictures} if pictures is not None else {}),
+        # Absent by default, so that the key left the fingerprints of existing scores unchanged.
+        **({"hidden_states": True} if cfg.ray.score.hidden_states else {}),
         # Ids instead of the store's fingerprint: data that differ only in text have the same scores.
         "parts": [
             {"file": name, "rows": rows[name], "ids": ids}

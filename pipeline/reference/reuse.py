@@ -13,12 +13,14 @@ from pipeline.data.fingerprint import digest
 from pipeline.data.store import MANIFEST
 from pipeline.io.digests import difference
 from pipeline.io.storage import Folder
-from pipeline.reference.score_files import read_scores, stage_existing
+from pipeline.reference.score_files import read_scores, score_columns, stage_existing
 
 __all__ = ["reuse_existing_scores"]
 
 SAME = ("format_version", "reference", "precision", "pictures")
 """Inputs that determine a row's scores, `pictures` where there are any; the others only select rows."""
+HIDDEN_STATES = "hidden_states"
+"""Input of scores that hold hidden states too: they serve those without, not the other way round."""
 
 
 def reuse_existing_scores(root: Folder, inputs: dict[str, Any], staging: Folder, missing: dict[str, pa.Table]) -> list[str]:
@@ -49,11 +51,12 @@ def reuse_existing_scores(root: Folder, inputs: dict[str, Any], staging: Folder,
             remaining -= hashes
             if not remaining:
                 break
+    hidden = bool(inputs.get(HIDDEN_STATES))
     staged = []
     for part, rows in missing.items():
         # Sorted: which file comes first must not depend on the order of a set.
         files = sorted({found[row_hash] for row_hash in rows["ids"].to_pylist() if row_hash in found})
-        if tables := _rows_in(root, files, rows["ids"]):
+        if tables := _rows_in(root, files, rows["ids"], hidden):
             stage_existing(staging, part, rows, pa.concat_tables(tables))
             staged.append(part)
     return staged
@@ -68,6 +71,8 @@ def _parts(root: Folder, inputs: dict[str, Any]) -> Iterator[tuple[str, dict[str
             score_inputs, fingerprint = manifest["inputs"], digest(manifest["inputs"])
             # A manifest that was edited, or moved to another folder, no longer says what its scores are.
             if fingerprint != name or any(score_inputs.get(key) != inputs.get(key) for key in SAME):
+                continue
+            if inputs.get(HIDDEN_STATES) and not score_inputs.get(HIDDEN_STATES):
                 continue
             parts = [(f"{name}/{entry['file']}", entry) for entry in manifest["files"]]
         except (ValueError, KeyError, TypeError, OSError):
@@ -89,7 +94,8 @@ def _as_written(root: Folder, file: str, entry: dict[str, Any]) -> bool:
         return False
 
 
-def _rows_in(root: Folder, files: Sequence[str], ids: pa.ChunkedArray) -> list[pa.Table]:
-    """Return the scores of these rows from each readable file."""
+def _rows_in(root: Folder, files: Sequence[str], ids: pa.ChunkedArray, hidden: bool) -> list[pa.Table]:
+    """Return the scores of these rows from each readable file, with their hidden states or without."""
     tables = [table for file in files if (table := read_scores(root, file)) is not None]
+    tables = [table.select(["row_id", "ids", *score_columns(table, hidden)]) for table in tables]
     return [table.replace_schema_metadata(None).filter(pc.is_in(table["ids"], value_set=ids)) for table in tables]

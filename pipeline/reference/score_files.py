@@ -1,8 +1,9 @@
 """Score files: those staged by tasks, and the part that is joined from them.
 
 Columns of both: `row_id`; `ids`, the hash of the row's token ids and pictures (`hashing.row_hashes`), by which other scores
-find it; and `ref_chosen_logps`, `ref_rejected_logps` (list<float32>, one value per completion token). The footer holds the
-number of forwards and a digest of the content, by which a file is verified without a manifest.
+find it; `ref_chosen_logps`, `ref_rejected_logps` (list<float32>, one value per completion token); and with
+`ray.score.hidden_states` also `ref_chosen_hidden`, `ref_rejected_hidden` (list<float16>, the mean last hidden state). The
+footer holds the number of forwards and a digest of the content, by which a file is verified without a manifest.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.data import Prepared
 
 __all__ = [
+    "HIDDEN",
     "LOGPS",
     "RECOMPUTE",
     "Task",
@@ -40,6 +42,7 @@ __all__ = [
     "read_prepared",
     "read_rows",
     "read_scores",
+    "score_columns",
     "rows_of",
     "stage_existing",
     "staged_files",
@@ -47,6 +50,7 @@ __all__ = [
 ]
 
 LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
+HIDDEN = ("ref_chosen_hidden", "ref_rejected_hidden")
 RECOMPUTE = "compute the scores again with `prefray score RECIPE --recompute`"
 SUMMARY = b"prefray"
 REUSED = "-known-"
@@ -109,17 +113,33 @@ def read_prepared(prepared: Prepared, part: str) -> pa.Table:
     return pa.table({"row_id": table["row_id"], "ids": row_hashes(table)})
 
 
-def write_scores(folder: Folder, name: str, rows: pa.Table, logps: Sequence[tuple[Any, Any]], forwards: int) -> None:
-    """Write scores of `rows`, row for row, and their number of forwards. Raises OSError."""
+def score_columns(table: pa.Table, hidden: bool = True) -> list[str]:
+    """Return the columns of a table of scores that hold values of the reference; those of hidden states only with `hidden`."""
+    return [name for name in (*LOGPS, *(HIDDEN if hidden else ())) if name in table.column_names]
+
+
+def write_scores(
+    folder: Folder,
+    name: str,
+    rows: pa.Table,
+    logps: Sequence[tuple[Any, Any]],
+    forwards: int,
+    hidden: Sequence[tuple[Any, Any]] = (),
+) -> None:
+    """Write scores of `rows`, row for row, `hidden` states if they are kept, and the number of forwards. Raises OSError."""
     # Hashed by the actor from the ids that it scored, so `join_part` notices rows that were changed meanwhile.
     columns = {"row_id": rows["row_id"], "ids": row_hashes(rows)}
     for index, column in enumerate(LOGPS):
-        values = [pair[index] for pair in logps]
-        offsets = np.concatenate([[0], np.cumsum([len(one) for one in values])]).astype(np.int32)
-        # numpy can't concatenate nothing.
-        flat = np.concatenate([np.zeros(0, np.float32), *values]).astype(np.float32)
-        columns[column] = pa.ListArray.from_arrays(offsets, flat)
+        columns[column] = _lists([pair[index] for pair in logps], np.float32)
+    for index, column in enumerate(HIDDEN if hidden else ()):
+        columns[column] = _lists([pair[index] for pair in hidden], np.float16)
     _write(folder, name, pa.table(columns), forwards)
+
+
+def _lists(values: Sequence[Any], dtype: type[np.floating[Any]]) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum([len(one) for one in values])]).astype(np.int32)
+    # numpy can't concatenate nothing.
+    return pa.ListArray.from_arrays(offsets, np.concatenate([np.zeros(0, dtype), *values]).astype(dtype))
 
 
 def _write(folder: Folder, name: str, table: pa.Table, forwards: int) -> dict[str, Any]:
@@ -132,7 +152,7 @@ def _digest(table: pa.Table, forwards: int) -> str:
     digest = hashlib.sha256(str(forwards).encode())
     digest.update(table["row_id"].to_numpy().tobytes())
     digest.update(b"".join(table["ids"].to_pylist()))
-    for name in LOGPS:
+    for name in score_columns(table):
         add_lists(digest, table[name])
     return digest.hexdigest()
 
@@ -154,7 +174,7 @@ def _whole(data: bytes) -> pa.Table | None:
         table = decoded(data)
         summary = json.loads(table.schema.metadata[SUMMARY])
         # In this order, whatever the file's: the digest depends on it.
-        table = table.select(["row_id", "ids", *LOGPS])
+        table = table.select(["row_id", "ids", *LOGPS, *score_columns(table)[len(LOGPS) :]])
         is_valid = summary["sha256"] == _digest(table, summary["forwards"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):  # ArrowException: corrupt pages raise any of its kind
         return None
@@ -204,7 +224,7 @@ def _scores_of(rows: pa.Table, existing: pa.Table) -> pa.Table:
     """Return `rows` joined with their scores on `ids`."""
     # The first match: rows with equal ids have equal scores.
     matches = existing.take(pc.index_in(rows["ids"], value_set=existing["ids"]))
-    for name in LOGPS:
+    for name in score_columns(existing):
         rows = rows.append_column(name, matches[name])
     return rows
 
@@ -219,7 +239,7 @@ def join_part(folder: Folder, staging: Folder, part: str, rows: pa.Table) -> dic
     staged = staged_files(staging, part)
     # Without the summaries, in which the files differ.
     tables = [table.replace_schema_metadata(None) for table in staged.values()]
-    scores = pa.concat_tables([_SCHEMA.empty_table(), *tables])
+    scores = pa.concat_tables(tables or [_SCHEMA.empty_table()])
     if missing := len(rows) - _count(pc.is_in(rows["ids"], value_set=scores["ids"])):
         raise UserError(
             f"{staging.where}: {missing} of {len(rows)} rows of {part} were changed since they were scored; run again"

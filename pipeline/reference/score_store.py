@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +53,22 @@ class Scores(Printable):
     def __rich__(self) -> Group:
         return describe(self)
 
+    @property
+    def has_hidden_states(self) -> bool:
+        """Whether the mean hidden state of each answer was kept (`ray.score.hidden_states`)."""
+        return bool(self.manifest["inputs"].get("hidden_states"))
+
     def parts(self, split: str) -> list[str]:
         """Return the names of the files of `train` or `eval`, in order: those of the prepared rows."""
         assert split in (TRAIN, EVAL), split
         return [entry["file"] for entry in self.manifest["files"] if entry["file"].startswith(f"{split}/")]
 
-    def read_part(self, part: str) -> pa.Table:
+    def read_part(self, part: str, columns: Sequence[str] = LOGPS) -> pa.Table:
         """Read `ref_chosen_logps` and `ref_rejected_logps` (list<float32>) of a part, in the order of its prepared rows.
+
+        Args:
+            part: its name, of `parts`.
+            columns: others, such as those of hidden states where they were kept.
 
         Raises:
             UserError: when it is missing, or at a URI was changed or can't be read.
@@ -66,7 +76,7 @@ class Scores(Printable):
         """
         try:
             if self.folder.is_local:
-                return self.folder.read_table(part, list(LOGPS)).replace_schema_metadata(None)
+                return self.folder.read_table(part, list(columns)).replace_schema_metadata(None)
             [entry] = [entry for entry in self.manifest["files"] if entry["file"] == part]
             data = self.folder.read_bytes(part)
         except FileNotFoundError as error:
@@ -79,7 +89,7 @@ class Scores(Printable):
             ) from error
         if (problem := difference(data, entry)) is not None:
             raise UserError(_not_as_computed(self.folder, [problem]))
-        return decoded(data, list(LOGPS)).replace_schema_metadata(None)
+        return decoded(data, list(columns)).replace_schema_metadata(None)
 
     def read(self, split: str = TRAIN) -> pa.Table:
         """Read `ref_chosen_logps` and `ref_rejected_logps` (list<float32>) of a split, in the order of the prepared rows."""

@@ -36,7 +36,7 @@ from strategies.methods.registry import get_strategy
 if TYPE_CHECKING:
     from cluster.placement import ActorPlan
 
-__all__ = ["ROWS_PER_TASK", "actor_plan", "check_mode", "score"]
+__all__ = ["ROWS_PER_TASK", "actor_plan", "check_mode", "find_scores", "score"]
 
 ROWS_PER_TASK = 128
 """Most rows of a task, after which an actor writes: the granularity of progress and of resuming."""
@@ -104,6 +104,25 @@ def score(
             return found or _build(cfg, plan, actors, folder, progress, rows_per_task, known, lease)
     except OSError as error:
         raise UserError(write_error(error, str(folder.where))) from error
+
+
+def find_scores(cfg: RunConfig, prepared: Prepared) -> Scores | None:
+    """Open the cached scores of `cfg`, of a recipe that `check_mode` allows, without Ray; None where there are none.
+
+    Raises:
+        UserError: when they were changed since they were written, or the reference can't be found.
+    """
+    cfg = absolute_paths(cfg)
+    root = prepared_root(cfg.dataset_prepared_path).subfolder("reference")
+    if not root.names():
+        return None
+    pictures = check_pictures(cfg, prepared)
+    # The precision depends on whether the actors had GPUs, which only a running cluster could say.
+    precisions = dict.fromkeys(resolve_precision(cfg, use_gpu) for use_gpu in ((True,) if cfg.fp16 else (True, False)))
+    plans = [make_plan(cfg, prepared, precision, pictures=pictures) for precision in precisions]
+    folders = [root.subfolder(plan.fingerprint).carried() for plan in plans]
+    found = (open_scores(folder, plan) for folder, plan in zip(folders, plans, strict=True))
+    return next((scores for scores in found if scores is not None), None)
 
 
 def _show_wait(progress: Progress | None, plan: Plan, holder: Holder) -> None:

@@ -8,12 +8,12 @@ from pipeline.findings.rules import RULES
 from pipeline.report.page import Fact, Notice, Section
 from pipeline.ui.findings import Finding, healthy_text, is_wrong
 
-__all__ = ["findings_section"]
+__all__ = ["findings_section", "notice"]
 
 
 def findings_section(findings: Sequence[Finding], is_finished: bool) -> Section:
     """Return the section of a run's findings."""
-    notices = [_notice(finding) for finding in findings]
+    notices = [notice(finding) for finding in findings]
     if not is_wrong(findings):
         text = healthy_text(len(RULES)).removeprefix("healthy: ")
         so_far = "" if is_finished else ", in the records so far"
@@ -21,5 +21,6 @@ def findings_section(findings: Sequence[Finding], is_finished: bool) -> Section:
     return Section("findings", "Findings", notices=notices)
 
 
-def _notice(finding: Finding) -> Notice:
+def notice(finding: Finding) -> Notice:
+    """Return a finding as it stands on a page."""
     return Notice(finding.severity, finding.sentence, [Fact("seen", finding.evidence_text), Fact("try", finding.advice)])

@@ -15,6 +15,7 @@ from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.store import COUNTS, REJECTED, Prepared, open_store, prepared_root
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import inside, locate, reason
+from pipeline.report.inspection import inspected_section
 from pipeline.report.page import COLOURS, DASHES, Chart, Column, Row, Section, Table, chart
 from pipeline.report.pictures import picture_sections
 from strategies.batch.plan import BatchPlan, packed_tokens
@@ -37,8 +38,13 @@ class Rows:
     """Effect of packing, as text; None if rows can't be packed, or the data are missing."""
 
     @classmethod
-    def of(cls, cfg: RunConfig, fingerprint: str | None) -> Rows:
-        """Read a run's store; a missing or unreadable one becomes a note on the page."""
+    def of(cls, cfg: RunConfig, fingerprint: str | None, scores: str | None = None) -> Rows:
+        """Read a run's store; a missing or unreadable one becomes a note on the page.
+
+        Args:
+            fingerprint: of the prepared data, if known.
+            scores: of the reference's scores, if there are any.
+        """
         if fingerprint is None:
             return cls((Section("data", "Data", "No data had been prepared when the run ended."),))
         folder = inside(locate(cfg.dataset_prepared_path), fingerprint)
@@ -48,7 +54,7 @@ class Rows:
             if store is None:
                 gone = f"The prepared data aren't in {folder} here: they were deleted, or are on another machine."
                 return cls((Section("data", "Data", gone),))
-            return cls(tuple(_sections(store)), _saved(store, cfg))
+            return cls((*_sections(store), *inspected_section(cfg, store, scores)), _saved(store, cfg))
         except (*STORAGE_ERRORS, ValueError, KeyError) as error:
             return cls((Section("data", "Data", f"The prepared data in {folder} can't be read: {reason(error)}"),))
 

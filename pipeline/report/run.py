@@ -57,7 +57,7 @@ def run_page(folder: RunFolder) -> str:
         OSError, pyarrow.ArrowException, NotImplementedError: when storage fails.
     """
     run = _read(folder)
-    rows = Rows.of(run.cfg, run.state.get("prepared"))
+    rows = Rows.of(run.cfg, run.state.get("prepared"), run.state.get("scores"))
     findings = find_in_records(folder, run.cfg, run.state, run.records)
     sections = [
         findings_section(findings, run.state["status"] == "finished"),

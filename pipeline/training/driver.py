@@ -15,6 +15,7 @@ from pipeline.data import prepare
 from pipeline.data.store import check_root
 from pipeline.errors import UserError
 from pipeline.findings.run import write_findings
+from pipeline.inspection.selection import select_rows, selected_count
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import Location, locate, reason
 from pipeline.planning import RunPlan, check_recipe, resolve
@@ -118,7 +119,7 @@ def train_run(
             display.note(CPU_BF16)
         prepared = prepare_data(plan.cfg, display)
         _show_notes(plan.strategy.notes(plan.cfg, lambda name: prepared.read("train", [name])[name].to_pylist()), display)
-        steps = plan.total_steps(prepared.train_rows)
+        steps = plan.total_steps(selected_count(plan.cfg, prepared.train_rows))
         schedule_arguments(plan.cfg, RunLength(steps, steps, steps_per_epoch=None))  # raises for contradicting intervals
         if plan.cfg.profile is not None and plan.cfg.profile.steps[0] > steps:
             raise UserError(f"profile.steps: {beyond(plan.cfg.profile.steps[0], steps)}")
@@ -131,6 +132,11 @@ def train_run(
         # The recipe, in which `bf16: auto` is the same on any machine.
         folder.write_config(_with_day(plan.recipe, prepared))
         plan, scores = _resolve_reference(plan, prepared, folder, steps, display)
+        selection = select_rows(plan.cfg, prepared, scores)
+        if selection is not None:
+            select = selection.select
+            kept = f"{selection.rows} of {prepared.train_rows} training rows, by {select.by}, {select.side}"
+            display.note(f"select: {kept}: {selection.columns.path}")
         events, page = RunEvents(folder), None
         events.started(plan.workers, sharding_of(plan.cfg))
         try:
@@ -146,6 +152,7 @@ def train_run(
                     scores=scores,
                     cancel=cancel,
                     owner=owner,
+                    selection=selection,
                 )
                 with events:  # which write `run.json` as they end, so before it is finished
                     returned = run_training(training, display)

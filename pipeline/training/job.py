@@ -10,6 +10,7 @@ from pipeline.io.remote_models import RemoteModels
 
 if TYPE_CHECKING:
     from pipeline.data import Prepared
+    from pipeline.inspection.selection import Selection
     from pipeline.reference import Scores
 
 __all__ = ["WorkerJob"]
@@ -37,5 +38,7 @@ class WorkerJob:
     scores: Scores | None = None
     """Reference log-probabilities of the rows, where they are cached."""
     debug: bool = False
+    selection: Selection | None = None
+    """Training rows that are kept; None for all."""
     models: RemoteModels = field(default_factory=RemoteModels)
     """Those at URIs, as the driver has found them."""

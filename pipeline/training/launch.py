@@ -159,7 +159,7 @@ class TrainingLauncher:
         run = plan.cfg, plan.prepared, plan.steps, self.known["id"]
         # Of a reference whose scores are cached, workers need no weights.
         models = find_models(plan.cfg, without=("reference_model",) if plan.scores is not None else ())
-        job = WorkerJob(*run, *folders, sharding, plan.scores, plan.debug, models)
+        job = WorkerJob(*run, *folders, sharding, plan.scores, plan.debug, plan.selection, models)
         return training.ClusterTorchTrainer(
             train_worker,
             train_loop_config={"job": job},

@@ -6,6 +6,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.data.store import TRAIN
+from pipeline.inspection.selection import Selection
 from pipeline.planning import RunPlan
 from pipeline.runs.events import RunEvents
 from pipeline.runs.folder import RunFolder
@@ -38,3 +40,15 @@ class TrainingPlan(RunPlan):
     """Set by another thread to cancel the run."""
     owner: Ownership
     """Ownership of the run's folder."""
+    selection: Selection | None = None
+    """Training rows that `select:` keeps; None for all."""
+
+    @property
+    def train_rows(self) -> int:
+        """Number of rows that the run trains on."""
+        return self.prepared.train_rows if self.selection is None else self.selection.rows
+
+    def row_ids(self) -> list[int]:
+        """Read the ids of the rows that the run trains on, in the order of the store."""
+        ids = self.prepared.read(TRAIN, ["row_id"])["row_id"]
+        return (ids if self.selection is None else ids.take(self.selection.indices())).to_pylist()

@@ -25,7 +25,7 @@ def batch_plan(plan: TrainingPlan) -> BatchPlan | None:
         return None
     # `num_workers` is the most of an elastic run, which keeps that global batch with fewer.
     size = cfg.micro_batch_size * cfg.gradient_accumulation_steps * plan.workers.num_workers
-    return BatchPlan(plan.prepared.train_rows, size, cfg.seed, cfg.dataloader_drop_last)
+    return BatchPlan(plan.train_rows, size, cfg.seed, cfg.dataloader_drop_last)
 
 
 def planned_steps(plan: BatchPlan, row_ids: list[Any], steps: Iterable[int], skipped: Iterable[int]) -> list[dict[str, Any]]:

@@ -124,8 +124,7 @@ class RunLogger:
         batches = batch_plan(self.plan)
         # Reading the rows takes a while, and is needed only after a driver was lost.
         if missing and batches is not None:
-            row_ids = self.plan.prepared.read("train", ["row_id"])["row_id"].to_pylist()
-            self.ledger.append(planned_steps(batches, row_ids, missing, skipped))
+            self.ledger.append(planned_steps(batches, self.plan.row_ids(), missing, skipped))
 
     def _fail(self, event: WorkersFailed) -> None:
         """Note what failed and when, and the step that a restart begins from."""

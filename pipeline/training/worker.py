@@ -152,6 +152,10 @@ def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tup
     columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID, *([IMAGES] if with_pictures else [])]
     cache = NodeCache.of(cfg.ray)
     builder.train_dataset = map_rows(cache, job.prepared, job.scores, TRAIN, columns)
+    if job.selection is not None:
+        # By indices, so that the rows themselves are not copied. The evaluation's rows all stay.
+        kept, new = job.selection.indices(), job.selection.fingerprint
+        builder.train_dataset = builder.train_dataset.select(kept, keep_in_memory=True, new_fingerprint=new)
     if job.prepared.eval_rows:
         builder.eval_dataset = map_rows(cache, job.prepared, job.scores, EVAL, columns)
     if not have_pictures(builder.train_dataset):

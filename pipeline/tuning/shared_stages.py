@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.config import RunConfig
+from pipeline.inspection.selection import selected_count
 from pipeline.planning import resolve
 from pipeline.ray.session import node_resources
 from pipeline.training.driver import prepare_data, score_reference
@@ -29,7 +30,7 @@ CHANGES_DATA = {"rl", "sequence_len", "seed", "reference"}
 def training_only() -> frozenset[str]:
     """Return the keys that affect neither prepared data nor scores."""
     groups = (OptimizerKeys, TrainerKeys, TrackerKeys, HubKeys, MethodKeys, PairKeys)
-    return keys_of_strategies().union(*(group.model_fields for group in groups)) - CHANGES_DATA
+    return keys_of_strategies().union(*(group.model_fields for group in groups), {"select"}) - CHANGES_DATA
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def prepare_shared_stages(cfg: RunConfig, recipes: list[RunConfig], display: Dis
         prepare_seconds += time.monotonic() - start
         # By path: recipes that differ in such a key may still share prepared data.
         stores[prepared.path] = prepared.train_rows + prepared.eval_rows
-        steps, epoch = plan.total_steps(prepared.train_rows), plan.steps_per_epoch(prepared.train_rows)
+        rows = selected_count(plan.cfg, prepared.train_rows)
+        steps, epoch = plan.total_steps(rows), plan.steps_per_epoch(rows)
         evaluations.append(evaluations_of(plan.cfg, cfg.tune.scheduler, steps, epoch))
         if plan.reference == "cached":
             start = time.monotonic()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,18 @@ from strategies.packing.support import score_row, why_not_packed
 from strategies.vision.features import given_pictures, run_padded
 from strategies.vision.processing import VisionProcessing
 
-__all__ = ["PairScorer"]
+__all__ = ["HiddenStates", "PairScorer"]
 
 Logps = NDArray[np.float32]
+Hidden = NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Mean last hidden state of each answer of a pair, over the positions that predict its tokens, shape (hidden size,)."""
+
+    chosen: Hidden
+    rejected: Hidden
 
 
 class PairScorer:
@@ -34,10 +44,12 @@ class PairScorer:
         autocast: dtype of the products, such as bfloat16; None uses the weights' dtype.
         longest: tokens of the longest sequence of prompt and completion; `tokens_per_forward` when None.
         vision: where rows have pictures, of which each is encoded once for both completions of its prompt.
+        keep_hidden: keep the mean hidden state of each answer.
 
     Attributes:
         forwards: number of forwards so far.
         padded_because: why pairs are scored one at a time, their two sequences padded; None if they are packed.
+        hidden: of the rows of the last call of `score`, in their order; empty without `keep_hidden`.
     """
 
     def __init__(
@@ -47,8 +59,11 @@ class PairScorer:
         autocast: torch.dtype | None = None,
         longest: int | None = None,
         vision: VisionProcessing | None = None,
+        keep_hidden: bool = False,
     ) -> None:
         self.model = model
+        self.keep_hidden = keep_hidden
+        self.hidden: list[HiddenStates] = []
         self.tokens_per_forward = tokens_per_forward
         self.autocast = autocast
         self.vision = vision
@@ -73,6 +88,7 @@ class PairScorer:
             ValueError: for a pair that is longer than `tokens_per_forward`.
         """
         results: dict[int, tuple[Logps, Logps]] = {}
+        hidden: dict[int, HiddenStates] = {}
         pairs = [pair_tokens(row) for row in rows]
         tokens = [pair.tokens for pair in pairs]
         alone = {index for index, row in enumerate(rows) if self.padded_because is not None or self._ends_in_picture(row)}
@@ -80,31 +96,53 @@ class PairScorer:
         padded = first_fit_decreasing(tokens, self.tokens_per_forward, 1, sorted(alone))
         packed = first_fit_decreasing(tokens, self.tokens_per_forward, None, others)
         for number, forward in enumerate([*padded, *packed]):
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), self._autocast(), self._last_states() as states:
                 if number < len(padded):
-                    scores = self._score_padded(rows[forward[0]])
+                    scores, predicting = self._score_padded(rows[forward[0]])
                 else:
-                    scores = self._score_packed([pairs[index] for index in forward], [rows[index] for index in forward])
+                    scores, predicting = self._score_packed(
+                        [pairs[index] for index in forward], [rows[index] for index in forward]
+                    )
             self.forwards += 1
+            if states:
+                means = _means(states[-1], predicting, [len(logps) for logps in scores])
+                both = zip(means[: len(forward)], means[len(forward) :], strict=True)
+                hidden |= {index: HiddenStates(*pair) for index, pair in zip(forward, both, strict=True)}
             for index, chosen, rejected in zip(forward, scores[: len(forward)], scores[len(forward) :], strict=True):
                 row = rows[index]
                 results[index] = (_aligned(chosen, row["chosen_ids"]), _aligned(rejected, row["rejected_ids"]))
+        self.hidden = [hidden[index] for index in sorted(hidden)]
         return [results[index] for index in range(len(rows))]
+
+    @contextmanager
+    def _last_states(self) -> Iterator[list[Tensor]]:
+        """Collect the last hidden states, shape (rows, T, hidden size), of the forwards within, if they are kept."""
+        states: list[Tensor] = []
+        if not self.keep_hidden:
+            yield states
+            return
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        # Of the module below the head, which both heads call: neither of them returns what it projects.
+        hook = model.base_model.register_forward_hook(lambda _, __, output: states.append(output.last_hidden_state))
+        try:
+            yield states
+        finally:
+            hook.remove()
 
     def _ends_in_picture(self, row: Mapping[str, Any]) -> bool:
         """Return whether the prompt's last token, which a packed row has once for each completion, is of a picture."""
         return self.vision is not None and len(row["prompt_ids"]) > 0 and row["prompt_ids"][-1] == self.vision.image_token
 
-    def _score_packed(self, pairs: list[PairTokens], rows: list[Mapping[str, Any]]) -> list[Tensor]:
-        """Score the chosen completions, then the rejected ones."""
+    def _score_packed(self, pairs: list[PairTokens], rows: list[Mapping[str, Any]]) -> tuple[list[Tensor], Tensor]:
+        """Score the chosen completions, then the rejected ones; return where in the row their predicting positions are, too."""
         device = self.model.device
         row, pictures = pack(pairs).to(device), given_pictures(rows, self.vision)
         outputs = score_row(self.model, row, pictures=pictures.to(device).pixels if pictures is not None else None)
         # The scores of all completions are one flat tensor; a row of the mask counts those of one.
-        return list(outputs.log_probs.float().cpu().split(row.mask.sum(dim=1).tolist()))
+        return list(outputs.log_probs.float().cpu().split(row.mask.sum(dim=1).tolist())), row.scored_positions
 
-    def _score_padded(self, row: Mapping[str, Any]) -> list[Tensor]:
-        """Score the chosen completion and the rejected one."""
+    def _score_padded(self, row: Mapping[str, Any]) -> tuple[list[Tensor], Tensor]:
+        """Score the chosen completion and the rejected one; return where in the batch their predicting positions are, too."""
         prompt = list(row["prompt_ids"])
         sequences = [torch.tensor([*prompt, *row[name]], dtype=torch.long) for name in COMPLETIONS]
         ids = pad_sequence(sequences, batch_first=True).to(self.model.device)
@@ -116,7 +154,10 @@ class PairScorer:
         pictures = given_pictures([row], self.vision)
         outputs = run_padded(self.model, inputs, pictures.to(ids.device) if pictures is not None else None, len(COMPLETIONS))
         # Shifted: position t of the head's output scores token t + 1.
-        return [logps[mask].float().cpu() for logps, mask in zip(outputs.log_probs, scored[:, 1:], strict=True)]
+        predicting = scored.roll(-1, dims=1)
+        predicting[:, -1] = False
+        logps = [values[mask].float().cpu() for values, mask in zip(outputs.log_probs, scored[:, 1:], strict=True)]
+        return logps, predicting.flatten().nonzero().squeeze(1)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         device = self.model.device.type
@@ -124,6 +165,18 @@ class PairScorer:
 
 
 COMPLETIONS = ("chosen_ids", "rejected_ids")
+
+
+def _means(states: Tensor, predicting: Tensor, lengths: list[int]) -> list[Hidden]:
+    """Return the mean state of each completion, 0 for one of which nothing is predicted.
+
+    Args:
+        states: shape (rows, T, hidden size).
+        predicting: positions in the flattened rows that predict the completions' tokens, completion after completion.
+        lengths: predicted tokens of each completion.
+    """
+    parts = states.flatten(0, 1)[predicting].float().split(lengths)
+    return [(part.sum(dim=0) / max(1, len(part))).half().cpu().numpy() for part in parts]
 
 
 def _aligned(scores: Tensor, ids: Sequence[int]) -> Logps:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import plan_at_scale, prepare, scale, sharding_memory, sweep_cost, training, utilisation
+from benchmarks import inspection, plan_at_scale, prepare, scale, sharding_memory, sweep_cost, training, utilisation
 
 pytestmark = pytest.mark.benchmark
 
@@ -143,3 +143,11 @@ def test_sharding_memory_counts_what_a_worker_holds(capsys: pytest.CaptureFixtur
     assert ratios["DDP"] == "1.00x" and set(ratios) >= set(sharding_memory.ENGINES)
     for name, most in {"ZeRO-2": 0.9, "ZeRO-3": 0.7, "FSDP2": 0.6}.items():
         assert float(ratios[name].removesuffix("x")) < most, name
+
+
+def test_inspection_measures_the_stage_and_its_page(
+    ray_session: Any, tiny_base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inspection.main(["--model", tiny_base, "--pairs", "40", "--tokens", "12", "--against"])
+    output = capsys.readouterr().out
+    assert "40 scored pairs" in output and "from cached columns" in output

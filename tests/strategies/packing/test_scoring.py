@@ -88,3 +88,40 @@ def test_autocast_scores_are_those_of_the_model_under_autocast() -> None:
     assert any(
         (one != other).any() for left, right in zip(exact, rounded, strict=True) for one, other in zip(left, right, strict=True)
     )
+
+
+@pytest.mark.parametrize("family", [*FAMILIES])
+def test_mean_hidden_states_are_the_same_packed_and_apart(family: str) -> None:
+    model = opinionated(family).eval()
+    untouched = copy.deepcopy(model)
+    rows = [*ROWS, SHORTEST]
+    scorer = PairScorer(model, 1000, keep_hidden=True)
+    without = PairScorer(opinionated(family).eval(), 1000)
+    packed, plain = scorer.score(rows), without.score(rows)
+    assert scorer.forwards == 1 and without.hidden == []
+    for with_states, alone in zip(packed, plain, strict=True):
+        assert all(map(np.array_equal, with_states, alone))
+    for row, states in zip(rows, scorer.hidden, strict=True):
+        for name, found in (("chosen_ids", states.chosen), ("rejected_ids", states.rejected)):
+            assert found.dtype == np.float16
+            np.testing.assert_allclose(found, mean_state(untouched, row, name), rtol=2e-3, atol=2e-3)
+
+
+def test_mean_hidden_states_of_padded_pairs() -> None:
+    model = opinionated("qwen", **SLIDING).eval()
+    untouched = copy.deepcopy(model)
+    scorer = PairScorer(model, 1000, keep_hidden=True)
+    scorer.score([*ROWS, SHORTEST])
+    assert scorer.padded_because is not None
+    for row, states in zip([*ROWS, SHORTEST], scorer.hidden, strict=True):
+        for name, found in (("chosen_ids", states.chosen), ("rejected_ids", states.rejected)):
+            np.testing.assert_allclose(found, mean_state(untouched, row, name), rtol=2e-3, atol=2e-3)
+
+
+def mean_state(model: Any, row: Any, name: str) -> np.ndarray:
+    """Over the positions that predict the completion's tokens, of the sequence alone."""
+    ids = torch.tensor([[*row["prompt_ids"], *row[name]]])
+    with torch.no_grad():
+        states = model.base_model(input_ids=ids).last_hidden_state[0]
+    places = slice(max(len(row["prompt_ids"]) - 1, 0), ids.shape[1] - 1)
+    return states[places].mean(dim=0).numpy() if ids.shape[1] > 1 else np.zeros(states.shape[1])
