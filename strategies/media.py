@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["CONVERSATIONS", "MEDIA", "OF_PARTS", "PICTURES", "USUAL", "ignored_keys", "media_in", "refuse_media"]
+__all__ = ["CONVERSATIONS", "MEDIA", "OF_PARTS", "PICTURES", "USUAL", "ignored_keys", "is_given", "media_in", "refuse_media"]
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Columns of media that belong to the text."""
@@ -76,4 +76,10 @@ def ignored_keys(part: Mapping[str, Any]) -> list[str]:
 
 def media_in(value: Mapping[str, Any]) -> Iterable[str]:
     """Return the keys of media in a message or a part of one."""
-    return [name for name in (*MEDIA, *OF_PARTS) if value.get(name) not in (None, False, "", [], {})]
+    return [name for name in (*MEDIA, *OF_PARTS) if is_given(value.get(name))]
+
+
+def is_given(value: Any) -> bool:
+    """Return whether a property has a value: not None, False or an empty one."""
+    # Not by comparison, which an array answers with another array.
+    return not (value is None or value is False or (isinstance(value, str | bytes | list | dict) and not value))

@@ -139,7 +139,7 @@ def generate(
                 raise UserError("--json: is for prompts that are given at once; give some, or --file")
             return chat(run, reference, options, raw, overrides or (), display, trust, image or ())
         if not inputs:
-            inputs = [line for line in sys.stdin.read().splitlines() if line.strip()]
+            inputs = [line for line in sys.stdin.read().split("\n") if line.strip()]
         if image:
             inputs = [{"prompt": prompt, "images": image} for prompt in inputs]
         result = run_generation(run, inputs, reference, options, raw, overrides or (), display, trust)

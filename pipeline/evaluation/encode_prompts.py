@@ -21,7 +21,7 @@ from pipeline.evaluation.prompts import GivenPrompt
 from pipeline.reference.actor import silence_libraries
 from pipeline.secrets import redact_text
 from strategies import vision
-from strategies.media import MEDIA, OF_PARTS, media_in
+from strategies.media import MEDIA, OF_PARTS, is_given, media_in
 from strategies.models.processor import chat_template_of, processor_or_reason
 from strategies.models.tokenizer import load_tokenizer
 
@@ -115,7 +115,7 @@ class PromptEncoder:
         return encoded
 
     def _encode_text(self, given: GivenPrompt) -> EncodedPrompt:
-        if any(given.pictures.values()) or any(_media_in(given.content)):
+        if any(map(is_given, given.pictures.values())) or any(_media_in(given.content)):
             raise ValueError(f"it has pictures or other media, and {self._why_text_alone}")
         if isinstance(given.content, str) and (self._raw or self.tokenizer.chat_template is None):
             # With special tokens: plain text gets the tokenizer's BOS, which a chat template writes itself.
@@ -218,7 +218,8 @@ def _with_names(text: str, pictures: RowPictures) -> str:
 
 def _name(value: Any) -> str:
     """Return a picture's path or URI for readers; `picture` where it has none."""
-    path = value.get("path") if isinstance(value, dict) else value
+    given = value.get("path") if isinstance(value, dict) else value
+    path = os.fspath(given) if isinstance(given, os.PathLike) else given
     if not isinstance(path, str) or is_data_url(path):
         return "picture"
     return redact_text(path if len(path) <= SHOWN else f"...{path[-SHOWN:]}")

@@ -40,7 +40,8 @@ def read_prompts(path: str | Path) -> list[GivenPrompt]:
     """
     file = Path(os.path.expanduser(path))
     try:
-        text = file.read_text(encoding="utf-8")
+        # Without the byte order mark that editors of Windows write.
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else f"it is no text ({error})"
         raise UserError(f"--file: {str(path)!r} can't be read: {why}") from error
@@ -59,7 +60,8 @@ def _parse_values(text: str, file: Path) -> Iterator[tuple[Any, str]]:
         yield from ((value, f"entry {number}") for number, value in enumerate(values, start=1))
         return
     # Blank lines are counted, so that the number in a message is the file's.
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not `splitlines`: a form feed or U+2028 within a prompt ends no line.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             location = f"line {number}"
             yield _parse(line, f"--file: {file}, {location}") if file.suffix in (".jsonl", ".ndjson") else line, location
@@ -68,7 +70,7 @@ def _parse_values(text: str, file: Path) -> Iterator[tuple[Any, str]]:
 def _parse(text: str, location: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{location}: not JSON: {error}") from error
 
 

@@ -146,7 +146,8 @@ class PictureReader:
 
 
 def _given(value: Any) -> Any:
-    return value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
+    given = value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
+    return os.fspath(given) if isinstance(given, os.PathLike) else given
 
 
 def _opened(location: str) -> bytes:
@@ -171,7 +172,7 @@ def _decoded(url: str) -> bytes:
 
 
 def _described(value: Any) -> str:
-    return "nothing" if value in (None, "") or value == b"" else type(value).__name__
+    return "nothing" if value is None or isinstance(value, str | bytes) else type(value).__name__
 
 
 def _reason(error: BaseException) -> str:

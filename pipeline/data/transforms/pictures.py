@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.data.notes import Note
-from pipeline.data.transforms.base import EMPTY, Placeholder, Rendered, Row, RowError, parsed
+from pipeline.data.transforms.base import Placeholder, Rendered, Row, RowError, parsed
 from pipeline.data.transforms.control import strings_of
 from pipeline.data.transforms.marks import MARK, MARK_START, mark, without_marks
 from pipeline.data.transforms.messages import MessageReader
-from strategies.media import PICTURES, USUAL, ignored_keys
+from strategies.media import PICTURES, USUAL, ignored_keys, is_given
 
 __all__ = ["RowPictures", "as_parts", "picture_values", "take_pictures"]
 
@@ -115,7 +115,7 @@ def picture_values(row: Row) -> list[Any]:
 
 def _column(row: Row) -> list[Any]:
     """Return the pictures of the columns `image` or `images`. Raises RowError."""
-    present = {name: value for name in PICTURES if (value := parsed(row.get(name))) not in (*EMPTY, b"")}
+    present = {name: value for name in PICTURES if is_given(value := parsed(row.get(name)))}
     if len(present) == 2:
         raise RowError("the row has pictures in 'image' and in 'images'; give all of them in 'images'")
     for name, value in present.items():
@@ -162,7 +162,7 @@ class _Taken:
     def _part(self, part: Any, counter: _Counter, name: str) -> Any:
         if not isinstance(part, Mapping) or part.get("type") not in PART_TYPES:
             return part
-        payloads = [key for key in PAYLOADS if part.get(key) not in (*EMPTY, b"")]
+        payloads = [key for key in PAYLOADS if is_given(part.get(key))]
         if len(payloads) > 1:
             raise RowError(f"a part of {name!r} has a picture in {payloads[0]!r} and in {payloads[1]!r}; give one")
         self.has_parts = True

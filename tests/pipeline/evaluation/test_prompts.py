@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ def test_json_lines_of_every_shape(tmp_path: Path) -> None:
     assert contents(write(tmp_path, "p.jsonl", lines)) == ["Why?", MESSAGES, "Why?", MESSAGES, MESSAGES]
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\x0c", "\x85"])
+def test_only_a_newline_ends_a_line(tmp_path: Path, character: str) -> None:
+    """And a byte order mark belongs to no prompt."""
+    text = f"Why{character}not?"
+    assert contents(write(tmp_path, "p.txt", f"\ufeff{text}\r\nHow?")) == [text, "How?"]
+    assert contents(write(tmp_path, "p.jsonl", f"\ufeff{json.dumps(text, ensure_ascii=False)}\n")) == [text]
+
+
 def test_a_json_list(tmp_path: Path) -> None:
     assert contents(write(tmp_path, "p.json", '["Why?", {"prompt": "How?"}]')) == ["Why?", "How?"]
 
@@ -47,6 +56,7 @@ def test_a_json_list(tmp_path: Path) -> None:
         ("p.jsonl", '[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]\n', "is the assistant's"),
         ("p.jsonl", "Why?\n", "line 1: not JSON"),
         ("p.json", '{"prompt": "Why?"}', "expected a list of prompts, got dict"),
+        ("p.json", "[" * 100_000, "not JSON: maximum recursion depth"),
         ("p.txt", "\n\n", "has no prompts in it"),
     ],
 )
