@@ -29,6 +29,8 @@ __all__ = ["Bucket", "S3Server", "bucket_of", "reach", "s3_server", "start_share
 
 BUCKET = "bucket"
 REGION = "us-east-1"
+USERS = {"trainer": ["s3:*"], "reader": ["s3:Get*", "s3:List*", "s3:Head*"]}
+"""User -> what it may do."""
 
 _one_by_one = threading.Lock()
 _put_object = S3Response.put_object
@@ -50,10 +52,12 @@ def _client() -> Any:
 
 @dataclass
 class Bucket:
-    """`uri("run")` lies in it. Its server takes the keys of one user only."""
+    """`uri("run")` lies in it. Its server takes the keys of two users only."""
 
     variables: dict[str, str]
     """Where it is, and the keys: for the environment of who is to reach it."""
+    reader: dict[str, str]
+    """Keys of a user who may only read."""
     name: str = BUCKET
 
     def uri(self, name: str) -> str:
@@ -90,7 +94,8 @@ class S3Server(Bucket):
         self._address, self._port = address, 0
         self.start()
         endpoint = f"http://{address}:{self._port}"
-        super().__init__({"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": REGION, **_user(endpoint)})
+        keys, reader = _users(endpoint)
+        super().__init__({"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": REGION, **keys}, reader)
 
     def start(self) -> None:
         self.is_running = True
@@ -123,7 +128,7 @@ def start_shared(folder: Path) -> None:
 @contextmanager
 def bucket_of(folder: Path) -> Iterator[Bucket]:
     """A new bucket of the shared server, which this process, and only this one, finds in its environment."""
-    bucket = Bucket(json.loads((folder / "server.json").read_text()), f"b{uuid4().hex}")
+    bucket = Bucket(**json.loads((folder / "server.json").read_text()), name=f"b{uuid4().hex}")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in bucket.variables.items():
             patch.setenv(name, value)
@@ -134,7 +139,7 @@ def bucket_of(folder: Path) -> Iterator[Bucket]:
 def _serve(owner: int, file: Path) -> None:
     server = S3Server("127.0.0.1")
     settings.INITIAL_NO_AUTH_ACTION_COUNT = 0
-    file.with_suffix(".partial").write_text(json.dumps(server.variables))
+    file.with_suffix(".partial").write_text(json.dumps({"variables": server.variables, "reader": server.reader}))
     file.with_suffix(".partial").rename(file)
     psutil.Process(owner).wait()
 
@@ -163,8 +168,8 @@ def s3_server(address: str = "127.0.0.1") -> Iterator[S3Server]:
         server.stop()
 
 
-def _user(endpoint: str) -> dict[str, str]:
-    """Make the bucket and a user who may do everything with it, while nobody is asked for keys yet."""
+def _users(endpoint: str) -> Iterator[dict[str, str]]:
+    """Make the bucket and its users, while nobody is asked for keys yet; yield their keys."""
     anyone = {
         "endpoint_url": endpoint,
         "region_name": REGION,
@@ -174,12 +179,13 @@ def _user(endpoint: str) -> dict[str, str]:
     store = boto3.client("s3", **anyone)
     store.create_bucket(Bucket=BUCKET)
     users = boto3.client("iam", **anyone)
-    name = f"trainer-{endpoint.rpartition(':')[2]}"
-    users.create_user(UserName=name)
-    everything = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
-    users.put_user_policy(UserName=name, PolicyName="all", PolicyDocument=json.dumps(everything))
-    key = users.create_access_key(UserName=name)["AccessKey"]
-    return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+    for user, actions in USERS.items():
+        name = f"{user}-{endpoint.rpartition(':')[2]}"
+        users.create_user(UserName=name)
+        policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}]}
+        users.put_user_policy(UserName=name, PolicyName="s3", PolicyDocument=json.dumps(policy))
+        key = users.create_access_key(UserName=name)["AccessKey"]
+        yield {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pipeline.io.threads import ahead
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["StoredColumns", "map_columns", "open_mapped", "read_checked"]
+__all__ = ["StoredColumns", "map_columns", "mapped_item", "open_mapped", "read_checked"]
 
 FORMAT = 1
 """Incremented whenever the same columns would give other bytes."""
@@ -82,6 +82,11 @@ def map_columns(cache: NodeCache, columns: StoredColumns, beat: Beat = lambda: N
     Raises:
         UserError: when a file can't be read or isn't what the store's manifest says, and as `NodeCache.get`.
     """
+    return cache.get(mapped_item(columns, beat), beat) / FILE
+
+
+def mapped_item(columns: StoredColumns, beat: Beat = lambda: None) -> Item:
+    """Return the entry of the cache that `map_columns` asks for."""
 
     def fill(folder: Path) -> None:
         _write(folder / FILE, ahead(partial(_read, columns, beat=beat), columns.files, READERS), beat)
@@ -91,7 +96,7 @@ def map_columns(cache: NodeCache, columns: StoredColumns, beat: Beat = lambda: N
         # From one file's: nothing else says the bytes of all before they are read.
         return int(_read(columns, first, beat).nbytes * sum(entry["rows"] for entry in columns.files) / first["rows"])
 
-    return cache.get(Item(columns.key, columns.what, size, fill), beat) / FILE
+    return Item(columns.key, columns.what, size, fill)
 
 
 def _write(path: Path, tables: Iterator[pa.Table], beat: Beat) -> None:

@@ -21,7 +21,7 @@ from pipeline.io.threads import ahead
 if TYPE_CHECKING:
     from pipeline.data import Prepared
 
-__all__ = ["pictures_on_node"]
+__all__ = ["pictures_item", "pictures_on_node"]
 
 WHAT = "the pictures of the rows"
 
@@ -34,6 +34,11 @@ def pictures_on_node(cache: NodeCache, prepared: Prepared, beat: Callable[[], No
     """
     if prepared.folder.is_local:
         return prepared.folder
+    return Folder(cache.get(pictures_item(prepared, beat), beat))
+
+
+def pictures_item(prepared: Prepared, beat: Callable[[], None] = lambda: None) -> Item:
+    """Return the entry of the cache with the pictures of a store at a URI."""
     entry = prepared.manifest["picture_list"]
     read = partial(read_checked, prepared.folder, what=WHAT, beat=beat)
 
@@ -52,4 +57,4 @@ def pictures_on_node(cache: NodeCache, prepared: Prepared, beat: Callable[[], No
     def size() -> int:
         return int(np.sum(decoded(read(entry), ["bytes"])["bytes"].to_numpy()))
 
-    return Folder(cache.get(Item(f"pictures-{entry['sha256'][:32]}", WHAT, size, fill), beat))
+    return Item(f"pictures-{entry['sha256'][:32]}", WHAT, size, fill)

@@ -198,7 +198,7 @@ def _stage(
     if missing := next((part["part"] for part in parts if part["part"] not in here), None):
         raise UserError(
             f"dataset_prepared_path: another node wrote {missing}, and it is not in {job.staging.where} here; "
-            "the folder must be on storage that all nodes share, or at a URI"
+            "give a URI such as s3://bucket/prepared, or a path on storage that all nodes share"
         )
     # Tasks end in any order; the store's may not depend on it.
     return sorted(parts, key=lambda part: part["part"])

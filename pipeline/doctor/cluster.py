@@ -68,7 +68,7 @@ IMAGE = "build all nodes from one image (Dockerfile, constraints.txt)"
 
 
 def quick_checks(report: ProbeReport, folders: Iterable[str]) -> Iterator[Check]:
-    """Run the checks that are made before every run on several nodes: versions, network, plugins, storage."""
+    """Run the checks that are made before every run on several nodes: versions, network, plugins, storage, cache."""
     for name, why in report.silent.items():
         yield Check(f"node {name}", "fail", f"doesn't answer: {why}")
     nodes = list(report.facts.values())
@@ -80,6 +80,8 @@ def quick_checks(report: ProbeReport, folders: Iterable[str]) -> Iterator[Check]
         yield Check("plugins", "fail", f"{_each_node(problems)}; submit from their folder, or install them everywhere")
     for key in folders:
         yield _storage(key, report)
+    if all(CACHE in node.disks for node in nodes):
+        yield _cache(nodes)
 
 
 def check_nodes(report: ProbeReport, probe: ProbeRequest, object_stores: dict[str, float]) -> Iterator[Check]:
@@ -93,8 +95,6 @@ def check_nodes(report: ProbeReport, probe: ProbeRequest, object_stores: dict[st
     for resource in probe.resources:
         yield _reachable(resource, nodes)
     if nodes:
-        if probe.ray is not None:
-            yield _cache(nodes)
         yield _disks(nodes)
         yield _shared_memory(nodes, object_stores)
         yield from _gpus(nodes)
@@ -175,7 +175,7 @@ def _storage(key: str, report: ProbeReport) -> Check:
         return Check(
             key,
             "fail",
-            f"isn't the same folder on every node: {who}; give a path that all nodes share, or a URI such as s3://bucket/run",
+            f"isn't the same folder on every node: {who}; give a URI such as s3://bucket/run, or a path that all nodes share",
         )
     shared = f"written and seen by {len(nodes)} nodes" if len(nodes) > 1 else "can be written"
     return Check(key, "pass", shared)

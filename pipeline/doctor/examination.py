@@ -17,6 +17,7 @@ from pipeline.doctor.node import NodeFacts, ProbeRequest, inspect_node, list_pro
 from pipeline.doctor.nodes import ProbeReport, ask_nodes, names_of, probe_request
 from pipeline.doctor.result import Examination
 from pipeline.errors import UserError
+from pipeline.io.cache import NodeCache
 from pipeline.planning import plan_run
 from pipeline.ray.session import alive_nodes, dashboard_url, init_ray, potential_nodes
 from pipeline.tracking.dispatcher import check_trackers
@@ -63,7 +64,7 @@ def examine(cfg: RunConfig | None, *, with_measurement: bool = False) -> Examina
 
 
 def check_before_run(cfg: RunConfig) -> list[str]:
-    """Run the quick checks on the cluster that this process has joined, if it has several nodes; return warnings.
+    """Run the quick checks on the cluster that this process has joined; return warnings.
 
     Raises:
         UserError: listing every failed check.
@@ -71,6 +72,7 @@ def check_before_run(cfg: RunConfig) -> list[str]:
     nodes = alive_nodes()
     # A single node shares its own folders and versions with itself.
     if len(nodes) < 2:
+        NodeCache.of(cfg.ray).check()
         return []
     probe = probe_request(cfg, with_resources=False)
     checks = list(quick_checks(ask_nodes(probe, nodes), probe.folders))

@@ -45,9 +45,11 @@ def check_rows(cfg: RunConfig) -> tuple[Check, int]:
     size, tokens = row_bytes(cfg, prepared)
     rows = prepared.train_rows + prepared.eval_rows
     shown = f"{size / 2**20:,.0f} MiB" if size >= 2**20 else "less than a MiB"
-    root = NodeCache.of(cfg.ray).root
-    finding = f"{rows:,} with {tokens:,} tokens: {shown} on the disk of each node, in {root}, which its workers share"
-    return Check("rows", "pass", finding), rows * HELD_PER_ROW
+    cache = NodeCache.of(cfg.ray)
+    finding = f"{rows:,} with {tokens:,} tokens: {shown} on the disk of each node, in {cache.root}, which its workers share"
+    is_too_much = cache.limit is not None and size > cache.limit
+    advice = f"; ray.cache_size allows {cfg.ray.cache_size}: set more" if is_too_much else ""
+    return Check("rows", "fail" if is_too_much else "pass", finding + advice), rows * HELD_PER_ROW
 
 
 def row_bytes(cfg: RunConfig, prepared: Prepared) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ __all__ = ["CACHE_VARIABLE", "Item", "NodeCache"]
 CACHE_VARIABLE = "PREFRAY_CACHE"
 """Environment variable of a node with the path of its cache, where the recipe names none."""
 DEFAULT = "~/.cache/prefray"
+ELSEWHERE = f"ray.cache_dir (or {CACHE_VARIABLE}) to another folder on a disk of the node"
 FREE_SHARE = 0.8
 """Part of the disk's free bytes that a cache without a size may fill, what it holds already counted as free."""
 LISTING = ".prefray.json"
@@ -81,6 +82,24 @@ class NodeCache:
             return error.strerror or str(error)
         return None
 
+    def check(self) -> None:
+        """Raise UserError where no entry can be made here."""
+        if (problem := self.problem()) is not None:
+            raise UserError(f"{self._unwritable(problem)} set {ELSEWHERE}")
+
+    def check_room(self, items: Iterable[Item]) -> None:
+        """Raise UserError where entries don't fit together, beside what this process uses: one message for all of them."""
+        wanted = {self.root / item.key: item for item in items}
+        absent = {folder: item for folder, item in wanted.items() if not _is_intact(folder)}
+        if not absent:
+            return
+        self.check()
+        size = sum(item.size() for item in absent.values())
+        used = {*(wanted.keys() - absent.keys()), *(folder for folder in _IN_USE if folder.parent == self.root)}
+        kept = sum(_listing(folder).get("bytes", 0) for folder in used)
+        if size + kept > self._most():
+            raise UserError(self._full(", ".join(item.what for item in absent.values()), size, kept))
+
     def get(self, item: Item, beat: Callable[[], None] = lambda: None) -> Path:
         """Return the folder of an entry, filled if it is absent or damaged; it stays until this process ends.
 
@@ -106,7 +125,7 @@ class NodeCache:
                 finally:
                     os.close(filling)
         except OSError as error:
-            raise UserError(self._unwritable(item, error)) from error
+            raise UserError(f"{self._unwritable(error.strerror or str(error))}{_room_for(item)} set {ELSEWHERE}") from error
         return folder
 
     def _use(self, folder: Path) -> bool:
@@ -146,7 +165,7 @@ class NodeCache:
             evictable = self._least_recent()
             while not self._fits(size):
                 if not any(map(_evict, evictable)):
-                    raise UserError(self._full(item, size))
+                    raise UserError(self._full(item.what, size, self._taken()))
             partial = _beside(folder, f"{size}.partial")
             partial.mkdir()
         return partial
@@ -176,32 +195,35 @@ class NodeCache:
         reserved = sum(int(partial.name.split(".")[1]) for partial in self._partials())
         return reserved + sum(_listing(entry).get("bytes", 0) for entry in self._entries())
 
-    def _fits(self, size: int) -> bool:
-        taken, free = self._taken(), shutil.disk_usage(self.root).free
-        limit = self.limit if self.limit is not None else int(FREE_SHARE * (free + taken))
-        return taken + size <= limit and size <= free
+    def _most(self) -> int:
+        """Return the bytes that all entries together may take."""
+        return self.limit if self.limit is not None else int(FREE_SHARE * (shutil.disk_usage(self.root).free + self._taken()))
 
-    def _full(self, item: Item, size: int) -> str:
-        """Return the message for an entry that doesn't fit beside what is in use."""
-        taken, free = self._taken(), shutil.disk_usage(self.root).free
+    def _fits(self, size: int) -> bool:
+        return self._taken() + size <= self._most() and size <= shutil.disk_usage(self.root).free
+
+    def _full(self, what: str, size: int, taken: int) -> str:
+        """Return the message for what doesn't fit beside what is in use."""
+        free = shutil.disk_usage(self.root).free
         beside = f" beside {_shown(taken)} that are in use" if taken else ""
-        needs = f"{item.what} take about {_shown(size)} of the node's cache {self.root}{beside}"
+        needs = f"{what} take about {_shown(size)} of the node's cache {self.root}{beside}"
         if self.limit is not None and size + taken > self.limit:
             least = _shown(size + taken, up=True)
             return f"ray.cache_size: {needs}, and it may hold {_shown(self.limit)}; set {least} or more"
         return (
             f"ray.cache_dir: {needs}, and its disk has {_shown(free)} free, of which a fifth is left to others unless "
-            f"ray.cache_size says otherwise; make room, or set ray.cache_dir (or {CACHE_VARIABLE}) to a folder of a larger disk"
+            f"ray.cache_size says otherwise; make room, or set {ELSEWHERE} with more room"
         )
 
-    def _unwritable(self, item: Item, error: OSError) -> str:
-        with suppress(UserError, OSError):
-            needs = f" {item.what} take about {_shown(item.size())} of it;"
-            return (
-                f"ray.cache_dir: the node's cache {self.root} can't be written: {error.strerror or error};{needs} set "
-                f"ray.cache_dir (or {CACHE_VARIABLE}) to a folder of a disk of the node with that room"
-            )
-        return f"ray.cache_dir: the node's cache {self.root} can't be written: {error.strerror or error}; set another folder"
+    def _unwritable(self, problem: str) -> str:
+        return f"ray.cache_dir: the node's cache {self.root} can't be written: {problem};"
+
+
+def _room_for(item: Item) -> str:
+    try:
+        return f" {item.what} take about {_shown(item.size())} of it;"
+    except (UserError, OSError):
+        return ""
 
 
 def _beside(folder: Path, suffix: str) -> Path:

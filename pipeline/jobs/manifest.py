@@ -192,7 +192,7 @@ def _output_problem(key: str, location: str, mount: str | None, options: Manifes
     advice = f"under {mount}" if mount is not None else "on storage that all nodes share"
     if not path.startswith("/") and not (options.target == "slurm" and path.startswith("~")):
         each = f"{location!r} is relative, and each node would have its own"
-        return f"{each}; give an absolute path {advice}, or a URI: --set {key}=..."
+        return f"{each}; give a URI, or an absolute path {advice}: --set {key}=..."
     if mount is not None and not Path(os.path.normpath(path)).is_relative_to(mount):
         return (
             f"{location!r} isn't under {mount}, which is all that the nodes share; give a path there, or a URI: --set {key}=..."

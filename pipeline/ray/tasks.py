@@ -101,6 +101,8 @@ def write_error(error: OSError, location: str | None = None) -> str:
         return (
             f"dataset_prepared_path: no space left on the disk of {path}; what was complete stays, so free some and run again"
         )
+    if "ACCESS_DENIED" in str(error):
+        return f"dataset_prepared_path: {path} can't be written: {reason(error)}; only what is complete there can be used"
     if not error.errno:  # of an object store
         return f"dataset_prepared_path: {path} can't be reached: {reason(error)}; what was complete stays, so run again"
     return f"dataset_prepared_path: cannot write {path}: {reason(error)}"

@@ -279,7 +279,7 @@ def _check_shared(staging: Folder, tasks: list[Task]) -> None:
     if missing := next((task.staged for task in tasks if task.staged not in here), None):
         raise UserError(
             f"dataset_prepared_path: another node wrote {missing}, and it is not in {staging.where} here; "
-            "the folder must be on storage that all nodes share, or at a URI"
+            "give a URI such as s3://bucket/prepared, or a path on storage that all nodes share"
         )
 
 

@@ -30,7 +30,7 @@ from pipeline.runs.export import SyncFoldersCallback, link_watched, put_model, w
 from pipeline.runs.scratch import open_scratch, remove_scratch, scratch_of
 from pipeline.training.heartbeat import attach, beat
 from pipeline.training.job import WorkerJob
-from pipeline.training.mapped_rows import map_rows
+from pipeline.training.mapped_rows import check_room, map_rows
 from pipeline.training.worker_callbacks import Attempt, HeartbeatCallback, RayReportCallback, last_step, note_step
 from pipeline.training.worker_checkpoints import WorkerCheckpoints
 from strategies.builder import HFRLTrainerBuilder
@@ -151,6 +151,7 @@ def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tup
     builder.extra_arguments = job.sharding
     columns = [*ID_COLUMNS[get_strategy(cfg.rl).batch_kind], ROW_ID, *([IMAGES] if with_pictures else [])]
     cache = NodeCache.of(cfg.ray)
+    check_room(cache, job.prepared, job.scores, columns)
     builder.train_dataset = map_rows(cache, job.prepared, job.scores, TRAIN, columns)
     if job.selection is not None:
         # By indices, so that the rows themselves are not copied. The evaluation's rows all stay.

@@ -160,10 +160,31 @@ def test_a_disk_that_fills_up(small_disk: Path) -> None:
 
 def test_a_cache_that_can_not_be_written(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    cache = NodeCache(small_disk)
     with pytest.raises(
-        UserError, match="ray.cache_dir: .*can't be written: Read-only file system; the rows of a take about 3.0MB"
+        UserError, match="ray.cache_dir: .*can't be written: Read-only file system; the rows of a take about 3.0MB of it; set"
     ):
-        NodeCache(small_disk).get(item("a", 3_000_000))
+        cache.get(item("a", 3_000_000))
+    for check in (cache.check, lambda: cache.check_room([item("a", 3_000_000)])):
+        with pytest.raises(
+            UserError, match=r"ray.cache_dir: .*can't be written: Read-only file system; set ray.cache_dir \(or"
+        ):
+            check()
+
+
+def test_one_message_has_the_size_of_all_that_a_process_needs(tmp_path: Path) -> None:
+    cache = NodeCache(tmp_path, 1_000_000)
+    cache.get(item("a", 300_000))
+    asked = [item("a", 300_000), item("b", 400_000), item("c", 400_000)]
+    with pytest.raises(
+        UserError, match=r"ray.cache_size: the rows of b, the rows of c take about 0.8MB .* beside 0.3MB .*; set 1.1MB or more"
+    ):
+        cache.check_room(asked)
+    assert entries(tmp_path) == ["a"]
+    cache.check_room(asked[:2])
+    for one in asked[:2]:
+        cache.get(one)
+    cache.check_room([item("a", 10**9), item("b", 10**9)])  # they are there
 
 
 def test_where_the_cache_of_a_node_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

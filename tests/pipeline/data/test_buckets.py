@@ -9,6 +9,7 @@ from typing import Any
 import boto3
 import pytest
 
+from pipeline.data.fingerprint import FORMAT_VERSION
 from pipeline.data.preparation import find_prepared
 from pipeline.data.store import open_store
 from pipeline.errors import UserError
@@ -139,6 +140,40 @@ def test_a_bucket_that_cannot_be_used_is_said_before_anything_starts(
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=f"^dataset_prepared_path: .*{message}"):
         prepare_here(there(data, uri.format(bucket=s3.name)), tokenizer)
+
+
+def test_who_may_only_read_uses_what_is_complete(
+    s3: Bucket, data: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = there(data, s3.uri("prepared"))
+    prepared = prepare_here(cfg, tokenizer)
+    objects = s3.objects()
+    for name, value in s3.reader.items():
+        monkeypatch.setenv(name, value)
+    assert prepare_here(cfg, tokenizer, executor=None) == prepared == find_prepared(cfg)
+    assert prepared.read("train").num_rows == prepared.train_rows
+    for other in (there(data, s3.uri("prepared"), sequence_len=99), there(data, s3.uri("elsewhere"))):
+        with pytest.raises(UserError, match=r"^dataset_prepared_path: .* can't be written: .*ACCESS_DENIED during PutObject"):
+            prepare_here(other, tokenizer)
+    for name, value in s3.variables.items():
+        monkeypatch.setenv(name, value)
+    assert s3.objects() == objects
+
+
+def test_two_versions_of_the_code_have_stores_of_their_own(
+    s3: Bucket, data: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = there(data, s3.uri("prepared"))
+    old = prepare_here(cfg, tokenizer)
+    before = contents(old.folder)
+    with monkeypatch.context() as later:
+        later.setattr("pipeline.data.plan.FORMAT_VERSION", FORMAT_VERSION + 1)
+        new = prepare_here(cfg, tokenizer)
+    assert new.fingerprint != old.fingerprint and contents(old.folder) == before
+    assert prepare_here(cfg, tokenizer, executor=None) == old
+    old.folder.write_bytes("manifest.json", new.folder.read_bytes("manifest.json"))
+    with pytest.raises(UserError, match=r"manifest.json isn't what was written there; delete the folder"):
+        prepare_here(cfg, tokenizer)
 
 
 def test_a_bucket_that_goes_away_keeps_what_was_complete(

@@ -256,7 +256,7 @@ def test_conversations_without_a_template(tmp_path):
 def test_a_folder_that_the_nodes_do_not_share(tmp_path, tokenizer):
     cfg = make_config(tmp_path, {"path": str(write_jsonl(tmp_path / "a.jsonl", pairs(3)))})
     elsewhere = [{"part": "part.parquet", "read": 3, "rows": 3}]
-    with pytest.raises(UserError, match="the folder must be on storage that all nodes share"):
+    with pytest.raises(UserError, match="give a URI such as s3://bucket/prepared, or a path on storage that all nodes share"):
         prepare(cfg, tokenizer, executor=lambda *args: iter(elsewhere))
 
 

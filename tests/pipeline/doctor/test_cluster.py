@@ -75,7 +75,7 @@ def test_the_cache_of_each_node() -> None:
     assert fine["node cache"] == Check("node cache", "pass", f"at least 7.0 GiB free for rows and models (on {A})")
     bad = answers_of(node(A, disks=free), node(B, disks=free, unwritable={CACHE: "Read-only file system"}))
     found = {check.name: check for check in check_nodes(bad, keys, {})}["node cache"]
-    assert found.status == "fail"
+    assert found.status == "fail" and found == quick(bad)["node cache"]
     assert found.finding == f"can't be written: Read-only file system (on {B}); set ray.cache_dir, or PREFRAY_CACHE there"
 
 

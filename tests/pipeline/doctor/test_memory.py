@@ -72,6 +72,8 @@ def test_rows_are_counted_once_they_are_prepared(recipe: Path, tmp_path: Path) -
     found = next(check.finding for check in after.checks if check.name == "rows")
     assert f"9 with {tokens:,} tokens" in found and str(NodeCache.of(cfg.ray).root) in found
     assert after.estimate.total - before.estimate.total == after.estimate.rows == 9 * HELD_PER_ROW
+    small = check_rows(load_config(recipe, ["sequence_len=512", "ray.cache_size=0.001MB"]))[0]
+    assert small.status == "fail" and small.finding.endswith("; ray.cache_size allows 0.001MB: set more")
     live = load_config(recipe, ["sequence_len=512", "reference=live"])
     assert row_bytes(live, prepared)[0] == size - scores
 

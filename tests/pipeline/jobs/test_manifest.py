@@ -188,8 +188,8 @@ def test_outputs_must_be_shared() -> None:
     for target in MANIFESTS:
         found = refused({"output_dir": "run", "dataset_prepared_path": "prepared"}, target)
         assert found.splitlines() == [
-            f"{key}: {value!r} is relative, and each node would have its own; give an absolute path on storage that all nodes "
-            f"share, or a URI: --set {key}=..."
+            f"{key}: {value!r} is relative, and each node would have its own; give a URI, or an absolute path on storage that "
+            f"all nodes share: --set {key}=..."
             for key, value in (("output_dir", "run"), ("dataset_prepared_path", "prepared"))
         ]
     assert ask({"output_dir": "s3://bucket/run"}).output_dir == "s3://bucket/run"

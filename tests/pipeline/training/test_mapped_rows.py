@@ -26,7 +26,7 @@ from pipeline.io.digests import as_written
 from pipeline.io.storage import Folder
 from pipeline.reference import Scores
 from pipeline.reference.score_files import LOGPS, write_scores
-from pipeline.training.mapped_rows import map_rows
+from pipeline.training.mapped_rows import check_room, map_rows
 from strategies.batch.loader import pair_lengths
 from strategies.dataset_rows import ID_COLUMNS, ROW_ID
 from tests.laws.runs import losses, trained
@@ -143,6 +143,20 @@ def test_a_store_in_a_bucket_comes_to_the_node_with_its_pictures(tmp_path: Path,
     there.write_bytes(f"{local.fingerprint}/{picture}", b"another writer's")
     with pytest.raises(UserError, match=f"dataset_prepared_path: .*the pictures of the rows as they were written: .*{picture}"):
         map_rows(NodeCache(tmp_path / "other"), prepared, None, "train", columns)
+
+
+def test_a_cache_that_is_too_small_is_said_once_with_the_size_of_all(tmp_path: Path) -> None:
+    prepared, columns = prepared_rows(tmp_path), [*ID_COLUMNS["pair"], ROW_ID]
+    scores, cache = scores_of(tmp_path / "scores", prepared), NodeCache(tmp_path / "cache")
+    check_room(cache, prepared, scores, columns)
+    for split in ("train", "eval"):
+        map_rows(cache, prepared, scores, split, columns)
+    needed = sum(file.stat().st_size for file in cache.root.glob("*/*.arrow"))
+    check_room(NodeCache(cache.root, 1), prepared, scores, columns)
+    small = NodeCache(tmp_path / "small", needed // 2)
+    what = "the training rows, the scores of the training rows, the evaluation rows, the scores of the evaluation rows"
+    with pytest.raises(UserError, match=f"^ray.cache_size: {what} take about .*; set 0.[1-9]MB or more$"):
+        check_room(small, prepared, scores, columns)
 
 
 def test_a_second_run_finds_the_rows_there(tmp_path: Path) -> None:
