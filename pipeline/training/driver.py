@@ -15,6 +15,7 @@ from pipeline.data import prepare
 from pipeline.data.store import check_root
 from pipeline.errors import UserError
 from pipeline.findings.run import write_findings
+from pipeline.io.cache import NodeCache
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import Location, locate, reason
 from pipeline.planning import RunPlan, check_recipe, resolve
@@ -101,6 +102,7 @@ def train_run(
     for note in cfg.notes:
         display.note(note)
     check_root(cfg.dataset_prepared_path)
+    NodeCache.of(cfg.ray).check()
     display.stage("starting Ray")
     init_ray(cfg, debug)
     plan = resolve(cfg, node_resources())
