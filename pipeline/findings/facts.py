@@ -6,15 +6,15 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.store import EVAL, MANIFEST, TRAIN, open_store
+from pipeline.data.store import EVAL, MANIFEST, TRAIN, open_store, prepared_root
 from pipeline.errors import UserError
 from pipeline.findings.curves import Curves
 from pipeline.io.retry import STORAGE_ERRORS
+from pipeline.io.storage import Folder
 from pipeline.reference.score_files import LOGPS
 from pipeline.runs.folder import LEDGER, RunFolder
 from strategies.losses.table import LOSSES
@@ -107,14 +107,15 @@ def read_facts(folder: RunFolder, cfg: RunConfig, state: dict[str, Any], records
         records: its `metrics.jsonl`, sorted by step.
     """
     events = [event for event in state.get("events", []) if event.get("event") == "training"]
-    root = Path(cfg.dataset_prepared_path)
-    store = _optional(lambda: open_store(root / str(state.get("prepared")), verify=False))
+    root = _optional(lambda: prepared_root(cfg.dataset_prepared_path))
+    store = _optional(lambda: open_store(root.subfolder(str(state.get("prepared"))), verify=False)) if root else None
+    scores = root.subfolder(f"reference/{state['scores']}") if root and state.get("scores") else None
     return RunFacts(
         cfg=cfg,
         curves=Curves(records),
         setup=events[-1].get("setup") or {} if events else {},
         rows=_optional(lambda: _count(store)) if store is not None else None,
-        gap=_optional(lambda: _compare(root / "reference" / state["scores"])) if state.get("scores") else None,
+        gap=_optional(lambda: _compare(scores)) if scores is not None else None,
         rows_of=lambda steps: _optional(lambda: _rows_of(folder.storage.read(LEDGER) or "", steps)) or {},
         is_finished=state.get("status") == "finished",
     )
@@ -131,16 +132,16 @@ def _optional(read: Callable[[], Any]) -> Any:
 def _count(store: Prepared) -> RowCounts:
     import pyarrow.compute as pc
 
-    prompts = _first_rows(store.files(TRAIN), ["prompt"])["prompt"]
+    prompts = _first_rows(store.folder, store.parts(TRAIN), ["prompt"])["prompt"]
     # The same question about many pictures is many prompts.
     distinct = len(prompts) if store.manifest.get("pictures") else pc.count_distinct(prompts).as_py()
     return RowCounts(store.rows(TRAIN), store.rows(EVAL), len(prompts), distinct)
 
 
-def _compare(folder: Path) -> ReferenceGap | None:
+def _compare(folder: Folder) -> ReferenceGap | None:
     """Compare the scores of the first training pairs; None for other rows than pairs."""
-    files = [entry["file"] for entry in json.loads((folder / MANIFEST).read_text())["files"]]
-    table = _first_rows([folder / file for file in files if file.startswith(f"{TRAIN}/")], list(LOGPS))
+    files = [entry["file"] for entry in json.loads(folder.read_bytes(MANIFEST))["files"]]
+    table = _first_rows(folder, [file for file in files if file.startswith(f"{TRAIN}/")], list(LOGPS))
     chosen, rejected = (_means(table[name]) for name in LOGPS)
     gaps = chosen - rejected
     gaps = gaps[np.isfinite(gaps)]
@@ -158,19 +159,16 @@ def _means(column: pa.ChunkedArray) -> Any:
         return (sums[ends] - sums[ends - lengths]) / lengths
 
 
-def _first_rows(files: list[Path], columns: list[str]) -> pa.Table:
+def _first_rows(folder: Folder, parts: list[str], columns: list[str]) -> pa.Table:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    batches, missing = [], LOOKED_AT
-    for file in files:
-        with pq.ParquetFile(file) as opened:
-            for batch in opened.iter_batches(min(missing, LOOKED_AT), columns=columns):
-                batches.append(batch.slice(0, missing))
-                missing -= len(batches[-1])
-                if missing <= 0:
-                    return pa.Table.from_batches(batches)
-    return pa.Table.from_batches(batches)
+    tables, missing = [], LOOKED_AT
+    for part in parts:
+        tables.append(folder.read_table(part, columns).slice(0, missing))
+        missing -= len(tables[-1])
+        if missing <= 0:
+            break
+    return pa.concat_tables(tables)
 
 
 def _rows_of(ledger: str, steps: Iterable[int] | None) -> dict[int, list[str]]:

@@ -71,10 +71,20 @@ class NodeCache:
     def of(cls, keys: RayConfig) -> NodeCache:
         """Return the cache of this node, by the recipe's `ray.cache_dir` and `ray.cache_size`."""
         root = keys.cache_dir or os.environ.get(CACHE_VARIABLE) or DEFAULT
-        return cls(Path(os.path.expanduser(root)).absolute(), keys.cache_bytes)
+        return cls(Path(os.path.expanduser(root)), keys.cache_bytes)
+
+    def check_path(self) -> None:
+        """Raise UserError for a relative path: driver and workers run in different folders, and Ray deletes its own."""
+        if not self.root.is_absolute():
+            raise UserError(
+                f"ray.cache_dir, or {CACHE_VARIABLE}: must be an absolute path on a disk of the node, or one in ~, got "
+                f"{str(self.root)!r}"
+            )
 
     def problem(self) -> str | None:
         """Return why no entry can be made here; None where it can."""
+        if not self.root.is_absolute():
+            return f"{str(self.root)!r} is no absolute path"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             os.close(_lock(self.root / ".lock", fcntl.LOCK_EX))
@@ -84,6 +94,7 @@ class NodeCache:
 
     def check(self) -> None:
         """Raise UserError where no entry can be made here."""
+        self.check_path()
         if (problem := self.problem()) is not None:
             raise UserError(f"{self._unwritable(problem)} set {ELSEWHERE}")
 
@@ -108,9 +119,10 @@ class NodeCache:
             beat: called again and again while another process fills it.
 
         Raises:
-            UserError: when it doesn't fit, the cache can't be written, or as `item.fill`.
+            UserError: when it doesn't fit, the cache can't be written, or as `check_path` and `item.fill`.
         """
         assert re.fullmatch(r"[\w-]+", item.key), item.key
+        self.check_path()
         folder = self.root / item.key
         if folder in _IN_USE and _is_intact(folder):
             return folder

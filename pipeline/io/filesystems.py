@@ -30,6 +30,8 @@ __all__ = [
 INTERACTIVE_TIMEOUT = timedelta(seconds=20)
 """How long Google's client may retry while a user waits for a command to start, or a task for a picture; its default is 15
 minutes."""
+PYARROWS = ("s3://", "gs://", "gcs://")
+"""Beginnings of URIs that pyarrow alone opens."""
 S3_ATTEMPTS = 12
 """Attempts of one request: two to three minutes of an S3 that doesn't answer."""
 S3_KEYS = {
@@ -63,8 +65,12 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), location
     try:
         return fs.FileSystem.from_uri(_as_uri(location))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    except pa.ArrowNotImplementedError:
         pass
+    except pa.ArrowInvalid as error:
+        # fsspec would ask for a package, or take a query that is wrong for a part of the name.
+        if location.startswith(PYARROWS):
+            raise UserError(f"cannot open {location!r}: {error}") from error
     try:
         import fsspec
 

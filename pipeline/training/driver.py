@@ -16,6 +16,7 @@ from pipeline.data.store import check_root
 from pipeline.errors import UserError
 from pipeline.findings.run import write_findings
 from pipeline.inspection.selection import select_rows, selected_count
+from pipeline.io.cache import NodeCache
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import Location, locate, reason
 from pipeline.planning import RunPlan, check_recipe, resolve
@@ -102,6 +103,7 @@ def train_run(
     for note in cfg.notes:
         display.note(note)
     check_root(cfg.dataset_prepared_path)
+    NodeCache.of(cfg.ray).check_path()
     display.stage("starting Ray")
     init_ray(cfg, debug)
     plan = resolve(cfg, node_resources())

@@ -11,6 +11,7 @@ from pipeline.config.paths import absolute_paths
 from pipeline.data.store import check_root
 from pipeline.doctor.examination import check_before_run
 from pipeline.errors import UserError
+from pipeline.io.cache import NodeCache
 from pipeline.io.storage import locate
 from pipeline.planning import check_batch, check_recipe, plan_run
 from pipeline.ray.session import init_ray, node_resources
@@ -71,6 +72,7 @@ def run_sweep(
     measure = resolve_objective(cfg.tune, recipes)
     folder = SweepFolder(locate(cfg.output_dir))
     check_root(cfg.dataset_prepared_path)
+    NodeCache.of(cfg.ray).check_path()
     with owned(folder.storage) as owner:
         folder.open(saved_cfg, resume)
         state = folder.state() or {}

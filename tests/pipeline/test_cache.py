@@ -195,6 +195,13 @@ def test_where_the_cache_of_a_node_is(tmp_path: Path, monkeypatch: pytest.Monkey
     assert NodeCache.of(RayConfig(cache_dir="/fast", cache_size="1.5tb")) == NodeCache(Path("/fast"), 1_500_000_000_000)
     monkeypatch.delenv(CACHE_VARIABLE)
     assert NodeCache.of(RayConfig()).root == Path.home() / ".cache" / "prefray"
+    # Nothing may be made in the folder that this process happens to run in.
+    for relative in ("cache", "~nobody-of-this-name/cache"):
+        monkeypatch.setenv(CACHE_VARIABLE, relative)
+        cache = NodeCache.of(RayConfig())
+        assert cache.problem() == f"'{relative}' is no absolute path"
+        with pytest.raises(UserError, match=f"PREFRAY_CACHE: must be an absolute path on a disk of the node.*'{relative}'"):
+            cache.get(item("a", 1))
 
 
 @pytest.mark.parametrize("size", ["200", "0GB", "many", "-1GB", "1e3GB"])

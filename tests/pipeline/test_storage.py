@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import pickle
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -140,6 +141,18 @@ def test_keys_of_a_profile_stay_where_they_are(s3: Bucket, monkeypatch: pytest.M
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     assert secret.encode() not in pickle.dumps(Folder(s3.uri("run")).for_other_processes())
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("s3://bucket/run?regoin=us-east-1", "Unexpected query parameter in S3 URI: 'regoin'"),
+        ("s3:///run", "Missing bucket name in S3 URI"),
+    ],
+)
+def test_a_uri_that_is_wrong_is_not_for_another_package(uri: str, reason: str) -> None:
+    with pytest.raises(UserError, match=f"^cannot open '{re.escape(uri)}': {reason}$"):
+        Folder(uri)
 
 
 def test_an_unknown_scheme() -> None:
