@@ -45,6 +45,7 @@ def make_config(folder: Path, *datasets: dict[str, Any], **changes: Any) -> Simp
         "datasets": list(datasets),
         "test_datasets": None,
         "val_set_size": 0.0,
+        "split_by": "prompt",
         "sequence_len": 2048,
         "excess_length_strategy": "drop",
         "dataset_exact_deduplication": False,
