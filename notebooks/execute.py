@@ -49,8 +49,11 @@ def execute(path: Path, folder: Path, browser: Browser) -> NotebookNode:
     NotebookClient(notebook, timeout=LIMIT_S, resources={"metadata": {"path": str(folder)}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when each cell ran
-        for output in cell.get("outputs", []):
-            _clean(output, folder, browser)
+        if cell.cell_type == "code":
+            # Warnings of libraries about the machine, with its paths.
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                _clean(output, folder, browser)
     notebook.metadata[HASH] = code_hash(notebook)
     # Which Python ran it is of no interest, and would change with every machine.
     notebook.metadata.pop("language_info", None)

@@ -88,7 +88,8 @@ def test_the_model_is_written_whole(two_processes: Path, alone: Any, variant: st
     one, other = (load(folder, base) for folder in (two_processes / f"{variant}-{engine}" / "model", alone[variant][1]))
     assert one.keys() == other.keys()
     for name, weight in one.items():
-        torch.testing.assert_close(weight, other[name], rtol=1e-4, atol=1e-4)  # a tenth of a step
+        # A fifth of a step: Adam divides a gradient near 0 by its own size, so that rounding moves such a weight.
+        torch.testing.assert_close(weight, other[name], rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
