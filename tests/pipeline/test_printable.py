@@ -23,6 +23,7 @@ from pipeline.doctor.result import Examination
 from pipeline.evaluation.generate import Answers
 from pipeline.evaluation.result import Evaluation
 from pipeline.evaluation.statistics import Estimate
+from pipeline.inspection.result import Inspection
 from pipeline.io.storage import Folder
 from pipeline.jobs.job import Job
 from pipeline.jobs.tables import job_lines, jobs_table
@@ -79,6 +80,7 @@ RESULTS: dict[type[Printable], Callable[[], RenderableType]] = {
     Comparison: lambda: Comparison(answers(), 1, 3.0),
     Evaluation: lambda: Evaluation("m", None, {"m": Estimate(0.5, 0.4, 0.6, 9)}, {ODD: {}}, 0.95),
     Examination: lambda: Examination((Check("storage", "warn", ODD),), None),
+    Inspection: lambda: Inspection(prepared(), None, (), (ODD,), (), pandas.DataFrame({"chosen_length": [3, 4]})),
     Job: lambda: job_lines(job()),
     MergeResult: lambda: MergeResult(ODD, 9, 2, 3 * 10**9, "bfloat16", None),
     Prepared: prepared,
