@@ -129,5 +129,5 @@ def test_a_sweep_whose_folder_was_taken_over_ends(recipe: Any, ray_session: Any,
         tune(recipe(tmp_path / "sweep", tune=section, num_epochs=50, save_steps=1, eval_steps=1), display=Away())
     assert not training_workers()
     assert said and not [text for text in said if "has finished" in text]
-    assert json.loads((tmp_path / "sweep" / OWNER).read_text())["id"] == "another"
+    assert str(holder_of(folder, OWNER)) == "process 7 on node-7"
     assert not (tmp_path / "sweep" / REPORT).exists()
