@@ -85,7 +85,9 @@ def test_killed_at_random_moments_it_computes_nothing_twice(s3: Bucket, tmp_path
     stores = []
 
     def ended(number: int) -> None:
-        (name,) = {key.split("/")[1] for key in s3.objects() if key.startswith(f"prepared-{number}/")}
+        names = {key.split("/")[1] for key in s3.objects() if key.startswith(f"prepared-{number}/")}
+        # A process killed after the manifest and before its lease's end leaves the record, which nobody waits for.
+        (name,) = (name for name in names if not name.endswith(".lease"))
         stores.append(contents(Folder(s3.uri(f"prepared-{number}/{name}"))))
         assert stores[-1] == stores[0]
         staged = {key: times for key, times in versions(s3).items() if key.startswith(f"prepared-{number}/{name}/staging/0")}
