@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.tokenize import opening_ids
 from strategies import vision
+from strategies.vision.sizes import SAVED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -48,6 +49,8 @@ def processor_identity(processor: ProcessorMixin) -> dict[str, Any]:
     """
     size = vision.size_of(processor)
     settings = {name: value for name, value in processor.to_dict().items() if name not in ("name_or_path", "_name_or_path")}
+    # The same size is the same data, whether the recipe gives it or the processor was saved with it.
+    settings["image_processor"] = {name: value for name, value in settings["image_processor"].items() if name != SAVED}
     return {
         "class": type(processor).__name__,
         "settings": json.loads(json.dumps(settings, sort_keys=True, default=str)),

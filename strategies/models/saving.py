@@ -95,14 +95,14 @@ def _card(trainer: Any) -> str:
 
 
 def _pictures(trainer: Any) -> dict[str, str]:
-    """Return what was done with pictures that the saved processor doesn't do."""
+    """Return what is done with pictures before the processor, which saves it for prefray alone."""
     size = None if trainer.vision is None else size_of(trainer.vision.processor)
     if size is None:
         return {}
     changed = (
         f"padded to {size.size} x {size.size}" if isinstance(size.size, int) else "stretched to {} x {}".format(*size.size)
     )
-    return {"Pictures": f"{changed} pixels ({size.algorithm}) before the processor: do so where the model is used"}
+    return {"Pictures": f"{changed} pixels ({size.algorithm}) before the processor; prefray does so by itself, others must"}
 
 
 def _method(trainer: Any) -> dict[str, Any]:

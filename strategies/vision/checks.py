@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from strategies.vision.sizes import size_of
+from strategies.vision.sizes import SAVED, size_of
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 __all__ = ["check_belongs", "image_settings", "takes_pictures"]
 
-NOT_SETTINGS = ("processor_class", "_processor_class")
-"""What an image processor says of the processor that it is a part of."""
+NOT_SETTINGS = ("processor_class", "_processor_class", SAVED)
+"""What an image processor says of the processor that it is a part of, and what `size_of` reads."""
 
 
 def takes_pictures(config: Any) -> bool:

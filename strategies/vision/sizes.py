@@ -1,4 +1,4 @@
-"""The size that a config's `image_size` gives pictures before their processor."""
+"""The size that pictures have before their processor sees them: a config's `image_size`, or that which a model was trained with."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from PIL import Image, ImageOps
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-__all__ = ["PictureSize", "size_of", "with_size"]
+__all__ = ["SAVED", "PictureSize", "size_of", "with_size"]
 
-ATTRIBUTE = "picture_size"
-"""Attribute of a processor; it isn't one of those that are saved with it."""
+SAVED = "prefray"
+"""Attribute of an image processor, which is saved with it: a mapping of `image_size` and `image_resize_algorithm`."""
+LOADED = "prefray_loaded"
+"""Attribute of a processor: the mapping that it was loaded with. It isn't one of those that are saved."""
+RESAMPLING = [resampling.name.lower() for resampling in Image.Resampling]
 Processor = TypeVar("Processor", bound="ProcessorMixin")
 
 
@@ -34,15 +37,43 @@ class PictureSize:
 
 
 def with_size(processor: Processor, size: Any, algorithm: str | None) -> Processor:
-    """Have `VisionProcessing` resize pictures for this processor, which is returned; without a size, leave them alone."""
-    # A size that another config has set, too: a processor may serve several runs.
-    vars(processor).pop(ATTRIBUTE, None)
+    """Have `VisionProcessing` resize pictures for this processor, which is returned, and saves the size in its settings.
+
+    Without a size, pictures have the one that the processor was saved with, if it was: its model knows them so.
+
+    Raises:
+        ValueError: when what it was saved with is no size.
+    """
+    images = processor.image_processor
+    # What another config has set goes: a processor may serve several runs.
+    settings = vars(processor).setdefault(LOADED, getattr(images, SAVED, None))
     if size is not None:
-        whole = size if isinstance(size, int) else tuple(size)
-        setattr(processor, ATTRIBUTE, PictureSize(whole, algorithm or "bilinear"))
+        whole = size if isinstance(size, int) else list(size)
+        settings = {"image_size": whole, "image_resize_algorithm": algorithm or "bilinear"}
+    vars(images).pop(SAVED, None)
+    if settings is not None:
+        setattr(images, SAVED, settings)
+    size_of(processor)
     return processor
 
 
 def size_of(processor: ProcessorMixin) -> PictureSize | None:
-    """Return the size that `with_size` has set; None for pictures as they are."""
-    return getattr(processor, ATTRIBUTE, None)
+    """Return the size that `with_size` has set, or a processor was saved with; None for pictures as they are.
+
+    Raises:
+        ValueError: when what it was saved with is no size.
+    """
+    settings = getattr(processor.image_processor, SAVED, None)
+    match settings:
+        case None:
+            return None
+        case {"image_size": int() as side, "image_resize_algorithm": name} if side > 0 and name in RESAMPLING:
+            return PictureSize(side, name)
+        case {"image_size": [int() as width, int() as height], "image_resize_algorithm": name} if (
+            min(width, height) > 0 and name in RESAMPLING
+        ):
+            return PictureSize((width, height), name)
+    raise ValueError(
+        f"the processor's settings have {SAVED}: {settings!r}, which is no size of pictures; write image_size, a number or [width, "
+        f"height], and image_resize_algorithm, one of {', '.join(RESAMPLING)}, or remove it"
+    )

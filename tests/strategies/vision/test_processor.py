@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from transformers import LlavaProcessor
+from transformers import AutoProcessor, LlavaProcessor
 
+from pipeline.data.fingerprint import processor_identity
 from strategies import HFRLTrainerBuilder
 from strategies.config import as_config
-from strategies.models.processor import find_processor, load_processor
+from strategies.models.processor import find_processor, load_processor, processor_or_reason
 from strategies.models.tokenizer import load_tokenizer
+from strategies.vision.checks import image_settings
 from strategies.vision.processing import VisionProcessing
 from strategies.vision.sizes import with_size
 from tests.laws.runs import CONFIG, LORA
@@ -126,6 +131,39 @@ def test_the_trainer_resizes_as_the_config_says(tmp_path: Path) -> None:
     image = vision.processor.image_token_id
     # 32 pixels a side are 4 patches, and 4 tokens.
     assert [list(row["prompt_ids"]).count(image) for row in trainer.train_dataset] == [4, 4]
+
+
+def test_the_saved_processor_resizes_as_the_model_was_trained(tmp_path: Path, folder: str) -> None:
+    image = picture("red", "circle")
+    processor = found(folder, image_size=[24, 12], image_resize_algorithm="bicubic")
+    expected = VisionProcessing(processor).pixels([image])["pixel_values"]
+    saved = shutil.copytree(folder, tmp_path / "saved")
+    processor.save_pretrained(saved)
+    again = found(str(saved))
+    assert torch.equal(VisionProcessing(again).pixels([image])["pixel_values"], expected)
+    assert not torch.equal(VisionProcessing(found(folder)).pixels([image])["pixel_values"], expected)
+    # The data's fingerprint and the cached scores are those of the recipe with the key.
+    assert image_settings(again) == image_settings(processor)
+    assert processor_identity(again) == processor_identity(processor) != processor_identity(found(folder))
+    # Transformers passes over the setting, and keeps it.
+    assert AutoProcessor.from_pretrained(saved).image_processor.prefray["image_size"] == [24, 12]
+    # A recipe's own size wins, for that recipe.
+    assert VisionProcessing(with_size(again, 10, None))._sized([image])[0].size == (10, 10)
+    assert VisionProcessing(with_size(again, None, None))._sized([image])[0].size == (24, 12)
+
+
+@pytest.mark.parametrize("settings", [32, {"image_size": 0, "image_resize_algorithm": "box"}, {"image_size": [8]}, {"image_size": 8}])
+def test_a_saved_size_that_is_none(tmp_path: Path, folder: str, settings: Any) -> None:
+    saved = shutil.copytree(folder, tmp_path / "saved")
+    file = saved / "processor_config.json"
+    values = json.loads(file.read_text())
+    values["image_processor"]["prefray"] = settings
+    file.write_text(json.dumps(values))
+    cfg = as_config({**CONFIG, "base_model": str(saved)})
+    processor, reason = processor_or_reason(cfg, load_tokenizer(cfg))
+    assert processor is None
+    assert re.match(r"the processor's settings have prefray: .*, which is no size of pictures; write image_size", reason or "")
+    assert found(str(saved), image_size=8) is not None
 
 
 @pytest.mark.parametrize("freeze", [True, False])
