@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.errors import UserError
 from pipeline.evaluation.encode_prompts import PromptEncoder
 from pipeline.evaluation.generate import Answers, LocalGenerator, check_towers
 from pipeline.evaluation.generate_on_ray import check_sampling
@@ -35,9 +36,10 @@ def chat(
     check_sampling(options)
     subject = find_subject(run, reference, overrides, trust)
     encoder = PromptEncoder.of(subject.policy, raw)
-    if images and not raw:
-        # Before the models are loaded; the text is of no account.
-        encoder.encode([check_prompt({"prompt": "?", "images": images}, "--image")])
+    if images:
+        # Before the models are loaded. The text is of no account, but a raw one has a mark for each picture.
+        if not raw:
+            encoder.encode([check_prompt({"prompt": "?", "images": images}, "--image")])
         check_towers(subject)
     display.stage("loading models")
     generator = LocalGenerator(subject, encoder)
@@ -47,7 +49,11 @@ def chat(
     console.print("An empty prompt ends it.")
     while prompt := _read_prompt(console):
         row = {"prompt": prompt, "images": images} if images else prompt
-        rows = generator.answer(encoder.encode([check_prompt(row, "prompt")]), options)
+        try:
+            rows = generator.answer(encoder.encode([check_prompt(row, "prompt")]), options)
+        except UserError as error:  # of this prompt, such as one that is too long
+            console.print(str(error), style="red", markup=False, highlight=False)
+            continue
         console.print(Answers(subject.name, subject.reference_name, tuple(rows)))
 
 

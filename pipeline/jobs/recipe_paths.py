@@ -93,7 +93,9 @@ def check_path(value: str, package: Package, shared: Sequence[Path]) -> str | No
         return None
     # Inside by its own path, or as the target of a symbolic link.
     is_inside = absolute.resolve().is_relative_to(package.root) or absolute.is_relative_to(package.root)
-    matches = [Path(name) for name in glob.glob(str(absolute), recursive=True)] if glob.has_magic(value) else [absolute]
+    # A file may have a name that reads like a pattern.
+    is_pattern = glob.has_magic(value) and not absolute.exists()
+    matches = [Path(name) for name in glob.glob(str(absolute), recursive=True)] if is_pattern else [absolute]
     matches = [name for name in matches if name.exists()]
     if path.is_absolute() and not matches:
         return None  # a path of the cluster's nodes, if it exists at all
@@ -133,6 +135,7 @@ def _local_pictures(row: dict[str, Any], folder: str, package: Package) -> Itera
             path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
             if not isinstance(path, str) or is_data_url(path) or is_uri(path := without_scheme(path)):
                 continue
+            path = os.path.expanduser(path)
             beside = os.path.normpath(os.path.join(folder, path))
             is_inside = not os.path.isabs(path) and Path(beside).is_relative_to(package.root)
             yield os.path.relpath(beside, package.root) if is_inside else beside

@@ -5,6 +5,7 @@ Each rule takes the config and yields (path, message); all of them are reported 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def find_problems(cfg: StrategyConfig) -> Iterator[Problem]:
         if name in (cfg.processor_kwargs or {}):
             instead = "trust_remote_code" if name == "trust_remote_code" else "revision_of_model"
             yield f"processor_kwargs.{name}", f"has a key of its own: write {instead}"
-    for rule in (_method, _adapter, _schedule, _pairs_of_keys, _trackers, _cadence, _profile, _quantization):
+    for rule in (_method, _adapter, _patterns, _schedule, _pairs_of_keys, _trackers, _cadence, _profile, _quantization):
         yield from rule(cfg)
 
 
@@ -140,6 +141,22 @@ def _adapter(cfg: StrategyConfig) -> Iterator[Problem]:
             # The dtype belongs to loading; everything else is in the folder's `adapter_config.json`.
             if _is_set(cfg, name) and name not in ("adapter", "lora_model_dir", "peft_autocast_adapter_dtype"):
                 yield name, "has no effect with lora_model_dir: the adapter there brings its own; remove it"
+
+
+def _patterns(cfg: StrategyConfig) -> Iterator[Problem]:
+    """Regular expressions of modules, which PEFT and transformers compile when the model is there."""
+    targets = cfg.lora_target_modules if isinstance(cfg.lora_target_modules, str) else None
+    given = {
+        "lora_target_modules": [targets] if targets is not None else [],
+        "lora_rank_pattern": cfg.lora_rank_pattern or {},
+        "lora_alpha_pattern": cfg.lora_alpha_pattern or {},
+    }
+    for name, patterns in given.items():
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield name, f"{pattern!r} is no regular expression: {error}; correct it, or give the names of modules"
 
 
 def _schedule(cfg: StrategyConfig) -> Iterator[Problem]:

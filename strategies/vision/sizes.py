@@ -1,4 +1,4 @@
-"""The size that pictures have before their processor sees them: a config's `image_size`, or that which a model was trained with."""
+"""The size that pictures get before their processor: a config's `image_size`, or the one that a model was trained with."""
 
 from __future__ import annotations
 
@@ -74,6 +74,6 @@ def size_of(processor: ProcessorMixin) -> PictureSize | None:
         ):
             return PictureSize((width, height), name)
     raise ValueError(
-        f"the processor's settings have {SAVED}: {settings!r}, which is no size of pictures; write image_size, a number or [width, "
-        f"height], and image_resize_algorithm, one of {', '.join(RESAMPLING)}, or remove it"
+        f"the processor's settings have {SAVED}: {settings!r}, which is no size of pictures; write image_size, a number or "
+        f"[width, height], and image_resize_algorithm, one of {', '.join(RESAMPLING)}, or remove it"
     )

@@ -101,7 +101,7 @@ class PictureReader:
 
     def _is_remote(self, given: str) -> bool:
         # A `file://` of another machine is an error, which `read` says.
-        relative = not os.path.isabs(given) and self._folder is not None and is_uri(self._folder)
+        relative = not os.path.isabs(os.path.expanduser(given)) and self._folder is not None and is_uri(self._folder)
         return not is_data_url(given) and (relative or (is_uri(given) and given[:7].lower() != "file://"))
 
     def _from_file(self, given: str) -> bytes:
@@ -137,7 +137,7 @@ class PictureReader:
         return data
 
     def _located(self, given: str, shown: str) -> str:
-        path = without_scheme(given)
+        path = os.path.expanduser(without_scheme(given))
         if is_uri(path) or os.path.isabs(path):
             return path
         if self._folder is None:

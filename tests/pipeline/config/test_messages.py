@@ -99,6 +99,8 @@ def test_a_key_of_axolotls_that_is_not_supported(keys: dict[str, Any], path: str
         ({"optim_args": {"amsgrad": True}}, "optim_args", "no effect with optimizer: adamw_torch"),
         ({"optimizer": "sgd", "adam_beta1": 0.8}, "adam_beta1", "no effect with optimizer: sgd"),
         ({"adapter": "lora", "lora_target_linear": False}, "lora_target_linear", "false leaves nothing to adapt"),
+        ({"adapter": "lora", "lora_target_modules": "*bad("}, "lora_target_modules", "'*bad(' is no regular expression: "),
+        ({"adapter": "lora", "lora_rank_pattern": {"q_proj": 4, "[": 2}}, "lora_rank_pattern", "'[' is no regular expression"),
         ({"dpo_label_smoothing": 0.1, "dpo_loss_type": ["hinge"]}, "dpo_label_smoothing", "hinge"),
         ({"dpo_loss_weights": [1.0]}, "dpo_loss_weights", "no effect without dpo_loss_type"),
         ({"cosine_min_lr_ratio": 0.1, "lr_scheduler": "linear"}, "cosine_min_lr_ratio", "no effect with lr_scheduler: linear"),

@@ -94,6 +94,7 @@ def test_ids_are_those_of_one_process(tmp_path: Path, family: str) -> None:
 VALUES: dict[str, Any] = {
     "relative": "red.png",
     "absolute": "{folder}/red.png",
+    "of the user's home": "~/red.png",
     "uri": "file://{folder}/red.png",
     "data URL": f"data:image/png;base64,{base64.b64encode(RED).decode()}",
     "data URL of another case": f"DATA:image/PNG;BASE64,{base64.b64encode(RED).decode()}",
@@ -104,7 +105,8 @@ VALUES: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", list(VALUES))
 @pytest.mark.parametrize("where", ["image", "images", "part", "url", "image_url", "source"])
-def test_kinds_of_pictures(tmp_path: Path, name: str, where: str) -> None:
+def test_kinds_of_pictures(tmp_path: Path, name: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     value = json.loads(json.dumps(VALUES[name]).replace("{folder}", str(tmp_path)))
     if where == "image":
         row = {"image": value, **asked(PLACE, "Which?")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typer.testing import CliRunner
 
 from pipeline import generate
 from pipeline.cli import app
+from pipeline.evaluation.chat import chat
 from pipeline.evaluation.generate_on_ray import SamplingOptions
+from pipeline.ui.display import SilentDisplay
 from tests.tiny_vision import FAMILIES, picture
 
 NEW = 6
@@ -87,6 +90,20 @@ def test_a_picture_of_the_command_line(models: Path, monkeypatch: pytest.MonkeyP
     assert rows[0]["policy"] == answer(models / "llava", ASKED, picture("red", "circle"))
     plain = generate("llava", [{"image": "red.png", "prompt": "<image>Which?"}], options=OPTIONS, raw=True).rows[0]
     assert plain["policy"] != rows[0]["policy"]
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_chat_goes_on_after_a_prompt_that_has_no_answer(
+    models: Path, raw: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("<image> or <image>?\n<image>Which?\n\n"))
+    base, images = str(models / "llava"), [str(models / "red.png")]
+    chat(base, None, OPTIONS, raw, (), SilentDisplay(), False, images)
+    printed = " ".join(capsys.readouterr().out.split())
+    refused = "0 of the row's 1 pictures stand in its text" if raw else "has 2 placeholders of pictures in its text"
+    assert refused in printed
+    rows = generate(base, [{"images": images, "prompt": "<image>Which?"}], options=OPTIONS, raw=raw).rows
+    assert rows[0]["policy"].split()[0] in printed.partition(refused)[2]
 
 
 BAD: list[tuple[Any, str]] = [

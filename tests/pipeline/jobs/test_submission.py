@@ -311,19 +311,22 @@ def test_every_key_that_names_a_file_is_looked_at(project: Path, tmp_path: Path)
     assert plan(shared=(outside,)).package.root == project
 
 
-def test_pictures_that_the_job_would_not_find(project: Path, tmp_path: Path) -> None:
+def test_pictures_that_the_job_would_not_find(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as the first rows of data on this machine name them."""
-    for file in (tmp_path / "outside" / "a.png", project / "data" / "b.png"):
+    monkeypatch.setenv("HOME", str(tmp_path / "outside"))
+    for file in (tmp_path / "outside" / "a.png", project / "data" / "b.png", project / "data" / "b[1]*.png"):
         file.parent.mkdir(exist_ok=True)
         file.touch()
     part = {"type": "image_url", "image_url": {"url": f"file://{tmp_path}/outside/a.png"}}
     found = {
         "b.png": None,
+        "b[1]*.png": None,
         "https://host/a.png": None,
         "nothing.png": None,
         "/mnt/only/there.png": None,
         "../../outside/a.png": "is outside the working directory",
         f"{tmp_path}/outside/a.png": "is outside the working directory .* copy it there, give a URI",
+        "~/a.png": "is outside the working directory .* copy it there, give a URI",
         f"{project}/data/b.png": "is another path on the cluster; write 'data/b.png'",
     }
     good = {"image": "b.png", "prompt": "?", "chosen": "a", "rejected": "b"}

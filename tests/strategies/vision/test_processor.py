@@ -152,7 +152,9 @@ def test_the_saved_processor_resizes_as_the_model_was_trained(tmp_path: Path, fo
     assert VisionProcessing(with_size(again, None, None))._sized([image])[0].size == (24, 12)
 
 
-@pytest.mark.parametrize("settings", [32, {"image_size": 0, "image_resize_algorithm": "box"}, {"image_size": [8]}, {"image_size": 8}])
+@pytest.mark.parametrize(
+    "settings", [32, {"image_size": 0, "image_resize_algorithm": "box"}, {"image_size": [8]}, {"image_size": 8}]
+)
 def test_a_saved_size_that_is_none(tmp_path: Path, folder: str, settings: Any) -> None:
     saved = shutil.copytree(folder, tmp_path / "saved")
     file = saved / "processor_config.json"
