@@ -28,6 +28,10 @@ LEAVES = {
 """Notebook -> a file that it leaves."""
 SHOWN = {"01_quickstart": 8, "02_sweep": 4, "03_cluster": 3, "04_extend": 1, "05_vision": 6}
 """Notebook -> outputs that are tables, pictures or progress, at least."""
+SHORTER = {
+    "05_vision": {"max_steps: 240": "max_steps: 24", "eval_steps: 120": "eval_steps: 12", "save_steps: 240": "save_steps: 24"}
+}
+"""Notebook -> what is replaced in it here: the stored one shows what the whole training comes to."""
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,9 @@ def test_a_notebook_runs(path: Path, shortened: Path, tmp_path: Path, monkeypatc
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [shortened, ROOT])))
     monkeypatch.delenv("RAY_AUTH_MODE")  # Ray is started as a person starts it
     notebook = nbformat.read(path, as_version=4)
+    for whole, part in SHORTER.get(path.stem, {}).items():
+        (cell,) = (cell for cell in notebook.cells if whole in cell.source)
+        cell.source = cell.source.replace(whole, part)
     NotebookClient(notebook, timeout=1100, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert (tmp_path / LEAVES[path.stem]).is_file()
     assert _shown(notebook) >= SHOWN[path.stem]
