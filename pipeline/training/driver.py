@@ -15,7 +15,7 @@ from pipeline.data import prepare
 from pipeline.data.store import check_root
 from pipeline.errors import UserError
 from pipeline.findings.run import write_findings
-from pipeline.inspection.selection import select_rows, selected_count
+from pipeline.inspection.selection import Selection, select_rows, selected_count
 from pipeline.io.cache import NodeCache
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import Location, locate, reason
@@ -117,14 +117,7 @@ def train_run(
         _show_notes(hooks.check_cluster(plan.recipe), display)
         # Only the owner of the folder may: another driver's checkpoint is incomplete while it is stored.
         _show_notes(_clean_notes(folder), display)
-        if plan.cfg.bf16 and plan.recipe.bf16 == "auto" and not plan.workers.use_gpu:
-            display.note(CPU_BF16)
-        prepared = prepare_data(plan.cfg, display)
-        _show_notes(plan.strategy.notes(plan.cfg, lambda name: prepared.read("train", [name])[name].to_pylist()), display)
-        steps = plan.total_steps(selected_count(plan.cfg, prepared.train_rows))
-        schedule_arguments(plan.cfg, RunLength(steps, steps, steps_per_epoch=None))  # raises for contradicting intervals
-        if plan.cfg.profile is not None and plan.cfg.profile.steps[0] > steps:
-            raise UserError(f"profile.steps: {beyond(plan.cfg.profile.steps[0], steps)}")
+        prepared, steps = _prepare_run(plan, display)
         # Only now: whether a finished run has all of its steps depends on the number of prepared rows.
         if (finished := folder.finished_steps(of=steps)) is not None:
             display.note(f"the run has already finished with step {finished}: {folder.path}")
@@ -134,11 +127,7 @@ def train_run(
         # The recipe, in which `bf16: auto` is the same on any machine.
         folder.write_config(_with_day(plan.recipe, prepared))
         plan, scores = _resolve_reference(plan, prepared, folder, steps, display)
-        selection = select_rows(plan.cfg, prepared, scores)
-        if selection is not None:
-            select = selection.select
-            kept = f"{selection.rows} of {prepared.train_rows} training rows, by {select.by}, {select.side}"
-            display.note(f"select: {kept}: {selection.columns.path}")
+        selection = _select(plan.cfg, prepared, scores, display)
         events, page = RunEvents(folder), None
         events.started(plan.workers, sharding_of(plan.cfg))
         try:
@@ -163,6 +152,30 @@ def train_run(
             _write_findings(folder, display)
             page = hooks.write_page(folder, display)
         return result_of(folder, returned["step"], page)
+
+
+def _prepare_run(plan: RunPlan, display: Display) -> tuple[Prepared, int]:
+    """Prepare the run's rows; return them, and its optimizer steps. Raises UserError for intervals that contradict these."""
+    cfg = plan.cfg
+    if cfg.bf16 and plan.recipe.bf16 == "auto" and not plan.workers.use_gpu:
+        display.note(CPU_BF16)
+    prepared = prepare_data(cfg, display)
+    _show_notes(plan.strategy.notes(cfg, lambda name: prepared.read("train", [name])[name].to_pylist()), display)
+    steps = plan.total_steps(selected_count(cfg, prepared.train_rows))
+    schedule_arguments(cfg, RunLength(steps, steps, steps_per_epoch=None))  # raises for contradicting intervals
+    if cfg.profile is not None and cfg.profile.steps[0] > steps:
+        raise UserError(f"profile.steps: {beyond(cfg.profile.steps[0], steps)}")
+    return prepared, steps
+
+
+def _select(cfg: RunConfig, prepared: Prepared, scores: Scores | None, display: Display) -> Selection | None:
+    """Return the training rows that `select:` keeps, of which a note is shown; None for all."""
+    selection = select_rows(cfg, prepared, scores)
+    if selection is not None:
+        select = selection.select
+        kept = f"{selection.rows} of {prepared.train_rows} training rows, by {select.by}, {select.side}"
+        display.note(f"select: {kept}: {selection.columns.path}")
+    return selection
 
 
 def _write_findings(folder: RunFolder, display: Display) -> None:
