@@ -19,6 +19,7 @@ from cluster.environment import environment
 
 __all__ = [
     "FewerCallbacks",
+    "add_trial",
     "authenticated_channel",
     "check_autoscaler_config",
     "dashboard_url",
@@ -31,6 +32,7 @@ __all__ = [
     "remove_orphaned_groups",
     "running_jobs",
     "trials_without_keys",
+    "tune_controllers",
     "unused_train_callbacks",
     "walk_package",
     "without_deprecation",
@@ -89,6 +91,52 @@ def trials_without_keys() -> Iterator[None]:
         yield
     finally:
         class_cache.ENV_VARS_TO_PROPAGATE = original
+
+
+@contextmanager
+def tune_controllers(receive: Callable[[Any], None]) -> Iterator[None]:
+    """Pass the controller of each `Tuner.fit` to `receive`, before its first step.
+
+    Only the controller ends single trials, or adds trials to those of a search. Tune hands it to schedulers alone, wrapped.
+    """
+    from ray.tune.execution.tune_controller import TuneController
+
+    original = TuneController.setup_experiments
+
+    @wraps(original)
+    def setup(self: Any, *arguments: Any, **options: Any) -> None:
+        receive(self)
+        original(self, *arguments, **options)
+
+    TuneController.setup_experiments = setup
+    try:
+        yield
+    finally:
+        TuneController.setup_experiments = original
+
+
+def add_trial(controller: Any, origin: Any, trial_id: str, config: dict[str, Any]) -> None:
+    """Add a trial to a running `Tuner.fit`, whose searcher doesn't know it.
+
+    Args:
+        controller: of `tune_controllers`.
+        origin: a trial, whose trainable, storage and failure limit the new one has.
+        trial_id: its id.
+        config: its config.
+    """
+    from ray.tune.experiment import Trial
+
+    trial = Trial(
+        origin.trainable_name,
+        config=config,
+        trial_id=trial_id,
+        stopping_criterion=origin.stopping_criterion,
+        checkpoint_config=origin.run_metadata.checkpoint_manager.checkpoint_config,
+        export_formats=origin.export_formats,
+        max_failures=origin.max_failures,
+        storage=origin.storage,
+    )
+    controller.add_trial(trial)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.report.inspection import write_inspection
     from pipeline.report.write import write_report
     from pipeline.runs.result import TrainResult, load_run
+    from pipeline.tuning.saved import Sweep, open_sweep
     from pipeline.tuning.sweep import SweepResult
 else:
     __getattr__ = lazy_names(
@@ -58,6 +59,7 @@ else:
             "pipeline.report.inspection": "write_inspection",
             "pipeline.report.write": "write_report",
             "pipeline.runs.result": "TrainResult load_run",
+            "pipeline.tuning.saved": "Sweep open_sweep",
             "pipeline.tuning.sweep": "SweepResult",
         },
     )
@@ -73,6 +75,7 @@ __all__ = [
     "RunConfig",
     "SamplingOptions",
     "Scores",
+    "Sweep",
     "SweepResult",
     "TrainResult",
     "convert",
@@ -83,6 +86,7 @@ __all__ = [
     "load_config",
     "load_run",
     "merge",
+    "open_sweep",
     "prepare",
     "preview",
     "register_dataset_type",

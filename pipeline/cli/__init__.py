@@ -8,6 +8,7 @@ import typer
 
 from pipeline.cli import clusters, inspection, manifests, models, recipes, runs
 from pipeline.cli.execution import quiet_libraries
+from pipeline.cli.trials import trials
 
 __all__ = ["app", "quiet_libraries", "main"]
 
@@ -38,6 +39,7 @@ for command in (
     runs.schema,
 ):
     app.command()(command)
+app.add_typer(trials, name="trials")
 app.add_typer(clusters.jobs, name="jobs")
 app.add_typer(manifests.manifest, name="manifest")
 app.add_typer(recipes.recipes, name="recipes")

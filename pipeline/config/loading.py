@@ -99,19 +99,29 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
         UserError: when an override has no `=`, or its path leads through a value that is no mapping or list.
     """
     for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals or not path.strip():
-            raise UserError(f"--set {override}: expected key=value, such as rl_beta=0.2")
-        try:
-            value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {override}: the value is not valid YAML: {error}") from error
-        # Quoted text and other types keep YAML's reading.
-        is_plain = "#" in text and (value is None or isinstance(value, str)) and text.strip()[0] not in QUOTES
-        if is_plain and not re.match(r"\s*(null|~)\s+#", text):
-            value = text.strip()  # as a path may have it; in YAML the rest would be a comment
-        values = _with(values, path.strip().split("."), value, f"--set {override}")
+        path, value = _parse_override(override)
+        values = _with(values, path.split("."), value, f"--set {override}")
     return values
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """Return dotted path -> value of each `a.b=v`, by the rules of `apply_overrides`. Raises UserError as it does."""
+    return dict(map(_parse_override, overrides))
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        raise UserError(f"--set {override}: expected key=value, such as rl_beta=0.2")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not valid YAML: {error}") from error
+    # Quoted text and other types keep YAML's reading.
+    is_plain = "#" in text and (value is None or isinstance(value, str)) and text.strip()[0] not in QUOTES
+    if is_plain and not re.match(r"\s*(null|~)\s+#", text):
+        value = text.strip()  # as a path may have it; in YAML the rest would be a comment
+    return path.strip(), value
 
 
 def apply_values(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 from strategies.methods.base import PairKeys
 from strategies.methods.registry import keys_of_strategies
 
-__all__ = ["Bounds", "Dimension", "TuneConfig", "find_problems"]
+__all__ = ["Bounds", "Dimension", "Finalists", "TuneConfig", "find_problems", "perturbable"]
 
 Range = tuple[float, float]
 Mode = Literal["max", "min"]
@@ -102,6 +102,14 @@ class Bounds(_Keys):
         return self
 
 
+class Finalists(_Keys):
+    """Repetition of a sweep's best trials with other seeds."""
+
+    num: PositiveInt = Field(3, description="The best trials by the metric, as many as this.")
+    # With 2 each, even if all runs of one are better than all of the other's, that has a chance of 1 in 6 between equal ones.
+    seeds: int = Field(3, ge=3, description="Runs of each with other seeds; 3 are the fewest that can tell two trials apart.")
+
+
 class TuneConfig(_Keys):
     """The `tune:` section."""
 
@@ -146,6 +154,11 @@ class TuneConfig(_Keys):
     grace_period: float = Field(0.25, gt=0, le=1, description="asha, median: fraction of a run before a trial can be stopped.")
     reduction_factor: float = Field(4, gt=1, description="asha, hyperband: one of this many trials continues at each rung.")
     perturbation_interval: PositiveInt = Field(1, description="pbt: evaluations between perturbations.")
+    finalists: Finalists | None = Field(
+        None,
+        description="Repeat the best trials with other seeds when the search has ended: {num: 3, seeds: 3}. The best trial is "
+        "then decided by these runs alone.",
+    )
     seed: NonNegativeInt | None = Field(None, description="Seed of sampling; the recipe's seed when not set.")
 
     # Before validation: the field's type has the flat form alone.
@@ -206,10 +219,23 @@ def find_problems(tune: TuneConfig) -> Iterator[tuple[str, str]]:
             if key not in perturbable():
                 yield f"tune.space.{key}", "scheduler: pbt changes values while a run goes on, and this one can't change then"
     yield from _metric_problems(tune)
+    yield from _finalist_problems(tune)
     for name, schedulers in USED_BY.items():
         # Only if set: every one of these keys has a default.
         if name in tune.model_fields_set and tune.scheduler not in schedulers:
             yield f"tune.{name}", f"has no effect with scheduler: {tune.scheduler} (it belongs to {', '.join(schedulers)})"
+
+
+def _finalist_problems(tune: TuneConfig) -> Iterator[tuple[str, str]]:
+    if tune.finalists is None:
+        return
+    if len(tune.metrics) > 1:
+        yield "tune.finalists", f"are compared by one metric, and there are {len(tune.metrics)}; name one, or remove the key"
+    if tune.scheduler == "pbt":
+        yield "tune.finalists", "scheduler: pbt changes values during a run, which no recipe repeats; remove the key"
+    for key in ("seed", "split_seed"):
+        if key in tune.space:
+            yield f"tune.space.{key}", "finalists repeat trials with other seeds; remove it, or tune.finalists"
 
 
 def perturbable() -> frozenset[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
 from cluster.config import ClusterKeys
 from pipeline.data.dataset_keys import DatasetConfig, dataset_problems
@@ -36,6 +36,11 @@ class DataKeys(BaseModel):
         "prompt",
         description="What val_set_size splits off: prompts with all of their rows, so that no prompt is in both splits; or "
         "rows, whatever their prompts.",
+    )
+    split_seed: NonNegativeInt | None = Field(
+        None,
+        description="Seed of the split by val_set_size; seed when not set. Runs that differ in seed alone are evaluated on the "
+        "same rows with it.",
     )
     dataset_prepared_path: str = Field(
         "last_run_prepared",
@@ -86,6 +91,8 @@ def find_problems(cfg: DataConfig) -> Iterator[tuple[str, str]]:
     for name in ("datasets", "test_datasets") if cfg.rl in STRATEGIES else ():
         for index, dataset in enumerate(getattr(cfg, name) or []):
             yield from ((f"{name}.{index}.{key}", message) for key, message in dataset_problems(dataset, cfg.rl))
+    if cfg.split_seed is not None and not cfg.val_set_size:
+        yield "split_seed", "has no effect without val_set_size; remove it"
     if cfg.split_by != "prompt" and not cfg.val_set_size:
         yield "split_by", "has no effect without val_set_size; remove it"
     if not cfg.test_datasets and not cfg.val_set_size:

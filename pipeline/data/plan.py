@@ -109,7 +109,7 @@ def make_plan(
         "dataset_exact_deduplication": bool(cfg.dataset_exact_deduplication),
         "val_set_size": val_set_size,
         # The seed only chooses evaluation rows here; without them, runs with other seeds share the store.
-        "seed": (cfg.seed or 0) if val_set_size else None,
+        "seed": (cfg.split_seed if cfg.split_seed is not None else cfg.seed or 0) if val_set_size else None,
         # It decides which rows stand in which file.
         "rows_per_part": rows_per_part,
         # Absent by default, so that the keys left the fingerprints of existing stores unchanged.

@@ -14,7 +14,7 @@ from pipeline.io.lease_records import Found, Records, open_records
 from pipeline.io.retry import STORAGE_ERRORS, waiting_for, with_retries
 from pipeline.io.storage import Folder
 
-__all__ = ["BEAT_S", "Holder", "Lease", "LeaseTaken", "held"]
+__all__ = ["BEAT_S", "Holder", "Lease", "LeaseTaken", "held", "holder_of"]
 
 BEAT_S = 10.0
 """Seconds between renewals, by which processes on other machines know that the holder is alive."""
@@ -206,6 +206,16 @@ class _Watch:
     def _start_again(self) -> None:
         """Count from zero: while storage failed, the holder couldn't renew either."""
         self._looks = 0
+
+
+def holder_of(folder: Folder, name: str) -> Holder | None:
+    """Return the process that holds a lease; None where nobody does, or where it is known to have died.
+
+    Args:
+        folder, name: as in `held`.
+    """
+    holder = _look(open_records(folder, name))[1]
+    return None if holder is None or _has_ended(holder) else holder
 
 
 def _look(records: Records) -> tuple[Found | None, Holder | None]:

@@ -13,13 +13,14 @@ from pipeline.report.page import DASHES, SYMBOLS, Chart, Column, Fact, Page, Row
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.metrics import MetricsFile
 from pipeline.tuning.coordinates import metric_label, parallel_coordinates
+from pipeline.tuning.finalists import Finals
 from pipeline.tuning.folder import SweepFolder, recipe_text
 from pipeline.tuning.importance import importances
 from pipeline.tuning.objective import Objective, SweepObjective
-from pipeline.tuning.records import TrialRecord
+from pipeline.tuning.records import TrialRecord, keys_of
 from pipeline.tuning.shared_stages import SharedStages, SweepSavings
 from pipeline.tuning.space import shown_value, shown_values
-from pipeline.tuning.table import WORDS
+from pipeline.tuning.table import WORDS, finalist_cells, relation
 
 if TYPE_CHECKING:
     from pipeline.tuning.result import SweepResult
@@ -35,9 +36,12 @@ def sweep_page(result: SweepResult, folder: SweepFolder, shared: SharedStages) -
     section, measure, records = result.cfg.tune, result.measure, result.records
     best = {record.number for record in result.front}
     saved = SweepSavings.of(records, shared)
-    sections = [_over_time(folder, records, measure, best)]
+    # Repetitions of finalists have a section of their own.
+    searched = [record for record in records if record.is_candidate]
+    sections = [_over_time(folder, searched, measure, best)]
+    sections = [*([_finalists(result.finals)] if result.finals is not None else []), *sections]
     # Without a metric a trial has no position in the charts of values.
-    evaluated = [record for record in records if record.metrics]
+    evaluated = [record for record in searched if record.metrics]
     if evaluated:
         sections += [_values(section, evaluated, measure), _compared(evaluated, measure, best)]
     sections += [_cost(records, saved), _trials(section, records, measure, best)]
@@ -70,8 +74,34 @@ def _facts(result: SweepResult, saved: SweepSavings) -> list[Fact]:
     ]
     if result.best is not None:
         first = result.measure.first.metric
-        facts.insert(0, Fact(f"best {metric_label(first)} (trial {result.best.name})", _number(result.best.metrics[first])))
+        finals = result.finals
+        value = _number(result.best.metrics[first]) if finals is None else finals.chosen.shown(first)
+        word = "best" if finals is None or not finals.equal else "cheapest of equal"
+        facts.insert(0, Fact(f"{word} {metric_label(first)} (trial {result.best.name})", value))
     return facts
+
+
+def _finalists(finals: Finals) -> Section:
+    """Show each finalist's runs with other seeds, their mean and spread, and which is taken."""
+    metric = finals.objective.metric
+    figure = go.Figure()
+    for index, finalist in enumerate(finals.finalists):
+        figure.add_scatter(
+            x=[f"trial {finalist.record.name}"] * len(finalist.runs),
+            y=finalist.values(metric),
+            hovertext=[f"seed {seed}" for seed in finalist.seeds],
+            mode="markers",
+            marker={"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 10},
+            name=f"trial {finalist.record.name}",
+        )
+    figure.update_yaxes(title=metric_label(metric))
+    names = ("trial", "seeds", f"{metric_label(metric)}, mean ± deviation", "time of a run", "verdict")
+    rows = [Row([one.record.name, *finalist_cells(finals, one)], is_best=one == finals.chosen) for one in finals.finalists]
+    table = Table([Column(name, is_text=name != "time of a run") for name in names], rows)
+    words = f"{finals.sentence()} Each point is a run with another seed, on the same evaluation rows. A finalist is better "
+    words += "than another if equal ones would come out like this in at most 5 % (exact Mann-Whitney test). The run by "
+    words += "which the search chose it doesn't count."
+    return Section("finalists", "Finalists", words, [chart(figure, f"{metric_label(metric)} by seed")], table=table)
 
 
 def _over_time(folder: SweepFolder, records: Sequence[TrialRecord], measure: SweepObjective, best: set[int]) -> Section:
@@ -192,7 +222,7 @@ def _cost(records: Sequence[TrialRecord], saved: SweepSavings) -> Section:
 
 
 def _trials(section: TuneConfig, records: Sequence[TrialRecord], measure: SweepObjective, best: set[int]) -> Section:
-    keys = list(section.space)
+    keys = keys_of(section.space, records)
     names = [*(objective.metric for objective in measure.objectives), *measure.constraints]
     columns = [Column("trial", is_text=True), Column("status", is_text=True), *(Column(key) for key in keys), Column("step")]
     columns += [Column(metric_label(name)) for name in names] + [
@@ -205,7 +235,7 @@ def _trials(section: TuneConfig, records: Sequence[TrialRecord], measure: SweepO
         values = ["recipe" if record.values is None else shown_value(record.values.get(key, "")) for key in keys]
         metrics = [_number(record.metrics[name]) if name in record.metrics else "" for name in names]
         outside = [] if measure.allows(record.metrics) or not record.metrics else ["outside the constraints"]
-        notes = [*(f"went on from {origin}" for origin in record.origins), record.reason, *outside]
+        notes = [relation(record), *(f"went on from {origin}" for origin in record.origins), record.reason, *outside]
         cost = [f"{record.tokens:,}", str(timedelta(seconds=round(record.seconds)))]
         status = WORDS.get(record.status, record.status)
         steps = f"{record.step}/{record.total_steps}"

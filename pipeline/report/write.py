@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-from contextlib import chdir, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import parse_saved
 from pipeline.errors import ConfigError, UserError
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import Folder, Location, inside, is_uri, locate, reason
 from pipeline.report.run import run_page
 from pipeline.report.sweep import sweep_page
 from pipeline.runs.folder import REPORT, RunFolder
-from pipeline.tuning.folder import CONFIG, RECORDS, SWEEP, SweepFolder, started_in
-from pipeline.tuning.objective import resolve_objective
-from pipeline.tuning.result import SweepResult
+from pipeline.tuning.folder import SWEEP, SweepFolder
+from pipeline.tuning.saved import saved_result
 from pipeline.tuning.shared_stages import SharedStages
-from pipeline.tuning.space import check_trials, corners
 from strategies.plugins import installed_plugins_only
 
 __all__ = ["write_report"]
@@ -78,24 +75,13 @@ def _page(path: Location) -> str:
 
 
 def _sweep_page(folder: SweepFolder, state: dict[str, Any]) -> str:
-    text, origin = folder.storage.read(CONFIG), str(inside(folder.path, CONFIG))
-    if text is None:
-        raise UserError(f"{str(folder.path)!r} holds a part of a sweep: {CONFIG} is missing; put it back")
-    # The folder may have been moved since.
-    cfg = parse_saved(text, origin).model_copy(update={"output_dir": str(folder.path)})
-    if cfg.tune is None:
-        raise UserError(
-            f"{origin}: the recipe of a sweep has a `tune:` section, and this one has none; put the whole file back"
-        )
+    result = saved_result(folder)
     if "shared" not in state:
         raise UserError(
             f"the sweep in {str(folder.path)!r} has no trials yet: its data are prepared, or were when it was stopped"
         )
     try:
-        shared, records = SharedStages(**state["shared"]), folder.records()
+        shared = SharedStages(**state["shared"])
     except TypeError as error:
-        raise UserError(f"{SWEEP} or {RECORDS} in {str(folder.path)!r} is broken: {error}; put whole ones back") from error
-    with chdir(started_in(cfg)):  # the recipe's paths are relative to it
-        recipes = check_trials(cfg, corners(cfg.tune))
-        result = SweepResult(folder.path, cfg, resolve_objective(cfg.tune, recipes), records)
-        return sweep_page(result, folder, shared)
+        raise UserError(f"{SWEEP} in {str(folder.path)!r} is broken: {error}; put a whole one back") from error
+    return sweep_page(result, folder, shared)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from pipeline.errors import UserError
-from pipeline.io.lease import Lease, LeaseTaken, held
+from pipeline.io.lease import Holder, Lease, LeaseTaken, held, holder_of
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import Folder, reason
 from pipeline.ui.display import clock_time
 
-__all__ = ["OWNER", "Ownership", "owned"]
+__all__ = ["OWNER", "Ownership", "owned", "owner_of"]
 
 OWNER = ".owner.json"
 Ownership = Lease
@@ -38,6 +38,11 @@ def owned(folder: Folder) -> Iterator[Ownership]:
         except STORAGE_ERRORS as error:
             raise UserError(f"output_dir: {str(folder.where)!r} can't be written: {reason(error)}") from error
         yield ownership
+
+
+def owner_of(folder: Folder) -> Holder | None:
+    """Return the process that owns a folder; None if it is known that none does."""
+    return holder_of(folder, OWNER)
 
 
 def _remove_if_empty(folder: Folder) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["earlier_tracker_runs", "SweepFolder", "load_sweep", "recipe_text", "started_in"]
 
 SWEEP, CONFIG, RECORDS, BEST, REPORT = "sweep.json", "config.yaml", "trials.json", "best.yaml", "report.html"
-TUNE, TRIALS = "tune", "trials"
+TUNE, FINALISTS, TRIALS, REQUESTS = "tune", "finalists", "trials", "requests"
 
 NO_SWEEP = "--resume: {!r} holds no sweep; give the output_dir of one that `prefray tune` has started"
 
@@ -82,9 +82,13 @@ class SweepFolder:
         """Update keys of `sweep.json`."""
         self.storage.write(SWEEP, json.dumps({**(self.state() or {}), **state}, indent=2) + "\n")
 
-    def records(self) -> list[TrialRecord]:
-        """Read the trial records. Raises UserError when `trials.json` is broken."""
-        return load(self.storage.read_json(RECORDS) or [])
+    def records(self, as_they_run: bool = False) -> list[TrialRecord]:
+        """Read the trial records. Raises UserError when `trials.json` is broken.
+
+        Args:
+            as_they_run: another process may be running them; if not, those that ran when they were written are waiting again.
+        """
+        return load(self.storage.read_json(RECORDS) or [], as_they_run)
 
     def write_records(self, records: list[TrialRecord]) -> None:
         """Write `trials.json`."""
@@ -97,15 +101,20 @@ class SweepFolder:
         self.storage.write("trials.parquet", parquet.getvalue())
         self.storage.write("trials.csv", table.to_csv(index=False))
 
-    def for_tune(self) -> dict[str, Any]:
-        """Return arguments of Tune's RunConfig that store its state in this folder."""
+    def for_tune(self, name: str) -> dict[str, Any]:
+        """Return arguments of Tune's RunConfig that store its state in this folder, in a folder `name`."""
         filesystem = self.storage.for_other_processes() if is_uri(str(self.path)) else None
-        return {"name": TUNE, "storage_path": self.storage.path, "storage_filesystem": filesystem}
+        return {"name": name, "storage_path": self.storage.path, "storage_filesystem": filesystem}
 
     @property
     def trials(self) -> Folder:
         """Folder of the trials' runs."""
         return Folder(inside(self.path, TRIALS))
+
+    @property
+    def requests(self) -> Folder:
+        """Folder of other processes' requests to the driver."""
+        return self.storage.subfolder(REQUESTS)
 
     def trial(self, name: str) -> Location:
         """Return the folder of one trial run."""

@@ -25,7 +25,10 @@ FEWEST = 4
 def importances(tune: TuneConfig, records: Sequence[TrialRecord], objective: Objective) -> dict[str, float]:
     """Return key -> importance, summing to 1; empty with too few trials, or when their metrics are all equal."""
     # The baseline's values need not lie in the space.
-    evaluated = [record for record in records if record.values is not None and objective.metric in record.metrics]
+    # Nor do values that were chosen by hand.
+    drawn = [record for record in records if record.clone_of is None and record.repeats is None]
+    searched = [record for record in drawn if record.values is not None]
+    evaluated = [record for record in searched if objective.metric in record.metrics]
     if len(evaluated) < FEWEST or len({record.metrics[objective.metric] for record in evaluated}) < 2:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)

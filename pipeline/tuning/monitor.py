@@ -16,9 +16,10 @@ from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.runs.owner import Ownership
 from pipeline.training.signals import SigtermHandler
 from pipeline.tuning.channel import SweepChannel, TrialBegan, TrialEvent, TrialFault, TrialNote, TrialProgress
+from pipeline.tuning.control import TrialControl
 from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.objective import SweepObjective
-from pipeline.tuning.records import Status, TrialRecord
+from pipeline.tuning.records import Status, TrialRecord, keys_of
 from pipeline.tuning.search import SAMPLE, trial_number
 from pipeline.tuning.space import shown_values
 from pipeline.tuning.table import trials_table
@@ -49,6 +50,7 @@ class SweepMonitor:
         channel: carries the trials' events.
         keys: the searched keys, for the table.
         stop: received SIGTERMs.
+        control: carries out other processes' requests.
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class SweepMonitor:
         keys: list[str],
         stop: SigtermHandler,
         owner: Ownership,
+        control: TrialControl,
     ) -> None:
         self.records: dict[int, TrialRecord] = {record.number: record for record in folder.records()}
         self.unfinished = False
         """Whether Tune has trials left that a resumed sweep would run."""
         self._folder, self._display, self._channel = folder, display, channel
         self._measure, self._keys, self._stop, self._owner = measure, keys, stop, owner
+        self._control = control
         self._written = self._shown = 0.0
         self._interrupted = False
         self._runs: dict[int, str] = {}
@@ -92,6 +96,7 @@ class SweepMonitor:
         self._apply_events()
         changed = sum(self._update(trial) for trial in trials) > 0
         self.unfinished = any(not trial.is_finished() for trial in trials)
+        self._control.serve(self.records, self._display.note)
         self._remove_orphans()
         self._write(changed)
         self._show(changed)
@@ -134,8 +139,9 @@ class SweepMonitor:
 
     def _record(self, trial: Trial) -> TrialRecord:
         number = trial_number(trial.trial_id, trial.config)
-        values = trial.config[SAMPLE]["values"]
-        return self.records.setdefault(number, TrialRecord(number, values))
+        drawn = trial.config[SAMPLE]
+        related = {name: drawn.get(name) for name in ("repeats", "clone_of")}
+        return self.records.setdefault(number, TrialRecord(number, drawn["values"], **related))
 
     def _update(self, trial: Trial) -> bool:
         """Update a trial's record; return whether its status has changed."""
@@ -216,7 +222,7 @@ class SweepMonitor:
     def _show(self, changed: bool) -> None:
         if changed or time.monotonic() - self._shown > SHOW_EVERY_S:
             self._shown = time.monotonic()
-            self._display.show(trials_table(self.in_order, self._keys, self._measure))
+            self._display.show(trials_table(self.in_order, keys_of(self._keys, self.in_order), self._measure))
 
 
 def _position(record: TrialRecord) -> str:

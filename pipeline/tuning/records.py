@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,7 @@ from pipeline.tuning.space import Values
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Status", "TrialRecord", "dump", "load", "table_of"]
+__all__ = ["Status", "TrialRecord", "dump", "keys_of", "load", "table_of"]
 
 Status = Literal["waiting", "running", "paused", "finished", "stopped", "failed"]
 """`stopped`: ended early, by the scheduler, the time budget or the user."""
@@ -40,6 +41,10 @@ class TrialRecord:
     """Why it failed."""
     origins: list[str] = field(default_factory=list)
     """Checkpoints of other trials that it resumed from: `trial 3 at step 40`."""
+    repeats: int | None = None
+    """The finalist that it repeats with another seed."""
+    clone_of: int | None = None
+    """The trial whose values it has, some of them changed by hand."""
     since: float | None = None
     """Start of the current attempt on this process's monotonic clock."""
 
@@ -47,6 +52,11 @@ class TrialRecord:
     def name(self) -> str:
         """Label in tables and messages."""
         return f"{self.number} (recipe)" if self.values is None else str(self.number)
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it may be the best: not a repetition of another trial."""
+        return self.repeats is None
 
     @property
     def spent(self) -> float:
@@ -75,13 +85,13 @@ def dump(records: list[TrialRecord]) -> str:
     return json.dumps([asdict(record) for record in records], indent=1) + "\n"
 
 
-def load(rows: list[dict[str, Any]]) -> list[TrialRecord]:
-    """Build records from parsed JSON. Trials that were running when the driver died become waiting."""
+def load(rows: list[dict[str, Any]], as_they_run: bool = False) -> list[TrialRecord]:
+    """Build records from parsed JSON. Trials that were running are waiting again, unless they are taken `as_they_run`."""
     records = [TrialRecord(**fields) for fields in rows]
     for record in records:
-        # `since` is of that process's monotonic clock, which means nothing here.
-        if record.status in ("running", "paused"):
-            record.status, record.since = "waiting", None
+        record.since = None  # of that process's monotonic clock, which means nothing here
+        if record.status in ("running", "paused") and not as_they_run:
+            record.status = "waiting"
     return records
 
 
@@ -109,7 +119,21 @@ def table_of(records: list[TrialRecord], keys: list[str]) -> pandas.DataFrame:
                 "folder": record.folder,
             }
         )
-    return pandas.DataFrame(rows)
+    table = pandas.DataFrame(rows)
+    for name, numbers in {
+        "repeats": [record.repeats for record in records],
+        "clone_of": [record.clone_of for record in records],
+    }.items():
+        # Only where a sweep has such trials; as integers, which None would make floats of.
+        if any(number is not None for number in numbers):
+            table[name] = pandas.array(numbers, dtype="Int64")
+    return table
+
+
+def keys_of(searched: Iterable[str], records: Iterable[TrialRecord]) -> list[str]:
+    """Return the searched keys, and those that were changed in clones."""
+    clones = [record for record in records if record.clone_of is not None]
+    return list(dict.fromkeys([*searched, *(key for clone in clones for key in clone.values or {})]))
 
 
 def _column(values: list[Any]) -> list[Any]:

@@ -12,11 +12,12 @@ from pipeline.config import RunConfig
 from pipeline.errors import RunFailed
 from pipeline.io.storage import Location, inside
 from pipeline.tuning.coordinates import parallel_coordinates
+from pipeline.tuning.finalists import Finals, judge
 from pipeline.tuning.folder import REPORT, recipe_text
 from pipeline.tuning.objective import SweepObjective
-from pipeline.tuning.records import TrialRecord, table_of
+from pipeline.tuning.records import TrialRecord, keys_of, table_of
 from pipeline.tuning.space import trial_recipe
-from pipeline.tuning.table import best_record, trials_table, winners
+from pipeline.tuning.table import best_record, finalists_table, trials_table, winners
 from pipeline.ui.console import Printable, lines_of
 
 if TYPE_CHECKING:
@@ -60,19 +61,27 @@ class SweepResult(Printable):
 
     @property
     def best_metrics(self) -> dict[str, float]:
-        """Metrics of the best trial's last evaluation; empty when there is no best trial."""
+        """Metrics of the best trial's last evaluation, of a finalist their means over its seeds; empty without a best trial."""
+        if self.finals is not None:
+            return self.finals.chosen.means
         return {} if self.best is None else self.best.metrics
+
+    @property
+    def finals(self) -> Finals | None:
+        """The comparison of the finalists over their seeds; None without finalists."""
+        return judge(self.records, self.measure)
 
     @cached_property
     def table(self) -> pandas.DataFrame:
         """One row per trial: values, status, metrics of the last evaluation, cost."""
         assert self.cfg.tune is not None
-        return table_of(self.records, list(self.cfg.tune.space))
+        return table_of(self.records, keys_of(self.cfg.tune.space, self.records))
 
     def parallel_coordinates(self) -> go.Figure:
         """Plot the values and metrics of the trials that have evaluated, one axis each."""
         assert self.cfg.tune is not None
-        searched = [record for record in self.records if record.metrics and record.values is not None]
+        evaluated = [record for record in self.records if record.metrics and record.is_candidate]
+        searched = [record for record in evaluated if record.values is not None]
         return parallel_coordinates(self.cfg.tune, searched, self.measure)
 
     @property
@@ -87,7 +96,9 @@ class SweepResult(Printable):
             "trials": inside(self.run_dir, "trials.csv"),
             "report": self.report,
         }
-        return Group(trials_table(self.records, list(self.cfg.tune.space), self.measure), lines_of(files))
+        finals = [] if self.finals is None else [finalists_table(self.finals)]
+        keys = keys_of(self.cfg.tune.space, self.records)
+        return Group(trials_table(self.records, keys, self.measure), *finals, lines_of(files))
 
 
 def raise_without_best(result: SweepResult) -> SweepResult:
@@ -118,6 +129,18 @@ def best_recipe(result: SweepResult) -> str:
     assert best is not None
     metrics = ", ".join(f"{objective.metric} {best.metrics[objective.metric]:.6g}" for objective in result.measure.objectives)
     lines = [f"# Trial {best.name} of the sweep in {result.run_dir}: {metrics} at step {best.step} of {best.total_steps}."]
+    if (finals := result.finals) is not None:
+        lines += _finals_lines(finals)
     if best.origins:
         lines.append(f"# It went on from {'; '.join(best.origins)}: one recipe doesn't lead there again.")
     return "\n".join([*lines, recipe_text(result.best_config)])
+
+
+def _finals_lines(finals: Finals) -> list[str]:
+    """Return comments for `best.yaml`: mean and spread of every finalist over its seeds, and what follows from them."""
+    metric = finals.objective.metric
+    lines = [f"# {finals.sentence()}", f"# {metric} over other seeds, mean and standard deviation:"]
+    for one in finals.finalists:
+        seeds = ", ".join(map(str, one.seeds))
+        lines.append(f"#   trial {one.record.number}: {one.mean(metric):.6g}, {one.spread(metric):.3g} (seeds {seeds})")
+    return lines

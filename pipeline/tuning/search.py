@@ -25,12 +25,25 @@ from pipeline.config.tuning import Dimension, TuneConfig
 from pipeline.tuning.objective import SweepObjective
 from pipeline.tuning.space import Values, build_point, combinations, extremes, grid, grid_of_q, perturb, sample
 
-__all__ = ["EVALUATION", "NEEDS_CHECKPOINTS", "SAMPLE", "Plan", "drawn_points", "plan_search", "trial_number"]
+__all__ = [
+    "CLONE",
+    "EVALUATION",
+    "NEEDS_CHECKPOINTS",
+    "SAMPLE",
+    "Plan",
+    "count_trials",
+    "drawn_points",
+    "plan_repeats",
+    "plan_search",
+    "trial_number",
+]
 
 SAMPLE = "draw"
 """Key of Tune's trial config that holds the trial's number and values."""
 EVALUATION = "evaluation"
 """Time attribute of the schedulers: progress through the run, in evaluations of a full run of the recipe."""
+CLONE = "clone_"
+"""How the ids of clones begin, which end with their numbers."""
 NEEDS_CHECKPOINTS = ("hyperband", "pbt")
 """Schedulers that resume trials from checkpoints."""
 SAMPLES = 8
@@ -68,7 +81,17 @@ def trial_number(trial_id: str, config: dict[str, Any]) -> int:
     """Return a trial's number, from its id if possible: the config of a trial that exploited another has that one's number."""
     # Ids of a grid's trials end with their numbers (1f2e3_00003); those of a searcher's trials have none.
     prefix, _, suffix = trial_id.rpartition("_")
-    return int(suffix) if prefix else config[SAMPLE]["number"]
+    # Those of finalists begin at 0 again, and no trial takes over their config.
+    return int(suffix) if prefix and "repeats" not in config[SAMPLE] else config[SAMPLE]["number"]
+
+
+def count_trials(tune: TuneConfig, points: list[Values] | None) -> int:
+    """Return the number of a search's trials, the baseline included.
+
+    Args:
+        points: those of `drawn_points`.
+    """
+    return (len(points) if points is not None else tune.num_samples or SAMPLES) + tune.baseline
 
 
 def plan_search(
@@ -89,11 +112,16 @@ def plan_search(
     """
     scheduler = _scheduler(tune, measure, evaluations, baseline_values or {}, seed)
     if points is None:
-        number = (tune.num_samples or SAMPLES) + tune.baseline
+        number = count_trials(tune, points)
         return Plan({}, _optuna(tune, measure, number, seed), scheduler, number)
     values = [*([None] if tune.baseline else []), *points]
     configs = [{"number": number, "values": point} for number, point in enumerate(values)]
     return Plan({SAMPLE: ray_tune.grid_search(configs)}, None, scheduler, len(configs))
+
+
+def plan_repeats(configs: list[dict[str, Any]]) -> Plan:
+    """Build the arguments of the Tuner that repeats finalists, whose trials run to their ends."""
+    return Plan({SAMPLE: ray_tune.grid_search(configs)}, None, FIFOScheduler(), len(configs))
 
 
 def _scheduler(
@@ -129,8 +157,11 @@ class Perturb:
 
     def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
         values_of_origin = config[SAMPLE]["values"]
-        values = perturb(self._tune, self._baseline_values if values_of_origin is None else values_of_origin, self._rng)
-        return {**config, SAMPLE: {**config[SAMPLE], "values": values}}
+        values = self._baseline_values if values_of_origin is None else values_of_origin
+        # A clone may have changed keys that aren't searched, with which its checkpoint was trained.
+        kept = {key: value for key, value in values.items() if key not in self._tune.space}
+        sample = {key: value for key, value in config[SAMPLE].items() if key != "start"}  # of a clone: it has begun long ago
+        return {**config, SAMPLE: {**sample, "values": {**perturb(self._tune, values, self._rng), **kept}}}
 
 
 def _optuna(tune: TuneConfig, measure: SweepObjective, number: int, seed: int) -> OptunaSearch:
@@ -158,12 +189,19 @@ class ConstrainedSearch(OptunaSearch):
         super().__init__(**kwargs)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Store the violations, then complete the trial as Tune does."""
+        """Store the violations, then complete the trial as Tune does; clones aren't Optuna's."""
+        if trial_id.startswith(CLONE):
+            return
         if result and self._measure.constraints:
             amounts = [min(amount, LARGE) for amount in self._measure.violation(result)]
             # Tune has no parameter for constraints; Optuna reads them when the trial is completed, in `super()`.
             optuna_trial(self, trial_id).set_user_attr(VIOLATION, amounts)
         super().on_trial_complete(trial_id, result, error)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass on a result, except of a clone."""
+        if not trial_id.startswith(CLONE):
+            super().on_trial_result(trial_id, result)
 
 
 VIOLATION = "violation"

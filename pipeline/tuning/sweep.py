@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from cluster.placement import count_runs
 from pipeline import tuning
@@ -18,13 +20,18 @@ from pipeline.ray.session import init_ray, node_resources
 from pipeline.runs.owner import owned
 from pipeline.tracking.dispatcher import Tracking, check_trackers
 from pipeline.tuning.eval_schedule import with_cadence
+from pipeline.tuning.finalists import choose_finalists, plan_repeats
 from pipeline.tuning.folder import BEST, REPORT, SweepFolder, earlier_tracker_runs
 from pipeline.tuning.objective import resolve_objective
+from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.result import SweepResult, best_recipe, raise_without_best
 from pipeline.tuning.shared_stages import SharedStages, prepare_shared_stages
 from pipeline.tuning.space import check_trials, corners, trial_recipe
 from pipeline.ui.display import Display
 from pipeline.ui.notebook import default_display
+
+if TYPE_CHECKING:
+    from pipeline.tuning.tuner import SweepTuner
 
 __all__ = ["SweepResult", "run_sweep"]
 
@@ -91,12 +98,48 @@ def run_sweep(
             shared = SharedStages(**state["shared"])
         folder.write_state({"status": "started", "shared": shared.summary()})
         tracking = Tracking(cfg, folder.storage, resume, is_sweep=True, saved=earlier_tracker_runs(state))
+        began = time.monotonic()
         with tracking.running(display):
-            tuner = tuning.SweepTuner(cfg, folder, measure, shared.evaluations, concurrent, debug, owner, tracking.ids)
-            records = tuner.run(points, seed, display)
+            tuner = tuning.SweepTuner(cfg, folder, measure, shared.evaluations, concurrent, debug, owner, tracking.ids, recipes)
+            records = tuner.search(points, seed, display) if "finalists" not in state else folder.records()
+            if cfg.tune.finalists is not None:
+                records = _repeat_finalists(cfg, tuner, folder, records, time.monotonic() - began, display)
             result = _collect(SweepResult(folder.path, saved_cfg, measure, records), folder, shared, page, display)
             tracking.add_result(result.best_metrics, [BEST, REPORT])
         return result
+
+
+def _repeat_finalists(
+    cfg: RunConfig,
+    tuner: SweepTuner,
+    folder: SweepFolder,
+    records: list[TrialRecord],
+    spent: float,
+    display: Display,
+) -> list[TrialRecord]:
+    """Repeat the best trials with other seeds; return the records of all trials.
+
+    Args:
+        spent: seconds of the time budget that the search has taken.
+    """
+    assert cfg.tune is not None and cfg.tune.finalists is not None
+    planned = (folder.state() or {}).get("finalists")
+    if planned is None:
+        chosen = choose_finalists(records, tuner.measure, cfg.tune.finalists.num)
+        planned = plan_repeats(cfg, chosen, max((record.number for record in records), default=-1) + 1)
+        # Before the first of them begins: a resumed sweep repeats the same ones.
+        folder.write_state({"finalists": planned})
+    left = None if cfg.tune.time_budget is None else cfg.tune.time_budget - spent
+    numbers = sorted({trial["repeats"] for trial in planned})
+    if not numbers:
+        display.note("tune.finalists: no trial has finished within the constraints, so none is repeated")
+    elif left is not None and left <= 0:
+        display.note("tune.time_budget: the search has taken all of it, so its best trials are not repeated with other seeds")
+    else:
+        listed = ", ".join(map(str, numbers))
+        display.note(f"finalists: {len(planned)} runs repeat trial{'s' * (len(numbers) != 1)} {listed} with other seeds")
+        return tuner.repeat(planned, left, display)
+    return records
 
 
 def _concurrency(cfg: RunConfig, recipes: list[RunConfig], display: Display) -> int:

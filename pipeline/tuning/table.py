@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from pipeline.tuning.finalists import Finalist, Finals, judge
 from pipeline.tuning.objective import SweepObjective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.space import shown_value
@@ -16,7 +17,7 @@ from pipeline.ui.display import SHOWN
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["best_record", "trials_table", "winners"]
+__all__ = ["best_record", "finalist_cells", "finalists_table", "relation", "trials_table", "winners"]
 
 STYLES = {"running": "bold", "finished": "green", "stopped": "dim", "failed": "red", "paused": "yellow", "waiting": "dim"}
 WORDS = {"stopped": "ended early"}
@@ -30,7 +31,9 @@ def trials_table(records: list[TrialRecord], keys: list[str], measure: SweepObje
         [Text(cell, STYLES[record.status]) for cell in _cells(record, record.number in best, keys, names, measure)]
         for record in records
     ]
+    finals = judge(records, measure)
     marked = "best" if len(measure.objectives) == 1 else "no other is better in every metric"
+    marked = "the cheapest of those that are equal within the spread of seeds" if finals and finals.equal else marked
     return table_of(
         ["trial", *keys, "status", "step", *(SHOWN.get(name, name) for name in names), "time", "left"],
         rows,
@@ -45,6 +48,7 @@ def _cells(record: TrialRecord, is_best: bool, keys: list[str], names: list[str]
     values = ["recipe" if record.values is None else shown_value(record.values.get(key, "")) for key in keys]
     status = WORDS.get(record.status, record.status)
     status += f" (from {record.origins[-1]})" if record.origins else ""
+    status += f" ({what})" if (what := relation(record)) else ""
     steps = f"{record.step}/{record.total_steps}" if record.total_steps else ""
     metrics = [shown_value(record.metrics.get(name, "")) for name in names]
     if record.metrics and not measure.allows(record.metrics):
@@ -53,28 +57,54 @@ def _cells(record: TrialRecord, is_best: bool, keys: list[str], names: list[str]
     return [f"{'*' * is_best}{record.number}", *values, status, steps, *metrics, _time(record.spent), left]
 
 
+def relation(record: TrialRecord) -> str:
+    """Say which trial a trial repeats with another seed, or is a clone of; empty for others."""
+    if record.repeats is not None:
+        return f"trial {record.repeats}, seed {(record.values or {}).get('seed')}"
+    return f"clone of {record.clone_of}" if record.clone_of is not None else ""
+
+
+def finalists_table(finals: Finals) -> Table:
+    """Return a table with one row per finalist: mean and spread of the metric over its runs, their time, and the verdict."""
+    metric = finals.objective.metric
+    rows = [[f"{'*' * (one == finals.chosen)}{one.record.number}", *finalist_cells(finals, one)] for one in finals.finalists]
+    columns = ["trial", "seeds", f"{SHOWN.get(metric, metric)}, mean ± deviation", "time of a run", "verdict"]
+    return table_of(columns, rows, title="finalists", caption=finals.sentence(), left=("verdict",))
+
+
+def finalist_cells(finals: Finals, finalist: Finalist) -> list[str]:
+    """Return the seeds, mean and spread, time and verdict of a finalist."""
+    seeds = ", ".join(map(str, finalist.seeds))
+    return [seeds, finalist.shown(finals.objective.metric), _time(finalist.seconds), finals.verdict(finalist)]
+
+
 def winners(records: list[TrialRecord], measure: SweepObjective) -> set[int]:
     """Return the number of the best trial, or those of the Pareto front of several metrics.
 
     Only finished trials count, if there are any: metrics of others are those of a partial run.
     """
-    compared = compared_records(records)
-    metrics = [record.metrics for record in compared]
     if len(measure.objectives) > 1:
-        return {compared[index].number for index in measure.pareto_front(metrics)}
-    index = measure.best(metrics)
-    return set() if index is None else {compared[index].number}
+        compared = compared_records(records)
+        return {compared[index].number for index in measure.pareto_front([record.metrics for record in compared])}
+    best = best_record(records, measure)
+    return set() if best is None else {best.number}
 
 
 def compared_records(records: list[TrialRecord]) -> list[TrialRecord]:
-    """Return the finished trials, or if there are none all trials that have evaluated and not failed."""
+    """Return the search's finished trials, or if there are none all of its trials that have evaluated and not failed."""
+    records = [record for record in records if record.is_candidate]
     # A trial that was stopped early may look best by the metrics of its early steps.
     finished = [record for record in records if record.status == "finished"]
     return finished or [record for record in records if record.metrics and record.status != "failed"]
 
 
 def best_record(records: list[TrialRecord], measure: SweepObjective) -> TrialRecord | None:
-    """Return the best trial by the first metric; None if no trial has evaluated, or none meets the constraints."""
+    """Return the best trial by the first metric; None if no trial has evaluated, or none meets the constraints.
+
+    Where finalists were repeated with other seeds, these runs decide.
+    """
+    if (finals := judge(records, measure)) is not None:
+        return finals.chosen.record
     compared = compared_records(records)
     index = measure.best([record.metrics for record in compared])
     return None if index is None else compared[index]

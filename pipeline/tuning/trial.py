@@ -84,7 +84,8 @@ class TrialRun(Trainable):
         self.number = trial_number(self.trial_id, config)
         self.values = config[SAMPLE]["values"]
         self._run: _Run | None = None
-        self._pointer: dict[str, Any] | None = None
+        # A clone may begin from another trial's checkpoint.
+        self._pointer: dict[str, Any] | None = config[SAMPLE].get("start")
 
     def step(self) -> dict[str, Any]:
         """Return the next evaluation; after the last one, wait for the end of the run.

@@ -6,15 +6,16 @@ import logging
 import math
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
 from ray import tune as ray_tune
 
 from cluster.environment import environment
-from cluster.ray_compat import trials_without_keys
+from cluster.ray_compat import trials_without_keys, tune_controllers
 from pipeline.config import RunConfig
 from pipeline.config.paths import is_in_job_package, uris_of
 from pipeline.errors import RunFailed, RunStopped
@@ -23,12 +24,14 @@ from pipeline.runs.owner import Ownership
 from pipeline.tracking.dispatcher import tracker_variables
 from pipeline.training.signals import SigtermHandler
 from pipeline.tuning.channel import SweepChannel
+from pipeline.tuning.control import TrialControl
 from pipeline.tuning.earlier import earlier_names
-from pipeline.tuning.folder import TUNE, SweepFolder
+from pipeline.tuning.folder import FINALISTS, TUNE, SweepFolder
 from pipeline.tuning.monitor import MonitorCallback, SweepMonitor
 from pipeline.tuning.objective import SweepObjective
 from pipeline.tuning.records import TrialRecord
-from pipeline.tuning.search import NEEDS_CHECKPOINTS, plan_search
+from pipeline.tuning.requests import forget
+from pipeline.tuning.search import NEEDS_CHECKPOINTS, Plan, count_trials, plan_repeats, plan_search
 from pipeline.tuning.shared_stages import value_of
 from pipeline.tuning.space import Values
 from pipeline.tuning.trial import TrialJob, TrialRun
@@ -60,26 +63,48 @@ class SweepTuner:
         debug: bool,
         owner: Ownership,
         parents: dict[str, str],
+        recipes: list[RunConfig],
     ) -> None:
         self.cfg, self.folder, self.measure = cfg, folder, measure
         self.evaluations, self.concurrent, self.debug = evaluations, concurrent, debug
-        self.owner, self.parents = owner, parents
+        self.owner, self.parents, self.recipes = owner, parents, recipes
 
-    def run(self, points: list[Values] | None, seed: int, display: Display) -> list[TrialRecord]:
-        """Run all trials and return their records.
+    def search(self, points: list[Values] | None, seed: int, display: Display) -> list[TrialRecord]:
+        """Run the trials of the search, and return their records; errors are those of `repeat`."""
+        display.stage("running trials")
+        assert self.cfg.tune is not None
+        # Beyond the numbers that the search gives.
+        first_clone = count_trials(self.cfg.tune, points)
+        return self._run(TUNE, partial(self._plan, points, seed), self.cfg.tune.time_budget, first_clone, display)
+
+    def repeat(self, configs: list[dict[str, Any]], time_budget: float | None, display: Display) -> list[TrialRecord]:
+        """Run the trials that repeat finalists, and return the records of all trials.
+
+        Args:
+            configs: those of `finalists.plan_repeats`.
+            time_budget: seconds.
 
         Raises:
             RunStopped, KeyboardInterrupt: when interrupted; the sweep can be resumed.
             RunFailed: when another process has taken the folder over.
         """
+        display.stage("repeating the finalists with other seeds")
+        return self._run(FINALISTS, partial(plan_repeats, configs), time_budget, None, display)
+
+    def _run(
+        self, name: str, plan: Callable[[], Plan], time_budget: float | None, first_clone: int | None, display: Display
+    ) -> list[TrialRecord]:
+        """Run trials whose state Tune keeps in the folder `name`."""
         assert self.cfg.tune is not None
+        forget(self.folder)
+        control = TrialControl(self.cfg, self.recipes, self.measure, self.folder, first_clone)
+        keys = list(self.cfg.tune.space)
         with SweepChannel.opened() as channel, SigtermHandler() as stop:
-            monitor = SweepMonitor(self.folder, display, channel, self.measure, list(self.cfg.tune.space), stop, self.owner)
+            monitor = SweepMonitor(self.folder, display, channel, self.measure, keys, stop, self.owner, control)
             MonitorCallback.monitor = monitor
-            display.stage("running trials")
             try:
-                with environment(TUNE_ENVIRONMENT), trials_without_keys(), _quiet(self.debug), earlier_names():
-                    self._tuner(channel, points, seed).fit()
+                with self._patches(control):
+                    self._tuner(channel, name, plan, time_budget).fit()
             finally:
                 MonitorCallback.monitor = None
                 records = monitor.close()
@@ -95,7 +120,20 @@ class SweepTuner:
                 raise KeyboardInterrupt
         return records
 
-    def _tuner(self, channel: SweepChannel, points: list[Values] | None, seed: int) -> Any:
+    @contextmanager
+    def _patches(self, control: TrialControl) -> Iterator[None]:
+        quiet, controllers = _quiet(self.debug), tune_controllers(control.attach)
+        with environment(TUNE_ENVIRONMENT), trials_without_keys(), quiet, earlier_names(), controllers:
+            yield
+
+    def _plan(self, points: list[Values] | None, seed: int) -> Plan:
+        section = self.cfg.tune
+        assert section is not None
+        baseline = {key: value_of(self.cfg, key) for key in section.space}
+        baseline = {key: value for key, value in baseline.items() if value is not None}
+        return plan_search(section, self.measure, points, self.evaluations, seed, baseline)
+
+    def _tuner(self, channel: SweepChannel, name: str, make_plan: Callable[[], Plan], time_budget: float | None) -> Any:
         section = self.cfg.tune
         assert section is not None
         at_checkpoints = section.scheduler in NEEDS_CHECKPOINTS
@@ -118,16 +156,14 @@ class SweepTuner:
         # Rounded down to 0.0001, Ray's smallest unit: rounded up, one trial fewer would fit.
         slot = {_node_resource(): math.floor(10_000 / self.concurrent) / 10_000}
         trainable = ray_tune.with_resources(ray_tune.with_parameters(TrialRun, job=job), slot)
-        storage = self.folder.for_tune()
-        location = f"{storage['storage_path']}/{TUNE}"
+        storage = self.folder.for_tune(name)
+        location = f"{storage['storage_path']}/{name}"
         if ray_tune.Tuner.can_restore(location, storage_filesystem=storage["storage_filesystem"]):
             # With this trainable: the saved one refers to objects and a channel of the driver that is gone.
             return ray_tune.Tuner.restore(
                 location, trainable, storage_filesystem=storage["storage_filesystem"], resume_unfinished=True
             )
-        baseline = {key: value_of(self.cfg, key) for key in section.space}
-        baseline = {key: value for key, value in baseline.items() if value is not None}
-        plan = plan_search(section, self.measure, points, self.evaluations, seed, baseline)
+        plan = make_plan()
         return ray_tune.Tuner(
             trainable,
             param_space=plan.space,
@@ -135,10 +171,10 @@ class SweepTuner:
                 search_alg=plan.search,
                 scheduler=plan.scheduler,
                 # The grid in `param_space` has all trials already, and each sample would repeat it.
-                num_samples=1 if points is not None else plan.trials,
+                num_samples=1 if plan.search is None else plan.trials,
                 # A new process would import everything again.
                 reuse_actors=True,
-                time_budget_s=section.time_budget,
+                time_budget_s=time_budget,
             ),
             run_config=ray_tune.RunConfig(
                 **storage,

@@ -76,7 +76,7 @@ class TrainerKeys(Keys):
     sequence_len: PositiveInt = key("Maximum tokens of prompt + completion, special tokens included.", 1024)
     num_epochs: PositiveFloat = key("Passes over the training rows.", 1.0)
     max_steps: PositiveInt | None = key("Stop after this many optimizer steps, regardless of num_epochs.")
-    seed: NonNegativeInt = key("Seed of the data order, the split, dropout and new weights.", 42)
+    seed: NonNegativeInt = key("Seed of the data order, the split (unless split_seed is set), dropout and new weights.", 42)
     full_determinism: bool = key("Deterministic kernels only; slower.", False)
     pad_to_multiple_of: PositiveInt | None = key("Pad batches to a multiple of this many tokens.")
     dataloader_num_workers: NonNegativeInt | None = key("Processes that collate batches.")

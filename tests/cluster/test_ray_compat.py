@@ -20,7 +20,9 @@ from ray._private.parameter import RayParams
 from ray.dashboard.modules import dashboard_sdk
 from ray.experimental import internal_kv
 from ray.scripts import scripts
+from ray.tune import Callback, Tuner
 from ray.tune.execution import class_cache
+from ray.tune.execution.tune_controller import TuneController
 
 from cluster.local_workers.worker_setup import worker_command
 from cluster.ray_compat import (
@@ -34,6 +36,7 @@ from cluster.ray_compat import (
     running_jobs,
     skip_setup_worker,
     trials_without_keys,
+    tune_controllers,
     unused_train_callbacks,
     without_deprecation,
 )
@@ -203,3 +206,16 @@ def test_groups_of_dead_actors_still_outlive_them(ray_session: Any) -> None:
         ray.get(creator.create.remote())
     assert state(group) == "CREATED"
     wait_for(lambda: remove_orphaned_groups() == 0)
+
+
+def test_tune_still_hides_its_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When callbacks get it, delete `tune_controllers`; when `Tuner` can add trials, `add_trial`."""
+    assert "controller" not in str(inspect.signature(Callback.setup)) + str(inspect.signature(Callback.on_step_end))
+    assert not [name for name in dir(Tuner) if "add" in name or "stop" in name]
+    calls: list[Any] = []
+    monkeypatch.setattr(TuneController, "setup_experiments", lambda *arguments, **options: calls.append((arguments, options)))
+    with tune_controllers(calls.append):
+        TuneController.setup_experiments("controller", experiments=[], total_num_samples=3)  # type: ignore[arg-type]
+    assert calls == ["controller", (("controller",), {"experiments": [], "total_num_samples": 3})]
+    TuneController.setup_experiments("again")  # type: ignore[call-arg,arg-type]
+    assert len(calls) == 3

@@ -7,6 +7,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas
@@ -33,6 +34,7 @@ from pipeline.runs.result import TrainResult
 from pipeline.tuning.objective import resolve_objective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.result import SweepResult
+from pipeline.tuning.saved import Sweep
 from pipeline.tuning.space import check_trials, corners
 from pipeline.ui.console import Printable, html_of, open_console
 
@@ -61,6 +63,13 @@ def sweep() -> SweepResult:
     return SweepResult("run", cfg, measure, [TrialRecord(1, {"warmup_ratio": ODD}, "failed", reason="it")])
 
 
+def opened() -> Sweep:
+    """The same trials, of a sweep that runs."""
+    shown = Sweep.__new__(Sweep)
+    vars(shown).update(_first_read=sweep(), folder=SimpleNamespace(records=lambda as_they_run: sweep().records))
+    return shown
+
+
 def run() -> TrainResult:
     result = TrainResult(ODD, 24)
     result.__dict__["history"] = pandas.DataFrame({"loss": [0.7, 0.5]})
@@ -86,6 +95,7 @@ RESULTS: dict[type[Printable], Callable[[], RenderableType]] = {
     Prepared: prepared,
     Preview: lambda: Preview(prepared(), object(), examples=0),  # type: ignore[arg-type]  # no row is decoded
     Scores: lambda: Scores(Path(ODD), "f", 52, 8, {}, Folder(Path(ODD))),
+    Sweep: opened,
     SweepResult: sweep,
     TrainResult: run,
 }
