@@ -17,7 +17,8 @@ import yaml
 from pipeline.config import parse_saved
 from pipeline.findings.curves import Curves
 from pipeline.findings.facts import ReferenceGap, RowCounts, RunFacts
-from pipeline.findings.rules import RULES, interval
+from pipeline.findings.rows import interval
+from pipeline.findings.rules import RULES
 from pipeline.findings.run import apply_rules
 from pipeline.ui.findings import Evidence, Finding, by_severity, finding_lines, read_finding
 
