@@ -57,8 +57,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         outcome.accuracy_saturates,
-        "training accuracy stays above 99 % for the last third or more, and the margin grows by half since; info, and warning "
-        "where the evaluation's accuracy is no higher at the end",
+        "training accuracy stays above 99 % for the last third or more while the margin grows by half; info where the loss "
+        "has no target for the margin, and warning where the evaluation's accuracy is below 95 % and no higher at the end",
         "arXiv 2310.12036",
     ),
     Rule(
