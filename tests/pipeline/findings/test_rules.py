@@ -167,9 +167,10 @@ def test_evidence_names_steps_and_rows() -> None:
 
 
 def recorded(file: Path) -> RunFacts:
-    recipe, *records = map(json.loads, file.read_text().splitlines())
-    packed = {"packed": recipe.get("rl") != "kto"}
-    return facts(records, recipe, setup=packed, rows=RowCounts(240, 60, 240, 240))
+    """A run that `make_runs.py` or `make_ray_runs.py` has written."""
+    seen, *records = map(json.loads, file.read_text().splitlines())
+    gap = ReferenceGap(**seen["gap"]) if seen["gap"] else None
+    return facts(records, seen["recipe"], setup={"packed": seen["packed"]}, rows=RowCounts(**seen["rows"]), gap=gap)
 
 
 HEALTHY = [file for file in sorted(RUNS.glob("*.jsonl")) if not file.stem.startswith("spoiled-")]
