@@ -22,7 +22,7 @@ FALLS: dict[Severity, tuple[str, str]] = {
         "{keep}a higher rl_beta, a lower learning_rate, or fewer epochs; look for pairs that are nearly alike",
     ),
     "error": (
-        "Chosen answers have become as unlikely as rejected ones: the model forgets both instead of ranking them.",
+        "Chosen answers have become very unlikely, as rejected ones have: the model forgets how to write either.",
         "lower learning_rate tenfold; then {keep}a higher rl_beta",
     ),
 }

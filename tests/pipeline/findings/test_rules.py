@@ -173,26 +173,35 @@ def recorded(file: Path) -> RunFacts:
     return facts(records, seen["recipe"], setup={"packed": seen["packed"]}, rows=RowCounts(**seen["rows"]), gap=gap)
 
 
-HEALTHY = [file for file in sorted(RUNS.glob("*.jsonl")) if not file.stem.startswith("spoiled-")]
+SPOILED = {
+    "ray-rate-times-100": ("both_fall", "error"),
+    "ray-rate-zero": ("learning_rate_is_zero", "error"),
+    "ray-labels-flipped": ("labels_flipped", "error"),
+    "ray-wrong-reference": ("reference_differs", "error"),
+    "ray-small-evaluation": ("evaluation_is_small", "warning"),
+    "spoiled-rate-times-1000": ("both_fall", "error"),
+    "spoiled-rate-too-low": ("loss_stays", "warning"),
+    "spoiled-warming-up": ("learning_rate_is_zero", "warning"),
+    "spoiled-nothing-attached": ("loss_stays", "error"),
+}
+"""Runs that one fault spoils, each with what is found first; those of all other files are healthy."""
+HEALTHY = [file for file in sorted(RUNS.glob("*.jsonl")) if file.stem not in SPOILED]
 
 
 @pytest.mark.parametrize("file", HEALTHY, ids=lambda file: file.stem)
 def test_real_healthy_runs_have_no_error(file: Path) -> None:
-    assert len(HEALTHY) >= 6
     assert [finding for finding in apply_rules(recorded(file)) if finding.severity == "error"] == []
 
 
-SPOILED = {
-    "rate-zero": ("learning_rate_is_zero", "error"),
-    "rate-times-100": ("both_fall", "error"),
-    "wrong-reference": ("reference_differs", "error"),
-}
-"""Runs of the files `spoiled-*`, each with what is found first."""
+def test_healthy_runs_are_of_all_methods_and_several_seeds() -> None:
+    recipes = [recorded(file).cfg for file in HEALTHY]
+    assert len(recipes) >= 10 and {cfg.rl for cfg in recipes} == {"dpo", "ipo", "simpo", "orpo", "kto", "grpo"}
+    assert len({cfg.seed for cfg in recipes if cfg.rl == "dpo"}) >= 3
 
 
 @pytest.mark.parametrize("name", SPOILED)
 def test_real_spoiled_runs_are_found(name: str) -> None:
-    first = apply_rules(recorded(RUNS / f"spoiled-{name}.jsonl"))[0]
+    first = apply_rules(recorded(RUNS / f"{name}.jsonl"))[0]
     assert (first.rule, first.severity) == SPOILED[name]
 
 
