@@ -50,8 +50,8 @@ class Benchmark:
         """Return how many 8-grams of a text the benchmark has too, and how many there are."""
         found = _grams([self.vocabulary.get(word, 0) for word in _words(text)])
         # Not `np.isin`, which would sort the benchmark's again for every text.
-        places = np.searchsorted(self.grams[:-1], found)
-        return int((self.grams[places] == found).sum()), len(found)
+        positions = np.searchsorted(self.grams[:-1], found)
+        return int((self.grams[positions] == found).sum()), len(found)
 
 
 def read_benchmark(path: str) -> Benchmark:

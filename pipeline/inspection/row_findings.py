@@ -76,7 +76,7 @@ class RowsOfAKind:
         found = table[self.is_one(table)]
         total = int((table["split"] == self.split).sum()) if self.split is not None else len(table)
         number, share = len(found), len(found) / max(1, total)
-        said = {
+        values = {
             "rows": count_text(number, "has", "have"),
             "number": f"{number:,}",
             "total": f"{total:,}",
@@ -84,7 +84,7 @@ class RowsOfAKind:
         }
         severity: Severity = "error" if share > self.is_error_from else "warning"
         evidence = {self.what: number, "evaluation rows" if self.split == EVAL else "rows": total}
-        return rows_finding(found, self.name, severity, self.sentence.format(**said), evidence, self.advice)
+        return rows_finding(found, self.name, severity, self.sentence.format(**values), evidence, self.advice)
 
 
 NO_END = RowsOfAKind(
