@@ -20,8 +20,8 @@ def labels_flipped(run: RunFacts) -> Finding | None:
     sentence = "The reference prefers the rejected answers: chosen and rejected may be swapped."
     evidence = (
         Evidence("% of pairs that the reference ranks right", round(100 * gap.right / gap.pairs, 1)),
-        Evidence("interval from %", round(100 * low, 1)),
-        Evidence("to %", round(100 * high, 1)),
+        Evidence("95 % interval from", round(100 * low, 1)),
+        Evidence("to", round(100 * high, 1)),
         Evidence("pairs", gap.pairs),
         Evidence("chosen minus rejected, nats a token", gap.gap),
     )
