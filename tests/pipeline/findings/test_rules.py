@@ -85,6 +85,7 @@ def fell(chosen: float, rejected: float) -> dict[str, Any]:
 
 
 FLAT = {"loss": np.full(40, math.log(2)), **fell(0, 0), "rewards/margins": np.full(40, 1e-4)}
+SATURATED = {"rewards/accuracies": np.where(STEPS < 15, 0.8, 1.0), "rewards/margins": rising(0, 9)}
 LENGTHS = {"eval_answer_length": [40.0, 60.0, 90.0, 120.0]}
 SPIKE = np.where(STEPS == 23, 90.0, 2.0)
 LEDGER = {23: ["4", "17", "201"], 5: ["8"]}
@@ -109,7 +110,7 @@ PLANTED: list[tuple[str, str, RunFacts]] = [
     (
         "accuracy_saturates",
         "info",
-        facts(curves(**{"rewards/accuracies": np.where(STEPS < 15, 0.8, 1.0), "rewards/margins": rising(0, 9)})),
+        facts(curves(**SATURATED)),
     ),
     ("evaluation_turns", "warning", facts(curves(eval_loss=[0.6, 0.5, 0.6, 0.8]))),
     ("evaluation_turns", "info", facts(curves(eval_loss=[0.6, 0.5, 0.6, 0.8]), {"load_best_model_at_end": True})),
@@ -156,6 +157,21 @@ def test_a_good_run_has_no_finding() -> None:
     assert apply_rules(facts(curves(), gap=ReferenceGap(pairs=300, right=170, gap=0.02))) == ()
     assert apply_rules(facts(curves(), KTO)) == () and apply_rules(facts(curves(), GRPO)) == ()
     assert apply_rules(facts([])) == (), "nor one that has recorded nothing"
+
+
+@pytest.mark.parametrize("recipe", [{"rl": "ipo"}, {"dpo_loss_type": ["sppo_hard"]}, {"dpo_label_smoothing": 0.1}])
+def test_a_margin_that_the_loss_asks_for_may_grow(recipe: dict[str, Any]) -> None:
+    assert [finding.severity for finding in apply_rules(facts(curves(**SATURATED)))] == ["info"]
+    assert apply_rules(facts(curves(**SATURATED), recipe)) == ()
+    worse = {**SATURATED, "eval_rewards/accuracies": [0.8, 0.8, 0.79, 0.78]}
+    (found,) = apply_rules(facts(curves(**worse), recipe))
+    assert (found.rule, found.severity) == ("accuracy_saturates", "warning") and "ipo" not in found.advice
+
+
+def test_an_evaluation_with_little_to_gain_is_no_worse() -> None:
+    for accuracies, severity in (([0.8, 0.98, 0.98, 0.98], "info"), ([0.8, 0.9, 0.9, 0.9], "warning")):
+        (found,) = apply_rules(facts(curves(**SATURATED, **{"eval_rewards/accuracies": accuracies})))
+        assert found.severity == severity
 
 
 def test_evidence_names_steps_and_rows() -> None:
