@@ -44,6 +44,8 @@ Location = Path | str
 T = TypeVar("T")
 AnyLocation = TypeVar("AnyLocation", Path, str, Location)
 FILE = "file://"
+NO_ANSWER = "curlCode: 28,"
+"""Of the client of S3, in its words."""
 SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _retrying_s3 = retrying_s3
 """Its name in the saved states of sweeps."""
@@ -307,5 +309,7 @@ def reason(error: BaseException) -> str:
         return os.strerror(error.errno)
     line = next(iter(str(error).splitlines()), "") or "it can't be written"
     line = re.sub(r"\s*\(Request ID: .*?\)", "", line)
+    if NO_ANSWER in line:
+        line = f"it doesn't answer in time: {line}"
     is_s3 = "AWS Error" in line and "NO_SUCH_BUCKET" not in line
     return f"{line} ({S3_HINT})" if is_s3 else line

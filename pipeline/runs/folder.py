@@ -78,6 +78,15 @@ class RunFolder:
     def _parent(self) -> str:
         return str(PurePosixPath(self.storage.path).parent)
 
+    def check_reached(self) -> None:
+        """Raise UserError where storage at a URI doesn't answer, before anything else is started for the run."""
+        if self.storage.is_local:
+            return
+        try:
+            self.storage.exists(RUN)
+        except STORAGE_ERRORS as error:
+            raise UserError(f"output_dir: {str(self.path)!r} can't be reached: {reason(error)}") from error
+
     def for_ray(self) -> dict[str, Any]:
         """Return arguments of Ray's RunConfig that give workers this folder."""
         filesystem = self.storage.for_other_processes() if is_uri(str(self.path)) else None

@@ -17,6 +17,7 @@ from pipeline.data.row_kinds import SourceFormat
 from pipeline.data.sources.filesystem import NETWORK_ERRORS, File, is_uri, list_files, local_path
 from pipeline.data.sources.splits import files_of_split
 from pipeline.errors import UserError
+from pipeline.io.storage import reason
 from pipeline.secrets import redact_text
 
 __all__ = ["FORMATS", "Located", "locate"]
@@ -103,7 +104,7 @@ def _kind(location: str, path: str) -> pafs.FileType:
     try:
         return File(location).info().type
     except NETWORK_ERRORS as error:
-        raise UserError(f"path: cannot reach {path!r}: {error}") from error
+        raise UserError(f"path: cannot reach {path!r}: {reason(error)}") from error
 
 
 def _matches(pattern: str, key: str = "data_files") -> list[str]:
