@@ -57,7 +57,7 @@ HEALTHY: dict[str, dict[str, Any]] = {
     "kto-lora": {"rl": "kto", **LORA},
     "grpo": {
         "rl": "grpo",
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-4,
         "trl": {
             "beta": 0.04,
             "num_generations": 4,
