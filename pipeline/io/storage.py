@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.io.atomic import write_bytes
 from pipeline.io.digests import damage, size_difference, written
 from pipeline.io.filesystems import S3_HINT, S3_VARIABLES, fail_fast, for_other_processes, is_uri, resolve, retrying_s3
+from pipeline.io.first_answer import check_answer
 from pipeline.io.retry import waiting_for
 from pipeline.io.tables import decoded, encoded, names_of
 from pipeline.secrets import redact_text
@@ -110,6 +111,9 @@ def _reports_waiting(operation: Callable[..., T]) -> Callable[..., T]:
     @wraps(operation)
     def run(folder: Folder, *arguments: Any) -> T:
         with waiting_for(f"storage, at {redact_text(str(folder.where))}"):
+            if folder.is_new:
+                check_answer(str(folder.where), folder.filesystem, folder.path)
+                folder.is_new = False
             return operation(folder, *arguments)
 
     return run
@@ -118,11 +122,15 @@ def _reports_waiting(operation: Callable[..., T]) -> Callable[..., T]:
 class Folder:
     """A local or remote folder, which may not exist yet."""
 
+    is_new = False
+    """Whether it was opened by this process, and not asked for anything yet."""
+
     def __init__(self, where: Location) -> None:
         self.where = where
         self.resolved, path = resolve(str(where))
         # `resolved` keeps the store's long retries, for workers.
         self.filesystem, self.path = fail_fast(self.resolved), path.rstrip("/")
+        self.is_new = True
 
     @_reports_waiting
     def names(self) -> list[str]:
@@ -303,7 +311,8 @@ class Folder:
 
     def __getstate__(self) -> dict[str, Any]:
         # Where it is sent to, another environment has other keys, or none.
-        return {**vars(self), **dict.fromkeys(("filesystem", "resolved"), self.for_other_processes())}
+        long = self.for_other_processes()
+        return {**vars(self), "filesystem": long, "resolved": long, "is_new": False}
 
     def for_other_processes(self) -> fs.FileSystem:
         """Return the filesystem for workers: with long retries, and this process's keys."""
