@@ -67,6 +67,9 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """
     if not is_uri(location):
         return fs.LocalFileSystem(), location
+    if location.startswith(PYARROWS) and {".", ".."} & set(location.partition("?")[0].split("/")):
+        # Clients resolve them, servers don't: each signs another name.
+        raise UserError(f"cannot open {location!r}: a store has no folders '.' and '..'; write the name without them")
     try:
         filesystem, path = fs.FileSystem.from_uri(_as_uri(location))
         return _with_few_attempts(filesystem), path
@@ -151,7 +154,7 @@ def retrying_s3(options: dict[str, Any], name: str | None) -> RetryingS3:
         return RetryingS3(**options)
     # A pickle of another Ray, whose keys are gone: use this process's.
     local = {option: os.environ[variable] for option, variable in S3_KEYS.items() if variable in os.environ}
-    return RetryingS3(**options, **(take(name) or local))
+    return RetryingS3(**{**options, **(take(name) or local)})
 
 
 def store_options(filesystem: Any) -> dict[str, Any]:

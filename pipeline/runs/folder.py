@@ -14,7 +14,7 @@ import yaml
 from pipeline.config import RunConfig, dump_config, parse_config
 from pipeline.errors import RunFailed, UserError
 from pipeline.io.retry import STORAGE_ERRORS, with_retries
-from pipeline.io.storage import Folder, Location, inside, is_uri, reason, refuse_secrets
+from pipeline.io.storage import Folder, Location, check_output, inside, is_uri, reason
 from pipeline.runs.checkpoints import CHECKPOINT, complete, step_of
 from pipeline.runs.resume import changed_settings
 from pipeline.runs.scratch import new_scratch
@@ -41,7 +41,7 @@ class RunFolder:
     def __init__(self, path: Location) -> None:
         self.path = path
         try:
-            refuse_secrets(str(path))
+            check_output(str(path))
             self.storage = Folder(path)
         except UserError as error:
             raise UserError(f"output_dir: {error}") from error

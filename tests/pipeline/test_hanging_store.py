@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.io import filesystems
+from pipeline.io import filesystems, first_answer
 from pipeline.io.filesystems import INTERACTIVE_S3_ATTEMPTS, S3_SILENCE_S
 from tests.tiny import pairs
 
@@ -96,6 +96,20 @@ def test_a_run_in_it(hanging: Hanging, command: str) -> None:
     assert result.exit_code == 2, result.output
     assert "it doesn't answer in time" in result.stderr.splitlines()[-1]
     assert len(hanging.taken) == 1
+
+
+def test_another_store(hanging: Hanging, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Google's client would wait for two minutes."""
+    monkeypatch.setattr(first_answer, "ANSWER_S", 1.0)
+    store = f"gs://anonymous@bucket/x?scheme=http&endpoint_override={hanging.address.removeprefix('http://')}"
+    keys = yaml.safe_load(recipe.read_text())
+    for key in ("dataset_prepared_path", "datasets"):
+        there = [{"path": store}] if key == "datasets" else store
+        recipe.write_text(yaml.safe_dump({**keys, key: there}))
+        result = runner.invoke(app, ["prepare", str(recipe)])
+        assert result.exit_code == 2, result.output
+        message = result.stderr.splitlines()[-1]
+        assert key in message and message.endswith("it doesn't answer in time: nothing for 1 seconds")
 
 
 def test_the_limits_of_a_user_are_half_a_minute() -> None:
