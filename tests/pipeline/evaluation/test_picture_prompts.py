@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from pipeline import generate
 from pipeline.cli import app
+from pipeline.errors import UserError
 from pipeline.evaluation.chat import chat
 from pipeline.evaluation.generate_on_ray import SamplingOptions
 from pipeline.ui.display import SilentDisplay
+from strategies.vision.sizes import with_size
 from tests.tiny_vision import FAMILIES, picture
 
 NEW = 6
@@ -38,6 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vision.processor.save_pretrained(root / family)
     for color in ("red", "blue"):
         picture(color, "circle" if color == "red" else "square").save(root / f"{color}.png")
+    (root / "empty.png").touch()
     return root
 
 
@@ -92,6 +96,20 @@ def test_a_picture_of_the_command_line(models: Path, monkeypatch: pytest.MonkeyP
     assert plain["policy"] != rows[0]["policy"]
 
 
+def test_an_adapters_folder_has_the_settings_of_its_pictures(models: Path, tmp_path: Path) -> None:
+    base, asked = str(models / "llava"), [{"image": str(models / "red.png"), "prompt": "Which?"}]
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)  # which changes nothing yet
+    with_size(AutoProcessor.from_pretrained(base), 16, None).save_pretrained(tmp_path)
+    (row,) = generate(str(tmp_path), asked, options=OPTIONS).rows
+    (small,) = generate(base, asked, options=OPTIONS, overrides=["image_size=16"]).rows
+    assert row["policy"] == row["reference"] == small["policy"] != generate(base, asked, options=OPTIONS).rows[0]["policy"]
+    for policy, reference, key in ((base, str(tmp_path), "--reference"), (str(tmp_path), base, "reference_model")):
+        with pytest.raises(UserError, match=f"^{key}: '{reference}' makes other pixels of a picture .image_size: "):
+            generate(policy, asked, reference, OPTIONS)
+    assert generate(base, ["Which?"], str(tmp_path), OPTIONS).rows
+
+
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_chat_goes_on_after_a_prompt_that_has_no_answer(
     models: Path, raw: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -112,6 +130,7 @@ BAD: list[tuple[Any, str]] = [
         {"image": "p.jsonl", "prompt": "Which?"},
         "line 2: a picture can't be read: it is of no format that Pillow knows (p.jsonl)",
     ),
+    ({"images": ["red.png", "empty.png"], "prompt": "Which?"}, "line 2: a picture is empty: empty.png"),
     ({"image": "https://[::1/red.png", "prompt": "Which?"}, "line 2: a picture can't be read: https://"),
     ({"images": ["red.png"], "prompt": "<image> or <image>?"}, "line 2: 'prompt' has 2 placeholders of pictures in its text"),
     (
