@@ -110,6 +110,15 @@ def test_an_adapters_folder_has_the_settings_of_its_pictures(models: Path, tmp_p
     assert generate(base, ["Which?"], str(tmp_path), OPTIONS).rows
 
 
+def test_a_picture_in_a_column_that_is_not_read_is_said(models: Path, tiny_base: str) -> None:
+    unread: list[Any] = ["red.png", {"bytes": None, "path": "a/b.JPG"}, ["data:image/png;base64,AAAA", "blue.webp"]]
+    read = {"prompt": "Which?", "answer": "red", "source": "shapes", "chosen": "a.png", "score": 3, "ids": [1], "image": None}
+    for base in (str(models / "llava"), tiny_base):
+        notes = generate(base, [read, *({"prompt": "Which?", "photo": value} for value in unread)], options=OPTIONS).notes
+        assert len(notes) == 1, notes
+        assert notes[0].startswith("3 rows: the column 'photo' names or holds a picture, and isn't read (prompts row 2: ")
+
+
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_chat_goes_on_after_a_prompt_that_has_no_answer(
     models: Path, raw: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -127,8 +136,8 @@ def test_a_chat_goes_on_after_a_prompt_that_has_no_answer(
 BAD: list[tuple[Any, str]] = [
     ({"image": "none.png", "prompt": "Which?"}, "line 2: a picture can't be read: none.png: "),
     (
-        {"image": "p.jsonl", "prompt": "Which?"},
-        "line 2: a picture can't be read: it is of no format that Pillow knows (p.jsonl)",
+        {"image": "bad.jsonl", "prompt": "Which?"},
+        "line 2: a picture can't be read: it is of no format that Pillow knows (bad.jsonl)",
     ),
     ({"images": ["red.png", "empty.png"], "prompt": "Which?"}, "line 2: a picture is empty: empty.png"),
     ({"image": "https://[::1/red.png", "prompt": "Which?"}, "line 2: a picture can't be read: https://"),
