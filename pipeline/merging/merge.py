@@ -28,6 +28,7 @@ from strategies.merging.policy import Policy
 from strategies.merging.verification import Differences, compare, expected_logits
 from strategies.models.processor import PROCESSOR_FILES, find_processor
 from strategies.models.tokenizer import load_tokenizer
+from strategies.vision.sizes import card_facts
 
 __all__ = ["DTYPES", "merge"]
 
@@ -97,7 +98,7 @@ def merge(
             display.note("not verified: the merged model wasn't compared with base and adapter")
         else:
             result = replace(result, differences=check.differences(folder, rounded))
-        write_card(folder, source.cfg.base_model, source.given, result)
+        write_card(folder, source.cfg.base_model, source.given, result, card_facts(processor))
     return result
 
 

@@ -19,6 +19,7 @@ from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.evaluation.chat import chat
 from pipeline.evaluation.generate_on_ray import SamplingOptions
+from pipeline.merging.merge import merge
 from pipeline.ui.display import SilentDisplay
 from strategies.vision.sizes import with_size
 from tests.tiny_vision import FAMILIES, picture
@@ -108,6 +109,9 @@ def test_an_adapters_folder_has_the_settings_of_its_pictures(models: Path, tmp_p
         with pytest.raises(UserError, match=f"^{key}: '{reference}' makes other pixels of a picture .image_size: "):
             generate(policy, asked, reference, OPTIONS)
     assert generate(base, ["Which?"], str(tmp_path), OPTIONS).rows
+    merged = merge(tmp_path, tmp_path / "merged", verify=False).path
+    assert generate(str(merged), asked, options=OPTIONS).rows[0]["policy"] == row["policy"]
+    assert "| Pictures | padded to 16 x 16 pixels (bilinear) before" in (tmp_path / "merged" / "README.md").read_text()
 
 
 def test_a_picture_in_a_column_that_is_not_read_is_said(models: Path, tiny_base: str) -> None:
