@@ -92,6 +92,8 @@ class Slot:
         """
         self._base.check_unchanged()
         self.trainer = trainer
+        if getattr(trainer, "packed", False) and trainer.vision is None:
+            self._base.model.is_known_to_pack = True
         leave_out_of_ddp(trainer.model, self._base.names_in(trainer.model))
         # First, so that the waiting counts as no part of the step.
         trainer.callback_handler.callbacks.insert(0, TurnCallback(self))
