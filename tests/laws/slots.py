@@ -87,7 +87,7 @@ FAULTS = {"raise": raise_planted, "memory": raise_out_of_memory, "kill": kill_th
 def run_trial(folder: Path) -> Callable[[Slot], dict[str, Any]]:
     """What a host's slots run.
 
-    A payload is the keys of a trial; `resume`, the checkpoint that it goes on from; `fault`, a step, a name of `FAULTS`, and
+    A payload is the keys of a trial; `resume`, the checkpoint that it resumes from; `fault`, a step, a name of `FAULTS`, and
     the rank if it has a fault on one rank alone.
     """
 
