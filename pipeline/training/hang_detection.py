@@ -32,7 +32,7 @@ class _Worker:
     asked: Any = None
     """The pending request for a heartbeat."""
     noted: str | None = None
-    """What it was last said to wait for."""
+    """What it waited for, by the last note."""
 
 
 class HangDetector:
