@@ -135,7 +135,7 @@ class Folder:
         self.resolved, path = resolve(str(where))
         # `resolved` keeps the store's long retries, for workers.
         self.filesystem, self.path = fail_fast(self.resolved), path.rstrip("/")
-        self.is_new = True
+        self.is_new = not isinstance(self.resolved, fs.LocalFileSystem)
 
     @_reports_waiting
     def names(self) -> list[str]:
