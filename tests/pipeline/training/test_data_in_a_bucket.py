@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,10 @@ import pytest
 
 from pipeline import evaluate, train
 from pipeline.errors import UserError
-from pipeline.io import filesystems, retry
+from pipeline.io import filesystems
 from pipeline.training import driver
 from tests.s3 import Bucket, S3Server
 
-IMPATIENT = "from pipeline.io import retry\n\nretry.RETRY_TIMEOUT_S = 2.0\n"
-"""A plugin, by which workers give up soon."""
 AWAY_S = 12.0
 """Seconds until workers have surely asked for their rows."""
 
@@ -37,27 +34,32 @@ def test_a_bucket_is_enough(recipe: Any, s3: Bucket, tmp_path: Path) -> None:
     assert evaluate(str(result.run_dir), answers=0).metrics == evaluate(str(quiet.run_dir), answers=0).metrics
 
 
+class Impatience:
+    """Makes processes that it is sent to give up after seconds, not minutes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("from pipeline.io import retry\nretry.RETRY_TIMEOUT_S = 2.0",)
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_a_bucket_that_is_away_when_workers_read_their_rows(
     recipe: Any, own_s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They wait for it. Where it doesn't come back it is one message, and the next run uses what was prepared and scored."""
-    (tmp_path / "impatient.py").write_text(IMPATIENT)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    monkeypatch.setattr(retry, "RETRY_TIMEOUT_S", retry.RETRY_TIMEOUT_S)  # undoes what the plugin does to this process
     monkeypatch.setattr(filesystems, "S3_ATTEMPTS", 2)
     cache = {"num_workers": 2, "cache_dir": str(tmp_path / "cache")}
     keys = {"bf16": False, "max_steps": 2, "dataset_prepared_path": own_s3.uri("prepared"), "ray": cache}
     quiet = train(recipe(tmp_path / "quiet", **{**keys, "ray": {**cache, "cache_dir": str(tmp_path / "other")}}))
     objects, train_workers = own_s3.objects(), driver.run_training
 
-    def without_bucket(*arguments: Any) -> Any:
+    def without_bucket(plan: Any, *arguments: Any) -> Any:
         own_s3.stop()
-        return train_workers(*arguments)
+        plan.prepared.folder.impatience = Impatience()
+        return train_workers(plan, *arguments)
 
     monkeypatch.setattr(driver, "run_training", without_bucket)
     with pytest.raises(UserError, match=r"^s3://.*part-00000.parquet can't be read: .*AWS Error NETWORK_CONNECTION"):
-        train(recipe(tmp_path / "run", **keys, plugins=["impatient"]))
+        train(recipe(tmp_path / "run", **keys))
 
     def with_bucket_soon(*arguments: Any) -> Any:
         own_s3.stop()
