@@ -106,11 +106,9 @@ def weights(bucket: S3Server, name: str) -> bytes:
 def test_every_stage_runs_through_the_bucket(
     cluster: Cluster, bucket: S3Server, project: Path, submit: Any, prefray: Any
 ) -> None:
-    finish(submit("prepare", "--id", "prepare"))
-    prepared = set(bucket.objects())
-    finish(submit("score", "--id", "score"))
+    finish(submit("score", "--id", "score"))  # which prepares
     scored = set(bucket.objects())
-    assert any(name.startswith("prepared/reference/") for name in scored - prepared)
+    assert any(name.startswith("prepared/reference/") for name in scored)
 
     follower = submit("train", "--id", "train")
     finish(follower, until="saved checkpoint-000002")
