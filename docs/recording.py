@@ -31,8 +31,8 @@ FRAME_S = 0.5
 """Seconds between frames, at least."""
 LONGEST_S = 1.0
 """Longest time that a frame is shown while a command runs."""
-WAITING_S = 0.08
-"""Time that a frame is shown in which a single line moves, such as one with a spinner."""
+WAITING_S, KEPT_S = 0.16, 2.0
+"""While a single line moves, such as one with a spinner: how long a frame is shown, and how far apart they were."""
 READ_S = 3.0
 """Seconds that the end of a command is shown."""
 END_S = 5.0
@@ -78,10 +78,12 @@ def record(commands: tuple[str, ...], folder: Path) -> list[Frame]:
         for text in _chunks(child):
             # Paths of this machine say nothing to a reader.
             stream.feed(text.replace(f"{folder}/", ""))
-            rows, passed = _rows(screen), min(time.monotonic() - began, LONGEST_S)
+            rows, passed = _rows(screen), time.monotonic() - began
             moved = sum(new != old for new, old in zip(rows, frames[-1].rows, strict=True))
-            frames.append(Frame(frames[-1].at + min(passed, WAITING_S if moved <= 1 else LONGEST_S), rows))
-            began = time.monotonic()
+            waits = moved == 1
+            if moved > 1 or (waits and passed > KEPT_S):
+                frames.append(Frame(frames[-1].at + min(passed, WAITING_S if waits else LONGEST_S), rows))
+                began = time.monotonic()
         child.close()
         if child.exitstatus:
             raise SystemExit(f"{command} failed:\n" + "\n".join(screen.display))

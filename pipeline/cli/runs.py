@@ -26,7 +26,9 @@ def train(
     def command(display: Any) -> None:
         from pipeline import train as run
 
-        print_result(run(load(recipe, overrides), resume=resume, display=display, debug=debug))
+        result = run(load(recipe, overrides), resume=resume, display=display, debug=debug)
+        display.close()
+        print_result(result)
 
     execute(command, quiet, debug)
 

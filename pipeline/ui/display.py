@@ -196,6 +196,7 @@ class RichDisplay:
     def __init__(self) -> None:
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
         self._console = open_console(stderr=True, soft_wrap=False)  # the live part has a known height
         self._progress = Progress(
@@ -203,9 +204,11 @@ class RichDisplay:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[metrics]}"),
+            # What doesn't fit is cut here, so that stage, steps and time stay.
+            TextColumn("{task.fields[metrics]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             TimeElapsedColumn(),
             console=self._console,
+            expand=True,
         )
         self._table: Any = None
         # transient: the line disappears at the end, and the result is printed in its place.

@@ -27,5 +27,5 @@ def test_the_recording_is_of_its_commands() -> None:
     text = TARGET.read_text(encoding="utf-8")
     root = ElementTree.fromstring(text)
     assert root.findtext("{*}title") == " and ".join(COMMANDS)
-    assert "In short," in text and "healthy" in text, "what the data teach, and what was found in the run"
+    assert "train row" in text and "healthy" in text, "what a run is trained on, and what was found in it"
     assert not re.search(r"/(home|root|tmp|Users|work|builds?)/", text), "no path of the machine that recorded it"

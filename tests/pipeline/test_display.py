@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from rich.text import Text
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.ui.display import PlainDisplay, open_display
 
 ROOT = Path(__file__).parents[2]
@@ -62,3 +65,20 @@ def test_in_a_terminal_one_line_shows_it_all() -> None:
     terminal.sendline()
     terminal.expect("saved checkpoint-000002")
     terminal.expect(pexpect.EOF)
+    # What doesn't fit beside stage, steps and time is cut.
+    environment["COLUMNS"] = "60"
+    terminal = pexpect.spawn(sys.executable, ["-c", script], cwd=ROOT, env=environment, encoding="utf-8", dimensions=(24, 60))
+    terminal.expect(r"training.*1/10.*loss.*… .*0:00:0\d")
+    terminal.close()
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_a_result_is_printed_after_the_line_has_gone(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closing(PlainDisplay):
+        def close(self) -> None:
+            print("the line has gone")
+
+    monkeypatch.setattr("pipeline.ui.display.open_display", lambda *_: Closing())
+    monkeypatch.setattr("pipeline.cli.runs.load", lambda *_: None)
+    monkeypatch.setattr(f"pipeline.{command}", lambda *_, **__: Text("the result"))
+    assert CliRunner().invoke(app, [command, "recipe.yaml"]).stdout.splitlines()[:2] == ["the line has gone", "the result"]
