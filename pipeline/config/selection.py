@@ -59,7 +59,7 @@ ROW_COLUMNS: dict[str, RowColumn] = {
     ),
     "prompt_rows": RowColumn(BOTH, "contents", "rows with exactly this prompt, in both splits"),
     "near_duplicates": RowColumn(BOTH, "contents", "other rows in this row's group of near duplicates, in both splits"),
-    "answers_without_end": RowColumn(BOTH, "contents", "answers of the row whose last token is no end token"),
+    "answers_without_end": RowColumn(BOTH, "contents", "answers of the row that don't end in an end token"),
     "first_token_share": RowColumn(BOTH, "contents", "share of answers that begin with the same token; the rarer of two"),
 }
 """Columns that rows can be selected by, in the order in which they are shown."""

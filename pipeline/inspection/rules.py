@@ -31,7 +31,7 @@ BIAS = 0.1
 FEWEST = 30
 """Pairs below which a share says nothing."""
 OVERLAPPING = 0.5
-"""Share of a text's 8-grams from which it counts as a benchmark's."""
+"""Share of a message's 8-grams from which it counts as a benchmark's."""
 RARE = 0.001
 """Share of answers below which their first token is unusual, in data of at least `MANY` rows."""
 MANY = 1000
@@ -107,9 +107,9 @@ def benchmark_rows(table: pd.DataFrame) -> Finding | None:
         return None
     severity: Severity = "warning" if len(found) else "info"
     rows_have = count_text(len(found), "has", "have")
-    many = f"{rows_have} a text of which half the 8-grams or more are a benchmark's; {some:,} share any."
+    many = f"{rows_have} a message of which half the 8-grams or more are a benchmark's; {some:,} share any."
     rows = found if len(found) else table[overlap > 0]
-    evidence = {"rows with half of a text in a benchmark": len(found), "rows with any shared 8-gram": some}
+    evidence = {"rows with half of a message in a benchmark": len(found), "rows with any shared 8-gram": some}
     advice = "take these rows out: a benchmark that was trained on measures nothing"
     return rows_finding(
         rows.sort_values("benchmark_overlap", ascending=False), "benchmark_overlap", severity, many, evidence, advice
