@@ -9,8 +9,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, create_model
+from pydantic import Field, create_model
 
+from strategies.keys import Keys
 from strategies.types import BatchKind
 
 __all__ = ["NEEDS", "ROW_COLUMNS", "Need", "RowColumn", "SelectConfig", "available_columns"]
@@ -69,13 +70,11 @@ _FROM: Any = (
     Field("top", description="Rows that are kept: those with the highest values, the lowest, or those in the middle."),
 )
 # Made by a call: `from` is a keyword of Python, which no class body can annotate.
-_From: Any = create_model("_From", __module__=__name__, **{"from": _FROM})
+_From: Any = create_model("_From", __base__=Keys, __module__=__name__, **{"from": _FROM})
 
 
 class SelectConfig(_From):
     """The `select:` section."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     by: str = Field(description=f"Column that rows are ordered by: {', '.join(ROW_COLUMNS)}.")
     keep: float = Field(gt=0, le=1, description="Fraction of the training rows that is kept.")

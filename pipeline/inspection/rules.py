@@ -140,6 +140,7 @@ def reference_ranks(table: pd.DataFrame) -> Finding | None:
 def flips(table: pd.DataFrame) -> Finding | None:
     found = table[suspected_flips(table)].sort_values("score_gap")
     share = len(found) / max(1, len(table))
+    keep = max(math.floor(1000 * (1 - share)) / 1000, 0.001)
     return rows_finding(
         found,
         "label_flips",
@@ -151,7 +152,7 @@ def flips(table: pd.DataFrame) -> Finding | None:
             "lowest score_gap": found["score_gap"].min() if len(found) else 0,
             "median score_gap": table["score_gap"].median(),
         },
-        "look at them (inspect.html); select: {by: score_gap, from: top, keep: 0.95} leaves the lowest out",
+        f"look at them (inspect.html); select: {{by: score_gap, from: top, keep: {keep:g}}} leaves about as many out",
     )
 
 
