@@ -18,6 +18,7 @@ from pipeline.config import dump_config
 from pipeline.errors import UserError
 from pipeline.inspection.measures import ches
 from pipeline.inspection.rules import find_all
+from pipeline.inspection.strangest import strangest
 from pipeline.ray.tasks import run_here
 from tests.browser import faint, needs_chromium, open_page, undrawn
 from tests.pipeline.inspection.conftest import prepared_of, recipe_of, scored
@@ -208,6 +209,15 @@ def test_length_and_a_first_token_that_tell_chosen_from_rejected_are_reported() 
         rejected_length=table["chosen_length"].to_numpy()[::-1], rejected_first_token=tokens["chosen_first_token"]
     )
     assert find_all(fair) == ()
+
+
+def test_rows_that_are_as_others_are_not_shown_as_strange() -> None:
+    """Such as a chosen answer that is the shorter one, among those that are much longer."""
+    columns = {"length_ratio": [0.5, 0.9, 1.0, 1.5], "first_token_share": [0.5, 0.5, 0.5, 0.01], "tokens": [4, 5, 6, 7]}
+    kinds = {kind.name: kind.rows.index.tolist() for kind in strangest(pd.DataFrame(columns))}
+    assert kinds["longer"] == [3] and kinds["shorter"] == [0, 1] and kinds["beginnings"] == [3]
+    alike = pd.DataFrame({"length_ratio": [1.0, 1.0], "first_token_share": [0.5, 0.5], "tokens": [4, 4]})
+    assert {kind.name for kind in strangest(alike)} == {"shortest", "longest"}
 
 
 def test_ches_is_high_where_answers_are_alike() -> None:
