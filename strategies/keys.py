@@ -20,10 +20,11 @@ class Keys(BaseModel):
     @classmethod
     def _is_no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse YAML's true, yes and on for a number, which pydantic would take as 1."""
-        if isinstance(value, bool) and info.field_name is not None:
+        found = next((one for one in (value if isinstance(value, list) else [value]) if isinstance(one, bool)), None)
+        if found is not None and info.field_name is not None:
             types = _types(cls.model_fields[info.field_name].annotation)
             if bool not in types and {int, float} & types:
-                raise ValueError(f"must be a number, got {str(value).lower()}")
+                raise ValueError(f"must be a number, got {str(found).lower()}")
         return value
 
 

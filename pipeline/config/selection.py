@@ -9,8 +9,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, create_model
+from pydantic import Field, create_model
 
+from strategies.keys import Keys
 from strategies.types import BatchKind
 
 __all__ = ["NEEDS", "ROW_COLUMNS", "Need", "RowColumn", "SelectConfig", "available_columns"]
@@ -59,7 +60,7 @@ ROW_COLUMNS: dict[str, RowColumn] = {
     ),
     "prompt_rows": RowColumn(BOTH, "contents", "rows with exactly this prompt, in both splits"),
     "near_duplicates": RowColumn(BOTH, "contents", "other rows in this row's group of near duplicates, in both splits"),
-    "answers_without_end": RowColumn(BOTH, "contents", "answers of the row whose last token is no end token"),
+    "answers_without_end": RowColumn(BOTH, "contents", "answers of the row that don't end in an end token"),
     "first_token_share": RowColumn(BOTH, "contents", "share of answers that begin with the same token; the rarer of two"),
 }
 """Columns that rows can be selected by, in the order in which they are shown."""
@@ -69,13 +70,11 @@ _FROM: Any = (
     Field("top", description="Rows that are kept: those with the highest values, the lowest, or those in the middle."),
 )
 # Made by a call: `from` is a keyword of Python, which no class body can annotate.
-_From: Any = create_model("_From", __module__=__name__, **{"from": _FROM})
+_From: Any = create_model("_From", __base__=Keys, __module__=__name__, **{"from": _FROM})
 
 
 class SelectConfig(_From):
     """The `select:` section."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     by: str = Field(description=f"Column that rows are ordered by: {', '.join(ROW_COLUMNS)}.")
     keep: float = Field(gt=0, le=1, description="Fraction of the training rows that is kept.")

@@ -46,9 +46,8 @@ def evaluation_is_small(run: RunFacts) -> Finding | None:
     low, high = interval(round(accuracy.last * pairs), pairs)
     if high - low <= 0.2:
         return None
-    sentence = (
-        f"An evaluation of {pairs} pairs is too small to tell accuracies apart that differ by less than {high - low:.2f}."
-    )
+    number = f"{pairs} pair{'s' * (pairs != 1)}"
+    sentence = f"An evaluation of {number} is too small to tell accuracies apart that differ by less than {high - low:.2f}."
     evidence = (
         Evidence("pairs evaluated", pairs),
         *((accuracy.at(0),) if len(accuracy) > 1 else ()),

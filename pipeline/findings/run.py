@@ -6,19 +6,27 @@ import json
 from typing import Any
 
 from pipeline.config import RunConfig, parse_saved
+from pipeline.findings.curves import Curves
 from pipeline.findings.facts import RunFacts, read_facts
 from pipeline.findings.rules import RULES
 from pipeline.runs.folder import CONFIG, FINDINGS, RunFolder
 from pipeline.runs.metrics import MetricsFile
 from pipeline.ui.findings import Finding, by_severity
 
-__all__ = ["apply_rules", "find_in_run", "find_in_records", "write_findings"]
+__all__ = ["apply_rules", "find_in_records", "find_in_run", "training_records", "write_findings"]
 
 
 def write_findings(folder: RunFolder) -> None:
     """Write `findings.json` of a run; errors are those of `find_in_run`."""
     findings = [finding.as_json() for finding in find_in_run(folder)]
-    folder.storage.write(FINDINGS, json.dumps({"rules": len(RULES), "findings": findings}, indent=2) + "\n")
+    recorded = training_records(MetricsFile(folder.metrics).read())
+    content = {"rules": len(RULES), "training_records": recorded, "findings": findings}
+    folder.storage.write(FINDINGS, json.dumps(content, indent=2) + "\n")
+
+
+def training_records(records: list[dict[str, Any]]) -> int:
+    """Return how many records of training steps have a finite loss."""
+    return len(Curves(records)["loss"])
 
 
 def find_in_run(folder: RunFolder) -> tuple[Finding, ...]:

@@ -54,7 +54,10 @@ def padding(run: RunFacts) -> Finding | None:
     real, fed = run.curves["tokens_per_second"], run.curves["fed_tokens_per_second"]
     if run.setup.get("packed") or run.strategy.batch_kind != "pair" or not len(real) or not len(fed):
         return None
-    part = 1 - float(np.median(real.values)) / float(np.median(fed.values))
+    computed = float(np.median(fed.values))
+    if not computed:
+        return None
+    part = 1 - float(np.median(real.values)) / computed
     if part <= 0.2:
         return None
     severity: Severity = "warning" if part >= 0.5 else "info"

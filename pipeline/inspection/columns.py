@@ -14,7 +14,7 @@ from uuid import uuid4
 from pipeline.config import RunConfig
 from pipeline.data.fingerprint import digest
 from pipeline.data.store import EVAL, MANIFEST, TRAIN, Prepared, prepared_root
-from pipeline.data.transforms.control import end_tokens
+from pipeline.data.transforms.control import blank_tokens, end_tokens
 from pipeline.errors import UserError
 from pipeline.inspection.contents import ContentJob, sample_openings, sketch_part, write_contents
 from pipeline.inspection.measures import MeasureJob, measure_part
@@ -41,7 +41,7 @@ __all__ = [
     "measures_folder",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Incremented whenever the same inputs would give other bytes."""
 ON_RAY_FROM = 20_000
 """Rows from which the tasks run on Ray: below, starting it takes longer."""
@@ -110,7 +110,8 @@ def content_columns(cfg: RunConfig, prepared: Prepared, executor: Executor | Non
         # A folder of this process: another one that computes the same deletes its own when it is done.
         staging = f"staging-{uuid4().hex[:8]}"
         try:
-            job = ContentJob(prepared, sample_openings(prepared, parts), ends, folder.subfolder(staging), parts)
+            openings = sample_openings(prepared, parts)
+            job = ContentJob(prepared, openings, ends, blank_tokens(tokenizer), folder.subfolder(staging), parts)
             run(sketch_part, job)
             return write_contents(job, folder)
         finally:

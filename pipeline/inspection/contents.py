@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.pictures import IMAGES
 from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.store import TRAIN, Prepared
 from pipeline.inspection.duplicates import near_duplicates
@@ -23,6 +24,8 @@ __all__ = ["ContentJob", "sample_openings", "sketch_part", "write_contents"]
 
 SAMPLED_PARTS, SAMPLED_ROWS = 8, 250
 """From which the openings of prompts are found."""
+TRAILING = 4
+"""Most tokens of white space after the end of an answer."""
 BAND_COLUMNS = [f"band_{band:02d}" for band in range(BANDS)]
 Array = NDArray[Any]
 
@@ -35,6 +38,8 @@ class ContentJob:
     openings: Openings
     end_ids: tuple[int, ...]
     """Tokens that end an answer."""
+    blank_ids: tuple[int, ...]
+    """Tokens of white space, which templates such as ChatML write after the end."""
     staging: Folder
     parts: dict[str, int]
     """Part -> number of rows."""
@@ -43,6 +48,11 @@ class ContentJob:
     def answers(self) -> list[str]:
         """Columns of the answers' token ids."""
         return [f"{name}_ids" for name in COMPLETIONS[self.prepared.manifest["kind"]]]
+
+    @property
+    def pictures(self) -> list[str]:
+        """The column of names of pictures, where any row has one: all pictures of one size have the same token ids."""
+        return [IMAGES] if self.prepared.manifest.get("pictures") else []
 
 
 def sample_openings(prepared: Prepared, parts: Mapping[str, int]) -> Openings:
@@ -62,16 +72,17 @@ def sketch_part(job: ContentJob, index: int) -> Iterator[dict[str, Any]]:
 
     part = list(job.parts)[index]
     names = ["prompt_ids", *job.answers]
-    rows = job.prepared.read_part(part, ["row_id", "source", *names])
-    columns: dict[str, Any] = {"row_id": rows["row_id"], "prompt": _hashes(*list_values(rows["prompt_ids"]))}
+    rows = job.prepared.read_part(part, ["row_id", "source", *names, *job.pictures])
+    pictures = _picture_hashes(rows)
+    prompts = _hashes(*list_values(rows["prompt_ids"])) ^ pictures
+    columns: dict[str, Any] = {"row_id": rows["row_id"], "prompt": prompts}
     lacking = np.zeros(len(rows), np.int8)
     for name in job.answers:
         values, offsets = list_values(rows[name])
-        first, last = _at(values, offsets, offsets[:-1]), _at(values, offsets, offsets[1:] - 1)
-        columns[f"first_{name}"] = first
-        lacking += ~np.isin(last, job.end_ids)
+        columns[f"first_{name}"] = _at(values, offsets, offsets[:-1])
+        lacking += ~np.isin(_last(values, offsets, job.blank_ids), job.end_ids)
     columns["answers_without_end"] = lacking
-    bands = band_hashes(row_shingles(rows, names, job.openings))
+    bands = band_hashes(_with_pictures(row_shingles(rows, names, job.openings), pictures))
     columns |= {name: bands[:, band] for band, name in enumerate(BAND_COLUMNS)}
     yield {"part": part, **job.staging.write_table(part, pa.table(columns))}
 
@@ -85,12 +96,40 @@ def _hashes(values: Array, offsets: Array) -> NDArray[np.uint64]:
     return np.frombuffer(digests, np.uint64)
 
 
+def _picture_hashes(rows: pa.Table) -> NDArray[np.uint64]:
+    """Hash the names of each row's pictures, which their bytes decide; 0 of a row without, shape (rows,)."""
+    import hashlib
+
+    hashes = np.zeros(len(rows), np.uint64)
+    if IMAGES in rows.column_names:
+        for index, names in enumerate(rows[IMAGES].to_pylist()):
+            if names:
+                digest = hashlib.blake2b("\n".join(names).encode(), digest_size=8).digest()
+                hashes[index] = int.from_bytes(digest, "little")
+    return hashes
+
+
+def _with_pictures(shingles: list[NDArray[np.uint32]], pictures: NDArray[np.uint64]) -> list[NDArray[np.uint32]]:
+    """Mix the pictures of each row into its shingles: the same question about another picture is another row."""
+    mixed = (pictures & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    return [hashes ^ picture for hashes, picture in zip(shingles, mixed, strict=True)]
+
+
 def _at(values: Array, offsets: Array, positions: Array) -> NDArray[np.int32]:
     """Return the token at a position of each row's list; -1 where the list is empty."""
     empty = offsets[1:] == offsets[:-1]
     tokens = np.full(len(empty), -1, np.int32)
     tokens[~empty] = values[positions[~empty]]
     return tokens
+
+
+def _last(values: Array, offsets: Array, blank_ids: Sequence[int]) -> NDArray[np.int32]:
+    """Return the last token of each row's list that is no white space, of its last `TRAILING`; -1 where the list is empty."""
+    positions = offsets[1:] - 1
+    for _ in range(TRAILING):
+        is_blank = np.isin(_at(values, offsets, positions), blank_ids)
+        positions = np.where(is_blank, np.maximum(positions - 1, offsets[:-1]), positions)
+    return _at(values, offsets, positions)
 
 
 def write_contents(job: ContentJob, folder: Folder) -> dict[str, dict[str, Any]]:
@@ -145,7 +184,8 @@ def _shingles(job: ContentJob, rows: NDArray[np.int64]) -> dict[int, NDArray[np.
     for part, number in job.parts.items():
         here = rows[(rows >= start) & (rows < start + number)]
         if len(here):
-            table: pa.Table = job.prepared.read_part(part, ["source", *names]).take(here - start)
-            found |= dict(zip(here.tolist(), map(np.unique, row_shingles(table, names, job.openings)), strict=True))
+            table: pa.Table = job.prepared.read_part(part, ["source", *names, *job.pictures]).take(here - start)
+            shingles = _with_pictures(row_shingles(table, names, job.openings), _picture_hashes(table))
+            found |= dict(zip(here.tolist(), map(np.unique, shingles), strict=True))
         start += number
     return found

@@ -16,13 +16,14 @@ from pipeline.data.row_kinds import COMPLETIONS
 from pipeline.data.sources.readers import read_rows
 from pipeline.data.sources.shards import survey
 from pipeline.data.store import Prepared
-from pipeline.data.transforms.control import strings_of
+from pipeline.data.transforms.control import control_pattern, strings_of
 from pipeline.errors import UserError
 from pipeline.inspection.columns import Entries, RowColumns, Runner, compute
 from pipeline.inspection.parts import parts_of
 from pipeline.io.digests import file_digest
 from pipeline.io.storage import Folder
 from pipeline.ray.tasks import Executor
+from strategies.models.tokenizer import load_tokenizer
 
 __all__ = ["Benchmark", "overlap_columns", "read_benchmark"]
 
@@ -63,7 +64,8 @@ def read_benchmark(path: str) -> Benchmark:
     vocabulary: dict[str, int] = {}
     parts = []
     try:
-        digest = file_digest(Path(path))
+        # The same bytes are one text, or rows.
+        digest = f"{file_digest(Path(path))}{'-text' * path.endswith(PLAIN)}"
         for text in _texts(path):
             # From 1: 0 stands for a word that the benchmark doesn't have.
             parts.append(_grams([vocabulary.setdefault(word, len(vocabulary) + 1) for word in _words(text)]))
@@ -112,27 +114,35 @@ class OverlapJob:
 
     prepared: Prepared
     benchmarks: tuple[Benchmark, ...]
+    messages: re.Pattern[str] | None
+    """The control tokens, between which messages stand; None for a tokenizer without."""
     folder: Folder
     parts: tuple[str, ...]
 
 
 def overlap_part(job: OverlapJob, index: int) -> Iterator[dict[str, Any]]:
-    """Write the share of 8-grams that a benchmark has too, of each row's text that has the most. Raises OSError."""
+    """Write the share of 8-grams that a benchmark has too, of each row's message that has the most. Raises OSError."""
     import pyarrow as pa
 
     part = job.parts[index]
     names = ["prompt", *COMPLETIONS[job.prepared.manifest["kind"]]]
     rows = job.prepared.read_part(part, ["row_id", *names])
     shares = np.zeros(len(rows), np.float32)
+    # By message: beside a system prompt, a question would be a small part of its prompt's 8-grams.
+    texts = [_messages([row[name] or "" for name in names], job.messages) for row in rows.select(names).to_pylist()]
     for benchmark in job.benchmarks:
-        shares = np.maximum(shares, [_share(benchmark, row, names) for row in rows.select(names).to_pylist()])
+        shares = np.maximum(shares, [_share(benchmark, row) for row in texts])
     table = pa.table({"row_id": rows["row_id"], "benchmark_overlap": shares.astype(np.float32)})
     yield {"part": part, **job.folder.write_table(part, table)}
 
 
-def _share(benchmark: Benchmark, row: dict[str, Any], names: Sequence[str]) -> float:
-    """Return the share of the text of the row that has the most."""
-    counts = [benchmark.shared(row[name] or "") for name in names]
+def _messages(texts: Sequence[str], pattern: re.Pattern[str] | None) -> list[str]:
+    return [message for text in texts for message in (pattern.split(text) if pattern is not None else [text])]
+
+
+def _share(benchmark: Benchmark, texts: Sequence[str]) -> float:
+    """Return the share of the text that has the most."""
+    counts = map(benchmark.shared, texts)
     return max(shared / max(total, 1) for shared, total in counts)
 
 
@@ -142,12 +152,12 @@ def overlap_columns(
     """Compute or open the column `benchmark_overlap` of a store and some benchmarks.
 
     Raises:
-        UserError: when it can't be written.
+        UserError: when it can't be written, or the tokenizer can't be loaded.
     """
-    parts = parts_of(prepared)
+    parts, messages = parts_of(prepared), control_pattern(load_tokenizer(cfg))
 
     def write(folder: Folder, run: Runner) -> Entries:
-        return run(overlap_part, OverlapJob(prepared, tuple(benchmarks), folder, tuple(parts)))
+        return run(overlap_part, OverlapJob(prepared, tuple(benchmarks), messages, folder, tuple(parts)))
 
     inputs = {"group": "overlap", "benchmarks": sorted(benchmark.digest for benchmark in benchmarks)}
     return compute(cfg, prepared, inputs, write, executor)

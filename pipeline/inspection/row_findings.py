@@ -106,7 +106,7 @@ SAME_PROMPTS = RowsOfAKind(
 COPIES_ACROSS = RowsOfAKind(
     "near_duplicates_across_splits",
     _copies_across,
-    "Of {total} evaluation rows, {number} nearly repeat training rows.",
+    "Evaluation rows that nearly repeat training rows: {number} of {total}.",
     "evaluation rows that are near duplicates",
     "take them out of the evaluation, whose numbers they flatter",
     EVAL,

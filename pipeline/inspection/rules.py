@@ -31,7 +31,7 @@ BIAS = 0.1
 FEWEST = 30
 """Pairs below which a share says nothing."""
 OVERLAPPING = 0.5
-"""Share of a text's 8-grams from which it counts as a benchmark's."""
+"""Share of a message's 8-grams from which it counts as a benchmark's."""
 RARE = 0.001
 """Share of answers below which their first token is unusual, in data of at least `MANY` rows."""
 MANY = 1000
@@ -107,9 +107,9 @@ def benchmark_rows(table: pd.DataFrame) -> Finding | None:
         return None
     severity: Severity = "warning" if len(found) else "info"
     rows_have = count_text(len(found), "has", "have")
-    many = f"{rows_have} a text of which half the 8-grams or more are a benchmark's; {some:,} share any."
+    many = f"{rows_have} a message of which half the 8-grams or more are a benchmark's; {some:,} share any."
     rows = found if len(found) else table[overlap > 0]
-    evidence = {"rows with half of a text in a benchmark": len(found), "rows with any shared 8-gram": some}
+    evidence = {"rows with half of a message in a benchmark": len(found), "rows with any shared 8-gram": some}
     advice = "take these rows out: a benchmark that was trained on measures nothing"
     return rows_finding(
         rows.sort_values("benchmark_overlap", ascending=False), "benchmark_overlap", severity, many, evidence, advice
@@ -140,6 +140,7 @@ def reference_ranks(table: pd.DataFrame) -> Finding | None:
 def flips(table: pd.DataFrame) -> Finding | None:
     found = table[suspected_flips(table)].sort_values("score_gap")
     share = len(found) / max(1, len(table))
+    keep = max(math.floor(1000 * (1 - share)) / 1000, 0.001)
     return rows_finding(
         found,
         "label_flips",
@@ -151,7 +152,7 @@ def flips(table: pd.DataFrame) -> Finding | None:
             "lowest score_gap": found["score_gap"].min() if len(found) else 0,
             "median score_gap": table["score_gap"].median(),
         },
-        "look at them (inspect.html); select: {by: score_gap, from: top, keep: 0.95} leaves the lowest out",
+        f"look at them (inspect.html); select: {{by: score_gap, from: top, keep: {keep:g}}} leaves about as many out",
     )
 
 

@@ -58,6 +58,10 @@ def _of_kind(name: str, table: pd.DataFrame) -> pd.DataFrame:
         return table[suspected_flips(table)]
     if name == "copies":
         return table[table["near_duplicates"] > 0]
+    if name in ("longer", "shorter"):
+        return table[table["length_ratio"] > 1 if name == "longer" else table["length_ratio"] < 1]
+    if name == "beginnings":
+        return table[table["first_token_share"] < table["first_token_share"].median()]
     if name in ("endless", "benchmark"):
         return table[table["answers_without_end" if name == "endless" else "benchmark_overlap"] > 0]
     return table

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 
 from pipeline.findings.rules import RULES
 from pipeline.report.page import Fact, Notice, Section
-from pipeline.ui.findings import Finding, healthy_text, is_wrong
+from pipeline.ui.findings import NOTHING_RECORDED, Finding, healthy_text, is_wrong
 
 __all__ = ["findings_section", "notice"]
 
 
-def findings_section(findings: Sequence[Finding], is_finished: bool) -> Section:
-    """Return the section of a run's findings."""
+def findings_section(findings: Sequence[Finding], is_finished: bool, records: int) -> Section:
+    """Return the section of a run's findings, of so many records of training."""
     notices = [notice(finding) for finding in findings]
-    if not is_wrong(findings):
+    if not is_wrong(findings) and not records:
+        notices.insert(0, Notice("info", f"{NOTHING_RECORDED}."))
+    elif not is_wrong(findings):
         text = healthy_text(len(RULES)).removeprefix("healthy: ")
         so_far = "" if is_finished else ", in the records so far"
         notices.insert(0, Notice("healthy", f"{text}{so_far}."))

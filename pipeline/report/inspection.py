@@ -51,7 +51,10 @@ BINS = 50
 TAIL = 0.005
 """Share of values at either end that a histogram shows in its first and last bar."""
 NOT_DRAWN = (*NOT_SHOWN, "answers_without_end")
-MEANING = {"tokens": "tokens of the prompt and all answers", "benchmark_overlap": "share of 8-grams that a benchmark has too"}
+MEANING = {
+    "tokens": "tokens of the prompt and all answers",
+    "benchmark_overlap": "share of a message's 8-grams that a benchmark has too",
+}
 
 
 def write_inspection(inspection: Inspection, cfg: RunConfig, output: str | Path | None = None) -> Location:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.config import RunConfig, parse_saved
 from pipeline.errors import ConfigError, UserError
-from pipeline.findings.run import find_in_records
+from pipeline.findings.run import find_in_records, training_records
 from pipeline.io.storage import inside
 from pipeline.report.answers import answer_sections
 from pipeline.report.cost import cost_section
@@ -60,7 +60,7 @@ def run_page(folder: RunFolder) -> str:
     rows = Rows.of(run.cfg, run.state.get("prepared"), run.state.get("scores"))
     findings = find_in_records(folder, run.cfg, run.state, run.records)
     sections = [
-        findings_section(findings, run.state["status"] == "finished"),
+        findings_section(findings, run.state["status"] == "finished", training_records(run.records)),
         *curve_sections(list(_with_logratios(run)), run.timeline.marks),
         *answer_sections(folder, run.step),
         cost_section(folder, run.records, run.timeline),

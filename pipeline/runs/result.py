@@ -13,7 +13,7 @@ from pipeline.runs.finished import finished_run
 from pipeline.runs.folder import FINDINGS, RunFolder
 from pipeline.runs.metrics import MetricsFile
 from pipeline.ui.console import Printable, lines_of, table_of
-from pipeline.ui.findings import Finding, finding_lines, healthy_text, read_finding
+from pipeline.ui.findings import NOTHING_RECORDED, Finding, finding_lines, healthy_text, read_finding
 
 if TYPE_CHECKING:
     import pandas
@@ -78,8 +78,10 @@ class TrainResult(Printable):
             "config": inside(self.run_dir, "config.yaml"),
             "report": self.report,
         }
-        # Runs of earlier versions have no such file.
-        found = [finding_lines(self.findings, healthy_text(self._findings["rules"]))] if self._findings else []
+        # Runs of earlier versions have no such file, or no number in it.
+        recorded = self._findings.get("training_records", 1) if self._findings else 0
+        healthy = healthy_text(self._findings["rules"]) if recorded else NOTHING_RECORDED
+        found = [finding_lines(self.findings, healthy)] if self._findings else []
         table = table_of(("metric", "first", "last"), rows, title=f"{self.steps} steps")
         return Group(*found, table, lines_of(files, gap=1))
 

@@ -10,7 +10,17 @@ from rich.text import Text
 
 from pipeline.errors import UserError
 
-__all__ = ["Evidence", "Finding", "Severity", "by_severity", "finding_lines", "healthy_text", "is_wrong", "read_finding"]
+__all__ = [
+    "NOTHING_RECORDED",
+    "Evidence",
+    "Finding",
+    "Severity",
+    "by_severity",
+    "finding_lines",
+    "healthy_text",
+    "is_wrong",
+    "read_finding",
+]
 
 Severity = Literal["error", "warning", "info"]
 ORDER: tuple[Severity, ...] = ("error", "warning", "info")
@@ -96,6 +106,10 @@ def healthy_text(rules: int) -> str:
     return f"healthy: none of {rules} rules found anything wrong"
 
 
+NOTHING_RECORDED = "no training step is recorded, so whether the run is healthy can't be told; logging_steps: 1 records all"
+"""Stands there instead where rules had no records of training to look at."""
+
+
 def finding_lines(findings: Sequence[Finding], healthy: str = "no findings") -> Text:
     """Return findings as lines of a terminal: the sentence, its evidence, what to try.
 
@@ -103,7 +117,7 @@ def finding_lines(findings: Sequence[Finding], healthy: str = "no findings") -> 
         findings: in the order in which they are shown.
         healthy: the line that precedes them where none is an error or a warning.
     """
-    lines = [] if is_wrong(findings) else [Text(healthy, "green")]
+    lines = [] if is_wrong(findings) else [Text(healthy, "yellow" if healthy == NOTHING_RECORDED else "green")]
     for finding in findings:
         head = Text.assemble((f"{finding.severity}: ", STYLES[finding.severity]), finding.sentence)
         lines.append(Text("\n").join([head, Text(f"  seen:  {finding.evidence_text}"), Text(f"  try:   {finding.advice}")]))

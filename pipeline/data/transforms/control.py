@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ENDS",
     "ESCAPE",
+    "blank_tokens",
     "control_notes",
     "control_pattern",
     "control_tokens",
@@ -29,6 +30,9 @@ ENDS = {
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>"),
     *("</s>", "<eos>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<｜end▁of▁sentence｜>"),
 }
+BLANK = " \t\n\r\u0120\u010a\u010d\u0109\u2581"
+"""White space in the vocabularies of tokenizers: as it is, as byte-level ones write it, and sentencepiece's."""
+BLANK_BYTES = ("<0x09>", "<0x0A>", "<0x0D>", "<0x20>")
 ESCAPE = "\ufdd0"
 """Inserted after the first character of a control token that is text: a noncharacter that Unicode reserves for programs."""
 CONTEXT = 60
@@ -45,6 +49,13 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return the control tokens that end an answer: EOS, and end-of-turn tokens of the usual templates."""
     return tuple(token for token in control_tokens(tokenizer) if token in ENDS or token == tokenizer.eos_token)
+
+
+def blank_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the ids of the tokens that are white space alone, ascending."""
+    return tuple(
+        sorted(number for token, number in tokenizer.get_vocab().items() if token in BLANK_BYTES or not str(token).strip(BLANK))
+    )
 
 
 def control_pattern(tokenizer: PreTrainedTokenizerBase | None) -> re.Pattern[str] | None:

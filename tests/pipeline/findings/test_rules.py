@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -19,7 +20,10 @@ from pipeline.findings.curves import Curves
 from pipeline.findings.facts import ReferenceGap, RowCounts, RunFacts
 from pipeline.findings.rows import interval
 from pipeline.findings.rules import RULES
-from pipeline.findings.run import apply_rules
+from pipeline.findings.run import apply_rules, training_records
+from pipeline.report.findings import findings_section
+from pipeline.runs.result import TrainResult
+from pipeline.ui.console import open_console
 from pipeline.ui.findings import Evidence, Finding, by_severity, finding_lines, read_finding
 
 RUNS = Path(__file__).parent / "runs"
@@ -157,6 +161,21 @@ def test_a_good_run_has_no_finding() -> None:
     assert apply_rules(facts(curves(), gap=ReferenceGap(pairs=300, right=170, gap=0.02))) == ()
     assert apply_rules(facts(curves(), KTO)) == () and apply_rules(facts(curves(), GRPO)) == ()
     assert apply_rules(facts([])) == (), "nor one that has recorded nothing"
+    still = {"tokens_per_second": np.zeros(40), "fed_tokens_per_second": np.zeros(40)}
+    assert apply_rules(facts(curves(**still), setup={"packed": False})) == ()
+
+
+@pytest.mark.parametrize("records", [[], [{"step": 5, "eval_loss": 0.6}], [{"step": 1, "loss": None}]])
+def test_a_run_without_records_is_not_said_to_be_healthy(records: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Such as one that ended before its first logging step."""
+    (notice,) = findings_section([], True, training_records(records)).notices
+    assert notice.kind == "info" and "can't be told" in notice.text
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = {"rules": len(RULES), "training_records": training_records(records), "findings": []}
+    (tmp_path / "findings.json").write_text(json.dumps(found))
+    shown = io.StringIO()
+    open_console(file=shown).print(TrainResult(tmp_path, 1))
+    assert "can't be told" in shown.getvalue() and "healthy:" not in shown.getvalue()
 
 
 @pytest.mark.parametrize("recipe", [{"rl": "ipo"}, {"dpo_loss_type": ["sppo_hard"]}, {"dpo_label_smoothing": 0.1}])

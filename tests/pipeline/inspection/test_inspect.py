@@ -18,11 +18,13 @@ from pipeline.config import dump_config
 from pipeline.errors import UserError
 from pipeline.inspection.measures import ches
 from pipeline.inspection.rules import find_all
+from pipeline.inspection.strangest import strangest
 from pipeline.ray.tasks import run_here
 from tests.browser import faint, needs_chromium, open_page, undrawn
-from tests.pipeline.inspection.conftest import prepared_of, scored
+from tests.pipeline.inspection.conftest import prepared_of, recipe_of, scored
 from tests.runs import HOSTILE
 from tests.tiny import pairs, tiny_model, tiny_tokenizer
+from tests.tiny_vision import picture, save_vision
 
 HIDDEN = {"ray": {"score": {"hidden_states": True}}}
 NEVER = "the quick brown fox jumps over the lazy dog near the quiet river bank"
@@ -75,6 +77,38 @@ def test_faults_are_found_and_the_columns_are_those_of_the_rows(cfg: Any, tmp_pa
         assert one["reference_margin"] == pytest.approx(chosen.sum() - rejected.sum(), rel=1e-4, abs=1e-4)
         assert one["score_gap"] == pytest.approx(chosen.mean() - rejected.mean(), rel=1e-4, abs=1e-5)
         assert one["length_ratio"] == pytest.approx(len(row["chosen_ids"]) / len(row["rejected_ids"]))
+
+
+def chat(number: int) -> list[dict[str, Any]]:
+    """Conversations with a system prompt, each about a text of its own."""
+    system = {"role": "system", "content": "You are a helpful assistant who answers all that users may ask you with care"}
+    rows = []
+    for row in range(number):
+        question = {"role": "user", "content": f"{NEVER} {row}"}
+        answers = {side: [{"role": "assistant", "content": f"{side} {row}"}] for side in ("chosen", "rejected")}
+        rows.append({"prompt": [system, question], **answers})
+    return rows
+
+
+def test_messages_of_chats_end_and_are_compared_with_benchmarks_alone(recipe: Any, tmp_path: Path) -> None:
+    """ChatML writes a line break after its end token, and a system prompt has more words than a question."""
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"question": NEVER}))
+    found = look(recipe(chat(4)), against=[str(tmp_path / "bench.jsonl")])
+    assert found.prepared.read("train", ["chosen"])["chosen"].to_pylist()[0].endswith("<|im_end|>\n")
+    assert "no_end" not in rules(found) and not found.table["answers_without_end"].any()
+    assert rules(found)["benchmark_overlap"].severity == "warning" and (found.table["benchmark_overlap"] > 0.5).all()
+
+
+def test_the_same_question_about_another_picture_is_another_row(tmp_path: Path) -> None:
+    rows = []
+    for row, color in enumerate(("red", "blue", "red")):
+        picture(color, "circle").save(tmp_path / f"{row}.png")
+        answers = {side: [{"role": "assistant", "content": f"{side} it is"}] for side in ("chosen", "rejected")}
+        content = [{"type": "image"}, {"type": "text", "text": "Which colour is it?"}]
+        rows.append({"images": [str(tmp_path / f"{row}.png")], "prompt": [{"role": "user", "content": content}], **answers})
+    found = look(recipe_of(save_vision(tmp_path / "base", "llava"), tmp_path, rows))
+    assert found.table["prompt_rows"].tolist() == [2, 1, 2]
+    assert found.table["near_duplicates"].tolist() == [1, 0, 1] and found.table["duplicate_of"].tolist() == [-1, -1, 0]
 
 
 def test_columns_are_complete_or_absent_and_computed_once(cfg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +209,15 @@ def test_length_and_a_first_token_that_tell_chosen_from_rejected_are_reported() 
         rejected_length=table["chosen_length"].to_numpy()[::-1], rejected_first_token=tokens["chosen_first_token"]
     )
     assert find_all(fair) == ()
+
+
+def test_rows_that_are_as_others_are_not_shown_as_strange() -> None:
+    """Such as a chosen answer that is the shorter one, among those that are much longer."""
+    columns = {"length_ratio": [0.5, 0.9, 1.0, 1.5], "first_token_share": [0.5, 0.5, 0.5, 0.01], "tokens": [4, 5, 6, 7]}
+    kinds = {kind.name: kind.rows.index.tolist() for kind in strangest(pd.DataFrame(columns))}
+    assert kinds["longer"] == [3] and kinds["shorter"] == [0, 1] and kinds["beginnings"] == [3]
+    alike = pd.DataFrame({"length_ratio": [1.0, 1.0], "first_token_share": [0.5, 0.5], "tokens": [4, 4]})
+    assert {kind.name for kind in strangest(alike)} == {"shortest", "longest"}
 
 
 def test_ches_is_high_where_answers_are_alike() -> None:

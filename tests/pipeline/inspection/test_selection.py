@@ -49,6 +49,8 @@ def test_a_saved_recipe_has_the_section_as_it_was_written(tmp_path: object) -> N
         ({"rl": "kto", "select": {"by": "length_ratio", "keep": 0.5}}, r"length_ratio is no column of rows of rl: kto"),
         ({"rl": "grpo", "select": {"by": "prompt_length", "keep": 0.5}}, r"select: rows of rl: grpo have a prompt alone"),
         ({"select": {"by": "length_ratio", "keep": 0}}, r"select.keep: must be greater than 0, got 0"),
+        ({"select": {"by": "length_ratio", "keep": True}}, r"select.keep: must be a number, got true"),
+        ({"profile": {"steps": [True, 2]}}, r"profile.steps: must be a number, got true"),
         ({"select": {"by": "length_ratio", "keep": 0.5, "from": "best"}}, r"select.from: must be 'top', 'bottom' or 'middle'"),
         ({"split_by": "row"}, r"split_by: has no effect without val_set_size"),
     ],
