@@ -14,17 +14,20 @@ from functools import wraps
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 
 __all__ = [
     "SHARED_MEMORY",
+    "accelerate_states",
     "attention_of",
     "clear_logged_loss",
+    "collectives_begun",
     "converts_weights",
     "exposed_exchange_s",
     "fsdp_on_any_device",
     "keep_float32_weights_once",
+    "leave_out_of_ddp",
     "local_part",
     "mark_states_linked",
     "set_exchange",
@@ -199,3 +202,18 @@ def exposed_exchange_s(model: Any) -> float | None:
     names = ("backward_comm_time", "backward_compute_comm_overlap_time")
     exchanged, overlapped = (int(measured.get(name, 0)) for name in names)
     return max(0, exchanged - overlapped) / 1e9
+
+
+def accelerate_states() -> tuple[dict[str, Any], ...]:
+    """Return the dicts that are the attributes of accelerate's singletons: the process's, the accelerators', the gradients'."""
+    return PartialState._shared_state, AcceleratorState._shared_state, GradientState._shared_state
+
+
+def collectives_begun(group: Any) -> int:
+    """Return how many collectives this process has begun in a group; torch compares these numbers in its own debugging."""
+    return int(group._get_sequence_number_for_group())
+
+
+def leave_out_of_ddp(model: torch.nn.Module, names: list[str]) -> None:
+    """Let DDP neither compare nor send these parameters and buffers: it sends all of a model, also what isn't trained."""
+    torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)

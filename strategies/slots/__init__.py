@@ -1,0 +1,61 @@
+"""Several trials in one process, on one frozen base: each has a slot, and slots take turns, an optimizer step each.
+
+base.py           the base's weights, once; every slot's model has them and an adapter of its own
+rules.py          which configs can share a base; loads without torch
+turns.py          one thread a slot, of which one runs at a time
+process_state.py  what libraries keep per process, such as random states: each slot has its own
+host.py           attaches trials to slots, gives turns, and returns how each trial ended
+control.py        what several workers agree on, so that all of them give the same turns
+
+    base = SharedBase(load_model(cfg, tokenizer))
+
+    def run_trial(slot):                                  # in the slot's turns, on every worker
+        set_seed(cfg.seed)
+        builder = HFRLTrainerBuilder(slot.payload, slot.new_model(), tokenizer)
+        builder.train_dataset = rows
+        trainer = builder.build(steps)
+        slot.join(trainer)
+        trainer.train()
+        return trainer.state.global_step
+
+    # `next_commands(host)` returns [Attach(name, cfg), ...], [Stop(name)], [Close()] or []; `on_end` is given an `Ended`.
+    SlotHost(base, run_trial, slots=8).run(next_commands, on_end)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from strategies.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from strategies.slots.base import BaseChanged, SharedBase
+    from strategies.slots.control import WorkersDisagree
+    from strategies.slots.host import Attach, Close, Command, Ended, Slot, SlotHost, Stop
+    from strategies.slots.rules import EQUAL_KEYS, find_sharing_problems, unequal_keys
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "strategies.slots.base": "BaseChanged SharedBase",
+            "strategies.slots.host": "Attach Close Command Ended Slot SlotHost Stop",
+            "strategies.slots.control": "WorkersDisagree",
+            "strategies.slots.rules": "EQUAL_KEYS find_sharing_problems unequal_keys",
+        },
+    )
+
+__all__ = [
+    "EQUAL_KEYS",
+    "Attach",
+    "BaseChanged",
+    "Close",
+    "Command",
+    "Ended",
+    "SharedBase",
+    "Slot",
+    "SlotHost",
+    "Stop",
+    "WorkersDisagree",
+    "find_sharing_problems",
+    "unequal_keys",
+]

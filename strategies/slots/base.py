@@ -1,0 +1,72 @@
+"""The frozen base that several slots share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+__all__ = ["BaseChanged", "SharedBase"]
+
+
+class BaseChanged(RuntimeError):
+    """A trial has replaced or written weights of the base, with which all others compute."""
+
+
+class SharedBase:
+    """Holds a model's weights once, for any number of models that train adapters on them.
+
+    Args:
+        model: the base as `load_model` returns it. It is frozen, and must not be given to a trainer itself.
+
+    Attributes:
+        model: the base.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        model.requires_grad_(False)
+        self.model = model
+        self._fingerprint = self._read()
+
+    def new_model(self) -> PreTrainedModel:
+        """Return a model with modules and config of its own, whose parameters and buffers are the base's."""
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in self._tensors()}
+        return copy.deepcopy(self.model, shared)
+
+    def check_unchanged(self) -> None:
+        """Check that no trainer has replaced or written weights of the base.
+
+        Raises:
+            BaseChanged: naming a parameter.
+        """
+        changed = [name for name, now in self._read().items() if now != self._fingerprint[name]]
+        if changed:
+            raise BaseChanged(f"{len(changed)} weights of the shared base were changed, such as {changed[0]}")
+
+    def names_in(self, model: nn.Module) -> list[str]:
+        """Return the names that the base's parameters and buffers have in a model of `new_model()`, wrapped or not."""
+        shared = {id(tensor) for tensor in self._tensors()}
+        named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+        return [name for name, tensor in named if id(tensor) in shared]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters and buffers."""
+        return sum(tensor.nbytes for tensor in self._tensors())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        # Tied weights, which have several names, come once.
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+
+    def _read(self) -> dict[str, tuple[int, float]]:
+        """Return the address and the sum of each parameter."""
+        return {name: _summary(parameter) for name, parameter in self.model.named_parameters()}
+
+
+def _summary(parameter: nn.Parameter) -> tuple[int, float]:
+    return parameter.data_ptr(), float(parameter.detach().sum(dtype=torch.float64))

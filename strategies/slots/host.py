@@ -1,0 +1,223 @@
+"""Trials attach to slots, take turns, and leave."""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from strategies.compat import leave_out_of_ddp
+from strategies.slots.base import BaseChanged, SharedBase
+from strategies.slots.control import WorkersOfHost
+from strategies.slots.turns import TurnThread
+
+__all__ = ["Attach", "Close", "Command", "Ended", "Slot", "SlotHost", "Stop"]
+
+
+@dataclass(frozen=True)
+class Attach:
+    """Begin a trial in a free slot."""
+
+    name: str
+    """Its own among the trials that run."""
+    payload: Any = None
+    """What `run_trial` needs to know of it; picklable."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Let a trial save a checkpoint after its current step and stop; nothing if it has ended already."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Close:
+    """End the host as soon as no trial is left."""
+
+
+Command = Attach | Stop | Close
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a trial ended on this worker; the same way on all workers."""
+
+    name: str
+    result: Any = None
+    """What `run_trial` returned; None if it failed."""
+    error: BaseException | None = None
+    """What it raised, without its traceback, which would keep the trial's tensors."""
+    traceback: str = ""
+    """The traceback as text."""
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether the device had no memory left, of which a trial alone may have enough."""
+        return isinstance(self.error, torch.OutOfMemoryError | MemoryError)
+
+
+class Slot:
+    """A trial's place on the host: what `run_trial` is given.
+
+    Attributes:
+        name, payload: of its `Attach`.
+        trainer: None before `join`.
+    """
+
+    def __init__(self, trial: Attach, base: SharedBase, run_trial: Callable[[Slot], Any]) -> None:
+        self.name, self.payload = trial.name, trial.payload
+        self.trainer: Any = None
+        self.stop_requested = False
+        self._base = base
+        self._thread = TurnThread(lambda: run_trial(self), f"slot-{trial.name}")
+
+    def new_model(self) -> Any:
+        """Return a model on the shared base, without adapter, for `HFRLTrainerBuilder`."""
+        return self._base.new_model()
+
+    def join(self, trainer: Any) -> None:
+        """Let a trainer that was built on `new_model()` pass the turn before each of its steps; before `trainer.train()`.
+
+        Raises:
+            BaseChanged: if building it has changed the base.
+        """
+        self._base.check_unchanged()
+        self.trainer = trainer
+        leave_out_of_ddp(trainer.model, self._base.names_in(trainer.model))
+        # First, so that the waiting counts as no part of the step.
+        trainer.callback_handler.callbacks.insert(0, TurnCallback(self))
+        if self.stop_requested:
+            trainer.request_stop()
+
+    def pass_turn(self) -> None:
+        """Let the other slots have their turns; not within a step, a context of torch's, or a collective."""
+        self._thread.pass_back()
+
+    def request_stop(self) -> None:
+        """Let the trainer stop after its current step, or after its first one if it has not begun."""
+        self.stop_requested = True
+        if self.trainer is not None:
+            self.trainer.request_stop()
+
+
+class TurnCallback(TrainerCallback):
+    """Passes the turn before each step."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Wait for the next turn; the step's metrics don't count the waiting."""
+        with self._slot.trainer.speed.clock.part("waiting"):
+            self._slot.pass_turn()
+
+
+class Outcome(IntEnum):
+    """Of a turn, as workers compare it."""
+
+    GOES_ON = 0
+    RETURNED = 1
+    RAISED = 2
+
+
+class SlotHost:
+    """Runs trials on one base, in every worker.
+
+    A trial among others computes what it computes alone, bit by bit: its random states, accelerate's singletons and all else
+    that libraries keep per process are put in place for its turns.
+
+    Args:
+        base: of all trials.
+        run_trial: builds a trainer on `slot.new_model()`, joins it, trains and saves; called in the slot's own thread and
+            turns, on every worker. What it returns or raises is the trial's end, and touches no other trial.
+        slots: how many trials may run at once.
+        patience_s: how long workers whose trial has failed wait for the others to fail, too, beside the longest turn so far.
+    """
+
+    def __init__(self, base: SharedBase, run_trial: Callable[[Slot], Any], slots: int, patience_s: float = 60.0) -> None:
+        self.base, self.slots = base, slots
+        self._run_trial, self._patience_s = run_trial, patience_s
+        self._workers = WorkersOfHost()
+        self._running: dict[str, Slot] = {}
+        self._closing = False
+        self._longest_s = 0.0
+
+    @property
+    def free(self) -> int:
+        """Slots that no trial has."""
+        return self.slots - len(self._running)
+
+    def run(self, next_commands: Callable[[SlotHost], Sequence[Command]], on_end: Callable[[Ended], None]) -> None:
+        """Give turns until `Close` came and no trial is left.
+
+        Args:
+            next_commands: called on rank 0 before each round of turns, with this host; must return soon, but may wait for a
+                command if all slots are free.
+            on_end: called on every worker, in this thread, when a trial has ended and its slot is free.
+
+        Raises:
+            WorkersDisagree: if a trial failed on some workers alone. No trial can go on.
+            BaseChanged: if a trial has changed the base. No trial can go on.
+            ValueError: for an `Attach` without a free slot, or of a name that has one.
+        """
+        try:
+            while self._running or not self._closing:
+                commands = self._workers.broadcast(next_commands(self) if self._workers.rank == 0 else None)
+                for command in commands:
+                    self._obey(command)
+                for slot in list(self._running.values()):
+                    if (ended := self._turn(slot)) is not None:
+                        on_end(ended)
+        finally:
+            for slot in self._running.values():
+                slot._thread.close()
+            self._running.clear()
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Close):
+            self._closing = True
+        elif isinstance(command, Stop):
+            if command.name in self._running:
+                self._running[command.name].request_stop()
+        elif command.name in self._running or not self.free:
+            why = "has a slot already" if command.name in self._running else f"all {self.slots} slots are taken"
+            raise ValueError(f"trial {command.name!r} can't attach: {why}")
+        else:
+            self._running[command.name] = Slot(command, self.base, self._run_trial)
+
+    def _turn(self, slot: Slot) -> Ended | None:
+        """Give a slot a turn; return how its trial ended, None if it goes on."""
+        began = time.monotonic()
+        thread = slot._thread
+        thread.give()
+        error = thread.result.exception() if thread.is_over else None
+        if isinstance(error, BaseChanged):
+            raise error
+        outcome = Outcome.GOES_ON if not thread.is_over else Outcome.RETURNED if error is None else Outcome.RAISED
+        self._longest_s = max(self._longest_s, time.monotonic() - began)
+        self._workers.check_equal(outcome, self._patience_s + 2 * self._longest_s)
+        if not thread.is_over:
+            return None
+        del self._running[slot.name]
+        if error is None:
+            return Ended(slot.name, thread.result.result())
+        return _failed(slot.name, error)
+
+
+def _failed(name: str, error: BaseException) -> Ended:
+    text = "".join(traceback.format_exception(error))
+    chain: BaseException | None = error
+    while chain is not None:
+        traceback.clear_frames(chain.__traceback__)
+        chain.__traceback__, chain = None, chain.__cause__ or chain.__context__
+    # A trainer stands in cycles.
+    gc.collect()
+    return Ended(name, error=error, traceback=text)
