@@ -13,11 +13,13 @@ from ray.train import UserCallback
 
 from pipeline.errors import UserError
 from pipeline.ray.channel import NodeChannel
-from pipeline.training.events import ControllerStarted, StepReport, WorkersFailed, merge_ledgers
+from pipeline.training.events import ControllerStarted, SlotEnded, StepReport, WorkersFailed, merge_ledgers
 from strategies.outside import OutsideError
 
-__all__ = ["REPORT", "ForwardEvents", "find_user_error"]
+__all__ = ["CHANNEL", "REPORT", "ForwardEvents", "find_user_error"]
 
+CHANNEL = "channel"
+"""Metric of Ray Train's reports that holds the channel of a run on a host."""
 REPORT = "report"
 """Metric of Ray Train's reports that holds a worker's `StepReport`."""
 
@@ -40,8 +42,13 @@ class ForwardEvents(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Forward rank 0's report with the rows of all ranks."""
         # One dict per rank, in their order: each rank has rows of its own, the rest is rank 0's to report.
-        reports: list[StepReport] = [rank[REPORT] for rank in metrics]
-        self._send(replace(reports[0], ledger=merge_ledgers(report.ledger for report in reports)))
+        reports: list[Any] = [rank[REPORT] for rank in metrics]
+        report = reports[0]
+        if isinstance(report, StepReport):
+            report = replace(report, ledger=merge_ledgers(each.ledger for each in reports))
+        self._send(report, metrics[0].get(CHANNEL))
+        if isinstance(report, SlotEnded):
+            self._send(report)  # to the host's driver, too, which gives the slot to the next run
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Forward which workers failed and why.
@@ -56,12 +63,20 @@ class ForwardEvents(UserCallback):
         died = [rank for rank, error in worker_exceptions.items() if _is_death(error)]
         self._send(WorkersFailed(failures, died, time.time()))
 
-    def _send(self, event: Any) -> None:
-        """Send an event, or where the disk is full keep it for the next one: Ray would end the run for an error here."""
-        self._unsent.append(event)
+    def _send(self, event: Any, channel: NodeChannel | None = None) -> None:
+        """Send an event, or where the disk is full keep it for the next one: Ray would end the run for an error here.
+
+        Args:
+            event: what is sent.
+            channel: of a run on a host; None for that of the workers' driver.
+        """
+        self._unsent.append((event, channel or self._channel))
         with suppress(OSError):
             while self._unsent:
-                self._channel.put(self._unsent[0])
+                unsent, target = self._unsent[0]
+                # A run whose driver has ended reads no more.
+                if target.folder.exists():
+                    target.put(unsent)
                 del self._unsent[0]
 
 

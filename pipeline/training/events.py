@@ -6,7 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["AttemptStarted", "ControllerStarted", "Event", "StepReport", "WorkerStarted", "WorkersFailed", "merge_ledgers"]
+__all__ = [
+    "AttemptStarted",
+    "ControllerStarted",
+    "Event",
+    "SlotEnded",
+    "StepReport",
+    "WorkerStarted",
+    "WorkersFailed",
+    "merge_ledgers",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,22 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class SlotEnded:
+    """A run on a host has ended, and left its slot."""
+
+    name: str
+    """The name by which it has asked for the slot."""
+    result: dict[str, Any] | None
+    """What `train_job` returned; None if the run failed."""
+    failure: str = ""
+    """Why it failed, on one line."""
+    refused: bool = False
+    """Whether it refuses its input, so that another try would fail, too."""
+    out_of_memory: bool = False
+    """Whether it may have enough memory without other runs beside it."""
+
+
+@dataclass(frozen=True)
 class WorkersFailed:
     """An attempt has ended with errors of workers."""
 
@@ -73,7 +98,7 @@ class WorkersFailed:
     """Seconds since the epoch."""
 
 
-Event = ControllerStarted | WorkerStarted | StepReport | WorkersFailed
+Event = ControllerStarted | WorkerStarted | StepReport | SlotEnded | WorkersFailed
 
 
 def merge_ledgers(parts: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:

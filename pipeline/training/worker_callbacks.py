@@ -18,8 +18,9 @@ from typing import Any
 import ray.train
 from transformers import TrainerCallback
 
+from pipeline.ray.channel import NodeChannel
 from pipeline.runs.checkpoints import step_of
-from pipeline.training.controller_callback import REPORT
+from pipeline.training.controller_callback import CHANNEL, REPORT
 from pipeline.training.events import AttemptStarted, StepReport
 from pipeline.training.heartbeat import beat
 from pipeline.training.worker_checkpoints import WorkerCheckpoints
@@ -55,9 +56,19 @@ class RayReportCallback(TrainerCallback):
         run: id of the run: a folder of the same name may have been another's.
         ledger: rows of the trainer's steps; each report has the new entries of its rank.
         attempt: how the worker starts.
+        channel: on a host, that of the run's driver; None for the driver of the workers.
     """
 
-    def __init__(self, checkpoints: WorkerCheckpoints, scratch: Path, run: str, ledger: Ledger, attempt: Attempt) -> None:
+    def __init__(
+        self,
+        checkpoints: WorkerCheckpoints,
+        scratch: Path,
+        run: str,
+        ledger: Ledger,
+        attempt: Attempt,
+        channel: NodeChannel | None = None,
+    ) -> None:
+        self._channel = channel
         self._checkpoints = checkpoints
         self._scratch = scratch
         self._run = run
@@ -134,7 +145,7 @@ class RayReportCallback(TrainerCallback):
         # Stored by all ranks: `_is_due` has reduced that, or each has called `wait` before this barrier.
         name, self._checkpoint = self._checkpoint, None
         report = StepReport(state.global_step, self._records, self._ledger.take(), attempt, name)
-        ray.train.report({REPORT: report})
+        ray.train.report({REPORT: report, CHANNEL: self._channel})
         self._records, self._reported_step = [], state.global_step
         self._last_report = time.monotonic()
         if name is not None and args.process_index == 0:

@@ -4,6 +4,7 @@ base.py           the base's weights, once; every slot's model has them and an a
 rules.py          which configs can share a base; loads without torch
 turns.py          one thread a slot, of which one runs at a time
 process_state.py  what libraries keep per process, such as random states: each slot has its own
+commands.py       what a host is told; loads without torch
 host.py           attaches trials to slots, gives turns, and returns how each trial ended
 control.py        what several workers agree on, so that all of them give the same turns
 
@@ -30,15 +31,17 @@ from strategies.lazy import lazy_names
 
 if TYPE_CHECKING:
     from strategies.slots.base import BaseChanged, SharedBase
+    from strategies.slots.commands import Attach, Close, Command, Stop
     from strategies.slots.control import WorkersDisagree
-    from strategies.slots.host import Attach, Close, Command, Ended, Slot, SlotHost, Stop
+    from strategies.slots.host import Ended, Slot, SlotHost
     from strategies.slots.rules import EQUAL_KEYS, find_sharing_problems, unequal_keys
 else:
     __getattr__ = lazy_names(
         __name__,
         {
             "strategies.slots.base": "BaseChanged SharedBase",
-            "strategies.slots.host": "Attach Close Command Ended Slot SlotHost Stop",
+            "strategies.slots.commands": "Attach Close Command Stop",
+            "strategies.slots.host": "Ended Slot SlotHost",
             "strategies.slots.control": "WorkersDisagree",
             "strategies.slots.rules": "EQUAL_KEYS find_sharing_problems unequal_keys",
         },

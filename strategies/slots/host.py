@@ -15,35 +15,11 @@ from transformers import TrainerCallback
 
 from strategies.compat import leave_out_of_ddp
 from strategies.slots.base import BaseChanged, SharedBase
+from strategies.slots.commands import Attach, Close, Command, Stop
 from strategies.slots.control import WorkersOfHost
 from strategies.slots.turns import TurnThread
 
-__all__ = ["Attach", "Close", "Command", "Ended", "Slot", "SlotHost", "Stop"]
-
-
-@dataclass(frozen=True)
-class Attach:
-    """Begin a trial in a free slot."""
-
-    name: str
-    """Its own among the trials that run."""
-    payload: Any = None
-    """What `run_trial` needs to know of it; picklable."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Let a trial save a checkpoint after its current step and stop; nothing if it has ended already."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Close:
-    """End the host as soon as no trial is left."""
-
-
-Command = Attach | Stop | Close
+__all__ = ["Ended", "Slot", "SlotHost"]
 
 
 @dataclass(frozen=True)
