@@ -50,7 +50,7 @@ def clone(
     trial: Trial,
     overrides: Overrides = None,
     warm_start: Annotated[
-        bool, typer.Option("--warm-start", help="Go on from the trial's last checkpoint, instead of the beginning.")
+        bool, typer.Option("--warm-start", help="Resume from the trial's last checkpoint, instead of the beginning.")
     ] = False,
     debug: Debug = False,
 ) -> None:

@@ -209,7 +209,7 @@ class _Watch:
 
 
 def holder_of(folder: Folder, name: str) -> Holder | None:
-    """Return the process that holds a lease; None where nobody does, or where it is known to have died.
+    """Return the process that holds a lease; None where no process does, or where it is known to have died.
 
     Args:
         folder, name: as in `held`.

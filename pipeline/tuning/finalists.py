@@ -1,4 +1,4 @@
-"""Finalists of a sweep: its best trials, repeated with other seeds, and what these runs tell of them."""
+"""Finalists of a sweep: its best trials, repeated with other seeds, and compared by these runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.tuning.records import TrialRecord
 __all__ = ["Finalist", "Finals", "choose_finalists", "judge", "plan_repeats"]
 
 CHANCE = 0.05
-"""Probability with which equal finalists are told apart by mistake."""
+"""Probability with which one of two equal finalists is called better by mistake."""
 SAME_COST = 0.1
 """Fraction by which the seconds of runs differ that cost the same: other work on the machine makes as much."""
 
@@ -69,7 +69,7 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Finals:
-    """What the finalists' runs tell."""
+    """The finalists, compared by their runs with other seeds."""
 
     objective: Objective
     finalists: tuple[Finalist, ...]
@@ -80,7 +80,7 @@ class Finals:
     """The first, or where others are equal to it, the cheapest of them."""
 
     def verdict(self, finalist: Finalist) -> Verdict:
-        """Return `best` for the first if it is beyond the spread of seeds, `equal` for all that can't be told apart from it."""
+        """Return `best` for the first if it is beyond the spread of seeds, `equal` for all that aren't worse beyond it."""
         if finalist not in (self.finalists[0], *self.equal):
             return "worse"
         return "equal" if self.equal else "best"

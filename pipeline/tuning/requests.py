@@ -38,7 +38,7 @@ class CloneTrial:
     trial: int
     changes: Values = field(default_factory=dict)
     warm_start: bool = False
-    """Go on from the trial's last checkpoint, instead of the beginning."""
+    """Resume from the trial's last checkpoint, instead of the beginning."""
 
 
 Request = StopTrial | CloneTrial

@@ -96,7 +96,7 @@ class Sweep(Printable):
         Args:
             trial: number of the other one, in any state.
             changes: dotted key of the recipe -> value; None leaves the key unset.
-            warm_start: go on from the other one's last checkpoint (weights, optimizer, schedule), instead of the beginning.
+            warm_start: resume from the other one's last checkpoint (weights, optimizer, schedule), instead of the beginning.
 
         Returns:
             What the driver has done, as a sentence.

@@ -15,7 +15,7 @@ __all__ = ["as_config"]
 FOREIGN_KEYS = frozenset(
     "datasets test_datasets val_set_size dataset_prepared_path dataset_exact_deduplication excess_length_strategy "
     "max_rejected_fraction encode_special_tokens template_date dataset_num_proc ray use_ray ray_num_workers "
-    "resources_per_worker select split_by tune".split()
+    "resources_per_worker select split_by split_seed tune".split()
 )
 """Keys of a recipe that other packages read; a recipe's mapping may hold them."""
 

@@ -194,7 +194,7 @@ def test_a_sweep_repeats_its_best_trials(recipe: Any, tmp_path: Path) -> None:
     prepared = tmp_path / "prepared"
     cfg = recipe(tmp_path / "sweep", section, num_epochs=1, dataset_prepared_path=str(prepared))
     result = tune(cfg)
-    assert [record.status for record in result.records] == ["finished"] * 8
+    assert [(record.status, record.reason) for record in result.records] == [("finished", None)] * 8
     assert [record.repeats for record in result.records] == [None, None, 0, 1, 0, 1, 0, 1]
     # Other seeds have left the evaluation rows as they were: one store, scored once.
     assert len(list(prepared.glob("*/manifest.json"))) == len(list(prepared.glob("reference/*/manifest.json"))) == 1
