@@ -6,7 +6,7 @@ worker.py               trains on each worker; job.py its arguments
 worker_callbacks.py     reports from the trainer's callbacks to Ray's controller; worker_checkpoints.py stores checkpoints
 controller_callback.py  forwards reports from the controller to the driver; run_log.py writes and shows them
 host.py                 the driver's side of hosts, whose workers train many runs on one base; slot_launch.py a run's side
-host_worker.py          a host's worker; slot_commands.py what its driver tells it
+host_worker.py          a host's worker; slot_commands.py the commands of its driver
 heartbeat.py            a worker's last heartbeat; hang_detection.py finds workers without one
 signals.py              SIGTERM; row_ledger.py the rows of each step
 """

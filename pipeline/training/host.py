@@ -1,6 +1,6 @@
 """The driver's side of hosts: workers that hold a base model, and train the adapters of many runs in their slots.
 
-A host is one run of Ray Train. When a worker dies, Ray Train starts all of them again, and every run goes on from its own last
+A host is one run of Ray Train. When a worker dies, Ray Train starts all of them again, and every run resumes from its own last
 checkpoint.
 """
 
@@ -95,7 +95,7 @@ class Hosts:
             for host in self.hosts:
                 host.poll()
             self.hosts = [host for host in self.hosts if not host.has_ended]
-            self._place()
+            self._assign()
 
     def _handle(self, request: SlotWanted | SlotUnwanted) -> None:
         if isinstance(request, SlotWanted):
@@ -104,7 +104,7 @@ class Hosts:
             for host in self.hosts:
                 host.stop(request.name)
 
-    def _place(self) -> None:
+    def _assign(self) -> None:
         for name, wanted in list(self._waiting.items()):
             # On the host with the fewest runs; on another one, while there is room for one.
             if any(host.has_run_of(wanted) for host in self.hosts):
@@ -139,7 +139,7 @@ class _Host:
         self._closing = False
         self._busy_at = self._looked = time.monotonic()
         self._leaving: set[str] = set()
-        """Runs that were told to leave."""
+        """Runs that were asked to leave."""
         self._outcome: BaseException | None = None
         self._fitted = threading.Event()
         self._opened = NodeChannel.opened()
@@ -258,7 +258,7 @@ class _Host:
         try:
             with environment(REPORTS):
                 self._trainer().fit()
-        except BaseException as error:  # noqa: BLE001 - told to the runs
+        except BaseException as error:  # noqa: BLE001 - reported to the runs
             self._outcome = error
         self._fitted.set()
 

@@ -1,4 +1,4 @@
-"""What a host is told. Loads without torch."""
+"""Commands to a host. Loads without torch."""
 
 from __future__ import annotations
 
