@@ -105,7 +105,7 @@ def check_slots(wanted: int | None, fitting: int, trials: int) -> int:
     Args:
         wanted: `tune.slots`.
         fitting: those of `fitting_slots`.
-        trials: of the sweep, as far as they are known.
+        trials: of each host.
 
     Raises:
         UserError: when more are wanted than fit.

@@ -161,7 +161,9 @@ def _share(cfg: RunConfig, sharing: Sharing, capacity: int, trials: int, display
     recipe = sharing.recipe
     machine = this_machine(recipe.ray.use_gpu)
     copies = 1 if machine.kind == "GPU" else capacity * recipe.num_workers
-    slots = check_slots(cfg.tune.slots, fitting_slots(recipe, copies, machine), trials)
+    # On all of the cluster, unless slots are given: then on as many hosts as have them.
+    each = -(-trials // min(capacity, trials))
+    slots = check_slots(cfg.tune.slots, fitting_slots(recipe, copies, machine), each)
     hosts = min(capacity, -(-trials // slots))
     display.note(f"up to {slots} trials share one copy of the base model{f', of which there are {hosts}' * (hosts > 1)}")
     for reason in sharing.reasons:
