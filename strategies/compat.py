@@ -33,6 +33,7 @@ __all__ = [
     "set_exchange",
     "set_last_rates",
     "state_fragment",
+    "store_of_processes",
     "supports_sdpa",
     "tags_of",
     "talk_through_gloo",
@@ -217,3 +218,8 @@ def collectives_begun(group: Any) -> int:
 def leave_out_of_ddp(model: torch.nn.Module, names: list[str]) -> None:
     """Let DDP neither compare nor send these parameters and buffers: it sends all of a model, also what isn't trained."""
     torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+
+
+def store_of_processes() -> Any:
+    """Return the store by which the processes of torch's default group have found each other; no public name has it."""
+    return torch.distributed.distributed_c10d._get_default_store()

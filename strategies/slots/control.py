@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import pickle
 from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from strategies.compat import collectives_begun
+from strategies.compat import collectives_begun, store_of_processes
 
 __all__ = ["WorkersDisagree", "WorkersOfHost"]
 
-FOREVER = timedelta(days=365)
-"""Timeout of waiting for commands: rank 0 may have none for as long as it likes."""
+HOSTS = itertools.count()
+"""Numbers of the hosts of this process: one after another must not read what that one left in the store."""
+ASK_AGAIN = timedelta(minutes=10)
+"""How long one request for commands lasts; rank 0 may have none for as long as it likes."""
 
 
 class WorkersDisagree(RuntimeError):
@@ -25,27 +28,39 @@ class WorkersDisagree(RuntimeError):
 
 
 class WorkersOfHost:
-    """The processes of torch's default group, connected by a second one, over gloo.
+    """The processes of torch's default group, which leave what they agree on in its store.
 
-    Collectives of trials never wait in it, and its own never mix with theirs.
+    Not by collectives: trials use those, and one that is never answered can't be given up: its process can't even exit.
     """
 
     def __init__(self) -> None:
         """Raise ValueError in one of several processes that aren't connected yet."""
         self.size, self.rank = 1, 0
+        self._store: Any = None
+        self._broadcasts = self._turns = 0
         if dist.is_initialized():
             self.size, self.rank = dist.get_world_size(), dist.get_rank()
         elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("slots: connect the workers first (torch.distributed.init_process_group)")
-        self._group = dist.new_group(backend="gloo", timeout=FOREVER) if self.size > 1 else None
+        if self.size > 1:
+            self._store = dist.PrefixStore(f"slots-{next(HOSTS)}", store_of_processes())
 
     def broadcast(self, value: Any) -> Any:
-        """Return rank 0's value, which must be picklable; what others pass is ignored."""
-        if self._group is None:
+        """Return rank 0's value, which must be picklable; what others pass is ignored.
+
+        Between two calls there must be one of `check_equal`: rank 0 deletes the value before.
+        """
+        if self._store is None:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._group)
-        return box[0]
+        self._broadcasts += 1
+        key = f"value {self._broadcasts}"
+        if self.rank == 0:
+            self._store.delete_key(f"value {self._broadcasts - 1}")
+            self._store.set(key, pickle.dumps(value))
+            return value
+        while not self._is_there(key, ASK_AGAIN):
+            pass
+        return pickle.loads(self._store.get(key))  # noqa: S301 - rank 0 of this run has written it
 
     def check_equal(self, outcome: int, patience_s: float) -> None:
         """Check that a turn had the same outcome on all workers, and that they began as many collectives in it.
@@ -57,16 +72,25 @@ class WorkersOfHost:
         Raises:
             WorkersDisagree: if it had not, or they don't answer in time.
         """
-        if self._group is None:
+        if self._store is None:
             return
-        mine = torch.tensor([outcome, collectives_begun(dist.group.WORLD)])
-        others = [torch.empty_like(mine) for _ in range(self.size)]
-        work = dist.all_gather(others, mine, group=self._group, async_op=True)
+        self._turns += 1
+        self._store.delete_key(f"turn {self._turns - 2} of {self.rank}")  # all have read it before their last turn
+        self._store.set(f"turn {self._turns} of {self.rank}", f"{outcome} {collectives_begun(dist.group.WORLD)}")
+        found = []
+        for rank in range(self.size):
+            key = f"turn {self._turns} of {rank}"
+            if not self._is_there(key, timedelta(seconds=patience_s)):
+                raise WorkersDisagree(f"worker {self.rank}: worker {rank} didn't end the turn within {patience_s:.0f} s")
+            found.append(self._store.get(key).decode())
+        if len(set(found)) > 1:
+            raise WorkersDisagree(f"worker {self.rank}: outcome and collectives of the turn were {found} on the workers")
+
+    def _is_there(self, key: str, patience: timedelta) -> bool:
         try:
-            work.wait(timedelta(seconds=patience_s))
-        except RuntimeError as error:
-            raise WorkersDisagree(f"worker {self.rank}: others didn't end the turn within {patience_s:.0f} s") from error
-        if any(not torch.equal(mine, other) for other in others):
-            raise WorkersDisagree(
-                f"worker {self.rank}: outcome and collectives of the turn were {[o.tolist() for o in others]}"
-            )
+            self._store.wait([key], patience)
+        except dist.DistStoreError as error:
+            if "imeout" not in str(error):
+                raise
+            return False
+        return True

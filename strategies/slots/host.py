@@ -135,8 +135,8 @@ class SlotHost:
         """Give turns until `Close` came and no trial is left.
 
         Args:
-            next_commands: called on rank 0 before each round of turns, with this host; must return soon, but may wait for a
-                command if all slots are free.
+            next_commands: called on rank 0 before each round of turns, with this host; must return soon, unless all slots are
+                free: then it should wait for a command.
             on_end: called on every worker, in this thread, when a trial has ended and its slot is free.
 
         Raises:
@@ -144,9 +144,12 @@ class SlotHost:
             BaseChanged: if a trial has changed the base. No trial can go on.
             ValueError: for an `Attach` without a free slot, or of a name that has one.
         """
+        # Every trainer asks for a collection as it starts, which would look at all that was imported until now.
+        gc.collect()
+        gc.freeze()
         try:
             while self._running or not self._closing:
-                commands = self._workers.broadcast(next_commands(self) if self._workers.rank == 0 else None)
+                commands = self._workers.broadcast(self._ask(next_commands) if self._workers.rank == 0 else None)
                 for command in commands:
                     self._obey(command)
                 for slot in list(self._running.values()):
@@ -156,6 +159,14 @@ class SlotHost:
             for slot in self._running.values():
                 slot._thread.close()
             self._running.clear()
+            gc.unfreeze()
+
+    def _ask(self, next_commands: Callable[[SlotHost], Sequence[Command]]) -> Sequence[Command]:
+        """Return the next commands; where no trial runs, only once they attach one or close the host."""
+        while True:
+            commands = list(next_commands(self))
+            if self._running or not all(isinstance(command, Stop) for command in commands):
+                return commands
 
     def _obey(self, command: Command) -> None:
         if isinstance(command, Close):

@@ -22,7 +22,7 @@ EQUAL_KEYS = (
     *("full_determinism", "accelerator_config", "ddp_timeout", "deepspeed", "fsdp_config", "plugins"),
 )
 """Keys by which two trials need different bases, precisions, process groups or registries."""
-KEEP_BASE = (None, True, False, "true", "gaussian", "orthogonal")
+KEEP_BASE = (None, True, False, "gaussian", "orthogonal")
 """Initialisations of adapters that leave the base's weights alone; PiSSA and OLoRA, for example, don't."""
 ALONE = {
     "lora_modules_to_save": "trains whole modules of the base",

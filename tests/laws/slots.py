@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+import torch.distributed as dist
+from transformers import TrainerCallback, set_seed
 
 from strategies.config import as_config
 from strategies.models.loading import load_model
-from strategies.slots import Attach, Close, Command, Ended, SharedBase, Slot, SlotHost
-from tests.laws.runs import CONFIG, LORA, alike, built, prepared
+from strategies.slots import Attach, Close, Command, Ended, SharedBase, Slot, SlotHost, Stop, WorkersDisagree
+from tests.laws.runs import CONFIG, LORA, alike, built, join, prepared
 from tests.tiny import tiny_tokenizer
 
 KEYS: dict[str, Any] = {
@@ -51,13 +54,49 @@ def shared_base(base_model: str) -> SharedBase:
     return SharedBase(load_model(as_config({**CONFIG, "base_model": base_model}), tiny_tokenizer()))
 
 
+class Planted(RuntimeError):
+    """A fault that a test has planted."""
+
+
+class FaultAt(TrainerCallback):
+    """A fault within a step of a trial."""
+
+    def __init__(self, step: int, fault: Callable[[], None]) -> None:
+        self.step, self.fault = step, fault
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step + 1 == self.step:
+            self.fault()
+
+
+def raise_planted() -> None:
+    raise Planted("planted")
+
+
+def raise_out_of_memory() -> None:
+    raise torch.OutOfMemoryError("planted")
+
+
+def kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+FAULTS = {"raise": raise_planted, "memory": raise_out_of_memory, "kill": kill_this_process}
+
+
 def run_trial(folder: Path) -> Callable[[Slot], dict[str, Any]]:
-    """What a host's slots run; a payload is the keys of a trial, and `resume`, the checkpoint that it goes on from."""
+    """What a host's slots run.
+
+    A payload is the keys of a trial; `resume`, the checkpoint that it goes on from; `fault`, a step, a name of `FAULTS`, and
+    the rank if it has a fault on one rank alone.
+    """
 
     def run(slot: Slot) -> dict[str, Any]:
         keys = dict(slot.payload)
-        resume = keys.pop("resume", None)
+        resume, fault = keys.pop("resume", None), keys.pop("fault", None)
         trainer = trainer_of(folder / slot.name, keys, lambda _: slot.new_model())
+        if fault is not None and (len(fault) < 3 or fault[2] == trainer.args.process_index):
+            trainer.add_callback(FaultAt(fault[0], FAULTS[fault[1]]))
         slot.join(trainer)
         trainer.train(resume_from_checkpoint=resume)
         return outcome(trainer)
@@ -92,3 +131,34 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], rtol: float | None =
             assert torch.equal(value, other["weights"][name]), name
         else:
             torch.testing.assert_close(value, other["weights"][name], rtol=rtol, atol=1e-7)
+
+
+def host_worker(rank: int, world_size: int, port: int, folder: str, base: str, trials: dict[str, dict[str, Any]]) -> None:
+    """One process of two: the trials together, one of which fails and one is stopped, then alone; leaves `{rank}.pt`."""
+    join(rank, world_size, port)
+    dist.init_process_group("gloo")
+    place = Path(folder)
+    host = SlotHost(shared_base(base), run_trial(place), slots=len(trials) + 2)
+    others = {"fails": {"base_model": base, "fault": (3, "raise")}, "stopped": {"base_model": base, "seed": 5}}
+    first, *rest = attach(trials)
+    ends = run_together(host, [[first, *attach(others)], [], rest, [Stop("stopped")]])
+    found: dict[str, Any] = {name: (ends[name].result, repr(ends[name].error)) for name in ends}
+    for name, keys in trials.items():
+        found[f"{name} alone"] = run_alone(place / f"{name}-alone", keys)
+    torch.save(found, place / f"{rank}.pt")
+
+
+def torn_worker(rank: int, world_size: int, port: int, folder: str, base: str, trials: dict[str, dict[str, Any]]) -> None:
+    """One process of two: a trial fails on one of them alone; leaves what the host raised in `{rank}.txt`."""
+    join(rank, world_size, port)
+    dist.init_process_group("gloo")
+    host = SlotHost(shared_base(base), run_trial(Path(folder)), slots=len(trials), patience_s=1.0)
+    try:
+        run_together(host, [attach(trials)])
+    except WorkersDisagree as error:
+        Path(folder, f"{rank}.txt").write_text(str(error))
+
+
+def killed_worker(folder: str, base: str, trials: dict[str, dict[str, Any]]) -> None:
+    """A process in which a trial ends all of them."""
+    run_together(SlotHost(shared_base(base), run_trial(Path(folder)), slots=len(trials)), [attach(trials)])

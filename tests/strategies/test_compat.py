@@ -8,7 +8,7 @@ import inspect
 import deepspeed.utils
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from deepspeed import ops
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder import builder as builders
@@ -20,6 +20,7 @@ from trl import DPOTrainer
 
 from strategies.compat import (
     SHARED_MEMORY,
+    accelerate_states,
     attention_of,
     fsdp_on_any_device,
     keep_float32_weights_once,
@@ -127,3 +128,19 @@ def test_torch_still_hides_where_a_part_begins() -> None:
     """When this fails, delete `local_part`."""
     public = {name for name in (*dir(torch.distributed.tensor), *dir(DTensor)) if not name.startswith("_")}
     assert not [name for name in public if "offset" in name and "storage" not in name and "bag" not in name]
+
+
+def test_accelerate_still_keeps_its_state_per_process() -> None:
+    """When this fails, look what `accelerate_states` must return: attributes of all objects of these classes."""
+    for cls, shared in zip((PartialState, AcceleratorState, GradientState), accelerate_states(), strict=True):
+        assert type(shared) is dict and "self.__dict__ = self._shared_state" in inspect.getsource(cls.__init__)
+    # Copies of these dicts are enough as long as no value is changed in place.
+    assert "self.dataloader_references += [dataloader]" in inspect.getsource(GradientState)
+    assert "self._dataloader_references_ref = [" in inspect.getsource(GradientState)
+
+
+def test_torch_still_hides_what_slots_ask_it() -> None:
+    """When this fails, delete `collectives_begun`, `leave_out_of_ddp` or `store_of_processes`."""
+    public = {name for name in (*dir(torch.distributed), *dir(torch.distributed.ProcessGroup)) if not name.startswith("_")}
+    public |= {name for name in dir(torch.nn.parallel.DistributedDataParallel) if not name.startswith("_")}
+    assert not [name for name in public if "sequence" in name or "default_store" in name or "to_ignore" in name]
