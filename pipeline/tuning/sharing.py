@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, UserError
 from strategies import memory
 from strategies.slots.rules import find_sharing_problems, unequal_keys
 
-__all__ = ["Sharing", "check_slots", "fitting_slots", "plan_sharing", "why_not_shared"]
+__all__ = ["Sharing", "base_bytes", "check_slots", "fitting_slots", "plan_sharing", "why_not_shared"]
 
 MOST_SLOTS = 16
 SLOT_BYTES = 64 * 2**20
@@ -35,6 +35,11 @@ class Sharing:
     """Copies of the base at once, each with workers of its own."""
     slots: int = 1
     """Trials that each takes at once."""
+
+    def describe(self) -> str:
+        """Return the numbers of slots and of copies, in a phrase."""
+        copies = "one copy" if self.hosts == 1 else f"{self.hosts} copies"
+        return f"{self.hosts * self.slots} slots on {copies} of the base model"
 
     def takes(self, cfg: RunConfig) -> bool:
         """Return whether a trial can share this base."""
@@ -97,6 +102,11 @@ def fitting_slots(recipe: RunConfig, copies: int, machine: Machine) -> int:
     # Activations are those of one trial: the others wait for their turns.
     each = found.gradients * 2 + found.optimizer + found.reference + found.buckets + SLOT_BYTES
     return max(0, int((usable(machine) / copies - found.total) // each) + 1)
+
+
+def base_bytes(recipe: RunConfig) -> int:
+    """Return the bytes of a trial's model: the base's, and few of its adapter."""
+    return memory.estimate(recipe).weights
 
 
 def check_slots(wanted: int | None, fitting: int, trials: int) -> int:

@@ -28,7 +28,7 @@ from pipeline.tuning.objective import resolve_objective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.result import SweepResult, best_recipe, raise_without_best
 from pipeline.tuning.shared_stages import SharedStages, prepare_shared_stages
-from pipeline.tuning.sharing import Sharing, check_slots, fitting_slots, plan_sharing
+from pipeline.tuning.sharing import Sharing, base_bytes, check_slots, fitting_slots, plan_sharing
 from pipeline.tuning.space import check_trials, corners, trial_recipe
 from pipeline.ui.display import Display
 from pipeline.ui.notebook import default_display
@@ -101,6 +101,9 @@ def run_sweep(
             number = tuning.count_trials(cfg.tune, points)
             sharing, concurrent = _share(cfg, sharing, concurrent, number, display)
         shared = prepare_shared_stages(cfg, trials if points is not None else recipes, display)
+        if sharing is not None:
+            slots = sharing.hosts * sharing.slots
+            shared = replace(shared, copies=sharing.hosts, slots=slots, base_bytes=base_bytes(sharing.recipe))
         if "shared" in state:  # resumed: report the cost of the first time, not of reopening cached stages
             shared = SharedStages(**state["shared"])
         folder.write_state({"status": "started", "shared": shared.summary()})

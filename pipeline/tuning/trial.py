@@ -154,7 +154,8 @@ class _Run(SilentDisplay):
     def _train(self, values: Any, pointer: dict[str, Any] | None) -> None:
         try:
             cfg = self._prepare_folder(values, pointer)
-            self._send(TrialBegan, self.folder, values, self._origin)
+            is_alone = self.job.sharing is not None and not self.job.sharing.takes(cfg)
+            self._send(TrialBegan, self.folder, values, self._origin, is_alone)
             trial = TrialInfo(name_of(self.job.sweep), self.folder, values or {}, self.job.parents)
             # Whether Tune starts the trial or tries it again: in an empty folder `resume` changes nothing.
             options: dict[str, Any] = {"debug": self.job.debug, "cancel": self._cancel, "hooks": self.job.hooks(cfg)}

@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from cluster.ray_compat import trials_without_keys, tune_controllers
 from pipeline.config import RunConfig
 from pipeline.config.paths import is_in_job_package, uris_of
 from pipeline.errors import RunFailed, RunStopped
+from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import S3_VARIABLES
 from pipeline.planning import resolve
 from pipeline.ray.channel import NodeChannel
@@ -30,7 +31,7 @@ from pipeline.training.signals import SigtermHandler
 from pipeline.tuning.channel import SweepChannel
 from pipeline.tuning.control import TrialControl
 from pipeline.tuning.earlier import earlier_names
-from pipeline.tuning.folder import FINALISTS, TUNE, SweepFolder
+from pipeline.tuning.folder import FINALISTS, HOSTS, TUNE, SweepFolder
 from pipeline.tuning.monitor import MonitorCallback, SweepMonitor
 from pipeline.tuning.objective import SweepObjective
 from pipeline.tuning.records import TrialRecord
@@ -106,7 +107,8 @@ class SweepTuner:
         control = TrialControl(self.cfg, self.recipes, self.measure, self.folder, first_clone)
         keys = list(self.cfg.tune.space)
         with SweepChannel.opened() as channel, SigtermHandler() as stop, self._hosts(display) as hosts:
-            monitor = SweepMonitor(self.folder, display, channel, self.measure, keys, stop, self.owner, control)
+            watched = keys, stop, self.owner, control, self.sharing
+            monitor = SweepMonitor(self.folder, display, channel, self.measure, *watched)
             MonitorCallback.monitor = monitor
             try:
                 with self._patches(control):
@@ -146,10 +148,15 @@ class SweepTuner:
             yield None
             return
         shared, storage = self.sharing, self.folder.for_tune("host")
+        storage["storage_path"] += f"/{HOSTS}"
         run = resolve(shared.recipe, node_resources())
         plan = HostPlan(run, shared.hosts, shared.slots, storage, os.getcwd(), self.debug)
-        with NodeChannel.opened() as channel, Hosts(plan, channel, display.note):
-            yield channel
+        try:
+            with NodeChannel.opened() as channel, Hosts(plan, channel, display.note):
+                yield channel
+        finally:
+            with suppress(*STORAGE_ERRORS):
+                self.folder.storage.delete(HOSTS)
 
     def _tuner(
         self,
