@@ -27,7 +27,7 @@ def trials_table(records: list[TrialRecord], keys: list[str], measure: SweepObje
     """Return a table with one row per trial: values, status, step, metrics, time. The best ones are marked.
 
     Args:
-        hosts: what is said below it of the trials that share a base.
+        hosts: shown below it.
     """
     best = winners(records, measure)
     names = [*(objective.metric for objective in measure.objectives), *measure.constraints]
@@ -42,9 +42,7 @@ def trials_table(records: list[TrialRecord], keys: list[str], measure: SweepObje
         ["trial", *keys, "status", "step", *(SHOWN.get(name, name) for name in names), "time", "left"],
         rows,
         title="trials",
-        caption=f"* {marked}"
-        + ("; ! outside the constraints" if measure.constraints else "")
-        + (f"; {hosts}" if hosts else ""),
+        caption="; ".join(filter(None, (f"* {marked}", measure.constraints and "! outside the constraints", hosts))),
         left=("status",),
         whole=("trial", "step", "time", "left"),
     )

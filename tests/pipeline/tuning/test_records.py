@@ -88,4 +88,4 @@ def test_what_one_base_has_saved() -> None:
     )
     alone = replace(records(MIXED)[1], is_alone=True, clone_of=0)
     table = trials_table([alone], ["rl"], MEASURE, "3 of 8 slots")
-    assert "3 of 8 slots" in str(table.caption) and "clone of 0, workers of its own" in str(list(table.columns[2].cells)[0])
+    assert "3 of 8 slots" in str(table.caption) and "clone of 0, workers of its own" in str(next(iter(table.columns[2].cells)))
