@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 import time
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import ray.exceptions
@@ -13,7 +12,7 @@ from ray.train import UserCallback
 
 from pipeline.errors import UserError
 from pipeline.ray.channel import NodeChannel
-from pipeline.training.events import ControllerStarted, SlotEnded, StepReport, WorkersFailed, merge_ledgers
+from pipeline.training.events import ControllerStarted, WorkersFailed, merged
 from strategies.outside import OutsideError
 
 __all__ = ["CHANNEL", "REPORT", "ForwardEvents", "find_user_error"]
@@ -41,14 +40,10 @@ class ForwardEvents(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Forward rank 0's report with the rows of all ranks."""
-        # One dict per rank, in their order: each rank has rows of its own, the rest is rank 0's to report.
-        reports: list[Any] = [rank[REPORT] for rank in metrics]
-        report = reports[0]
-        if isinstance(report, StepReport):
-            report = replace(report, ledger=merge_ledgers(each.ledger for each in reports))
-        self._send(report, metrics[0].get(CHANNEL))
-        if isinstance(report, SlotEnded):
-            self._send(report)  # to the host's driver, too, which gives the slot to the next run
+        channel = metrics[0].get(CHANNEL)
+        # The driver of a run on a host may have ended, and reads no more.
+        if channel is None or channel.folder.exists():
+            self._send(merged([rank[REPORT] for rank in metrics]), channel)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Forward which workers failed and why.
@@ -74,9 +69,7 @@ class ForwardEvents(UserCallback):
         with suppress(OSError):
             while self._unsent:
                 unsent, target = self._unsent[0]
-                # A run whose driver has ended reads no more.
-                if target.folder.exists():
-                    target.put(unsent)
+                target.put(unsent)
                 del self._unsent[0]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "WorkerStarted",
     "WorkersFailed",
     "merge_ledgers",
+    "merged",
 ]
 
 
@@ -99,6 +100,13 @@ class WorkersFailed:
 
 
 Event = ControllerStarted | WorkerStarted | StepReport | SlotEnded | WorkersFailed
+
+
+def merged(reports: Sequence[Any]) -> Any:
+    """Merge the reports of all ranks, in their order: each has rows of its own, the rest is rank 0's to report."""
+    if not isinstance(reports[0], StepReport):
+        return reports[0]
+    return replace(reports[0], ledger=merge_ledgers(report.ledger for report in reports))
 
 
 def merge_ledgers(parts: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:

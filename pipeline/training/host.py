@@ -193,8 +193,10 @@ class _Host:
         if not self.runs:
             self._send(Close())
             self._fitted.wait(END_WITHIN_S)
-        for event in self._channel.take():
-            self._handle(event)
+        deadline = time.monotonic() + END_WITHIN_S
+        while self._controller is None and not self._fitted.wait(POLL_EVERY_S) and time.monotonic() < deadline:
+            for event in self._channel.take():  # until the starting controller has reported its handle
+                self._handle(event)
         if self._controller is not None and not self._fitted.is_set():
             import ray
 
@@ -269,7 +271,7 @@ class _Host:
         cfg, workers = plan.run.cfg, plan.run.workers
         timeout = {"timeout_s": cfg.ddp_timeout} if cfg.ddp_timeout else {}
         models = find_models(cfg, without=("reference_model",))
-        job = training.HostJob(cfg, plan.slots, plan.directory, plan.debug, models)
+        job = training.HostJob(cfg, plan.slots, self._channel, plan.directory, plan.debug, models)
         return training.ClusterTorchTrainer(
             host_worker,
             train_loop_config={"job": job},

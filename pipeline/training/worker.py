@@ -30,10 +30,18 @@ from pipeline.io.storage import is_uri
 from pipeline.runs.checkpoints import clean, complete
 from pipeline.runs.export import SyncFoldersCallback, link_watched, put_model, watched_folders
 from pipeline.runs.scratch import open_scratch, remove_scratch, scratch_of
+from pipeline.training.events import StepReport
 from pipeline.training.heartbeat import attach, beat
 from pipeline.training.job import WorkerJob
 from pipeline.training.mapped_rows import check_room, map_rows
-from pipeline.training.worker_callbacks import Attempt, HeartbeatCallback, RayReportCallback, last_step, note_step
+from pipeline.training.worker_callbacks import (
+    Attempt,
+    HeartbeatCallback,
+    RayReportCallback,
+    last_step,
+    note_step,
+    report_to_ray,
+)
 from pipeline.training.worker_checkpoints import WorkerCheckpoints
 from strategies.builder import HFRLTrainerBuilder
 from strategies.config.trackers import without_trackers
@@ -87,12 +95,18 @@ def prepare_process(import_path: str, debug: bool) -> None:
     sys.path.append(import_path)
 
 
-def train_job(job: WorkerJob, load_base: Callable[[RunConfig, Any], Any], announce: Callable[[Any], None]) -> dict[str, Any]:
+def train_job(
+    job: WorkerJob,
+    load_base: Callable[[RunConfig, Any], Any],
+    announce: Callable[[Any], None],
+    deliver: Callable[[StepReport], None] = report_to_ray,
+) -> dict[str, Any]:
     """Train one rank of a run; return the last step and best metric, why the run was refused, or that it was stopped.
 
     Args:
         load_base: returns the model of a config, given it and the tokenizer; called in the order of a run's random numbers.
         announce: called with the trainer before it trains.
+        deliver: as in `RayReportCallback`.
     """
     scratch, reached = _scratch_folder(job)
     checkpoints = WorkerCheckpoints(job.location())
@@ -101,7 +115,7 @@ def train_job(job: WorkerJob, load_base: Callable[[RunConfig, Any], Any], announ
     announce(trainer)
     beat()
     try:
-        _train(trainer, job, scratch, reached, checkpoints)
+        _train(trainer, job, scratch, reached, checkpoints, deliver)
     except NonFiniteLossError as error:  # raised on all ranks; a restart would fail again
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # reports the last records
         remove_scratch(job.scratch)
@@ -117,7 +131,14 @@ def train_job(job: WorkerJob, load_base: Callable[[RunConfig, Any], Any], announ
     return {"step": trainer.state.global_step, "best_metric": trainer.state.best_metric, "ended_early": trainer.ended_early}
 
 
-def _train(trainer: Any, job: WorkerJob, scratch: Path, reached: int | None, checkpoints: WorkerCheckpoints) -> None:
+def _train(
+    trainer: Any,
+    job: WorkerJob,
+    scratch: Path,
+    reached: int | None,
+    checkpoints: WorkerCheckpoints,
+    deliver: Callable[[StepReport], None],
+) -> None:
     """Train, resuming from the newest intact checkpoint if there is one.
 
     Raises:
@@ -132,7 +153,7 @@ def _train(trainer: Any, job: WorkerJob, scratch: Path, reached: int | None, che
         # Right after the heartbeat: a report may block for minutes. Before all others: a plugin's callback that fails costs no
         # checkpoint, and transformers' `PrinterCallback` takes `total_flos` out of the logs.
         index = next(index for index, callback in enumerate(callbacks) if isinstance(callback, HeartbeatCallback))
-        callbacks.insert(index + 1, RayReportCallback(checkpoints, scratch, job.run, trainer.ledger, attempt, job.channel))
+        callbacks.insert(index + 1, RayReportCallback(checkpoints, scratch, job.run, trainer.ledger, attempt, deliver))
 
     for name in names:
         checkpoint = ray.train.Checkpoint(f"{run}/{name}", filesystem)

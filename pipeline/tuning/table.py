@@ -42,7 +42,7 @@ def trials_table(records: list[TrialRecord], keys: list[str], measure: SweepObje
         ["trial", *keys, "status", "step", *(SHOWN.get(name, name) for name in names), "time", "left"],
         rows,
         title="trials",
-        caption="; ".join(filter(None, (f"* {marked}", measure.constraints and "! outside the constraints", hosts))),
+        caption="; ".join(filter(None, [f"* {marked}", "! outside the constraints" if measure.constraints else "", hosts])),
         left=("status",),
         whole=("trial", "step", "time", "left"),
     )
