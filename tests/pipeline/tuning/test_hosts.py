@@ -94,6 +94,54 @@ def test_a_worker_dies_and_all_trials_resume(recipe: Any, tmp_path: Path, ray_se
         assert any(note.startswith(f"trial {number}: continuing from the checkpoint of step") for note in display.notes)
 
 
+def test_slots_are_freed_by_the_scheduler(recipe: Any, tmp_path: Path) -> None:
+    section = {
+        "space": {"learning_rate": {"grid": [1e-3, 1e-7, 5e-7, 2e-7]}},
+        "search": "grid",
+        "scheduler": "asha",
+        "reduction_factor": 2,
+        "baseline": False,
+        "metric": "eval_rewards/margins",
+        "slots": 1,
+    }
+    result = tune(recipe(tmp_path / "sweep", section, num_epochs=4, evals_per_epoch=1, **LORA))
+    statuses = [one.status for one in result.records]
+    assert statuses[0] == "finished" and "stopped" in statuses and "failed" not in statuses
+    assert not (tmp_path / "sweep" / "hosts").exists()
+
+
+def test_population_based_training_uses_slots(recipe: Any, tmp_path: Path) -> None:
+    section = {
+        "space": {"learning_rate": {"choice": [1e-6, 1e-2]}},
+        "scheduler": "pbt",
+        "num_samples": 2,
+        "baseline": False,
+        "metric": "eval_rewards/margins",
+        "slots": 2,
+    }
+    result = tune(recipe(tmp_path / "sweep", section, num_epochs=8, eval_steps=16, save_total_limit=20, **LORA))
+    assert [(one.status, one.reason) for one in result.records] == [("finished", None)] * 2
+    exploited = [one for one in result.records if one.origins]
+    assert exploited and all(one.folder == f"{one.number:03d}.{len(one.origins)}" for one in exploited)
+    assert [one.step for one in result.records] == [64, 64]
+
+
+def test_a_trial_that_fails_touches_no_other(recipe: Any, tmp_path: Path) -> None:
+    section = {
+        "space": {"learning_rate": {"grid": [1e-4, 1e30]}, "rl": {"grid": ["dpo", "ipo"]}},
+        "search": "grid",
+        "baseline": False,
+        "slots": 4,
+        "metric": "eval_rewards/accuracies",
+    }
+    result = tune(recipe(tmp_path / "sweep", section, **LORA))
+    by_rate = result.table.groupby("learning_rate")
+    assert by_rate.get_group(1e-4)["status"].tolist() == ["finished", "finished"]
+    failed = by_rate.get_group(1e30)
+    assert failed["status"].tolist() == ["failed", "failed"]
+    assert failed["reason"].str.contains("not finite").all()
+
+
 def test_more_slots_than_memory(recipe: Any, tmp_path: Path) -> None:
     section = {"space": {"learning_rate": {"grid": [1e-4, 1e-3]}}, "search": "grid", "slots": 100_000}
     with pytest.raises(UserError, match=r"tune.slots: 100000 trials don't fit the memory beside one copy .*: \d+ do"):
