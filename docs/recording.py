@@ -1,6 +1,6 @@
 """`make recording`: record commands in a terminal as an animated SVG, docs/images/terminal.svg.
 
-The commands are run as a reader types them. A pause of more than a few seconds is shortened, and said in the last line.
+The commands are run as a reader types them. Waiting is shown faster than it was, and what a command leaves stays for a while.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ COLUMNS, LINES = 110, 28
 FRAME_S = 0.5
 """Seconds between frames, at least."""
 LONGEST_S = 1.0
-"""Longest time that a frame is shown."""
+"""Longest time that a frame is shown while a command runs."""
+WAITING_S = 0.08
+"""Time that a frame is shown in which a single line moves, such as one with a spinner."""
+READ_S = 3.0
+"""Seconds that the end of a command is shown."""
 END_S = 5.0
 """Seconds that the last frame is shown before the recording begins again."""
 WIDTH, HEIGHT, FONT = 8.4, 19, 14
@@ -61,38 +65,28 @@ class Frame:
 def record(commands: tuple[str, ...], folder: Path) -> list[Frame]:
     """Run commands in a terminal, one after the other; return its frames, with long pauses shortened."""
     screen = pyte.Screen(COLUMNS, LINES)
-    stream, frames = pyte.Stream(screen), []
-    clock = _Clock()
+    stream, frames = pyte.Stream(screen), [Frame(0.0, _rows(screen))]
     for command in commands:
         stream.feed(f"$ {command}\r\n")
-        frames.append(Frame(clock.tick(), _rows(screen)))
+        frames.append(Frame(frames[-1].at + READ_S * (len(frames) > 1), _rows(screen)))
         environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "LINES": str(LINES)}
         arguments = ["-m", "pipeline", *command.split()[1:]]
         child = pexpect.spawn(
             sys.executable, arguments, env=environment, cwd=folder, dimensions=(LINES, COLUMNS), encoding="utf-8", timeout=900
         )
+        began = time.monotonic()
         for text in _chunks(child):
             # Paths of this machine say nothing to a reader.
             stream.feed(text.replace(f"{folder}/", ""))
-            frames.append(Frame(clock.tick(), _rows(screen)))
+            rows, passed = _rows(screen), min(time.monotonic() - began, LONGEST_S)
+            moved = sum(new != old for new, old in zip(rows, frames[-1].rows, strict=True))
+            frames.append(Frame(frames[-1].at + min(passed, WAITING_S if moved <= 1 else LONGEST_S), rows))
+            began = time.monotonic()
         child.close()
         if child.exitstatus:
             raise SystemExit(f"{command} failed:\n" + "\n".join(screen.display))
         stream.feed("\r\n")
     return _changes(frames)
-
-
-class _Clock:
-    """Time that passes no faster than `LONGEST_S` per tick."""
-
-    def __init__(self) -> None:
-        self._last, self._shown = time.monotonic(), 0.0
-
-    def tick(self) -> float:
-        now = time.monotonic()
-        self._shown += min(now - self._last, LONGEST_S)
-        self._last = now
-        return self._shown
 
 
 def _chunks(child: pexpect.spawn) -> Iterator[str]:

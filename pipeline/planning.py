@@ -1,4 +1,4 @@
-"""Plan and checks of a run before anything starts: its recipe, its workers, its batches."""
+"""Plan and checks of a run before anything starts: its recipe, its workers, its batches; and before it scores, its rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 from cluster.placement import WorkerPlan, plan_workers
 from cluster.sharding import is_own, sharding_arguments
 from pipeline.config import RunConfig
+from pipeline.data.row_kinds import COMPLETIONS
+from pipeline.data.store import EVAL, TRAIN
 from pipeline.errors import UserError
+from pipeline.io.cache import NodeCache
 from pipeline.io.remote_models import fetch_models
 from strategies import models
 from strategies.config.schedule import steps_per_epoch, total_steps
@@ -20,10 +23,14 @@ from strategies.models.location import ADAPTER_CONFIG, ModelLocation, is_remote,
 from strategies.models.tokenizer import check_reads_tokens, load_tokenizer
 
 if TYPE_CHECKING:
+    from pipeline.data.store import Prepared
     from strategies.methods.base import Strategy
     from strategies.types import ReferenceMode
 
-__all__ = ["RunPlan", "check_batch", "check_recipe", "plan_run", "resolve", "resolve_bf16"]
+__all__ = ["RunPlan", "check_batch", "check_cache", "check_recipe", "plan_run", "resolve", "resolve_bf16", "row_bytes"]
+
+PER_LIST, PER_ROW = 4, 8
+"""Bytes in Arrow: offset of a list, id of a row."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,36 @@ def check_batch(cfg: RunConfig, num_workers: int) -> None:
     """
     if problems := [f"{path}: {text}" for path, text in get_strategy(cfg.rl).find_batch_problems(cfg, num_workers)]:
         raise UserError("\n".join(problems))
+
+
+def check_cache(cfg: RunConfig, prepared: Prepared) -> None:
+    """Check that `ray.cache_size` holds the rows, before they are scored; workers check again, by what they bring.
+
+    Raises:
+        UserError: when it doesn't.
+    """
+    cache = NodeCache.of(cfg.ray)
+    # Prompts are kept as JSON, of another size than their ids.
+    if cache.limit is None or prepared.manifest["kind"] == "prompt":
+        return
+    scores = " and their scores" if get_strategy(cfg.rl).reference_mode(cfg) == "cached" else ""
+    cache.check_limit(f"the rows{scores}", row_bytes(cfg, prepared)[0])
+
+
+def row_bytes(cfg: RunConfig, prepared: Prepared) -> tuple[int, int]:
+    """Return the bytes of the columns that training reads, with the reference's cached log-probabilities, and the tokens."""
+    size = tokens = 0
+    is_scored = get_strategy(cfg.rl).reference_mode(cfg) == "cached"
+    names = [f"{name}_length" for name in ("prompt", *COMPLETIONS[prepared.manifest["kind"]])]
+    for lengths in (table for split in (TRAIN, EVAL) for table in prepared.tables(split, names)):
+        of_each = {name: int(lengths[name].to_numpy().sum()) for name in names}
+        answers = sum(count for name, count in of_each.items() if name != "prompt_length")
+        # 4 bytes for each token id, and for each cached log-probability, of which prompts have none.
+        # One offset per list: ids of each text, log-probabilities of each completion.
+        lists = len(names) + (len(names) - 1) * is_scored
+        tokens += sum(of_each.values())
+        size += 4 * (sum(of_each.values()) + answers * is_scored) + lengths.num_rows * (lists * PER_LIST + PER_ROW)
+    return size, tokens
 
 
 def _check_models(cfg: RunConfig) -> None:

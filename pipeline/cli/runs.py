@@ -103,6 +103,7 @@ def score(
         from pipeline import prepare
         from pipeline import score as run
         from pipeline.config.paths import absolute_paths
+        from pipeline.data.store import check_root
         from pipeline.ray.session import init_ray
         from pipeline.reference import check_mode
         from pipeline.reference.score_store import describe
@@ -112,6 +113,7 @@ def score(
         check_mode(cfg)
         for note in cfg.notes:
             display.note(note)
+        check_root(cfg.dataset_prepared_path)
         display.stage("starting Ray")
         # Here, for `debug`: `prepare` would start Ray without it.
         init_ray(cfg, debug)

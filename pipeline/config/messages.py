@@ -29,6 +29,7 @@ KINDS = {
     "list_type": "a list",
     "model_type": "a mapping",
     "string_type": "text",
+    "tuple_type": "a list",
 }
 """Type of pydantic's error -> the expected value, for messages that list several."""
 
@@ -73,13 +74,21 @@ def _message(error: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         return _unknown(error["loc"], model)
     if kind == "missing":
-        return "is required"
+        # An item's place is the number of those before it.
+        return (
+            "is required"
+            if isinstance(error["loc"][-1], str)
+            else f"is missing: the list has too few items, got {_short(value)}"
+        )
+    if kind == "too_long":
+        return f"must have at most {error['ctx']['max_length']} items, got {_short(value)}"
     text = error["msg"].removeprefix("Value error, ")
     # Our own validators' messages state the value themselves.
     if kind == "value_error":
         return text
     text = (
         text.replace("Input should be", "must be")
+        .replace("a valid tuple", "a list")
         .replace("less than or equal to", "at most")
         .replace("greater than or equal to", "at least")
     )

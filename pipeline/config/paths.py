@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.sharding import STAGES
+from pipeline.errors import UserError
 from pipeline.io.storage import is_uri, locate, without_scheme
 from strategies.models.location import model_values
 
@@ -40,11 +41,11 @@ def absolute_paths(cfg: Config) -> Config:
     are unchanged too: they name the source of a row, so they are part of the fingerprint of the prepared data.
 
     Raises:
-        UserError: as `locate`.
+        UserError: as `locate`, with the key.
     """
     # Ray deletes the package that a job runs in, and relative outputs with it.
     outputs = lasting_outputs(cfg) if is_in_job_package() else {name: getattr(cfg, name) for name in OUTPUTS}
-    changed: dict[str, Any] = {name: str(locate(location)) for name, location in outputs.items()}
+    changed: dict[str, Any] = {name: _located(name, location) for name, location in outputs.items()}
     for name in IF_THERE:
         value = getattr(cfg, name)
         # A value that is no path here may be a hub id.
@@ -57,6 +58,13 @@ def absolute_paths(cfg: Config) -> Config:
         rewards = [_absolute(reward) if _exists(reward) else reward for reward in cfg.trl.reward_funcs]
         changed["trl"] = cfg.trl.model_copy(update={"reward_funcs": rewards})
     return cfg.model_copy(update=changed)
+
+
+def _located(key: str, location: str) -> str:
+    try:
+        return str(locate(location))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def uris_of(cfg: RunConfig) -> Iterator[str]:

@@ -107,7 +107,7 @@ class Finalists(_Keys):
 
     num: PositiveInt = Field(3, description="The best trials by the metric, as many as this.")
     # With 2 each, even if all runs of one are better than all of the other's, that has a chance of 1 in 6 between equal ones.
-    seeds: int = Field(3, ge=3, description="Runs of each with other seeds; 3 are the fewest that can tell two trials apart.")
+    seeds: int = Field(3, ge=3, description="Runs of each with other seeds; 3 are the fewest that can distinguish two trials.")
 
 
 class TuneConfig(_Keys):

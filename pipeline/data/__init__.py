@@ -6,6 +6,7 @@ keys.py           config keys of the data; dataset_keys.py those of an entry of 
 row_kinds.py      kinds of rows by method: a pair, a labelled completion, a prompt
 tokenize.py       converts text to ids; truncation.py drops or truncates long rows
 plan.py           resolves a config to sources and settings; fingerprint.py hashes them
+job.py            settings of the tasks
 process_shard.py  writes the staged parts of one shard, in a task of pipeline/ray/tasks.py; columns.py is their table
 staged_parts.py   staged parts as files, which a killed preparation finds again
 split.py          assigns rows to train, eval or duplicates; write_store.py writes the store

@@ -139,6 +139,9 @@ KINDS = {
         "the chat template puts pictures before the text of their turn",
         "see that the text doesn't refer to their order, or set chat_template_jinja to one that keeps it",
     ),
+    "picture_unread": NoteKind(
+        "the column {detail} names or holds a picture, and isn't read", "give pictures in the column image, or images"
+    ),
     "unreachable": NoteKind(
         "rejected, since {detail} can't be reached, where their pictures are",
         "once it answers, delete the prepared data's folder, and prepare again",

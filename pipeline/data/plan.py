@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -93,30 +94,13 @@ def make_plan(
         raise UserError("datasets: must name one dataset at least")
     if cfg.excess_length_strategy not in (None, *STRATEGIES):
         raise UserError(f"excess_length_strategy: must be one of {', '.join(STRATEGIES)}, got {cfg.excess_length_strategy!r}")
-    entries = [(f"datasets[{index}]", _keys(entry)) for index, entry in enumerate(train)]
-    entries += [(f"test_datasets[{index}]", _keys(entry)) for index, entry in enumerate(test)]
-    datasets, templates, sources, codes = [], [], [], []
-    placeholders: list[Placeholder | None] = []
-    for index, (path, keys) in enumerate(entries):
-        try:
-            template = dataset_template(tokenizer, keys)
-            if processor is not None:
-                template = template or chat_template_of(processor)
-                placeholders.append(find_placeholder(Context(tokenizer, template, keys), processor.image_token))
-            # Built only for its errors, before the survey reads whole files; tasks build their own.
-            build_transform(cfg.rl, Context(tokenizer, template, keys))
-            codes.append(code_of(keys, cfg.rl))
-            sources.append(survey(keys, index, rows_per_part))
-        except UserError as error:
-            raise UserError(f"{path}.{error}") from error
-        datasets.append(keys)
-        templates.append(template)
+    surveyed = list(_survey([*train, *test], len(train), cfg.rl, tokenizer, rows_per_part, processor))
     # test_datasets replace a split of the training data.
     val_set_size = 0.0 if test else float(cfg.val_set_size or 0)
     inputs = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
-        "datasets": [_dataset_inputs(*each) for each in zip(datasets, templates, sources, codes, strict=True)],
+        "datasets": [_dataset_inputs(each.keys, each.template, each.source, each.code) for each in surveyed],
         # The same entries as train or test data make other files.
         "test_from": len(train),
         "tokenizer": tokenizer_identity(tokenizer),
@@ -134,20 +118,57 @@ def make_plan(
         **({} if processor is None else {"processor": processor_identity(processor)}),
     }
     # The stored day is found by the fingerprint of all other inputs, so the same data keep their day.
-    is_dated = any(prints_date(template or tokenizer.chat_template) for template in templates)
+    is_dated = any(prints_date(each.template or tokenizer.chat_template) for each in surveyed)
     day = day_of(cfg, digest(inputs)) if is_dated else None
     return Plan(
         kind,
-        tuple(datasets),
-        tuple(templates),
-        tuple(sources),
+        tuple(each.keys for each in surveyed),
+        tuple(each.template for each in surveyed),
+        tuple(each.source for each in surveyed),
         len(train),
         val_set_size,
         inputs,
         day,
         processor,
-        tuple(placeholders),
+        tuple(each.placeholder for each in surveyed) if processor is not None else (),
     )
+
+
+@dataclass(frozen=True)
+class _Surveyed:
+    """One dataset of the recipe, and what was found at its path."""
+
+    keys: dict[str, Any]
+    template: str | None
+    placeholder: Placeholder | None
+    code: str | None
+    """Digest of the code of its type, where that is the user's."""
+    source: Source
+
+
+def _survey(
+    entries: list[Any],
+    test_from: int,
+    rl: str,
+    tokenizer: PreTrainedTokenizerBase,
+    rows_per_part: int,
+    processor: ProcessorMixin | None,
+) -> Iterator[_Surveyed]:
+    """Survey the sources of `datasets` and, from index `test_from` on, `test_datasets`. Raises UserError as `make_plan`."""
+    for index, entry in enumerate(entries):
+        keys = _keys(entry)
+        try:
+            template, placeholder = dataset_template(tokenizer, keys), None
+            if processor is not None:
+                template = template or chat_template_of(processor)
+                placeholder = find_placeholder(Context(tokenizer, template, keys), processor.image_token)
+            # Built only for its errors, before the survey reads whole files; tasks build their own.
+            build_transform(rl, Context(tokenizer, template, keys))
+            code = code_of(keys, rl)
+            yield _Surveyed(keys, template, placeholder, code, survey(keys, index, rows_per_part))
+        except UserError as error:
+            path = f"datasets[{index}]" if index < test_from else f"test_datasets[{index - test_from}]"
+            raise UserError(f"{path}.{error}") from error
 
 
 def _keys(entry: Any) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import numpy as np
 
 from pipeline.data import write_store
 from pipeline.data.fingerprint import digest
+from pipeline.data.job import Job
 from pipeline.data.keys import DataConfig
 from pipeline.data.pictures import list_pictures
 from pipeline.data.plan import Plan, make_plan, remember_day
-from pipeline.data.process_shard import Job, stage_shard
+from pipeline.data.process_shard import stage_shard
 from pipeline.data.split import decide
 from pipeline.data.staged_parts import STAGING, part_names
 from pipeline.data.store import CHECKSUM, MANIFEST, REJECTED, Prepared, check_root, checksum, open_store, prepared_root

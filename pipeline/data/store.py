@@ -18,7 +18,7 @@ from pipeline.data.pictures import picture_damage
 from pipeline.errors import UserError
 from pipeline.io.digests import difference
 from pipeline.io.retry import STORAGE_ERRORS
-from pipeline.io.storage import Folder, Location, inside, locate, reason, refuse_secrets
+from pipeline.io.storage import Folder, Location, check_output, inside, locate, reason
 from pipeline.io.tables import decoded
 from pipeline.io.threads import ahead
 from pipeline.ui.console import Printable, table_of
@@ -150,7 +150,7 @@ def prepared_root(location: str) -> Folder:
         UserError: for a URI that can't be opened, or holds a key.
     """
     try:
-        refuse_secrets(location)
+        check_output(location)
         folder = Folder(locate(location))
     except UserError as error:
         raise UserError(f"dataset_prepared_path: {error}") from error

@@ -10,26 +10,22 @@ from typing import TYPE_CHECKING
 from cluster.sharding import sharding_of
 from pipeline.config.paths import absolute_paths
 from pipeline.data.preparation import find_prepared
-from pipeline.data.row_kinds import COMPLETIONS
-from pipeline.data.store import EVAL, TRAIN
 from pipeline.doctor.checks import Check
 from pipeline.doctor.machine import Machine, machine_memory
 from pipeline.errors import RunFailed, UserError
 from pipeline.io.cache import NodeCache
 from pipeline.io.remote_models import fetch_models, find_models
+from pipeline.planning import row_bytes
 from strategies import memory
 from strategies.memory.worst_case import longest_pair
 from strategies.methods.registry import get_strategy
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.data.store import Prepared
     from strategies.memory import Measured, MemoryEstimate
 
-__all__ = ["Diagnosis", "Room", "check_rows", "diagnose", "row_bytes", "this_machine", "usable", "verdict"]
+__all__ = ["Diagnosis", "Room", "check_rows", "diagnose", "this_machine", "usable", "verdict"]
 
-PER_LIST, PER_ROW = 4, 8
-"""Bytes in Arrow: offset of a list, id of a row."""
 HELD_PER_ROW = 48
 """Bytes of a worker's own memory: the lengths of a row's texts, its tokens in a packed row, its place in the order."""
 
@@ -50,22 +46,6 @@ def check_rows(cfg: RunConfig) -> tuple[Check, int]:
     is_too_much = cache.limit is not None and size > cache.limit
     advice = f"; ray.cache_size allows {cfg.ray.cache_size}: set more" if is_too_much else ""
     return Check("rows", "fail" if is_too_much else "pass", finding + advice), rows * HELD_PER_ROW
-
-
-def row_bytes(cfg: RunConfig, prepared: Prepared) -> tuple[int, int]:
-    """Return the bytes of the columns that training reads, with the reference's cached log-probabilities, and the tokens."""
-    size = tokens = 0
-    is_scored = get_strategy(cfg.rl).reference_mode(cfg) == "cached"
-    names = [f"{name}_length" for name in ("prompt", *COMPLETIONS[prepared.manifest["kind"]])]
-    for lengths in (table for split in (TRAIN, EVAL) for table in prepared.tables(split, names)):
-        of_each = {name: int(lengths[name].to_numpy().sum()) for name in names}
-        answers = sum(count for name, count in of_each.items() if name != "prompt_length")
-        # 4 bytes for each token id, and for each cached log-probability, of which prompts have none.
-        # One offset per list: ids of each text, log-probabilities of each completion.
-        lists = len(names) + (len(names) - 1) * is_scored
-        tokens += sum(of_each.values())
-        size += 4 * (sum(of_each.values()) + answers * is_scored) + lengths.num_rows * (lists * PER_LIST + PER_ROW)
-    return size, tokens
 
 
 USABLE = {"CPU": 0.95, "GPU": 0.97}

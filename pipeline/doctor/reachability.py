@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.io.first_answer import check_answer
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import Folder, is_uri, locate, reason
 from strategies.models.location import resolve_model_location
@@ -44,6 +45,7 @@ def reach(value: str, kind: str) -> str | None:
 def _reach_uri(uri: str) -> str | None:
     try:
         folder = Folder(uri)
+        check_answer(uri, folder.filesystem, folder.path)
         info = folder.filesystem.get_file_info(folder.path)
     except UserError as error:
         return str(error)

@@ -102,10 +102,13 @@ class PromptEncoder:
     def _encode(self, given: GivenPrompt, number: int) -> EncodedPrompt:
         from jinja2 import TemplateError
 
+        notes = [Note("picture_unread", name, shown) for name, shown in given.unread.items()]
         try:
             if self._pictures is None:
-                return self._encode_text(given)
-            encoded, notes = self._pictures.encode(given, self._raw)
+                encoded = self._encode_text(given)
+            else:
+                encoded, found = self._pictures.encode(given, self._raw)
+                notes += found
         except TemplateError as error:
             raise UserError(f"{given.location}: the chat template doesn't render it: {error}") from error
         # Also of a processor that doesn't take a picture's shape.

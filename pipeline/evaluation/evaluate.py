@@ -22,7 +22,7 @@ from pipeline.evaluation.result import Evaluation
 from pipeline.evaluation.rewards import Judge, add_rewards, load_judges
 from pipeline.evaluation.statistics import estimates
 from pipeline.ray.session import init_ray
-from pipeline.reference import check_pictures
+from pipeline.reference import check_given_reference, check_pictures
 from pipeline.ui.display import Display
 from pipeline.ui.notebook import default_display
 
@@ -86,7 +86,9 @@ def evaluate(
     display.stage("preparing data")
     prepared, split_name = _rows(subject, data, type, split, display)
     for model in filter(None, (subject.policy, subject.reference)):
-        check_pictures(model, prepared)
+        has_pictures = check_pictures(model, prepared) is not None
+    if has_pictures and subject.reference is not None and subject.given_reference is not None:
+        check_given_reference(subject.policy, subject.reference, subject.given_reference)
     kind, notes = prepared.manifest["kind"], _left_out(prepared) if data else []
     if kind != "pair" and not answers:
         raise UserError(

@@ -16,7 +16,7 @@ from pipeline.evaluation.generate_on_ray import BATCH, SamplingOptions, check_sa
 from pipeline.evaluation.prompts import check_prompt
 from pipeline.evaluation.resolve_models import Subject, find_subject
 from pipeline.io.remote_models import find_models
-from pipeline.reference import check_models
+from pipeline.reference import check_given_reference, check_models
 from pipeline.reference.precision import resolve_precision
 from pipeline.ui.console import Printable, table_of
 from pipeline.ui.display import Display
@@ -106,6 +106,8 @@ def check_towers(subject: Subject) -> None:
     """Raise UserError unless policy and reference take pictures, and make the same pixels of them."""
     for model in filter(None, (subject.policy, subject.reference)):
         check_models(model)
+    if subject.reference is not None and subject.given_reference is not None:
+        check_given_reference(subject.policy, subject.reference, subject.given_reference)
 
 
 def generate(

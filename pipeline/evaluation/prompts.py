@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,9 @@ from strategies.media import PICTURES, media_in
 __all__ = ["GivenPrompt", "check_prompt", "read_prompts"]
 
 SHAPES = 'text, a list of messages, {"prompt": text or messages}, or {"messages": [...]}'
+KNOWN = ("prompt", "messages", "chosen", "rejected", "completion", *PICTURES)
+"""Columns that no note is made of: those that are read, and the answers of pairs."""
+PICTURE = re.compile(r"data:image/.*|[^\n]*\.(avif|bmp|gif|heic|jpe?g|png|tiff?|webp)", re.IGNORECASE | re.DOTALL)
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -28,6 +32,8 @@ class GivenPrompt:
     """Where it was given, for messages."""
     pictures: Mapping[str, Any] = field(default_factory=dict)
     """Columns of pictures of its row."""
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """Other columns of its row that name or hold a picture, and what they say."""
     folder: str = "."
     """The folder to which paths of its pictures are relative."""
 
@@ -91,7 +97,8 @@ def check_prompt(value: Any, location: str, folder: str = ".") -> GivenPrompt:
     prompt: Any = row.get("prompt", row.get("messages"))
     if media := [name for name in media_in(row) if name not in PICTURES]:
         raise UserError(f"{location}: has {media[0]!r}, and prompts are text, or text with pictures")
-    given = GivenPrompt(prompt, location, {name: row[name] for name in PICTURES if name in row}, folder)
+    unread = {name: _shown(row[name]) for name in row if name not in KNOWN and _is_picture(row[name])}
+    given = GivenPrompt(prompt, location, {name: row[name] for name in PICTURES if name in row}, unread, folder)
     if isinstance(prompt, str) and prompt.strip():
         return given
     if isinstance(prompt, list) and prompt and all(_is_message(message) for message in prompt):
@@ -100,6 +107,15 @@ def check_prompt(value: Any, location: str, folder: str = ".") -> GivenPrompt:
             raise UserError(f"{location}: the last message is the assistant's, so there is nothing to answer; leave it out")
         return given
     raise UserError(f"{location}: expected {SHAPES}, got {_shown(value)}")
+
+
+def _is_picture(value: Any) -> bool:
+    """Return whether a column's value looks like a picture, or a list of some."""
+    if isinstance(value, list):
+        return bool(value) and all(map(_is_picture, value))
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path") or value.get("url")
+    return isinstance(value, bytes) or (isinstance(value, str) and PICTURE.fullmatch(value.strip()) is not None)
 
 
 def _is_message(value: Any) -> bool:

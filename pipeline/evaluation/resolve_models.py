@@ -40,6 +40,8 @@ class Subject:
     """None if the model's starting point is unknown."""
     prepared: str | None = None
     """Fingerprint of the data that the run was trained on."""
+    given_reference: str | None = None
+    """The user's argument, where the reference isn't what the policy was trained from."""
 
     @property
     def reference_name(self) -> str | None:
@@ -80,7 +82,7 @@ def find_subject(
     if holds_run(path):
         subject = _of_run(name, path, overrides, trust, rewards)
     elif _holds_adapter(path):
-        # An adapter without a run: what it names is the base, and the tokenizer beside it was saved in training.
+        # An adapter without a run: what it names is the base; tokenizer and processor beside it were saved in training.
         cfg = absolute_paths(_default_recipe({"base_model": _base_of(path), **_tokenizer_of(path)}, overrides))
         subject = Subject(name, cfg, _scoring_config(cfg, lora_model_dir=str(path), adapter="lora"), _scoring_config(cfg))
     else:
@@ -94,7 +96,7 @@ def find_subject(
     fetch_models(reference_cfg)
     # Log-ratios compare token by token, so ids must mean the same to both.
     _check_tokenizer(subject.policy, reference_cfg)
-    return Subject(name, subject.cfg, subject.policy, reference_cfg, subject.prepared)
+    return Subject(name, subject.cfg, subject.policy, reference_cfg, subject.prepared, reference)
 
 
 def _of_run(name: str, path: Location, overrides: Sequence[str], trust: bool, rewards: bool) -> Subject:

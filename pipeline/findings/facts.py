@@ -93,6 +93,12 @@ class RunFacts:
         return self.compares and self.strategy.batch_kind == "pair" and not varies
 
     @property
+    def has_target(self) -> bool:
+        """Whether the loss of pairs asks for a finite margin, and not for an ever larger one."""
+        losses = self.strategy.losses(self.cfg) if issubclass(self.strategy, DPOStrategy) else []
+        return bool(losses) and (bool(self.cfg.dpo_label_smoothing) or all(LOSSES[name].target for name in losses))
+
+    @property
     def beta(self) -> float:
         """Scale of the rewards."""
         return self.strategy.reward_scale(self.cfg)

@@ -17,14 +17,14 @@ import math
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
+from pipeline.io.file_locks import lock, locked
 from pipeline.io.retry import waiting_for
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ FREE_SHARE = 0.8
 LISTING = ".prefray.json"
 MOST_SYNCED = 1000
 """Files of an entry that are waited for until they are on the disk: more are pictures, whose zeros can't be decoded."""
-POLL_S = 0.1
 _IN_USE: dict[Path, int] = {}
 """Entry -> descriptor of its shared lock, which is held until the process ends."""
 
@@ -87,7 +86,7 @@ class NodeCache:
             return f"{str(self.root)!r} is no absolute path"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            os.close(_lock(self.root / ".lock", fcntl.LOCK_EX))
+            os.close(lock(self.root / ".lock", fcntl.LOCK_EX))
         except OSError as error:
             return error.strerror or str(error)
         return None
@@ -111,6 +110,11 @@ class NodeCache:
         if size + kept > self._most():
             raise UserError(self._full(", ".join(item.what for item in absent.values()), size, kept))
 
+    def check_limit(self, what: str, size: int) -> None:
+        """Raise UserError where entries are larger than the cache of any node may be; `what` names them, in the plural."""
+        if self.limit is not None and size > self.limit:
+            raise UserError(self._too_large(f"{what} take about {_shown(size)} of each node's cache", size))
+
     def get(self, item: Item, beat: Callable[[], None] = lambda: None) -> Path:
         """Return the folder of an entry, filled if it is absent or damaged; it stays until this process ends.
 
@@ -130,7 +134,7 @@ class NodeCache:
             self.root.mkdir(parents=True, exist_ok=True)
             while not self._use(folder):
                 with waiting_for(f"another process, which brings {item.what} into {self.root}"):
-                    filling = _lock(_beside(folder, "fill"), fcntl.LOCK_EX, beat)
+                    filling = lock(_beside(folder, "fill"), fcntl.LOCK_EX, beat)
                 try:
                     if not _is_intact(folder):
                         self._fill(folder, item)
@@ -142,12 +146,12 @@ class NodeCache:
 
     def _use(self, folder: Path) -> bool:
         """Take the shared lock of an intact entry for good; return whether there is one."""
-        lock = _lock(_beside(folder, "use"), fcntl.LOCK_SH)
+        descriptor = lock(_beside(folder, "use"), fcntl.LOCK_SH)
         if not _is_intact(folder):
-            os.close(lock)
+            os.close(descriptor)
             return False
         os.utime(folder / LISTING)
-        _IN_USE[folder] = lock
+        _IN_USE[folder] = descriptor
         return True
 
     def _fill(self, folder: Path, item: Item) -> None:
@@ -169,7 +173,7 @@ class NodeCache:
     def _reserve(self, folder: Path, item: Item) -> Path:
         """Make room for an entry, which the least recently used ones give; return the empty folder that reserves it."""
         size = item.size()
-        with _locked(self.root / ".lock"):
+        with locked(self.root / ".lock"):
             # A damaged one may be mapped by others still, whose pages outlive the names of its files.
             _remove(folder)
             for partial in self._partials():
@@ -189,7 +193,7 @@ class NodeCache:
         if key == own.name:
             shutil.rmtree(partial)
             return
-        with suppress(BlockingIOError), _locked(self.root / f"{key}.fill", fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with suppress(BlockingIOError), locked(self.root / f"{key}.fill", fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(partial)
 
     def _partials(self) -> list[Path]:
@@ -220,12 +224,15 @@ class NodeCache:
         beside = f" beside {_shown(taken)} that are in use" if taken else ""
         needs = f"{what} take about {_shown(size)} of the node's cache {self.root}{beside}"
         if self.limit is not None and size + taken > self.limit:
-            least = _shown(size + taken, up=True)
-            return f"ray.cache_size: {needs}, and it may hold {_shown(self.limit)}; set {least} or more"
+            return self._too_large(needs, size + taken)
         return (
             f"ray.cache_dir: {needs}, and its disk has {_shown(free)} free, of which a fifth is left to others unless "
             f"ray.cache_size says otherwise; make room, or set {ELSEWHERE} with more room"
         )
+
+    def _too_large(self, needs: str, size: int) -> str:
+        assert self.limit is not None
+        return f"ray.cache_size: {needs}, and it may hold {_shown(self.limit)}; set {_shown(size, up=True)} or more"
 
     def _unwritable(self, problem: str) -> str:
         return f"ray.cache_dir: the node's cache {self.root} can't be written: {problem};"
@@ -273,12 +280,12 @@ def _is_intact(folder: Path) -> bool:
 
 def _evict(folder: Path) -> bool:
     """Remove an entry and its locks unless a process holds one; return whether it did."""
-    locks = [_beside(folder, "use"), _beside(folder, "fill")]
+    files = [_beside(folder, "use"), _beside(folder, "fill")]
     try:
-        with _locked(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB), _locked(locks[1], fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with locked(files[0], fcntl.LOCK_EX | fcntl.LOCK_NB), locked(files[1], fcntl.LOCK_EX | fcntl.LOCK_NB):
             _remove(folder)
-            for lock in locks:
-                lock.unlink()
+            for file in files:
+                file.unlink()
     except BlockingIOError:
         return False
     return True
@@ -290,56 +297,6 @@ def _remove(folder: Path) -> None:
         removed = _beside(folder, "0.partial")
         folder.rename(removed)
         shutil.rmtree(removed)
-
-
-@contextmanager
-def _locked(file: Path, mode: int = fcntl.LOCK_EX) -> Iterator[None]:
-    lock = _lock(file, mode)
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def _lock(file: Path, mode: int, beat: Callable[[], None] | None = None) -> int:
-    """Return a descriptor with a lock on `file`, which ends when it is closed.
-
-    Args:
-        file: created if missing.
-        mode: of `flock`; with `LOCK_NB` it raises BlockingIOError where another process holds the lock.
-        beat: called again and again while this waits.
-    """
-    while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            _wait(descriptor, mode, beat)
-            # Who evicts an entry deletes its locks: a lock on a deleted file excludes no process.
-            if _same(descriptor, file):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _wait(descriptor: int, mode: int, beat: Callable[[], None] | None) -> None:
-    if beat is None:
-        fcntl.flock(descriptor, mode)
-        return
-    while True:
-        try:
-            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            beat()
-            time.sleep(POLL_S)
-
-
-def _same(descriptor: int, file: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), file.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _shown(size: int, up: bool = False) -> str:

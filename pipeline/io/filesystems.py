@@ -33,7 +33,11 @@ minutes."""
 PYARROWS = ("s3://", "gs://", "gcs://")
 """Beginnings of URIs that pyarrow alone opens."""
 S3_ATTEMPTS = 12
-"""Attempts of one request: two to three minutes of an S3 that doesn't answer."""
+"""Attempts of one request in other processes: two to three minutes of an S3 that doesn't answer."""
+INTERACTIVE_S3_ATTEMPTS = 4
+"""Attempts of one request while a user waits: at most 20 seconds of an S3 that doesn't answer."""
+S3_SILENCE_S = 3.0
+"""Seconds without a byte after which an attempt is given up."""
 S3_KEYS = {
     "access_key": "AWS_ACCESS_KEY_ID",
     "secret_key": "AWS_SECRET_ACCESS_KEY",
@@ -63,8 +67,12 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """
     if not is_uri(location):
         return fs.LocalFileSystem(), location
+    if location.startswith(PYARROWS) and {".", ".."} & set(location.partition("?")[0].split("/")):
+        # Clients resolve them, servers don't: each signs another name.
+        raise UserError(f"cannot open {location!r}: a store has no folders '.' and '..'; write the name without them")
     try:
-        return fs.FileSystem.from_uri(_as_uri(location))
+        filesystem, path = fs.FileSystem.from_uri(_as_uri(location))
+        return _with_few_attempts(filesystem), path
     except pa.ArrowNotImplementedError:
         pass
     except pa.ArrowInvalid as error:
@@ -81,6 +89,14 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 
+def _with_few_attempts(filesystem: fs.FileSystem) -> fs.FileSystem:
+    # A URI's filesystem of S3 would try for one and a half minutes, and Python's exit would wait for that.
+    if not isinstance(filesystem, fs.S3FileSystem):
+        return filesystem
+    options = {**store_options(filesystem), "request_timeout": S3_SILENCE_S}
+    return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=INTERACTIVE_S3_ATTEMPTS))
+
+
 def _as_uri(location: str) -> str:
     """Escape special characters of a URI's path: `#` begins no fragment, and existing escapes (`%20`) stay."""
     scheme, _, rest = location.partition("://")
@@ -91,7 +107,7 @@ def _as_uri(location: str) -> str:
 
 
 def fail_fast(filesystem: fs.FileSystem) -> fs.FileSystem:
-    """Limit the retries of a filesystem, so that errors are reported soon."""
+    """Limit the retries of a filesystem, so that errors are reported soon; those of S3 are limited by `resolve`."""
     if isinstance(filesystem, fs.GcsFileSystem):
         options = store_options(filesystem)
         return fs.GcsFileSystem(**{**options, "retry_time_limit": options["retry_time_limit"] or INTERACTIVE_TIMEOUT})
@@ -118,15 +134,17 @@ class RetryingS3(fs.S3FileSystem):
     A pickle contains no keys, but the name by which other processes of this Ray find them.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, attempts: int | None = None, **options: Any) -> None:
         # One request for a small file, where three would announce, send and complete it.
         options["allow_delayed_open"] = True
-        super().__init__(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS))
+        self.attempts = attempts or S3_ATTEMPTS
+        super().__init__(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=self.attempts))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # pyarrow's filesystems have no other way to read their options.
         options = store_options(super())
         keys = {name: value for name in S3_KEYS if (value := options.pop(name, None))}
+        options["attempts"] = self.attempts
         return retrying_s3, (options, hand_over(keys) if keys else None)
 
 
@@ -136,7 +154,7 @@ def retrying_s3(options: dict[str, Any], name: str | None) -> RetryingS3:
         return RetryingS3(**options)
     # A pickle of another Ray, whose keys are gone: use this process's.
     local = {option: os.environ[variable] for option, variable in S3_KEYS.items() if variable in os.environ}
-    return RetryingS3(**options, **(take(name) or local))
+    return RetryingS3(**{**options, **(take(name) or local)})
 
 
 def store_options(filesystem: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pyarrow import fs
 from cluster.config import ClusterKeys, RayConfig
 from pipeline.errors import UserError
 from pipeline.io.cache import Item, NodeCache
+from pipeline.io.first_answer import check_answer
 from pipeline.io.retry import STORAGE_ERRORS, waiting_for
 from pipeline.io.storage import Folder, reason
 from pipeline.io.stored_weights import WEIGHTS, check_whole, missing_shards
@@ -232,6 +233,7 @@ def _list(key: str, uri: str, subfolder: str | None) -> tuple[Folder, list[str],
         folder = Folder(uri)
     except UserError as error:  # a scheme without a filesystem
         raise UserError(f"{key}: {error}") from error
+    check_answer(uri, folder.filesystem, folder.path)
     if folder.filesystem.get_file_info(folder.path).type == fs.FileType.File:
         base, mark, query = uri.partition("?")
         parent, _, name = base.rpartition("/")

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.io.atomic import write_bytes
 from pipeline.io.digests import damage, size_difference, written
 from pipeline.io.filesystems import S3_HINT, S3_VARIABLES, fail_fast, for_other_processes, is_uri, resolve, retrying_s3
+from pipeline.io.first_answer import check_answer
 from pipeline.io.retry import waiting_for
 from pipeline.io.tables import decoded, encoded, names_of
 from pipeline.secrets import redact_text
@@ -29,12 +30,12 @@ __all__ = [
     "S3_VARIABLES",
     "Folder",
     "Location",
+    "check_output",
     "fail_fast",
     "inside",
     "is_uri",
     "locate",
     "reason",
-    "refuse_secrets",
     "resolve",
     "without_scheme",
 ]
@@ -44,7 +45,10 @@ Location = Path | str
 T = TypeVar("T")
 AnyLocation = TypeVar("AnyLocation", Path, str, Location)
 FILE = "file://"
+NO_ANSWER = "curlCode: 28,"
+"""Of the client of S3, in its words."""
 SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+ONE_SLASH = re.compile("^(s3|gs|gcs|abfss?|az|hdfs|https?|file):/(?!/)")
 _retrying_s3 = retrying_s3
 """Its name in the saved states of sweeps."""
 
@@ -54,9 +58,11 @@ def without_scheme(location: str) -> str:
     lower case, as it means the same in any.
 
     Raises:
-        UserError: when the URI names another machine.
+        UserError: when the URI names another machine, or has one slash.
     """
     location = SCHEME.sub(lambda scheme: scheme[0].lower(), location)
+    if ONE_SLASH.match(location) and not os.path.exists(location):
+        raise UserError(f"{location!r} has one slash after its scheme; a URI has two: s3://bucket/folder")
     if not location.startswith(FILE):
         return location
     path = location.removeprefix(FILE)
@@ -72,19 +78,23 @@ def locate(location: str) -> Location:
     """Make a local path, `file://` or not, absolute; return other URIs unchanged.
 
     Raises:
-        UserError: for a `file://` of another machine.
+        UserError: for an empty one, for a `file://` of another machine, and for a URI with one slash.
     """
+    if not location.strip():
+        raise UserError(f"must name a folder, got {location!r}")
     location = without_scheme(location)
     return location if is_uri(location) else Path(os.path.expanduser(location)).absolute()
 
 
-def refuse_secrets(location: str) -> None:
-    """Raise UserError for a URI with a password: it is written to config.yaml, and shown."""
+def check_output(location: str) -> None:
+    """Raise UserError for a URI of results that holds a password, since it is written to config.yaml and shown, or memory."""
     if is_uri(location) and urlsplit(location).password is not None:
         raise UserError(
             "the URI holds a key, and is written to config.yaml; leave it out, and give keys in the environment "
             "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3)"
         )
+    if location.startswith("memory://"):
+        raise UserError(f"{location!r} is the memory of one process; give a path, or the URI of a store")
 
 
 def inside(location: AnyLocation, name: str) -> AnyLocation:
@@ -101,6 +111,9 @@ def _reports_waiting(operation: Callable[..., T]) -> Callable[..., T]:
     @wraps(operation)
     def run(folder: Folder, *arguments: Any) -> T:
         with waiting_for(f"storage, at {redact_text(str(folder.where))}"):
+            if folder.is_new:
+                check_answer(str(folder.where), folder.filesystem, folder.path)
+                folder.is_new = False
             return operation(folder, *arguments)
 
     return run
@@ -109,11 +122,15 @@ def _reports_waiting(operation: Callable[..., T]) -> Callable[..., T]:
 class Folder:
     """A local or remote folder, which may not exist yet."""
 
+    is_new = False
+    """Whether it was opened by this process, and not asked for anything yet."""
+
     def __init__(self, where: Location) -> None:
         self.where = where
         self.resolved, path = resolve(str(where))
         # `resolved` keeps the store's long retries, for workers.
         self.filesystem, self.path = fail_fast(self.resolved), path.rstrip("/")
+        self.is_new = True
 
     @_reports_waiting
     def names(self) -> list[str]:
@@ -294,7 +311,8 @@ class Folder:
 
     def __getstate__(self) -> dict[str, Any]:
         # Where it is sent to, another environment has other keys, or none.
-        return {**vars(self), **dict.fromkeys(("filesystem", "resolved"), self.for_other_processes())}
+        long = self.for_other_processes()
+        return {**vars(self), "filesystem": long, "resolved": long, "is_new": False}
 
     def for_other_processes(self) -> fs.FileSystem:
         """Return the filesystem for workers: with long retries, and this process's keys."""
@@ -307,5 +325,7 @@ def reason(error: BaseException) -> str:
         return os.strerror(error.errno)
     line = next(iter(str(error).splitlines()), "") or "it can't be written"
     line = re.sub(r"\s*\(Request ID: .*?\)", "", line)
+    if NO_ANSWER in line:
+        line = f"it doesn't answer in time: {line}"
     is_s3 = "AWS Error" in line and "NO_SUCH_BUCKET" not in line
     return f"{line} ({S3_HINT})" if is_s3 else line

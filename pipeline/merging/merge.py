@@ -26,13 +26,13 @@ from pipeline.ui.notebook import default_display
 from strategies.merging.base import memory_needed
 from strategies.merging.policy import Policy
 from strategies.merging.verification import Differences, compare, expected_logits
-from strategies.models.processor import find_processor
+from strategies.models.processor import PROCESSOR_FILES, find_processor
 from strategies.models.tokenizer import load_tokenizer
+from strategies.vision.sizes import card_facts
 
 __all__ = ["DTYPES", "merge"]
 
 DTYPES = ("float32", "bfloat16", "float16")
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 SIZE = re.compile(r"\s*\d+(\.\d+)?\s*[KMGT]B\s*", re.IGNORECASE)
 
 
@@ -98,7 +98,7 @@ def merge(
             display.note("not verified: the merged model wasn't compared with base and adapter")
         else:
             result = replace(result, differences=check.differences(folder, rounded))
-        write_card(folder, source.cfg.base_model, source.given, result)
+        write_card(folder, source.cfg.base_model, source.given, result, card_facts(processor))
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,13 +59,18 @@ def _table(found: Differences) -> Table:
     return table_of(("", "largest", "rms"), rows, title=f"merged, and base + adapter, on {found.tokens} tokens")
 
 
-def write_card(folder: Path, base: str, adapter: str, result: MergeResult) -> None:
-    """Write `README.md`: what was merged into what, and how far it is from base and adapter."""
+def write_card(folder: Path, base: str, adapter: str, result: MergeResult, pictures: Mapping[str, str]) -> None:
+    """Write `README.md`: what was merged into what, and how far it is from base and adapter.
+
+    Args:
+        pictures: what is done with pictures, for a model that takes them.
+    """
     facts = {
         "Base model": base,
         "Adapter": adapter,
         "Tensors changed": f"{result.merged} of {result.tensors}",
         "Stored as": result.dtype,
+        **pictures,
         "Compared with base and adapter": "no",
     }
     if (found := result.differences) is not None:

@@ -20,7 +20,7 @@ from strategies.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pipeline.reference.fingerprint import base_fingerprint, pin_base
-    from pipeline.reference.pictures import check_models, check_pictures
+    from pipeline.reference.pictures import check_given_reference, check_models, check_pictures
     from pipeline.reference.score_store import Scores
     from pipeline.reference.scoring import check_mode, score
     from pipeline.reference.token_budget import check_embeddings, check_positions, check_training_budget
@@ -29,7 +29,7 @@ else:
         __name__,
         {
             "pipeline.reference.fingerprint": "base_fingerprint pin_base",
-            "pipeline.reference.pictures": "check_models check_pictures",
+            "pipeline.reference.pictures": "check_given_reference check_models check_pictures",
             "pipeline.reference.score_store": "Scores",
             "pipeline.reference.scoring": "check_mode score",
             "pipeline.reference.token_budget": "check_embeddings check_positions check_training_budget",
@@ -40,6 +40,7 @@ __all__ = [
     "Scores",
     "base_fingerprint",
     "check_embeddings",
+    "check_given_reference",
     "check_mode",
     "check_models",
     "check_pictures",

@@ -14,7 +14,7 @@ from strategies.vision.checks import image_settings, takes_pictures
 if TYPE_CHECKING:
     from pipeline.data import Prepared
 
-__all__ = ["check_models", "check_pictures"]
+__all__ = ["check_given_reference", "check_models", "check_pictures"]
 
 
 def check_pictures(cfg: RunConfig, prepared: Prepared) -> dict[str, Any] | None:
@@ -41,7 +41,7 @@ def check_models(cfg: RunConfig) -> dict[str, Any]:
         UserError: as `check_pictures`.
     """
     # What belongs to the policy alone.
-    own = {"revision_of_model": None, "base_model_config": None, "overrides_of_model_config": None}
+    own = {"revision_of_model": None, "base_model_config": None, "overrides_of_model_config": None, "lora_model_dir": None}
     try:
         settings = _settings(cfg, "base_model")
         if cfg.reference_model is None:
@@ -49,14 +49,23 @@ def check_models(cfg: RunConfig) -> dict[str, Any]:
         other = _settings(cfg.model_copy(update={"base_model": cfg.reference_model, **own}), "reference_model")
     except ValueError as error:
         raise UserError(str(error)) from error
-    different = sorted(name for name in settings.keys() | other.keys() if settings.get(name) != other.get(name))
-    if different:
-        name = different[0]
-        raise UserError(
-            f"reference_model: {cfg.reference_model!r} makes other pixels of a picture ({name}: {other.get(name)} where the "
-            f"policy has {settings.get(name)}); give a reference with the policy's processor"
-        )
+    _compare(settings, other, f"reference_model: {cfg.reference_model!r}")
     return settings
+
+
+def check_given_reference(policy: RunConfig, reference: RunConfig, name: str) -> None:
+    """Check that `--reference` takes pictures, and makes the policy's pixels of them. Raises UserError."""
+    _compare(check_models(policy), check_models(reference), f"--reference: {name!r}")
+
+
+def _compare(settings: dict[str, Any], other: dict[str, Any], reference: str) -> None:
+    # The size first: without one there is no way to resize either.
+    for name in sorted(settings.keys() | other.keys(), key=lambda name: (name != "image_size", name)):
+        if settings.get(name) != other.get(name):
+            raise UserError(
+                f"{reference} makes other pixels of a picture ({name}: {other.get(name)} where the policy has "
+                f"{settings.get(name)}); give a reference with the policy's processor"
+            )
 
 
 def _settings(cfg: RunConfig, key: str) -> dict[str, Any]:
@@ -67,6 +76,8 @@ def _settings(cfg: RunConfig, key: str) -> dict[str, Any]:
             f"{key}: {cfg.base_model!r} ({config.model_type}) takes no pictures, and rows have pictures; give a "
             "vision-language model with its preprocessor_config.json, or rows of text alone"
         )
+    # A reference has a processor of its own, not that of an adapter beside whose tokenizer it reads.
+    cfg = cfg.model_copy(update={"tokenizer_config": None}) if key == "reference_model" else cfg
     try:
         processor = models.load_processor(cfg, tokenizer)
     except ValueError as error:

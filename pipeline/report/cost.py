@@ -63,6 +63,8 @@ def _rates(records: Sequence[dict[str, Any]]) -> Iterator[Fact]:
         if values := [record[name] for record in records if isinstance(record.get(name), int | float)]:
             median = float(np.median(values))
             yield Fact(label, f"{median:.1%}" if name == "mfu" else f"{median:,.4g}" if median < 100 else f"{median:,.0f}")
+        elif name == "mfu" and any("fed_tokens_per_second" in record for record in records):
+            yield Fact(label, "not counted for grpo, for rows with pictures, nor for models with experts")
 
 
 def _hours(timeline: RunTimeline, records: Sequence[dict[str, Any]]) -> Iterator[Fact]:

@@ -127,8 +127,8 @@ def _findings(inspection: Inspection) -> Section:
     notices = [notice(finding) for finding in inspection.findings]
     if not is_wrong(inspection.findings):
         notices.insert(0, Notice("healthy", f"{NOTHING}."))
-    words = "".join(f"Not looked at: {reason}. " for reason in inspection.missing)
-    return Section("findings", "Findings", words, notices=notices)
+    missing = [Fact("not looked at", reason) for reason in inspection.missing]
+    return Section("findings", "Findings", notices=notices, facts=missing)
 
 
 def _distributions(inspection: Inspection) -> Section:

@@ -14,7 +14,7 @@ import yaml
 from pipeline.config import RunConfig, dump_config, parse_config
 from pipeline.errors import RunFailed, UserError
 from pipeline.io.retry import STORAGE_ERRORS, with_retries
-from pipeline.io.storage import Folder, Location, inside, is_uri, reason, refuse_secrets
+from pipeline.io.storage import Folder, Location, check_output, inside, is_uri, reason
 from pipeline.runs.checkpoints import CHECKPOINT, complete, step_of
 from pipeline.runs.resume import changed_settings
 from pipeline.runs.scratch import new_scratch
@@ -41,7 +41,7 @@ class RunFolder:
     def __init__(self, path: Location) -> None:
         self.path = path
         try:
-            refuse_secrets(str(path))
+            check_output(str(path))
             self.storage = Folder(path)
         except UserError as error:
             raise UserError(f"output_dir: {error}") from error
@@ -77,6 +77,15 @@ class RunFolder:
     @property
     def _parent(self) -> str:
         return str(PurePosixPath(self.storage.path).parent)
+
+    def check_reached(self) -> None:
+        """Raise UserError where storage at a URI doesn't answer, before anything else is started for the run."""
+        if self.storage.is_local:
+            return
+        try:
+            self.storage.exists(RUN)
+        except STORAGE_ERRORS as error:
+            raise UserError(f"output_dir: {str(self.path)!r} can't be reached: {reason(error)}") from error
 
     def for_ray(self) -> dict[str, Any]:
         """Return arguments of Ray's RunConfig that give workers this folder."""

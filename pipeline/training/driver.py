@@ -19,7 +19,7 @@ from pipeline.inspection.selection import Selection, select_rows, selected_count
 from pipeline.io.cache import NodeCache
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import Location, locate, reason
-from pipeline.planning import RunPlan, check_recipe, resolve
+from pipeline.planning import RunPlan, check_cache, check_recipe, resolve
 from pipeline.ray.session import init_ray, node_resources
 from pipeline.reference import (
     base_fingerprint,
@@ -104,6 +104,7 @@ def train_run(
     folder = RunFolder(locate(cfg.output_dir))
     for note in cfg.notes:
         display.note(note)
+    folder.check_reached()
     check_root(cfg.dataset_prepared_path)
     NodeCache.of(cfg.ray).check_path()
     display.stage("starting Ray")
@@ -221,7 +222,7 @@ def prepare_data(cfg: RunConfig, display: Display) -> Prepared:
     """Prepare the rows, and check that each fits a forward.
 
     Raises:
-        UserError: as `pipeline.prepare`, and for a pair that doesn't fit.
+        UserError: as `pipeline.prepare`, and for a pair that doesn't fit, or rows that don't fit `ray.cache_size`.
     """
     display.stage("preparing data")
     prepared = prepare(cfg, progress=display.progress)
@@ -239,6 +240,7 @@ def prepare_data(cfg: RunConfig, display: Display) -> Prepared:
     check_positions(cfg, prepared)
     check_embeddings(cfg, prepared)
     check_pictures(cfg, prepared)
+    check_cache(cfg, prepared)
     return prepared
 
 

@@ -31,6 +31,8 @@ class _Worker:
     """The last step that was reported, which takes all workers."""
     asked: Any = None
     """The pending request for a heartbeat."""
+    noted: str | None = None
+    """What it waited for when that was last reported."""
 
 
 class HangDetector:
@@ -103,32 +105,39 @@ class HangDetector:
         return bool(self._workers)
 
     def check(self) -> list[str]:
-        """Poll heartbeats, and kill workers that hang; return a note for each."""
+        """Poll heartbeats, and kill workers that hang; return a note for each, and for what a worker has begun to wait for."""
         # After a kill the other ranks are silent too, until Ray Train has noticed and ended the attempt.
         if self.hung or time.monotonic() - self._last_asked < self._every_s:
             return []
         self._last_asked = time.monotonic()
-        for worker in self._workers.values():
-            self._poll(worker)
+        notes = [note for rank, worker in self._workers.items() if (note := self._poll(rank, worker)) is not None]
         if not any(self._is_silent(worker) for worker in self._workers.values()):
-            return []
-        return [self._kill(rank) for rank in self._stalled_ranks()]
+            return notes
+        return [*notes, *(self._kill(rank) for rank in self._stalled_ranks())]
 
-    def _poll(self, worker: _Worker) -> None:
-        """Read the pending answer, if it is ready, and request the next heartbeat."""
+    def _poll(self, rank: int, worker: _Worker) -> str | None:
+        """Read the pending answer, if it is ready, and request the next heartbeat; return a note for what it waits for."""
         import ray
 
         # One request at a time: for a stopped process they would pile up in its actor's queue.
+        waited = worker.heartbeat.waiting
         if worker.asked is not None and ray.wait([worker.asked], timeout=0)[0]:
             answer, worker.asked = worker.asked, None
             try:
                 heartbeat = ray.get(answer)
             except ray.exceptions.RayError:
-                return  # it has died, which Ray Train will report
+                return None  # it has died, which Ray Train will report
             if heartbeat != worker.heartbeat:
-                worker.heartbeat, worker.seen = heartbeat, time.monotonic()
+                worker.seen = time.monotonic()
+            worker.heartbeat = heartbeat
         if worker.asked is None:
             worker.asked = worker.actor.execute.remote(last_heartbeat)
+        # Twice: most waits are over before the next poll.
+        waiting = worker.heartbeat.waiting
+        if waiting is None or waiting != waited or waiting == worker.noted:
+            return None
+        worker.noted = waiting
+        return f"{self.name(rank)} is waiting for {waiting}"
 
     def _is_silent(self, worker: _Worker) -> bool:
         # Ranks that have finished beat no more, while others may still upload.

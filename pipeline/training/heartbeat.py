@@ -6,8 +6,10 @@ training hangs answers with the same heartbeat.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from pipeline.io.retry import waits
 
 __all__ = ["Heartbeat", "ask_to_stop", "attach", "beat", "last_heartbeat"]
 
@@ -20,6 +22,8 @@ class Heartbeat:
     step: int = 0
     over: bool = False
     """Whether the worker has finished."""
+    waiting: str | None = field(default=None, compare=False)
+    """What it waits for, as `pipeline.io.retry.waits` says; no sign of life."""
 
 
 class _Process:
@@ -38,7 +42,8 @@ def beat(step: int | None = None, over: bool = False) -> None:
 
 def last_heartbeat() -> Heartbeat:
     """Return the last heartbeat; called from other processes through the actor."""
-    return _Process.heartbeat
+    # Read in another thread than that which waits, and may end meanwhile.
+    return replace(_Process.heartbeat, waiting=next(reversed(waits), None))
 
 
 def ask_to_stop() -> None:

@@ -14,7 +14,7 @@ import yaml
 from pipeline.config import RunConfig, parse_config, parse_yaml
 from pipeline.errors import UserError
 from pipeline.io.retry import STORAGE_ERRORS
-from pipeline.io.storage import Folder, Location, inside, is_uri, locate, reason
+from pipeline.io.storage import Folder, Location, check_output, inside, is_uri, locate, reason
 from pipeline.secrets import find_redacted, redact
 from pipeline.tuning.records import TrialRecord, dump, load
 
@@ -35,7 +35,10 @@ class SweepFolder:
     def __init__(self, path: Location) -> None:
         self.path = path
         try:
+            check_output(str(path))
             self.storage = Folder(path)
+        except UserError as error:
+            raise UserError(f"output_dir: {error}") from error
         except STORAGE_ERRORS as error:
             raise UserError(f"output_dir: {str(path)!r} can't be reached: {reason(error)}") from error
 

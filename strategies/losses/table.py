@@ -34,6 +34,7 @@ class LossInfo:
         couples: whether the loss of a pair depends on other pairs of the batch.
         lengths: whether the loss itself averages over completion tokens.
         strategy: whether it is the loss of a separate strategy, and so no value of `dpo_loss_type`.
+        target: whether it is least at a finite margin, and rises beyond.
     """
 
     function: str | PairLoss
@@ -43,6 +44,7 @@ class LossInfo:
     couples: bool = False
     lengths: bool = False
     strategy: bool = False
+    target: bool = False
 
     def load(self) -> PairLoss:
         """Return the function, importing its module if needed."""
@@ -63,12 +65,12 @@ _ALONE: dict[str, Any] = {"reference": False, "lengths": True, "strategy": True}
 LOSSES: dict[str, LossInfo] = {
     "sigmoid": _loss("logistic.sigmoid_loss", "arXiv 2305.18290", "beta label_smoothing f_divergence"),
     "hinge": _loss("regression.hinge_loss", "arXiv 2305.10425", "beta f_divergence"),
-    "ipo": _loss("regression.ipo_loss", "arXiv 2310.12036", "beta f_divergence", lengths=True),
+    "ipo": _loss("regression.ipo_loss", "arXiv 2310.12036", "beta f_divergence", lengths=True, target=True),
     "exo_pair": _loss("logistic.exo_pair_loss", "arXiv 2402.00856", "beta label_smoothing f_divergence"),
     "nca_pair": _loss("pointwise.nca_pair_loss", "arXiv 2402.05369", "beta"),
     "robust": _loss("logistic.robust_loss", "arXiv 2403.00409", "beta label_smoothing f_divergence"),
     "bco_pair": _loss("pointwise.bco_pair_loss", "arXiv 2404.04656", "beta"),
-    "sppo_hard": _loss("regression.sppo_hard_loss", "arXiv 2405.00675", "beta"),
+    "sppo_hard": _loss("regression.sppo_hard_loss", "arXiv 2405.00675", "beta", target=True),
     "aot": _loss("transport.aot_loss", "arXiv 2406.05882", "beta label_smoothing", couples=True),
     "aot_unpaired": _loss("transport.aot_unpaired_loss", "arXiv 2406.05882", "beta label_smoothing", couples=True),
     "apo_zero": _loss("pointwise.apo_zero_loss", "arXiv 2408.06266", "beta"),

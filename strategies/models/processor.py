@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strategies import vision
 from strategies.models.config import load_config
-from strategies.models.location import ModelLocation, resolve_model_location
+from strategies.models.location import ADAPTER_CONFIG, ModelLocation, resolve_model_location
 from strategies.vision.checks import check_belongs, takes_pictures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-__all__ = ["chat_template_of", "find_processor", "load_processor", "processor_or_reason"]
+__all__ = ["PROCESSOR_FILES", "chat_template_of", "find_processor", "load_processor", "processor_or_reason"]
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Files of which a folder with a processor has one."""
 
 KEYS = ("processor_type", "processor_kwargs", "image_size", "image_resize_algorithm")
 """Keys that only a processor reads."""
@@ -67,14 +71,17 @@ def _has_tower(cfg: Any) -> bool:
 def load_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
     """Load the processor of `cfg.base_model`, with the config's keys of pictures, its tokenizer and its chat template.
 
+    With an adapter in `lora_model_dir`, or beside the tokenizer, it is the one that was saved there: the adapter was trained
+    with its settings.
+
     Raises:
         ValueError: if the model has none, its picture processor can't be loaded or has no setting of a name that
             `processor_kwargs` gives, or `processor_type` is no class of one.
     """
     from transformers import ProcessorMixin
 
-    location = resolve_model_location(cfg.base_model)
-    key = "processor_type" if cfg.processor_type else "base_model"
+    location = _beside_adapter(cfg) or resolve_model_location(cfg.base_model)
+    key = "processor_type" if cfg.processor_type else location.key
     processor = _open(cfg, location)
     # For a folder without a processor AutoProcessor returns its tokenizer, or its image processor alone.
     if not isinstance(processor, ProcessorMixin):
@@ -84,7 +91,7 @@ def load_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMix
         )
     _check_arguments(processor, cfg.processor_kwargs or {})
     try:
-        check_belongs(load_config(cfg), processor, location.given)
+        check_belongs(load_config(cfg), processor, cfg.base_model)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
     # Otherwise the processor keeps its own template: the tokenizer's may have no placeholders for pictures.
@@ -92,7 +99,23 @@ def load_processor(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> ProcessorMix
         processor.chat_template = tokenizer.chat_template
     # The policy's, with the added tokens of the config: rows with pictures are tokenised by the processor.
     processor.tokenizer = tokenizer
-    return vision.with_size(processor, cfg.image_size, cfg.image_resize_algorithm)
+    vision.with_size(processor, cfg.image_size, cfg.image_resize_algorithm)
+    # One without such a token is refused where it is found.
+    if cfg.processor_type and getattr(processor, "image_token", None) is not None:
+        _check_use(processor)
+    return processor
+
+
+def _beside_adapter(cfg: Any) -> ModelLocation | None:
+    """Return the folder of an adapter that has a processor of its own; None where there is none."""
+    for key in ("lora_model_dir", "tokenizer_config"):
+        if (given := getattr(cfg, key)) is None:
+            continue
+        location = resolve_model_location(given, key)
+        folder = Path(location.path)
+        if (folder / ADAPTER_CONFIG).is_file() and any((folder / name).is_file() for name in PROCESSOR_FILES):
+            return location
+    return None
 
 
 def chat_template_of(processor: ProcessorMixin) -> str | None:
@@ -111,6 +134,17 @@ def _check_arguments(processor: ProcessorMixin, names: Iterable[str]) -> None:
             raise ValueError(f"processor_kwargs.{name}: {type(processor).__name__} has no such setting; correct or remove it")
 
 
+def _check_use(processor: ProcessorMixin) -> None:
+    """Raise ValueError where a class was chosen that can't use the model's own picture processor or tokens."""
+    try:
+        vision.VisionProcessing(processor).blank()
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(
+            f"processor_type: a {type(processor).__name__} can't take pictures with the model's settings "
+            f"({type(error).__name__}: {error}); remove the key to have the model's own"
+        ) from error
+
+
 def _open(cfg: Any, location: ModelLocation) -> Any:
     import transformers
 
@@ -124,8 +158,9 @@ def _open(cfg: Any, location: ModelLocation) -> Any:
         return kind.from_pretrained(
             location.path, trust_remote_code=cfg.trust_remote_code, **revision, **(cfg.processor_kwargs or {})
         )
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+    # AttributeError: of a class whose tokens the tokenizer doesn't have.
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{'processor_type' if cfg.processor_type else 'base_model'}: no processor of pictures could be loaded from "
+            f"{'processor_type' if cfg.processor_type else location.key}: no processor of pictures could be loaded from "
             f"{location.given!r}: {error}"
         ) from error

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from strategies.compat import tags_of
-from strategies.vision.sizes import size_of
+from strategies.vision.sizes import card_facts
 
 __all__ = ["load_saved", "save_final", "write_model_card"]
 
@@ -71,7 +71,7 @@ def _card(trainer: Any) -> str:
         "Trained": "an adapter (PEFT)" if adapter else "all weights",
         **_method(trainer),
         "Data": ", ".join(trainer.dataset_tags) or "rows given in code",
-        **_pictures(trainer),
+        **card_facts(None if trainer.vision is None else trainer.vision.processor),
         "Learning rate": f"{args.learning_rate:g}, {args.alternate_lr_scheduler_type or args.lr_scheduler_type.value}",
         "Global batch": f"{batch} {BATCH_OF[trainer.batch_kind]}",
         "Steps": f"{trainer.state.global_step} ({trainer.state.epoch or 0:.2f} epochs)",
@@ -92,17 +92,6 @@ def _card(trainer: Any) -> str:
     ]
     tail = ["", "| last value of | |", "|---|---|", *metrics] if metrics else []
     return "\n".join([*front, *body, *lines, *tail]) + "\n"
-
-
-def _pictures(trainer: Any) -> dict[str, str]:
-    """Return what is done with pictures before the processor, which saves it for prefray alone."""
-    size = None if trainer.vision is None else size_of(trainer.vision.processor)
-    if size is None:
-        return {}
-    changed = (
-        f"padded to {size.size} x {size.size}" if isinstance(size.size, int) else "stretched to {} x {}".format(*size.size)
-    )
-    return {"Pictures": f"{changed} pixels ({size.algorithm}) before the processor; prefray does so by itself, others must"}
 
 
 def _method(trainer: Any) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def why_not_packed(model: Any, longest: int, vision: VisionProcessing | None = N
     computes wrongly; for a model with partitioned weights `try_packing` does this later.
 
     Args:
+        model: isn't run where its base has `is_known_to_pack`: another adapter on the same weights has been tested.
         longest: tokens of the longest sequence; a wider sliding window has no effect.
         vision: where rows have pictures; the tiny pairs then have one each.
 
@@ -72,7 +73,7 @@ def why_not_packed(model: Any, longest: int, vision: VisionProcessing | None = N
         return f"{config.model_type} takes no positions"
     if any(_drops_attention(module) for module in base.modules()) and base.device.type == "cuda":
         return f"{config.model_type} drops attention out, and FlexAttention doesn't (disable_dropout)"
-    if is_divided(model):
+    if is_divided(model) or (vision is None and getattr(base, "is_known_to_pack", False)):
         return None
     training = model.training
     # Dropout would make two forwards differ.

@@ -2,7 +2,7 @@
 
 base.py           the base's weights, once; every slot's model has them and an adapter of its own
 rules.py          which configs can share a base; loads without torch
-turns.py          one thread a slot, of which one runs at a time
+turns.py          a function that runs in turns, one of several at a time
 process_state.py  what libraries keep per process, such as random states: each slot has its own
 commands.py       commands to a host; loads without torch
 host.py           attaches trials to slots, gives turns, and returns how each trial ended

@@ -6,6 +6,7 @@ import gc
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -17,7 +18,7 @@ from strategies.compat import leave_out_of_ddp
 from strategies.slots.base import BaseChanged, SharedBase
 from strategies.slots.commands import Attach, Close, Command, Stop
 from strategies.slots.control import WorkersOfHost
-from strategies.slots.turns import TurnThread
+from strategies.slots.turns import TurnTaker
 
 __all__ = ["Ended", "Slot", "SlotHost"]
 
@@ -53,7 +54,7 @@ class Slot:
         self.trainer: Any = None
         self.stop_requested = False
         self._base = base
-        self._thread = TurnThread(lambda: run_trial(self), f"slot-{trial.name}")
+        self.turns = TurnTaker(lambda: run_trial(self))
 
     def new_model(self) -> Any:
         """Return a model on the shared base, without adapter, for `HFRLTrainerBuilder`."""
@@ -67,6 +68,8 @@ class Slot:
         """
         self._base.check_unchanged()
         self.trainer = trainer
+        if getattr(trainer, "packed", False) and trainer.vision is None:
+            self._base.model.is_known_to_pack = True
         leave_out_of_ddp(trainer.model, self._base.names_in(trainer.model))
         # First, so that the waiting counts as no part of the step.
         trainer.callback_handler.callbacks.insert(0, TurnCallback(self))
@@ -75,7 +78,7 @@ class Slot:
 
     def pass_turn(self) -> None:
         """Let the other slots have their turns; not within a step, a context of torch's, or a collective."""
-        self._thread.pass_back()
+        self.turns.pass_back()
 
     def request_stop(self) -> None:
         """Let the trainer stop after its current step, or after its first one if it has not begun."""
@@ -112,8 +115,8 @@ class SlotHost:
 
     Args:
         base: of all trials.
-        run_trial: builds a trainer on `slot.new_model()`, joins it, trains and saves; called in the slot's own thread and
-            turns, on every worker. What it returns or raises is the trial's end, and touches no other trial.
+        run_trial: builds a trainer on `slot.new_model()`, joins it, trains and saves; called in the slot's own turns,
+            on every worker, in the thread of `run`. What it returns or raises is the trial's end, and touches no other trial.
         slots: how many trials may run at once.
         patience_s: how long workers whose trial has failed wait for the others to fail, too, beside the longest turn so far.
     """
@@ -147,7 +150,9 @@ class SlotHost:
         # Every trainer asks for a collection as it starts, which would look at all that was imported until now.
         gc.collect()
         gc.freeze()
-        try:
+        with ExitStack() as at_the_end:
+            at_the_end.callback(gc.unfreeze)
+            at_the_end.callback(self._close_slots)
             while self._running or not self._closing:
                 commands = self._workers.broadcast(self._ask(next_commands) if self._workers.rank == 0 else None)
                 for command in commands:
@@ -155,11 +160,11 @@ class SlotHost:
                 for slot in list(self._running.values()):
                     if (ended := self._turn(slot)) is not None:
                         on_end(ended)
-        finally:
-            for slot in self._running.values():
-                slot._thread.close()
-            self._running.clear()
-            gc.unfreeze()
+
+    def _close_slots(self) -> None:
+        with ExitStack() as at_the_end:
+            while self._running:
+                at_the_end.callback(self._running.popitem()[1].turns.close)
 
     def _ask(self, next_commands: Callable[[SlotHost], Sequence[Command]]) -> Sequence[Command]:
         """Return the next commands; where no trial runs, only once they attach one or close the host."""
@@ -183,20 +188,25 @@ class SlotHost:
     def _turn(self, slot: Slot) -> Ended | None:
         """Give a slot a turn; return how its trial ended, None if it goes on."""
         began = time.monotonic()
-        thread = slot._thread
-        thread.give()
-        error = thread.result.exception() if thread.is_over else None
-        if isinstance(error, BaseChanged):
-            raise error
-        outcome = Outcome.GOES_ON if not thread.is_over else Outcome.RETURNED if error is None else Outcome.RAISED
+        result, error = None, None
+        try:
+            result = slot.turns.give()
+        except BaseChanged:
+            raise
+        except Exception as raised:  # noqa: BLE001 - a trial may raise anything, and that touches no other one
+            error = raised
+        is_over = slot.turns.is_over
+        outcome = Outcome.RAISED if error is not None else Outcome.RETURNED if is_over else Outcome.GOES_ON
         self._longest_s = max(self._longest_s, time.monotonic() - began)
         self._workers.check_equal(outcome, self._patience_s + 2 * self._longest_s)
-        if not thread.is_over:
+        if not is_over:
             return None
         del self._running[slot.name]
-        if error is None:
-            return Ended(slot.name, thread.result.result())
-        return _failed(slot.name, error)
+        slot.trainer = None
+        ended = Ended(slot.name, result) if error is None else _failed(slot.name, error)
+        # A trainer stands in cycles, and keeps its adapter and optimizer.
+        gc.collect()
+        return ended
 
 
 def _failed(name: str, error: BaseException) -> Ended:
@@ -205,6 +215,4 @@ def _failed(name: str, error: BaseException) -> Ended:
     while chain is not None:
         traceback.clear_frames(chain.__traceback__)
         chain.__traceback__, chain = None, chain.__cause__ or chain.__context__
-    # A trainer stands in cycles.
-    gc.collect()
     return Ended(name, error=error, traceback=text)

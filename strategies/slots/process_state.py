@@ -16,12 +16,13 @@ __all__ = ["ProcessState"]
 
 @dataclass(frozen=True)
 class ProcessState:
-    """Random states of Python, numpy and torch, and accelerate's singletons."""
+    """Random states of Python, numpy and torch, whether torch records gradients, and accelerate's singletons."""
 
     python: Any
     numpy: Any
     cpu: torch.Tensor
     cuda: list[torch.Tensor]
+    records_gradients: bool
     accelerate: list[dict[str, Any]]
 
     @classmethod
@@ -33,6 +34,7 @@ class ProcessState:
             numpy=np.random.get_state(),
             cpu=torch.get_rng_state(),
             cuda=torch.cuda.get_rng_state_all() if on_gpu else [],
+            records_gradients=torch.is_grad_enabled(),
             # Shallow copies: accelerate replaces their values, also lists.
             accelerate=[dict(shared) for shared in accelerate_states()],
         )
@@ -44,6 +46,7 @@ class ProcessState:
         torch.set_rng_state(self.cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
+        torch.set_grad_enabled(self.records_gradients)
         for shared, values in zip(accelerate_states(), self.accelerate, strict=True):
             # In place: every `Accelerator` has these dicts themselves.
             shared.clear()

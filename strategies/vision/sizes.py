@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-__all__ = ["SAVED", "PictureSize", "size_of", "with_size"]
+__all__ = ["SAVED", "PictureSize", "card_facts", "size_of", "with_size"]
 
 SAVED = "prefray"
 """Attribute of an image processor, which is saved with it: a mapping of `image_size` and `image_resize_algorithm`."""
@@ -63,7 +63,7 @@ def size_of(processor: ProcessorMixin) -> PictureSize | None:
     Raises:
         ValueError: when what it was saved with is no size.
     """
-    settings = getattr(processor.image_processor, SAVED, None)
+    settings = getattr(getattr(processor, "image_processor", None), SAVED, None)
     match settings:
         case None:
             return None
@@ -77,3 +77,14 @@ def size_of(processor: ProcessorMixin) -> PictureSize | None:
         f"the processor's settings have {SAVED}: {settings!r}, which is no size of pictures; write image_size, a number or "
         f"[width, height], and image_resize_algorithm, one of {', '.join(RESAMPLING)}, or remove it"
     )
+
+
+def card_facts(processor: ProcessorMixin | None) -> dict[str, str]:
+    """Return, for a model's card, what is done with pictures before the processor, which saves it for prefray alone."""
+    size = None if processor is None else size_of(processor)
+    if size is None:
+        return {}
+    changed = (
+        f"padded to {size.size} x {size.size}" if isinstance(size.size, int) else "stretched to {} x {}".format(*size.size)
+    )
+    return {"Pictures": f"{changed} pixels ({size.algorithm}) before the processor; prefray does so by itself, others must"}

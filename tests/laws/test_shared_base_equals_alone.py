@@ -31,6 +31,8 @@ TRIALS: dict[str, dict[str, Any]] = {
     "sigmoid": {"rl": "dpo", "seed": 1},
     "rslora": {"rl": "ipo", "peft_use_rslora": True, "lora_r": 8, "learning_rate": 5e-3},
     "dora": {"rl": "simpo", "peft_use_dora": True, "seed": 7, "lora_target_modules": ["q_proj", "down_proj"]},
+    # Forwards that accelerate counts, and batches that its loader fills up.
+    "kto": {"rl": "kto", "micro_batch_size": 2, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
 }
 
 
@@ -52,10 +54,10 @@ def alone(trials: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFa
 
 def test_trials_come_and_go(base: str, trials: dict[str, Any], alone: dict[str, Any], tmp_path: Path) -> None:
     """One joins in the middle, one takes the slot of another, and one is stopped."""
-    host = SlotHost(shared_base(base), run_trial(tmp_path), slots=3)
-    first, second, third = attach(trials)
+    host = SlotHost(shared_base(base), run_trial(tmp_path), slots=4)
+    first, second, third, fourth = attach(trials)
     stopped = Attach("stopped", {"base_model": base, "seed": 5})
-    ends = run_together(host, [[first, stopped], [], [second], [Stop("stopped")], [], [third]])
+    ends = run_together(host, [[first, stopped], [], [second], [fourth, Stop("stopped")], [], [third]])
     assert next(iter(ends)) == "stopped" and len(ends["stopped"].result["history"]) < len(alone["sigmoid"]["history"])
     for name in trials:
         assert_same(ends[name].result, alone[name])
@@ -68,7 +70,7 @@ def test_a_trial_that_fails_touches_no_other(
     host = SlotHost(shared_base(base), run_trial(tmp_path), slots=4)
     bad = {"fails": {"base_model": base, "fault": (3, fault)}}
     absurd = {"absurd": {"base_model": base, "learning_rate": 1e30, "max_grad_norm": 0.0}}
-    sigmoid, rslora, _ = attach(trials)
+    sigmoid, rslora, *_ = attach(trials)
     ends = run_together(host, [[*attach(bad), sigmoid, *attach(absurd), rslora]])
     assert isinstance(ends["fails"].error, Planted if fault == "raise" else torch.OutOfMemoryError)
     assert ends["fails"].is_out_of_memory == (fault == "memory") and "on_pre_optimizer_step" in ends["fails"].traceback
@@ -85,15 +87,21 @@ def test_killed_and_resumed_equals_never_killed(
     saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
     trials = {name: {**keys, **saving} for name, keys in trials.items()}
     trials["rslora"]["save_steps"] = 5
+    trials["kto"]["save_steps"] = 3
     killed = {**trials, "dora": {**trials["dora"], "fault": (6, "kill")}}
     process = multiprocessing.get_context("spawn").Process(target=killed_worker, args=(str(tmp_path), base, killed))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     found = {name: get_last_checkpoint(str(tmp_path / name)) for name in trials}
-    assert [Path(str(folder)).name for folder in found.values()] == ["checkpoint-6", "checkpoint-5", "checkpoint-4"]
+    assert [Path(str(folder)).name for folder in found.values()] == [
+        "checkpoint-6",
+        "checkpoint-5",
+        "checkpoint-4",
+        "checkpoint-3",
+    ]
     resumed = {name: {**keys, "resume": found[name]} for name, keys in trials.items()}
-    ends = run_together(SlotHost(shared_base(base), run_trial(tmp_path), slots=3), [attach(resumed)])
+    ends = run_together(SlotHost(shared_base(base), run_trial(tmp_path), slots=4), [attach(resumed)])
     for name in trials:
         for result in (ends[name].result, alone[name]):
             result["history"] = [entry for entry in result["history"] if "train_loss" not in entry]

@@ -16,10 +16,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
+from pipeline.config import parse_config
+from pipeline.config.paths import absolute_paths
 from pipeline.data.sources.filesystem import File, list_files
+from pipeline.data.store import prepared_root
 from pipeline.errors import UserError
 from pipeline.io.filesystems import RetryingS3
 from pipeline.io.storage import Folder, Location, inside, locate, reason
+from pipeline.runs.folder import RunFolder
 from tests.s3 import Bucket
 
 
@@ -153,6 +157,37 @@ def test_keys_of_a_profile_stay_where_they_are(s3: Bucket, monkeypatch: pytest.M
 def test_a_uri_that_is_wrong_is_not_for_another_package(uri: str, reason: str) -> None:
     with pytest.raises(UserError, match=f"^cannot open '{re.escape(uri)}': {reason}$"):
         Folder(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/../run", "s3://bucket/./run", "gs://bucket/run/.."])
+def test_a_store_has_no_folder_above(uri: str) -> None:
+    """Servers don't resolve them as clients do, and would say that the keys are wrong."""
+    with pytest.raises(
+        UserError, match=f"^cannot open '{re.escape(uri)}': a store has no folders '.' and '..'; write the name"
+    ):
+        Folder(uri)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (" ", "must name a folder, got ' '"),
+        ("s3:/bucket/x", "'s3:/bucket/x' has one slash after its scheme; a URI has two: s3://bucket/folder"),
+        (
+            "memory://x",
+            "'memory://x' is the memory of one process; give a path, or the URI of a store",
+        ),
+    ],
+)
+@pytest.mark.parametrize("key", ["output_dir", "dataset_prepared_path"])
+def test_where_nothing_can_be_kept(key: str, where: str, message: str) -> None:
+    def open_both() -> None:
+        cfg = absolute_paths(parse_config({"base_model": "x", "rl": "dpo", "datasets": [{"path": "x.jsonl"}], key: where}))
+        prepared_root(cfg.dataset_prepared_path)
+        RunFolder(locate(cfg.output_dir))
+
+    with pytest.raises(UserError, match=f"^{key}: {re.escape(message)}$"):
+        open_both()
 
 
 def test_an_unknown_scheme() -> None:

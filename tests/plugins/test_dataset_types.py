@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline.data import register_dataset_type
+from pipeline.data.job import Job
 from pipeline.data.plan import make_plan
-from pipeline.data.process_shard import Job, stage_shard
+from pipeline.data.process_shard import stage_shard
 from pipeline.data.transforms import load_transform, pair_text
 from pipeline.errors import UserError
 from pipeline.io.storage import Folder

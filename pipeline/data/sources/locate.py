@@ -17,6 +17,8 @@ from pipeline.data.row_kinds import SourceFormat
 from pipeline.data.sources.filesystem import NETWORK_ERRORS, File, is_uri, list_files, local_path
 from pipeline.data.sources.splits import files_of_split
 from pipeline.errors import UserError
+from pipeline.io.first_answer import check_answer
+from pipeline.io.storage import reason
 from pipeline.secrets import redact_text
 
 __all__ = ["FORMATS", "Located", "locate"]
@@ -101,9 +103,11 @@ def _as_list(value: Any) -> list[str]:
 
 def _kind(location: str, path: str) -> pafs.FileType:
     try:
-        return File(location).info().type
+        file = File(location)
+        check_answer(location, file.filesystem, file.path)
+        return file.info().type
     except NETWORK_ERRORS as error:
-        raise UserError(f"path: cannot reach {path!r}: {error}") from error
+        raise UserError(f"path: cannot reach {path!r}: {reason(error)}") from error
 
 
 def _matches(pattern: str, key: str = "data_files") -> list[str]:

@@ -92,7 +92,8 @@ class PictureReader:
         else:
             data = self._ahead[value].result() if value in self._ahead else self._from_file(value)
         if not data:
-            raise RowError("a picture is empty")
+            where = f": {_shown(value)}" if isinstance(value, str) and not is_data_url(value) else ""
+            raise RowError(f"a picture is empty{where}")
         return data
 
     @cached_property
@@ -105,7 +106,7 @@ class PictureReader:
         return not is_data_url(given) and (relative or (is_uri(given) and given[:7].lower() != "file://"))
 
     def _from_file(self, given: str) -> bytes:
-        shown = redact_text(given if len(given) <= SHOWN else f"{given[:SHOWN]}...").encode(errors="backslashreplace").decode()
+        shown = _shown(given)
         try:
             location = self._located(given, shown)
             host = urlsplit(location).netloc.rpartition("@")[2] if is_uri(location) else ""
@@ -143,6 +144,10 @@ class PictureReader:
         if self._folder is None:
             raise RowError(f"a picture has a relative path, {shown!r}, which names no file in a dataset of the hub")
         return inside(self._folder, path) if is_uri(self._folder) else os.path.join(self._folder, path)
+
+
+def _shown(path: str) -> str:
+    return redact_text(path if len(path) <= SHOWN else f"{path[:SHOWN]}...").encode(errors="backslashreplace").decode()
 
 
 def _given(value: Any) -> Any:

@@ -46,6 +46,7 @@ def make_config(folder: Path, *datasets: dict[str, Any], **changes: Any) -> Simp
         "test_datasets": None,
         "val_set_size": 0.0,
         "split_by": "prompt",
+        "split_seed": None,
         "sequence_len": 2048,
         "excess_length_strategy": "drop",
         "dataset_exact_deduplication": False,

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import process_shard as staging
-from pipeline.data.process_shard import Job, stage_shard
+from pipeline.data.job import Job
+from pipeline.data.process_shard import stage_shard
 from pipeline.data.sources.shards import survey
 from pipeline.data.tokenize import tokenise
 from pipeline.errors import UserError

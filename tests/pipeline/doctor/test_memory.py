@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.config import load_config, parse_config
 from pipeline.doctor.machine import Machine
-from pipeline.doctor.memory import HELD_PER_ROW, Diagnosis, Room, check_rows, diagnose, row_bytes, this_machine, usable, verdict
+from pipeline.doctor.memory import HELD_PER_ROW, Diagnosis, Room, check_rows, diagnose, this_machine, usable, verdict
 from pipeline.errors import RunFailed, UserError
 from pipeline.io.cache import NodeCache
+from pipeline.planning import check_cache, row_bytes
 from strategies.memory import Measured
 from tests.pipeline.data.conftest import prepare_here, write_jsonl
 from tests.tiny import pairs, tiny_model, tiny_tokenizer
@@ -74,6 +75,9 @@ def test_rows_are_counted_once_they_are_prepared(recipe: Path, tmp_path: Path) -
     assert after.estimate.total - before.estimate.total == after.estimate.rows == 9 * HELD_PER_ROW
     small = check_rows(load_config(recipe, ["sequence_len=512", "ray.cache_size=0.001MB"]))[0]
     assert small.status == "fail" and small.finding.endswith("; ray.cache_size allows 0.001MB: set more")
+    with pytest.raises(UserError, match=r"^ray.cache_size: the rows and their scores take about 0.0MB .*; set 0.1MB or"):
+        check_cache(load_config(recipe, ["ray.cache_size=0.001MB"]), prepared)
+    check_cache(load_config(recipe, ["ray.cache_size=1MB"]), prepared)
     live = load_config(recipe, ["sequence_len=512", "reference=live"])
     assert row_bytes(live, prepared)[0] == size - scores
 

@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from pipeline import generate
 from pipeline.cli import app
+from pipeline.errors import UserError
 from pipeline.evaluation.chat import chat
 from pipeline.evaluation.generate_on_ray import SamplingOptions
+from pipeline.merging.merge import merge
 from pipeline.ui.display import SilentDisplay
+from strategies.vision.sizes import with_size
 from tests.tiny_vision import FAMILIES, picture
 
 NEW = 6
@@ -38,6 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vision.processor.save_pretrained(root / family)
     for color in ("red", "blue"):
         picture(color, "circle" if color == "red" else "square").save(root / f"{color}.png")
+    (root / "empty.png").touch()
     return root
 
 
@@ -92,6 +97,32 @@ def test_a_picture_of_the_command_line(models: Path, monkeypatch: pytest.MonkeyP
     assert plain["policy"] != rows[0]["policy"]
 
 
+def test_an_adapters_folder_has_the_settings_of_its_pictures(models: Path, tmp_path: Path) -> None:
+    base, asked = str(models / "llava"), [{"image": str(models / "red.png"), "prompt": "Which?"}]
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)  # which changes nothing yet
+    with_size(AutoProcessor.from_pretrained(base), 16, None).save_pretrained(tmp_path)
+    (row,) = generate(str(tmp_path), asked, options=OPTIONS).rows
+    (small,) = generate(base, asked, options=OPTIONS, overrides=["image_size=16"]).rows
+    assert row["policy"] == row["reference"] == small["policy"] != generate(base, asked, options=OPTIONS).rows[0]["policy"]
+    for policy, reference, key in ((base, str(tmp_path), "--reference"), (str(tmp_path), base, "reference_model")):
+        with pytest.raises(UserError, match=f"^{key}: '{reference}' makes other pixels of a picture .image_size: "):
+            generate(policy, asked, reference, OPTIONS)
+    assert generate(base, ["Which?"], str(tmp_path), OPTIONS).rows
+    merged = merge(tmp_path, tmp_path / "merged", verify=False).path
+    assert generate(str(merged), asked, options=OPTIONS).rows[0]["policy"] == row["policy"]
+    assert "| Pictures | padded to 16 x 16 pixels (bilinear) before" in (tmp_path / "merged" / "README.md").read_text()
+
+
+def test_a_picture_in_a_column_that_is_not_read_is_said(models: Path, tiny_base: str) -> None:
+    unread: list[Any] = ["red.png", {"bytes": None, "path": "a/b.JPG"}, ["data:image/png;base64,AAAA", "blue.webp"]]
+    read = {"prompt": "Which?", "answer": "red", "source": "shapes", "chosen": "a.png", "score": 3, "ids": [1], "image": None}
+    for base in (str(models / "llava"), tiny_base):
+        notes = generate(base, [read, *({"prompt": "Which?", "photo": value} for value in unread)], options=OPTIONS).notes
+        assert len(notes) == 1, notes
+        assert notes[0].startswith("3 rows: the column 'photo' names or holds a picture, and isn't read (prompts row 2: ")
+
+
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_chat_goes_on_after_a_prompt_that_has_no_answer(
     models: Path, raw: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -109,9 +140,10 @@ def test_a_chat_goes_on_after_a_prompt_that_has_no_answer(
 BAD: list[tuple[Any, str]] = [
     ({"image": "none.png", "prompt": "Which?"}, "line 2: a picture can't be read: none.png: "),
     (
-        {"image": "p.jsonl", "prompt": "Which?"},
-        "line 2: a picture can't be read: it is of no format that Pillow knows (p.jsonl)",
+        {"image": "bad.jsonl", "prompt": "Which?"},
+        "line 2: a picture can't be read: it is of no format that Pillow knows (bad.jsonl)",
     ),
+    ({"images": ["red.png", "empty.png"], "prompt": "Which?"}, "line 2: a picture is empty: empty.png"),
     ({"image": "https://[::1/red.png", "prompt": "Which?"}, "line 2: a picture can't be read: https://"),
     ({"images": ["red.png"], "prompt": "<image> or <image>?"}, "line 2: 'prompt' has 2 placeholders of pictures in its text"),
     (

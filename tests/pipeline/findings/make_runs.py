@@ -1,8 +1,8 @@
-"""`python -m tests.pipeline.findings.make_runs` trains tiny models and writes their metrics to `runs/`, for tests of the rules.
+"""`python -m tests.pipeline.findings.make_runs [NAMES]` trains tiny models and writes their metrics to `runs/`.
 
-Each run is of one recipe and seed, on the demo's pairs, from a tiny model that has first been trained on their chosen and
-rejected answers; a few seconds of processor time each. `spoiled-` runs have one fault. The files `ray-*` are of
-`prefray train`, with the recipe in their first line.
+Tests of the rules read them. Each run is of one recipe and seed, on the demo's pairs, from a tiny model that has first been
+trained on their chosen and rejected answers; a few seconds of processor time each. `spoiled-` runs have one fault. The files
+`ray-*` are those of `make_ray_runs.py`. The first line of a file has the recipe and what else rules look at.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 import copy
 import json
 import re
+import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,11 @@ from datasets import Dataset, disable_progress_bars
 from transformers import PrinterCallback
 
 from pipeline.demo.preferences import preference_pairs
+from pipeline.findings.facts import RowCounts, RunFacts
 from strategies import HFRLTrainerBuilder
-from tests.tiny import seeded, tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
-__all__ = ["RUNS", "base_model", "pairs_of_demo"]
+__all__ = ["RUNS", "base_model", "pairs_of_demo", "write_run"]
 
 RUNS = Path(__file__).parent / "runs"
 COMMON: dict[str, Any] = {
@@ -51,20 +55,28 @@ HEALTHY: dict[str, dict[str, Any]] = {
     "orpo": {"rl": "orpo"},
     "kto": {"rl": "kto"},
     "kto-lora": {"rl": "kto", **LORA},
+    "grpo": {
+        "rl": "grpo",
+        "learning_rate": 2e-4,
+        "trl": {
+            "beta": 0.04,
+            "num_generations": 4,
+            "max_completion_length": 24,
+            "reward_funcs": ["tests.reward_functions.low_tokens"],
+        },
+    },
 }
 SPOILED: dict[str, dict[str, Any]] = {
-    "rate-times-100": {"learning_rate": 5e-2},
     "rate-times-1000": {"learning_rate": 5e-1},
     "rate-too-low": {"learning_rate": 5e-9},
-    "rate-zero": {"learning_rate": 1e-14},
     "warming-up": {"warmup_steps": 400},
-    "wrong-reference": {},
     "nothing-attached": {},
 }
 
 
 KEPT = re.compile(
     r"step|(eval_)?(loss|kl|rewards/\w+|logps/\w+)|grad_norm|learning_rate|(fed_)?tokens_per_second|seconds/(data|step)"
+    r"|reward|frac_reward_zero_std|completions/(mean_length|clipped_ratio)|skipped_steps"
 )
 """Metrics that rules look at."""
 
@@ -101,6 +113,8 @@ def base_model(steps: int = 150, sides: tuple[str, ...] = ("chosen", "rejected")
 def rows_of(keys: dict[str, Any], held_out: bool) -> list[dict[str, Any]]:
     """The rows that a recipe trains on."""
     pairs = pairs_of_demo(held_out)
+    if keys.get("rl") == "grpo":
+        return [{"prompt": pair["prompt"]} for pair in pairs]
     if keys.get("rl") != "kto":
         return pairs
     sides = (("chosen", True), ("rejected", False))
@@ -113,8 +127,6 @@ def train(name: str, base: Any, keys: dict[str, Any]) -> tuple[dict[str, Any], l
     with tempfile.TemporaryDirectory() as folder:
         builder = HFRLTrainerBuilder({**recipe, "output_dir": folder}, copy.deepcopy(base), tiny_tokenizer())
         builder.train_dataset, builder.eval_dataset = (Dataset.from_list(rows_of(keys, held_out)) for held_out in (False, True))
-        if name == "wrong-reference":
-            builder.model_ref = seeded(type(base), base.config, 5)
         trainer = builder.build()
         if name == "nothing-attached":
             # An adapter that isn't reached: nothing that is trained takes part in the forward.
@@ -122,21 +134,34 @@ def train(name: str, base: Any, keys: dict[str, Any]) -> tuple[dict[str, Any], l
                 parameter.register_hook(torch.zeros_like)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return recipe, [
-        {key: _short(value) for key, value in entry.items() if KEPT.fullmatch(key)} for entry in trainer.state.log_history
-    ]
+    return recipe, trainer.state.log_history
 
 
-def main() -> None:
-    """Write all runs: a line with the recipe, then a line per record."""
+def write_run(name: str, recipe: dict[str, Any], records: Sequence[dict[str, Any]], facts: RunFacts | None = None) -> None:
+    """Write a run: a line with its recipe, rows and scores, then a line per record.
+
+    Args:
+        facts: of its folder; None for a run in one process, which has none.
+    """
+    kind = recipe.get("rl", "dpo")
+    counts = asdict(facts.rows) if facts is not None and facts.rows else asdict(RowCounts(240, 60, 240, 240))
+    gap = asdict(facts.gap) if facts is not None and facts.gap else None
+    packed = facts.setup["packed"] if facts is not None else kind not in ("kto", "grpo")
+    kept = [{key: _short(value) for key, value in record.items() if KEPT.fullmatch(key)} for record in records]
+    lines = [{"recipe": recipe, "packed": packed, "rows": counts, "gap": gap}, *kept]
+    (RUNS / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def main(names: Sequence[str]) -> None:
+    """Make the named runs; all when there are no names."""
     torch.set_num_threads(1)
     disable_progress_bars()
     base = base_model()
     named = {**HEALTHY, **{f"spoiled-{name}": keys for name, keys in SPOILED.items()}}
-    for name, keys in named.items():
-        recipe, records = train(name.removeprefix("spoiled-"), base, keys)
-        (RUNS / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [recipe, *records]))
-        print(name, records[-2].get("eval_loss"), flush=True)
+    for name in names or named:
+        recipe, records = train(name.removeprefix("spoiled-"), base, named[name])
+        write_run(name, recipe, records)
+        print(name, records[-1], flush=True)
 
 
 def _short(value: float) -> float:
@@ -144,4 +169,4 @@ def _short(value: float) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -17,7 +17,8 @@ import yaml
 from pipeline.config import parse_saved
 from pipeline.findings.curves import Curves
 from pipeline.findings.facts import ReferenceGap, RowCounts, RunFacts
-from pipeline.findings.rules import RULES, interval
+from pipeline.findings.rows import interval
+from pipeline.findings.rules import RULES
 from pipeline.findings.run import apply_rules
 from pipeline.ui.findings import Evidence, Finding, by_severity, finding_lines, read_finding
 
@@ -84,6 +85,7 @@ def fell(chosen: float, rejected: float) -> dict[str, Any]:
 
 
 FLAT = {"loss": np.full(40, math.log(2)), **fell(0, 0), "rewards/margins": np.full(40, 1e-4)}
+SATURATED = {"rewards/accuracies": np.where(STEPS < 15, 0.8, 1.0), "rewards/margins": rising(0, 9)}
 LENGTHS = {"eval_answer_length": [40.0, 60.0, 90.0, 120.0]}
 SPIKE = np.where(STEPS == 23, 90.0, 2.0)
 LEDGER = {23: ["4", "17", "201"], 5: ["8"]}
@@ -108,7 +110,7 @@ PLANTED: list[tuple[str, str, RunFacts]] = [
     (
         "accuracy_saturates",
         "info",
-        facts(curves(**{"rewards/accuracies": np.where(STEPS < 15, 0.8, 1.0), "rewards/margins": rising(0, 9)})),
+        facts(curves(**SATURATED)),
     ),
     ("evaluation_turns", "warning", facts(curves(eval_loss=[0.6, 0.5, 0.6, 0.8]))),
     ("evaluation_turns", "info", facts(curves(eval_loss=[0.6, 0.5, 0.6, 0.8]), {"load_best_model_at_end": True})),
@@ -157,6 +159,21 @@ def test_a_good_run_has_no_finding() -> None:
     assert apply_rules(facts([])) == (), "nor one that has recorded nothing"
 
 
+@pytest.mark.parametrize("recipe", [{"rl": "ipo"}, {"dpo_loss_type": ["sppo_hard"]}, {"dpo_label_smoothing": 0.1}])
+def test_a_margin_that_the_loss_asks_for_may_grow(recipe: dict[str, Any]) -> None:
+    assert [finding.severity for finding in apply_rules(facts(curves(**SATURATED)))] == ["info"]
+    assert apply_rules(facts(curves(**SATURATED), recipe)) == ()
+    worse = {**SATURATED, "eval_rewards/accuracies": [0.8, 0.8, 0.79, 0.78]}
+    (found,) = apply_rules(facts(curves(**worse), recipe))
+    assert (found.rule, found.severity) == ("accuracy_saturates", "warning") and "ipo" not in found.advice
+
+
+def test_an_evaluation_with_little_to_gain_is_no_worse() -> None:
+    for accuracies, severity in (([0.8, 0.98, 0.98, 0.98], "info"), ([0.8, 0.9, 0.9, 0.9], "warning")):
+        (found,) = apply_rules(facts(curves(**SATURATED, **{"eval_rewards/accuracies": accuracies})))
+        assert found.severity == severity
+
+
 def test_evidence_names_steps_and_rows() -> None:
     (spike,) = apply_rules(facts(curves(grad_norm=SPIKE), rows_of=rows_of))
     assert spike.evidence[0] == Evidence("grad_norm", 90.0, 23) and spike.rows == ("4", "17", "201")
@@ -166,31 +183,41 @@ def test_evidence_names_steps_and_rows() -> None:
 
 
 def recorded(file: Path) -> RunFacts:
-    recipe, *records = map(json.loads, file.read_text().splitlines())
-    packed = {"packed": recipe.get("rl") != "kto"}
-    return facts(records, recipe, setup=packed, rows=RowCounts(240, 60, 240, 240))
+    """A run that `make_runs.py` or `make_ray_runs.py` has written."""
+    seen, *records = map(json.loads, file.read_text().splitlines())
+    gap = ReferenceGap(**seen["gap"]) if seen["gap"] else None
+    return facts(records, seen["recipe"], setup={"packed": seen["packed"]}, rows=RowCounts(**seen["rows"]), gap=gap)
 
 
-HEALTHY = [file for file in sorted(RUNS.glob("*.jsonl")) if not file.stem.startswith("spoiled-")]
+SPOILED = {
+    "ray-rate-times-100": ("both_fall", "error"),
+    "ray-rate-zero": ("learning_rate_is_zero", "error"),
+    "ray-labels-flipped": ("labels_flipped", "error"),
+    "ray-wrong-reference": ("reference_differs", "error"),
+    "ray-small-evaluation": ("evaluation_is_small", "warning"),
+    "spoiled-rate-times-1000": ("both_fall", "error"),
+    "spoiled-rate-too-low": ("loss_stays", "warning"),
+    "spoiled-warming-up": ("learning_rate_is_zero", "warning"),
+    "spoiled-nothing-attached": ("loss_stays", "error"),
+}
+"""Runs that one fault spoils, each with what is found first; those of all other files are healthy."""
+HEALTHY = [file for file in sorted(RUNS.glob("*.jsonl")) if file.stem not in SPOILED]
 
 
 @pytest.mark.parametrize("file", HEALTHY, ids=lambda file: file.stem)
 def test_real_healthy_runs_have_no_error(file: Path) -> None:
-    assert len(HEALTHY) >= 6
     assert [finding for finding in apply_rules(recorded(file)) if finding.severity == "error"] == []
 
 
-SPOILED = {
-    "rate-zero": ("learning_rate_is_zero", "error"),
-    "rate-times-100": ("both_fall", "error"),
-    "wrong-reference": ("reference_differs", "error"),
-}
-"""Runs of the files `spoiled-*`, each with what is found first."""
+def test_healthy_runs_are_of_all_methods_and_several_seeds() -> None:
+    recipes = [recorded(file).cfg for file in HEALTHY]
+    assert len(recipes) >= 10 and {cfg.rl for cfg in recipes} == {"dpo", "ipo", "simpo", "orpo", "kto", "grpo"}
+    assert len({cfg.seed for cfg in recipes if cfg.rl == "dpo"}) >= 3
 
 
 @pytest.mark.parametrize("name", SPOILED)
 def test_real_spoiled_runs_are_found(name: str) -> None:
-    first = apply_rules(recorded(RUNS / f"spoiled-{name}.jsonl"))[0]
+    first = apply_rules(recorded(RUNS / f"{name}.jsonl"))[0]
     assert (first.rule, first.severity) == SPOILED[name]
 
 

@@ -15,6 +15,7 @@ from pipeline.inspection.columns import content_columns, measure_columns
 from pipeline.ray.tasks import run_here, run_on_ray
 from pipeline.reference import Scores
 from tests.recipes import Recipe, small_recipe
+from tests.tiny import labelled
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -68,6 +69,20 @@ def test_a_run_trains_on_the_selected_rows_and_runs_no_reference(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["total_steps"] == 4
     with pytest.raises(UserError, match="select: was .*'keep': 0.5.* is .*'keep': 0.25"):
         train(recipe(tmp_path / "run", select={"by": by, "from": "bottom", "keep": 0.25}, evals_per_epoch=1), resume=True)
+
+
+def test_labelled_rows_are_selected_too(recipe: Recipe, forwards: list[Any], tmp_path: Path) -> None:
+    """The ledger names pairs alone, so the tokens that were trained on tell which rows they were."""
+    (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled(40)))
+    keys = {"rl": "kto", "datasets": [{"path": str(tmp_path / "labelled.jsonl")}]}
+    cfg = recipe(tmp_path / "run", **keys, select={"by": "completion_length", "from": "middle", "keep": 0.5}, evals_per_epoch=1)
+    result = train(cfg, report=False)
+    lengths = measure_columns(cfg, prepare(cfg), None).read("train").to_pandas()
+    tokens = lengths["prompt_length"] + lengths["completion_length"]
+    kept = lengths["completion_length"].sort_values(kind="stable").index[8:24]
+    assert result.history["step"].max() == 4 and result.metrics["num_tokens"] == tokens[kept].sum()
+    assert len({tokens[part].sum() for part in (kept, lengths.index[:16], lengths.index[16:])}) == 3
+    assert forwards == []
 
 
 def test_what_leaves_nothing_is_refused_before_workers_start(recipe: Recipe, scored: Any, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 from pipeline import prepare, score
 from pipeline.config import dump_config
 from pipeline.errors import UserError
+from pipeline.io import filesystems
 from pipeline.io.storage import Folder
 from tests.killed_stages import kill_and_start_again, score_there, versions
 from tests.pipeline.reference.conftest import ROWS_PER_TASK
-from tests.s3 import Bucket
+from tests.s3 import Bucket, S3Server
 
 
 def contents(folder: Folder) -> dict[str, bytes]:
@@ -45,6 +46,29 @@ def test_scores_in_a_bucket_are_those_at_a_path(recipe: Any, prepared: Any, scor
         score(cfg, there)
     assert score(cfg, there, recompute=True, rows_per_task=ROWS_PER_TASK).scored_rows == 60
     assert contents(mine.folder) == contents(scores.folder)
+
+
+def test_a_bucket_that_goes_away_while_it_scores_keeps_what_was_complete(
+    recipe: Any, scores: Any, own_s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The limit of this process is that of its actors, too.
+    monkeypatch.setattr(filesystems, "S3_ATTEMPTS", 2)
+    prepared = prepare(cfg := recipe(dataset_prepared_path=own_s3.uri("prepared")))
+
+    def away_after_one(state: dict[str, Any]) -> None:
+        if state["rows_done"] and own_s3.is_running:
+            own_s3.stop()
+
+    with pytest.raises(
+        UserError, match=r"^dataset_prepared_path: .* can't be reached: .*AWS Error.*; what was complete stays, so run again$"
+    ):
+        score(cfg, prepared, away_after_one, rows_per_task=ROWS_PER_TASK)
+    own_s3.start()
+    staged = [key for key in own_s3.objects() if "/staging/" in key]
+    assert staged
+    again = score(cfg, rows_per_task=ROWS_PER_TASK)
+    assert 0 < again.scored_rows <= 60 - ROWS_PER_TASK // 2
+    assert contents(again.folder) == contents(scores.folder)
 
 
 @pytest.mark.driver

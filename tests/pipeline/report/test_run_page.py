@@ -17,7 +17,7 @@ from pipeline import TrainResult, write_report
 from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.findings.rules import RULES
-from pipeline.report.cost import worker_hours
+from pipeline.report.cost import cost_section, worker_hours
 from pipeline.report.run import run_page
 from pipeline.report.timeline import RunTimeline
 from pipeline.runs.folder import RunFolder
@@ -99,6 +99,17 @@ def test_what_a_run_costs(run: TrainResult, text: str) -> None:
     assert re.search(r"<dt>worker hours</dt><dd>[\d.e-]+</dd>", cost)
     last = run.history.dropna(subset=["loss"]).iloc[-1]
     assert last["pairs_per_second"] * last["seconds/step"] == pytest.approx(8)
+
+
+def test_a_run_whose_operations_are_not_counted_says_so(tmp_path: Path) -> None:
+    """A run of grpo, for example; one of an earlier version has no rates at all."""
+    timeline = RunTimeline({"status": "finished", "events": []}, [])
+    for name, says in (("fed_tokens_per_second", True), ("tokens_per_second", False)):
+        facts = cost_section(RunFolder(tmp_path), [{"step": 1, name: 9.0}], timeline).facts
+        assert (
+            any(fact.value == "not counted for grpo, for rows with pictures, nor for models with experts" for fact in facts)
+            is says
+        )
 
 
 def test_hours_are_those_of_all_workers_and_attempts() -> None:

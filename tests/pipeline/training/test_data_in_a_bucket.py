@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import evaluate, train
-from tests.s3 import Bucket
+from pipeline.errors import UserError
+from pipeline.io import filesystems, retry
+from pipeline.training import driver
+from tests.s3 import Bucket, S3Server
+
+IMPATIENT = "from pipeline.io import retry\n\nretry.RETRY_TIMEOUT_S = 2.0\n"
+"""A plugin, by which workers give up soon."""
+AWAY_S = 12.0
+"""Seconds until workers have surely asked for their rows."""
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -25,3 +35,39 @@ def test_a_bucket_is_enough(recipe: Any, s3: Bucket, tmp_path: Path) -> None:
     names = {key.split("/")[-1] for key in s3.objects() if key.startswith("prepared/")}
     assert {"manifest.json", "part-00000.parquet", "ids.json"} <= names and not any(name.endswith(".lease") for name in names)
     assert evaluate(str(result.run_dir), answers=0).metrics == evaluate(str(quiet.run_dir), answers=0).metrics
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_bucket_that_is_away_when_workers_read_their_rows(
+    recipe: Any, own_s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for it. Where it doesn't come back it is one message, and the next run uses what was prepared and scored."""
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.setattr(retry, "RETRY_TIMEOUT_S", retry.RETRY_TIMEOUT_S)  # undoes what the plugin does to this process
+    monkeypatch.setattr(filesystems, "S3_ATTEMPTS", 2)
+    cache = {"num_workers": 2, "cache_dir": str(tmp_path / "cache")}
+    keys = {"bf16": False, "max_steps": 2, "dataset_prepared_path": own_s3.uri("prepared"), "ray": cache}
+    quiet = train(recipe(tmp_path / "quiet", **{**keys, "ray": {**cache, "cache_dir": str(tmp_path / "other")}}))
+    objects, train_workers = own_s3.objects(), driver.run_training
+
+    def without_bucket(*arguments: Any) -> Any:
+        own_s3.stop()
+        return train_workers(*arguments)
+
+    monkeypatch.setattr(driver, "run_training", without_bucket)
+    with pytest.raises(UserError, match=r"^s3://.*part-00000.parquet can't be read: .*AWS Error NETWORK_CONNECTION"):
+        train(recipe(tmp_path / "run", **keys, plugins=["impatient"]))
+
+    def with_bucket_soon(*arguments: Any) -> Any:
+        own_s3.stop()
+        threading.Timer(AWAY_S, own_s3.start).start()
+        return train_workers(*arguments)
+
+    own_s3.start()
+    assert own_s3.objects() == objects
+    monkeypatch.setattr(driver, "run_training", with_bucket_soon)
+    result = train(recipe(tmp_path / "later", **keys))
+    assert own_s3.objects() == objects
+    first, second = (Path(str(run.model_dir), "model.safetensors").read_bytes() for run in (quiet, result))
+    assert first == second

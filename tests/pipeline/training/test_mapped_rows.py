@@ -124,6 +124,47 @@ def test_law_mapped_pictures_are_those_of_the_store(tmp_path: Path) -> None:
     assert all(Path(picture["path"]).exists() for row in mapped for picture in row[IMAGES])
 
 
+@pytest.mark.parametrize(
+    ("rl", "rows", "kind", "keys"),
+    [
+        ("orpo", pairs(20), "pair", {}),
+        ("kto", labelled(20), "unpaired", {}),
+        ("kto", pairs(20), "unpaired", {"split_pairs": True}),
+        ("grpo", RAW["grpo"][:20], "prompt", {}),
+    ],
+)
+def test_rows_of_every_kind_come_from_a_bucket(
+    tmp_path: Path, s3: Bucket, rl: str, rows: list[Any], kind: str, keys: dict[str, Any]
+) -> None:
+    data = {"path": str(write_jsonl(tmp_path / "rows.jsonl", rows)), **keys}
+    roots = (str(tmp_path / "prepared"), s3.uri("prepared"))
+    cfgs = [make_config(tmp_path, data, rl=rl, val_set_size=4, dataset_prepared_path=root) for root in roots]
+    local, there = (prepare_here(cfg, tiny_tokenizer(), rows_per_part=8) for cfg in cfgs)
+    assert there.manifest == local.manifest and there.train_rows >= 16
+    columns = [*ID_COLUMNS[kind], ROW_ID]
+    mapped = map_rows(NodeCache(tmp_path / "cache"), pickle.loads(pickle.dumps(there)), None, "train", columns)
+    assert mapped.to_list() == Dataset(local.read("train", columns)).to_list()
+
+
+def test_what_is_deleted_during_a_run(tmp_path: Path, s3: Bucket) -> None:
+    """Mapped rows stay; a worker that comes later brings them again, or says what is missing."""
+    data = {"path": str(write_jsonl(tmp_path / "rows.jsonl", pairs(20)))}
+    prepared = prepare_here(make_config(tmp_path, data, dataset_prepared_path=s3.uri("prepared")), tiny_tokenizer())
+    columns = [*ID_COLUMNS["pair"], ROW_ID]
+    cache = NodeCache(tmp_path / "cache")
+    first = map_rows(cache, prepared, None, "train", columns)
+    rows = first.to_list()
+    shutil.rmtree(cache.root)
+    assert first.to_list() == rows
+    assert map_rows(cache, prepared, None, "train", columns).to_list() == rows
+    s3.empty()
+    assert first.to_list() == rows
+    # The node still has them.
+    assert map_rows(cache, prepared, None, "train", columns).to_list() == rows
+    with pytest.raises(UserError, match=r"^dataset_prepared_path: .* doesn't hold the training rows .*: is missing"):
+        map_rows(NodeCache(tmp_path / "other"), prepared, None, "train", columns)
+
+
 def test_a_store_in_a_bucket_comes_to_the_node_with_its_pictures(tmp_path: Path, s3: Bucket) -> None:
     local, there = picture_store(tmp_path, llava()), Folder(s3.uri("prepared"))
     for file in local.folder.files():

@@ -69,3 +69,19 @@ def test_the_one_furthest_behind_is_killed(monkeypatch: pytest.MonkeyPatch, sign
     for rank, note in zip(blamed, notes, strict=True):
         assert note.startswith(f"worker {rank} on node hung: no sign of life since ")
         assert note.endswith("(ray.hang_timeout: 60 s); killed")
+
+
+@pytest.mark.usefixtures("ray")
+def test_what_a_worker_waits_for_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it was seen twice; to wait is no sign of life."""
+    actor, watch, notes = Answer(Heartbeat(2)), HangDetector(timeout_s=60), []
+    watch.add(0, actor, "node", pid=1)
+    storage = "storage, at s3://bucket/prepared"
+    for waiting in (None, None, "the files of a model", storage, None, storage, storage, storage):
+        actor.sign = Heartbeat(2, waiting=waiting)
+        watch._last_asked = 0.0
+        notes.append(watch.check())
+    assert notes[:-2] == [[]] * 6 and notes[-2:] == [[f"worker 0 on node is waiting for {storage}"], []]
+    later = time.monotonic() + 100
+    monkeypatch.setattr(watching.time, "monotonic", lambda: later)
+    assert "hung: no sign of life" in watch.check()[0]

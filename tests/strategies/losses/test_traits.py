@@ -111,3 +111,12 @@ def test_the_table_loads_without_torch() -> None:
     code = "import sys, strategies.losses.table; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "exo_pair"])
+def test_target(name: str) -> None:
+    """A margin that grows without end raises the loss. EXO needs smoothed labels, and these set a target of any loss."""
+    policy, _ = batch()
+    far, options = replace(policy, rejected=policy.rejected - 1e4), replace(OPTIONS[name], label_smoothing=0.0)
+    losses = zip(loss(name, options, far), loss(name, options), strict=True)
+    assert all(beyond > now for beyond, now in losses) == LOSSES[name].target

@@ -81,6 +81,8 @@ def test_settings_of_all_parts_of_a_processor(tmp_path: Path, family: str) -> No
             r"processor_type: LlavaProcessor writes the tokens \[259\] for a picture, and .* looks for 5",
         ),
         ({"processor_type": "AutoTokenizer"}, "processor_type: transformers has no processor"),
+        ({"processor_type": "Gemma3Processor"}, "processor_type: no processor of pictures could be loaded from .*boi_token_id"),
+        ({"processor_type": "Idefics3Processor"}, "processor_type: a Idefics3Processor can't take pictures with the model's"),
         ({"processor_kwargs": {"do_resise": False}}, "processor_kwargs.do_resise: LlavaProcessor has no such setting"),
     ],
 )
@@ -150,6 +152,20 @@ def test_the_saved_processor_resizes_as_the_model_was_trained(tmp_path: Path, fo
     # A recipe's own size wins, for that recipe.
     assert VisionProcessing(with_size(again, 10, None))._sized([image])[0].size == (10, 10)
     assert VisionProcessing(with_size(again, None, None))._sized([image])[0].size == (24, 12)
+
+
+def test_an_adapter_brings_the_processor_of_its_training(tmp_path: Path, folder: str) -> None:
+    """Continued, or read beside its tokenizer; an adapter without a processor has the base's."""
+    trained = found(folder, image_size=16, chat_template="chatml", processor_kwargs={"do_center_crop": False})
+    trained.save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for keys in ({"adapter": "lora", "lora_model_dir": str(tmp_path)}, {"tokenizer_config": str(tmp_path)}):
+        processor = found(folder, **keys)
+        assert image_settings(processor) == image_settings(trained) != image_settings(found(folder))
+        assert processor.chat_template == trained.chat_template
+    assert image_settings(found(folder, tokenizer_config=str(tmp_path), image_size=8))["image_size"] == 8
+    (tmp_path / "processor_config.json").unlink()
+    assert image_settings(found(folder, tokenizer_config=str(tmp_path))) == image_settings(found(folder))
 
 
 @pytest.mark.parametrize(
