@@ -28,7 +28,7 @@ from pipeline.tuning.objective import resolve_objective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.result import SweepResult, best_recipe, raise_without_best
 from pipeline.tuning.shared_stages import SharedStages, prepare_shared_stages
-from pipeline.tuning.sharing import Sharing, base_bytes, check_slots, fitting_slots, plan_sharing
+from pipeline.tuning.sharing import Sharing, base_bytes, check_slots, fitting_slots, plan_sharing, why_not_shared
 from pipeline.tuning.space import check_trials, corners, trial_recipe
 from pipeline.ui.display import Display
 from pipeline.ui.notebook import default_display
@@ -81,6 +81,9 @@ def run_sweep(
     check_trackers(cfg)
     measure = resolve_objective(cfg.tune, recipes)
     sharing = plan_sharing(cfg.tune.share_base, trials if points is not None else recipes)
+    if sharing is None and cfg.tune.slots is not None:
+        why = "; ".join(f"{key}: {reason}" for key, reason in why_not_shared(recipes[0])) or "there are too few trials"
+        raise UserError(f"tune.slots: has no effect, since no trials share a base ({why}); remove it")
     folder = SweepFolder(locate(cfg.output_dir))
     check_root(cfg.dataset_prepared_path)
     NodeCache.of(cfg.ray).check_path()
