@@ -75,6 +75,7 @@ class Hosts:
         self.hosts: list[_Host] = []
         self._started = 0
         self._waiting: dict[str, SlotWanted] = {}
+        self._error: BaseException | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="hosts", daemon=True)
 
@@ -87,15 +88,26 @@ class Hosts:
         self._thread.join()
         for host in self.hosts:
             host.end()
+        if self._error is not None:
+            raise self._error
 
     def _loop(self) -> None:
-        while not self._ended.wait(POLL_EVERY_S):
-            for request in self.channel.take():
-                self._handle(request)
-            for host in self.hosts:
-                host.poll()
-            self.hosts = [host for host in self.hosts if not host.has_ended]
-            self._assign()
+        try:
+            while not self._ended.wait(POLL_EVERY_S):
+                self._step()
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that opened the hosts
+            self._error = error
+            # Their drivers would wait for ever.
+            for wanted in (*self._waiting.values(), *(run for host in self.hosts for run in host.runs.values())):
+                _put(wanted, SlotEnded(wanted.name, None, f"its host can't be run: {type(error).__name__}: {error}"))
+
+    def _step(self) -> None:
+        for request in self.channel.take():
+            self._handle(request)
+        for host in self.hosts:
+            host.poll()
+        self.hosts = [host for host in self.hosts if not host.has_ended]
+        self._assign()
 
     def _handle(self, request: SlotWanted | SlotUnwanted) -> None:
         if isinstance(request, SlotWanted):

@@ -20,6 +20,7 @@ from pipeline.training.host_worker import _described
 from pipeline.training.slot_commands import receive, received
 from pipeline.training.slot_launch import SlotLauncher, SlotUnwanted, SlotWanted, train_in_slot
 from strategies.slots import Ended
+from tests.waiting import wait_for
 
 
 class Host:
@@ -78,6 +79,29 @@ def test_a_run_waits_until_its_former_attempt_has_left(two_hosts: Hosts) -> None
     assert ask(two_hosts, wanted("again", "folder"), wanted("other")) == [["first"], ["other"]]
     del two_hosts.hosts[0].runs["first"]
     assert ask(two_hosts) == [["again"], ["other"]]
+
+
+def test_what_fails_in_the_hosts_thread_ends_the_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(self: Any) -> None:
+        raise RuntimeError("no such host")
+
+    monkeypatch.setattr(hosts, "_Host", Host)
+    monkeypatch.setattr(Host, "poll", fail, raising=False)
+    requests, events = tmp_path / "requests", tmp_path / "events"
+    requests.mkdir()
+    events.mkdir()
+    plan: Any = SimpleNamespace(hosts=1, slots=1)
+    opened = Hosts(plan, NodeChannel(requests), lambda text: None)
+    for name in ("a", "b"):
+        opened._handle(SlotWanted(name, wanted(name).job, NodeChannel(events), here()))
+    monkeypatch.setattr(Host, "end", lambda self: None, raising=False)
+    read = NodeChannel(events)
+    found: list[Any] = []
+    with pytest.raises(RuntimeError, match="no such host"), opened:
+        wait_for(lambda: found.extend(read.take()) or len(found) == 2)
+    assert {(one.name, one.failure) for one in found} == {
+        (name, "its host can't be run: RuntimeError: no such host") for name in ("a", "b")
+    }
 
 
 def test_how_a_run_ended_is_described_without_its_objects() -> None:
