@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
 from cluster import sharding
 from cluster.sharding import ClusterSection, FsdpConfig
@@ -18,7 +18,13 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([TGM]B)", re.IGNORECASE)
 UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6}
 
 
-class ScoreConfig(ClusterSection):
+class _Strict(ClusterSection):
+    """A section whose numbers are written as such: YAML's true would be the number 1."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class ScoreConfig(_Strict):
     """The `ray.score:` section: the actors that compute the reference's log-probabilities."""
 
     num_actors: PositiveInt | None = Field(
@@ -44,14 +50,14 @@ class ScoreConfig(ClusterSection):
         return _normalised(self.resources_per_actor)
 
 
-class WorkerRange(ClusterSection):
+class WorkerRange(_Strict):
     """`ray.num_workers` of an elastic run: as many workers as fit, from `min` to `max`."""
 
     min: PositiveInt = Field(1, description="Fewest workers that the run continues with.")
     max: PositiveInt = Field(description="Most workers; the global batch is always that of `max` workers.")
 
 
-class RayConfig(ClusterSection):
+class RayConfig(_Strict):
     """The `ray:` section."""
 
     num_workers: PositiveInt | WorkerRange | None = Field(

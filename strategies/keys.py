@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 __all__ = ["Keys", "key", "options_of"]
 
@@ -16,10 +16,25 @@ class Keys(BaseModel):
     # Keys may begin with `model_`, which pydantic reserves otherwise; YAML can write .inf and .nan.
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse YAML's true, yes and on for a number, which pydantic would take as 1."""
+        if isinstance(value, bool) and info.field_name is not None:
+            types = _types(cls.model_fields[info.field_name].annotation)
+            if bool not in types and {int, float} & types:
+                raise ValueError(f"must be a number, got {str(value).lower()}")
+        return value
+
 
 @dataclass(frozen=True)
 class _SetsOption:
     name: str
+
+
+def _types(annotation: Any) -> set[Any]:
+    """Return the types in an annotation, those within unions and annotated ones too."""
+    return {annotation}.union(*map(_types, get_args(annotation)))
 
 
 def key(description: str, default: Any = None, *, option: str | None = None, **constraints: Any) -> Any:

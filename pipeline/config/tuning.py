@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from strategies.keys import Keys
 from strategies.methods.base import PairKeys
 from strategies.methods.registry import keys_of_strategies
 
@@ -17,11 +17,7 @@ Range = tuple[float, float]
 Mode = Literal["max", "min"]
 
 
-class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Dimension(_Keys):
+class Dimension(Keys):
     """Values of one key: one distribution, by Ray Tune's names, and the condition under which the key is searched."""
 
     uniform: Range | None = Field(None, description="[low, high]: uniform between them.")
@@ -76,8 +72,6 @@ def _range_problem(kind: str, values: Any) -> str | None:
         duplicates = [value for index, value in enumerate(values) if value in values[:index]]
         return f"{kind}: {duplicates[0]!r} stands twice in {values}" if duplicates else None
     low, high = values[:2]
-    if not all(math.isfinite(value) for value in values):
-        return f"{kind}: needs finite numbers, got {values[0]:g} to {values[1]:g}"
     if not low < high:
         return f"{kind}: the range from {low:g} to {high:g} is empty; write [low, high]"
     if kind == "loguniform" and low <= 0:
@@ -87,7 +81,7 @@ def _range_problem(kind: str, values: Any) -> str | None:
     return None
 
 
-class Bounds(_Keys):
+class Bounds(Keys):
     """Bounds of a metric that a trial must satisfy."""
 
     min: float | None = Field(None, description="Lower bound.")
@@ -102,7 +96,7 @@ class Bounds(_Keys):
         return self
 
 
-class Finalists(_Keys):
+class Finalists(Keys):
     """Repetition of a sweep's best trials with other seeds."""
 
     num: PositiveInt = Field(3, description="The best trials by the metric, as many as this.")
@@ -110,7 +104,7 @@ class Finalists(_Keys):
     seeds: int = Field(3, ge=3, description="Runs of each with other seeds; 3 are the fewest that can distinguish two trials.")
 
 
-class TuneConfig(_Keys):
+class TuneConfig(Keys):
     """The `tune:` section."""
 
     space: Annotated[dict[str, list[Dimension]], Field(min_length=1)] = Field(

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.data.row_kinds import SourceFormat, kind_of, raw_kind
 from pipeline.data.transforms import type_name
 from pipeline.data.transforms.registry import outside_type
 from pipeline.data.transforms.user_defined import check_formats
 from pipeline.errors import UserError
+from strategies.keys import Keys
 from strategies.types import BatchKind
 
 __all__ = ["DatasetConfig", "UserDefinedType", "dataset_problems"]
 
 
-class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class UserDefinedType(_Keys):
+class UserDefinedType(Keys):
     """`type:` as a mapping: columns, and formats that their texts are inserted into."""
 
     field_system: str | None = Field(None, description="Column of the system prompt; may be empty.")
@@ -35,7 +32,7 @@ class UserDefinedType(_Keys):
     completion_format: str | None = Field(None, description="kto: format of the completion, with {completion}.")
 
 
-class DatasetConfig(_Keys):
+class DatasetConfig(Keys):
     """One entry of `datasets:` or `test_datasets:`."""
 
     path: str = Field(

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from cluster.config import ClusterKeys
 from pipeline.data.dataset_keys import DatasetConfig, dataset_problems
 from strategies.config.schema import StrategyConfig
+from strategies.keys import Keys
 from strategies.methods.registry import STRATEGIES
 
 __all__ = ["DataConfig", "DataKeys", "DatasetConfig", "find_problems"]
@@ -19,10 +20,8 @@ UNAVAILABLE = ("gdpo", "ebft")
 """Values of `rl` that Axolotl has and this version doesn't."""
 
 
-class DataKeys(BaseModel):
+class DataKeys(Keys):
     """Top-level keys of the data."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     datasets: Annotated[list[DatasetConfig], Field(min_length=1)] = Field(description="Training data.")
     test_datasets: Annotated[list[DatasetConfig], Field(min_length=1)] | None = Field(None, description="Evaluation data.")

@@ -45,8 +45,13 @@ Location = Path | str
 T = TypeVar("T")
 AnyLocation = TypeVar("AnyLocation", Path, str, Location)
 FILE = "file://"
-NO_ANSWER = "curlCode: 28,"
-"""Of the client of S3, in its words."""
+MEANINGS = {
+    "curlCode: 28,": "it doesn't answer in time",
+    "HTTP status 301": "the bucket is in another region",
+    "AuthorizationHeaderMalformed": "the bucket is in another region",
+    "REQUEST_TIME_TOO_SKEWED": "this machine's clock differs from the store's",
+}
+"""Part of an error of S3's client -> what it means."""
 SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 ONE_SLASH = re.compile("^(s3|gs|gcs|abfss?|az|hdfs|https?|file):/(?!/)")
 _retrying_s3 = retrying_s3
@@ -130,7 +135,7 @@ class Folder:
         self.resolved, path = resolve(str(where))
         # `resolved` keeps the store's long retries, for workers.
         self.filesystem, self.path = fail_fast(self.resolved), path.rstrip("/")
-        self.is_new = True
+        self.is_new = not isinstance(self.resolved, fs.LocalFileSystem)
 
     @_reports_waiting
     def names(self) -> list[str]:
@@ -325,7 +330,7 @@ def reason(error: BaseException) -> str:
         return os.strerror(error.errno)
     line = next(iter(str(error).splitlines()), "") or "it can't be written"
     line = re.sub(r"\s*\(Request ID: .*?\)", "", line)
-    if NO_ANSWER in line:
-        line = f"it doesn't answer in time: {line}"
+    if meaning := next((meaning for part, meaning in MEANINGS.items() if part in line), None):
+        line = f"{meaning}: {line}"
     is_s3 = "AWS Error" in line and "NO_SUCH_BUCKET" not in line
     return f"{line} ({S3_HINT})" if is_s3 else line

@@ -131,7 +131,7 @@ def _facts(run: _Run) -> Iterator[Fact]:
     if run.timeline.seconds is not None:
         yield Fact("wall time", format_duration(run.timeline.seconds))
     if speeds := _values(run.records, "mfu"):
-        yield Fact("of the device's peak (median)", f"{np.median(speeds):.1%}")
+        yield Fact("MFU (median)", f"{np.median(speeds):.1%}")
     if run.timeline.restarts:
         yield Fact("restarts after failures", str(run.timeline.restarts))
 

@@ -32,7 +32,7 @@ class _Worker:
     asked: Any = None
     """The pending request for a heartbeat."""
     noted: str | None = None
-    """What it waited for when that was last reported."""
+    """What it waited for, by the last note."""
 
 
 class HangDetector:

@@ -23,7 +23,7 @@ ASK_AGAIN = timedelta(minutes=10)
 class WorkersDisagree(RuntimeError):
     """A turn ended otherwise on this worker than on others, so that collectives of other trials would mix.
 
-    All trials go on from their last checkpoints, in new processes.
+    All trials resume from their last checkpoints, in new processes.
     """
 
 

@@ -102,7 +102,7 @@ class TurnCallback(TrainerCallback):
 class Outcome(IntEnum):
     """Of a turn, as workers compare it."""
 
-    GOES_ON = 0
+    CONTINUES = 0
     RETURNED = 1
     RAISED = 2
 
@@ -143,8 +143,8 @@ class SlotHost:
             on_end: called on every worker, in this thread, when a trial has ended and its slot is free.
 
         Raises:
-            WorkersDisagree: if a trial failed on some workers alone. No trial can go on.
-            BaseChanged: if a trial has changed the base. No trial can go on.
+            WorkersDisagree: if a trial failed on some workers alone. No trial can continue.
+            BaseChanged: if a trial has changed the base. No trial can continue.
             ValueError: for an `Attach` without a free slot, or of a name that has one.
         """
         # Every trainer asks for a collection as it starts, which would look at all that was imported until now.
@@ -186,7 +186,7 @@ class SlotHost:
             self._running[command.name] = Slot(command, self.base, self._run_trial)
 
     def _turn(self, slot: Slot) -> Ended | None:
-        """Give a slot a turn; return how its trial ended, None if it goes on."""
+        """Give a slot a turn; return how its trial ended, None if it continues."""
         began = time.monotonic()
         result, error = None, None
         try:
@@ -196,7 +196,7 @@ class SlotHost:
         except Exception as raised:  # noqa: BLE001 - a trial may raise anything, and that touches no other one
             error = raised
         is_over = slot.turns.is_over
-        outcome = Outcome.RAISED if error is not None else Outcome.RETURNED if is_over else Outcome.GOES_ON
+        outcome = Outcome.RAISED if error is not None else Outcome.RETURNED if is_over else Outcome.CONTINUES
         self._longest_s = max(self._longest_s, time.monotonic() - began)
         self._workers.check_equal(outcome, self._patience_s + 2 * self._longest_s)
         if not is_over:

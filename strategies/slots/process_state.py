@@ -21,7 +21,8 @@ class ProcessState:
     python: Any
     numpy: Any
     cpu: torch.Tensor
-    cuda: list[torch.Tensor]
+    cuda: torch.Tensor | None
+    """Of this worker's GPU alone: to ask another one would take memory of it."""
     records_gradients: bool
     accelerate: list[dict[str, Any]]
 
@@ -33,7 +34,7 @@ class ProcessState:
             python=random.getstate(),
             numpy=np.random.get_state(),
             cpu=torch.get_rng_state(),
-            cuda=torch.cuda.get_rng_state_all() if on_gpu else [],
+            cuda=torch.cuda.get_rng_state() if on_gpu else None,
             records_gradients=torch.is_grad_enabled(),
             # Shallow copies: accelerate replaces their values, also lists.
             accelerate=[dict(shared) for shared in accelerate_states()],
@@ -44,8 +45,8 @@ class ProcessState:
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(self.cuda)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda)
         torch.set_grad_enabled(self.records_gradients)
         for shared, values in zip(accelerate_states(), self.accelerate, strict=True):
             # In place: every `Accelerator` has these dicts themselves.

@@ -33,7 +33,7 @@ class TurnTaker:
         return bool(self._greenlet.dead)
 
     def give(self) -> Any:
-        """Give a turn; return or raise what the function does if it ends in it, None if it goes on.
+        """Give a turn; return or raise what the function does if it ends in it, None if it continues.
 
         Every turn must be given by the thread that has created this object.
         """

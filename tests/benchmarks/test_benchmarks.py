@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import inspection, plan_at_scale, prepare, scale, sharding_memory, sweep_cost, training, utilisation
+from benchmarks import inspection, plan_at_scale, prepare, scale, sharding_memory, slots, sweep_cost, training, utilisation
 
 pytestmark = pytest.mark.benchmark
 
@@ -70,6 +70,14 @@ def test_sweep_cost_counts_reference_forwards(small: list[str], capsys: pytest.C
     sweep_cost.main([*small, "--trials", "2"])
     forwards = [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     assert [text for text in forwards if text] == ["2", "4", "2", "2"]  # 1 + 2/2, 2 x (1 + 2/2)
+
+
+def test_slots_compares_memory_and_starts(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    slots.main([*small, "--slots", "1", "3"])
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    one, three = (next(row for row in cells if row[0] == number) for number in ("1", "3"))
+    assert one[3] == "1.00x" and not one[-1] and float(three[-1]) > 0
+    assert float(three[3].removesuffix("x")) < 1.5
 
 
 def test_utilisation_shows_steps_a_profile_and_the_heads(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,7 +87,7 @@ FAULTS = {"raise": raise_planted, "memory": raise_out_of_memory, "kill": kill_th
 def run_trial(folder: Path) -> Callable[[Slot], dict[str, Any]]:
     """What a host's slots run.
 
-    A payload is the keys of a trial; `resume`, the checkpoint that it goes on from; `fault`, a step, a name of `FAULTS`, and
+    A payload is the keys of a trial; `resume`, the checkpoint that it resumes from; `fault`, a step, a name of `FAULTS`, and
     the rank if it has a fault on one rank alone.
     """
 
@@ -148,13 +148,22 @@ def host_worker(rank: int, world_size: int, port: int, folder: str, base: str, t
     torch.save(found, place / f"{rank}.pt")
 
 
-def torn_worker(rank: int, world_size: int, port: int, folder: str, base: str, trials: dict[str, dict[str, Any]]) -> None:
-    """One process of two: a trial fails on one of them alone; leaves what the host raised in `{rank}.txt`."""
+def fail_apart(slot: Slot) -> None:
+    """Fail on both of two workers, one of which has begun a collective that the other one hasn't."""
+    slot.pass_turn()
+    if dist.get_rank() == 1:
+        dist.all_reduce(torch.ones(1), async_op=True)
+    raise_planted()
+
+
+def torn_worker(rank: int, world_size: int, port: int, folder: str, base: str, trials: dict[str, Any] | None) -> None:
+    """One process of two: a trial fails on one alone, or on both apart; leaves what the host raised in `{rank}.txt`."""
     join(rank, world_size, port)
     dist.init_process_group("gloo")
-    host = SlotHost(shared_base(base), run_trial(Path(folder)), slots=len(trials), patience_s=1.0)
+    run = fail_apart if trials is None else run_trial(Path(folder))
+    host = SlotHost(shared_base(base), run, slots=2, patience_s=1.0)
     try:
-        run_together(host, [attach(trials)])
+        run_together(host, [attach(trials or {"apart": {}})])
     except WorkersDisagree as error:
         Path(folder, f"{rank}.txt").write_text(str(error))
 

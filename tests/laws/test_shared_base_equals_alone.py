@@ -128,7 +128,12 @@ def test_over_two_workers(name: str, two_processes: list[dict[str, Any]]) -> Non
     assert_same(one[name][0], other[name][0])
 
 
-def test_a_trial_that_fails_on_one_worker_alone_ends_the_host(two_processes: Any, base: str, tmp_path: Path) -> None:
+@pytest.mark.processes
+@pytest.mark.parametrize("where", ["one", "both"])
+def test_a_trial_that_fails_otherwise_on_another_worker_ends_the_host(where: str, base: str, tmp_path: Path) -> None:
     trials = {"torn": {"base_model": base, "fault": (3, "raise", 1)}, "other": {"base_model": base}}
-    spawn(torn_worker, 2, 2, free_port(), str(tmp_path), base, trials)
-    assert {path.name: "worker" in path.read_text() for path in tmp_path.glob("*.txt")} == {"0.txt": True, "1.txt": True}
+    spawn(torn_worker, 2, 2, free_port(), str(tmp_path), base, trials if where == "one" else None)
+    said = {path.name: path.read_text() for path in tmp_path.glob("*.txt")}
+    assert said.keys() == {"0.txt", "1.txt"}
+    if where == "both":
+        assert all("['2 0', '2 1'] on the workers" in text for text in said.values())

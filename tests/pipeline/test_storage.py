@@ -245,6 +245,10 @@ def test_reasons_are_one_line() -> None:
     assert reason(OSError("first\nsecond")) == "first"
     assert reason(NotImplementedError()) == "it can't be written"
     assert reason(OSError("it is gone (Request ID: abc)")) == "it is gone"
+    moved = "AWS Error UNKNOWN (HTTP status 301) during HeadBucket operation: No response body."
+    assert reason(OSError(moved)).startswith(f"the bucket is in another region: {moved} (S3's keys are read from")
+    skewed = "AWS Error REQUEST_TIME_TOO_SKEWED during GetObject operation: The difference is too large."
+    assert reason(OSError(skewed)).startswith("this machine's clock differs from the store's: AWS Error")
 
 
 def test_tables_are_the_same_bytes_wherever_they_are_written(folder: Folder, tmp_path: Path) -> None:

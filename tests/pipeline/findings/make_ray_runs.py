@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline import train
 from pipeline.cli.execution import print_result
 from pipeline.config import parse_config
@@ -67,6 +69,7 @@ def write_files(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run all, and write their records."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         files = write_files(folder)

@@ -56,7 +56,7 @@ def test_sections_may_be_nested_or_dotted() -> None:
             "simpo_gamma",
             r"rl is never 'simpoo'; its values are \['dpo', 'simpo'\]",
         ),
-        ({"learning_rate": {"uniform": [0, float("inf")]}}, "learning_rate.0", "needs finite numbers"),
+        ({"learning_rate": {"uniform": [0, float("inf")]}}, "learning_rate.0.uniform.1", "must be a finite number"),
         (
             {"rl_beta": {"choice": [1], "when": {"seed": 1}}, "seed": {"choice": [1], "when": {"rl_beta": 1}}},
             "rl_beta",

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 
+from strategies.compat import leave_out_of_ddp
 from strategies.slots import BaseChanged, SharedBase
 from tests.tiny import tiny_gpt2, tiny_model, tiny_qwen, tiny_tokenizer
 
@@ -60,3 +62,18 @@ def test_one_changed_bit_is_found_and_a_move_is_none(dtype: torch.dtype) -> None
     weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(1.0, dtype=dtype))
     with pytest.raises(BaseChanged, match="1 weights"):
         base.check_unchanged()
+
+
+def test_ddp_sends_the_adapter_alone() -> None:
+    """Otherwise each trial would send the whole base to all workers as it begins."""
+    base = SharedBase(tiny_qwen(tiny_tokenizer()))
+    policy = get_peft_model(base.new_model(), LoraConfig(r=4, target_modules=["q_proj"]))
+    leave_out_of_ddp(policy, base.names_in(policy))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        ignored = torch.nn.parallel.DistributedDataParallel(policy).parameters_to_ignore
+    finally:
+        dist.destroy_process_group()
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    everything = {name for name, _ in (*policy.named_parameters(), *policy.named_buffers())}
+    assert everything - set(ignored) == trained
