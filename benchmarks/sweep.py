@@ -4,6 +4,8 @@ Both train the same model on the same real pairs for the same number of epochs, 
 the end, the sweep four times a run, since it decides by that. TRL's runs are those of the sweep's own configurations, drawn
 at random, each in a process of its own as a person would start it; ours is `prefray tune`, all of it: Ray's start, preparing,
 scoring, the trials, the report. Both use all CPUs: TRL with a thread for each, the sweep with a trial for each.
+
+With `--adapter lora` both train LoRA of the same rank; our trials share one base, and a second sweep shows the time without.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import psutil
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import DPOConfig, DPOTrainer
@@ -31,6 +34,7 @@ from pipeline.config import RunConfig, parse_config
 from pipeline.tuning.folder import SweepFolder, recipe_text
 from pipeline.tuning.search import drawn_points
 
+LORA = {"adapter": "lora", "lora_r": 16, "lora_alpha": 32, "lora_target_linear": True}
 METRIC = "eval_rewards/accuracies"
 SIZE = {
     "hidden_size": 64,
@@ -50,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=130, help="pairs, of which a fifth is for evaluation")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--adapter", choices=["lora"], help="train adapters; all weights when not set")
     parser.add_argument("--sequence-len", type=int, default=256)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--peer-runs", type=int, help="of TRL, whose mean then stands for the others; all when not set")
@@ -64,13 +69,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare(options: argparse.Namespace, folder: Path) -> None:
     """The sweep, then TRL's runs."""
-    cfg = recipe(options, folder)
-    (folder / "recipe.yaml").write_text(recipe_text(cfg))
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "pipeline", "tune", str(folder / "recipe.yaml"), "--quiet"], check=True)
-    ours = time.perf_counter() - began
+    cfg = recipe(options, folder, "sweep", "auto")
+    ours = run_sweep(cfg, folder)
     records = SweepFolder(folder / "sweep").records()
     assert cfg.tune is not None
+    # It prepares and scores for itself, as the first one did.
+    alone = run_sweep(recipe(options, folder, "sweep-alone", False), folder) if options.adapter else None
     points = drawn_points(cfg.tune, cfg.seed) or []
     peers = [trl_run(folder, cfg, number, values) for number, values in enumerate(points[: options.peer_runs])]
     seconds = sum(found["seconds"] for found in peers) / len(peers) * len(points)
@@ -81,6 +85,8 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     steps = f"{sum(record.step for record in records)} of {sum(record.total_steps for record in records)}"
     theirs = max(found[METRIC] for found in peers)
     table.add_row("prefray tune, asha", f"{ours:.0f}", f"{ours / seconds:.2f}x", f"{best:.3f}", steps)
+    if alone is not None:
+        table.add_row("the same without sharing", f"{alone:.0f}", f"{alone / seconds:.2f}x", "", "")
     measured = "" if len(peers) == len(points) else f", of which {len(peers)} measured"
     table.add_row(f"TRL, {len(points)} whole runs{measured}", f"{seconds:.0f}", "1.00x", f"{theirs:.3f}", "all")
     common.console().print(table)
@@ -89,6 +95,14 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     print("trials:", ", ".join(f"{one.number} {one.status} {one.metrics.get(METRIC, float('nan')):.3f}" for one in records))
     print("Ray's processes that are left:", left_over() or "none")
     print(common.machine(os.cpu_count() or 1))
+
+
+def run_sweep(cfg: RunConfig, folder: Path) -> float:
+    """Run a sweep in a process of its own, as a person would start it; return its seconds."""
+    (folder / "recipe.yaml").write_text(recipe_text(cfg))
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "pipeline", "tune", str(folder / "recipe.yaml"), "--quiet"], check=True)
+    return time.perf_counter() - began
 
 
 def left_over() -> list[str]:
@@ -103,8 +117,8 @@ def _line(process: psutil.Process) -> str:
         return ""
 
 
-def recipe(options: argparse.Namespace, folder: Path) -> RunConfig:
-    """The sweep's."""
+def recipe(options: argparse.Namespace, folder: Path, name: str, share_base: Any) -> RunConfig:
+    """The sweep's, in the folder `name`."""
     base = small_model(folder / "model")
     rows = json.loads(options.data.read_text())[: options.rows]
     (folder / "rows.json").write_text(json.dumps(rows))
@@ -113,7 +127,8 @@ def recipe(options: argparse.Namespace, folder: Path) -> RunConfig:
             "base_model": base,
             "datasets": [{"path": str(folder / "rows.json"), **SHAPE}],
             "val_set_size": len(rows) // 5,
-            "dataset_prepared_path": str(folder / "prepared"),
+            "dataset_prepared_path": str(folder / f"{name}-prepared"),
+            **(LORA if options.adapter else {}),
             "sequence_len": options.sequence_len,
             "excess_length_strategy": "truncate",
             "max_rejected_fraction": 0.5,
@@ -121,7 +136,7 @@ def recipe(options: argparse.Namespace, folder: Path) -> RunConfig:
             "num_epochs": options.epochs,
             "evals_per_epoch": 2,
             "save_strategy": "no",
-            "output_dir": str(folder / "sweep"),
+            "output_dir": str(folder / name),
             "tune": {
                 "space": {
                     "learning_rate": {"loguniform": [1e-4, 1e-2]},
@@ -130,6 +145,7 @@ def recipe(options: argparse.Namespace, folder: Path) -> RunConfig:
                 "scheduler": "asha",
                 "num_samples": options.trials,
                 "baseline": False,
+                "share_base": share_base,
             },
         }
     )
@@ -155,6 +171,7 @@ def trl_run(folder: Path, cfg: RunConfig, number: int, values: dict[str, Any]) -
         "length": cfg.sequence_len,
         "learning_rate": values["learning_rate"],
         "beta": values["rl_beta"],
+        "adapter": cfg.adapter,
         "folder": str(folder / f"trl-{number}"),
     }
     (folder / "job.json").write_text(json.dumps(job))
@@ -193,6 +210,7 @@ def run_trl(job: dict[str, Any]) -> None:
         train_dataset=train,
         eval_dataset=evaluate,
         processing_class=AutoTokenizer.from_pretrained(job["model"]),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if job["adapter"] else None,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

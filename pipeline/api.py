@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import threading
+from typing import Any
 
 from pipeline import report as pages
 from pipeline.config import RunConfig
@@ -48,7 +49,7 @@ def train(
         RunCancelled: after `cancel.set()`.
     """
     # Hooks, since pages and the doctor are on floors above `pipeline.training`.
-    page = {"write_page": _write_run_page} if report else {}
+    page: dict[str, Any] = {"write_page": _write_run_page} if report else {}
     hooks = RunHooks(check_recipe=check_trackers, check_cluster=check_before_run, **page)
     return train_run(cfg, resume=resume, display=display, debug=debug, cancel=cancel, hooks=hooks)
 

@@ -148,6 +148,14 @@ class TuneConfig(Keys):
     grace_period: float = Field(0.25, gt=0, le=1, description="asha, median: fraction of a run before a trial can be stopped.")
     reduction_factor: float = Field(4, gt=1, description="asha, hyperband: one of this many trials continues at each rung.")
     perturbation_interval: PositiveInt = Field(1, description="pbt: evaluations between perturbations.")
+    share_base: Literal["auto"] | bool = Field(
+        "auto",
+        description="Trials train their adapters on one copy of the base model, in the same workers. auto: those that can, "
+        "others get workers of their own; true: refuse a sweep with trials that can't; false: none.",
+    )
+    slots: PositiveInt | None = Field(
+        None, description="Trials that share one copy of the base model at once; as many as fit the memory when not set."
+    )
     finalists: Finalists | None = Field(
         None,
         description="Repeat the best trials with other seeds when the search has ended: {num: 3, seeds: 3}. The best trial is "
@@ -214,6 +222,8 @@ def find_problems(tune: TuneConfig) -> Iterator[tuple[str, str]]:
                 yield f"tune.space.{key}", "scheduler: pbt changes values while a run goes on, and this one can't change then"
     yield from _metric_problems(tune)
     yield from _finalist_problems(tune)
+    if tune.slots is not None and tune.share_base is False:
+        yield "tune.slots", "has no effect with share_base: false; remove it"
     for name, schedulers in USED_BY.items():
         # Only if set: every one of these keys has a default.
         if name in tune.model_fields_set and tune.scheduler not in schedulers:

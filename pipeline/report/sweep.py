@@ -227,6 +227,7 @@ def _trials(section: TuneConfig, records: Sequence[TrialRecord], measure: SweepO
     columns = [Column("trial", is_text=True), Column("status", is_text=True), *(Column(key) for key in keys), Column("step")]
     columns += [Column(metric_label(name)) for name in names] + [
         Column("tokens"),
+        Column("tokens/s"),
         Column("time"),
         Column("notes", is_text=True),
     ]
@@ -236,7 +237,8 @@ def _trials(section: TuneConfig, records: Sequence[TrialRecord], measure: SweepO
         metrics = [_number(record.metrics[name]) if name in record.metrics else "" for name in names]
         outside = [] if measure.allows(record.metrics) or not record.metrics else ["outside the constraints"]
         notes = [relation(record), *(f"went on from {origin}" for origin in record.origins), record.reason, *outside]
-        cost = [f"{record.tokens:,}", str(timedelta(seconds=round(record.seconds)))]
+        speed = f"{record.tokens / record.seconds:,.0f}" if record.seconds else ""
+        cost = [f"{record.tokens:,}", speed, str(timedelta(seconds=round(record.seconds)))]
         status = WORDS.get(record.status, record.status)
         steps = f"{record.step}/{record.total_steps}"
         rows.append(

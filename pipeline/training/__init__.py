@@ -5,6 +5,8 @@ launch.py               starts the workers, handles their events; torch_backend.
 worker.py               trains on each worker; job.py its arguments
 worker_callbacks.py     reports from the trainer's callbacks to Ray's controller; worker_checkpoints.py stores checkpoints
 controller_callback.py  forwards reports from the controller to the driver; run_log.py writes and shows them
+host.py                 the driver's side of hosts, whose workers train many runs on one base; slot_launch.py a run's side
+host_worker.py          a host's worker; slot_commands.py the commands of its driver
 heartbeat.py            a worker's last heartbeat; hang_detection.py finds workers without one
 signals.py              SIGTERM; row_ledger.py the rows of each step
 """
@@ -17,6 +19,7 @@ from strategies.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pipeline.training.controller_callback import ForwardEvents
+    from pipeline.training.host_worker import HostJob, run_host
     from pipeline.training.torch_backend import ClusterTorchConfig, ClusterTorchTrainer
     from pipeline.training.worker import run_worker
 else:
@@ -24,9 +27,10 @@ else:
         __name__,
         {
             "pipeline.training.controller_callback": "ForwardEvents",
+            "pipeline.training.host_worker": "HostJob run_host",
             "pipeline.training.torch_backend": "ClusterTorchConfig ClusterTorchTrainer",
             "pipeline.training.worker": "run_worker",
         },
     )
 
-__all__ = ["ClusterTorchConfig", "ClusterTorchTrainer", "ForwardEvents", "run_worker"]
+__all__ = ["ClusterTorchConfig", "ClusterTorchTrainer", "ForwardEvents", "HostJob", "run_host", "run_worker"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 import time
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import ray.exceptions
@@ -13,11 +12,13 @@ from ray.train import UserCallback
 
 from pipeline.errors import UserError
 from pipeline.ray.channel import NodeChannel
-from pipeline.training.events import ControllerStarted, StepReport, WorkersFailed, merge_ledgers
+from pipeline.training.events import ControllerStarted, WorkersFailed, merged
 from strategies.outside import OutsideError
 
-__all__ = ["REPORT", "ForwardEvents", "find_user_error"]
+__all__ = ["CHANNEL", "REPORT", "ForwardEvents", "find_user_error"]
 
+CHANNEL = "channel"
+"""Metric of Ray Train's reports that holds the channel of a run on a host."""
 REPORT = "report"
 """Metric of Ray Train's reports that holds a worker's `StepReport`."""
 
@@ -39,9 +40,10 @@ class ForwardEvents(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Forward rank 0's report with the rows of all ranks."""
-        # One dict per rank, in their order: each rank has rows of its own, the rest is rank 0's to report.
-        reports: list[StepReport] = [rank[REPORT] for rank in metrics]
-        self._send(replace(reports[0], ledger=merge_ledgers(report.ledger for report in reports)))
+        channel = metrics[0].get(CHANNEL)
+        # The driver of a run on a host may have ended, and reads no more.
+        if channel is None or channel.folder.exists():
+            self._send(merged([rank[REPORT] for rank in metrics]), channel)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Forward which workers failed and why.
@@ -56,12 +58,18 @@ class ForwardEvents(UserCallback):
         died = [rank for rank, error in worker_exceptions.items() if _is_death(error)]
         self._send(WorkersFailed(failures, died, time.time()))
 
-    def _send(self, event: Any) -> None:
-        """Send an event, or where the disk is full keep it for the next one: Ray would end the run for an error here."""
-        self._unsent.append(event)
+    def _send(self, event: Any, channel: NodeChannel | None = None) -> None:
+        """Send an event, or where the disk is full keep it for the next one: Ray would end the run for an error here.
+
+        Args:
+            event: what is sent.
+            channel: of a run on a host; None for that of the workers' driver.
+        """
+        self._unsent.append((event, channel or self._channel))
         with suppress(OSError):
             while self._unsent:
-                self._channel.put(self._unsent[0])
+                unsent, target = self._unsent[0]
+                target.put(unsent)
                 del self._unsent[0]
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.sharding import sharding_of
 from pipeline.config import RunConfig
@@ -62,6 +62,8 @@ class RunHooks:
     """Called before Ray starts; raises UserError."""
     check_cluster: Callable[[RunConfig], Iterable[str]] = lambda cfg: ()
     """Called when Ray has started; returns notes, raises UserError."""
+    launch: Callable[[TrainingPlan, Display], dict[str, Any]] = run_training
+    """Trains with workers, and returns rank 0's result."""
     write_page: Callable[[RunFolder, Display], Location | None] = lambda folder, display: None
     """Called when the run ends, even if it failed, while this process owns its folder; returns the page's path."""
 
@@ -147,7 +149,7 @@ def train_run(
                     selection=selection,
                 )
                 with events:  # which write `run.json` as they end, so before it is finished
-                    returned = run_training(training, display)
+                    returned = hooks.launch(training, display)
                 folder.finish(returned["step"], returned["best_metric"], returned["ended_early"])
         finally:
             _write_findings(folder, display)

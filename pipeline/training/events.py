@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["AttemptStarted", "ControllerStarted", "Event", "StepReport", "WorkerStarted", "WorkersFailed", "merge_ledgers"]
+__all__ = [
+    "AttemptStarted",
+    "ControllerStarted",
+    "Event",
+    "SlotEnded",
+    "StepReport",
+    "WorkerStarted",
+    "WorkersFailed",
+    "merge_ledgers",
+    "merged",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,22 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class SlotEnded:
+    """A run on a host has ended, and left its slot."""
+
+    name: str
+    """The name by which it has asked for the slot."""
+    result: dict[str, Any] | None
+    """What `train_job` returned; None if the run failed."""
+    failure: str = ""
+    """Why it failed, on one line."""
+    refused: bool = False
+    """Whether it refuses its input, so that another try would fail, too."""
+    out_of_memory: bool = False
+    """Whether it may have enough memory without other runs beside it."""
+
+
+@dataclass(frozen=True)
 class WorkersFailed:
     """An attempt has ended with errors of workers."""
 
@@ -73,7 +99,14 @@ class WorkersFailed:
     """Seconds since the epoch."""
 
 
-Event = ControllerStarted | WorkerStarted | StepReport | WorkersFailed
+Event = ControllerStarted | WorkerStarted | StepReport | SlotEnded | WorkersFailed
+
+
+def merged(reports: Sequence[Any]) -> Any:
+    """Merge the reports of all ranks, in their order: each has rows of its own, the rest is rank 0's to report."""
+    if not isinstance(reports[0], StepReport):
+        return reports[0]
+    return replace(reports[0], ledger=merge_ledgers(report.ledger for report in reports))
 
 
 def merge_ledgers(parts: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig
 from pipeline.io.remote_models import RemoteModels
+from pipeline.io.storage import Folder
+from pipeline.ray.channel import NodeChannel
 
 if TYPE_CHECKING:
+    from pyarrow import fs
+
     from pipeline.data import Prepared
     from pipeline.inspection.selection import Selection
     from pipeline.reference import Scores
@@ -42,3 +46,16 @@ class WorkerJob:
     """Training rows that are kept; None for all."""
     models: RemoteModels = field(default_factory=RemoteModels)
     """Those at URIs, as the driver has found them."""
+    storage: Folder | None = None
+    """The run's folder, where Ray Train's own folder isn't it: on a host, of which many runs share the workers."""
+    channel: NodeChannel | None = None
+    """On a host, that of the run's driver, to which its reports are forwarded."""
+
+    def location(self) -> tuple[fs.FileSystem, str]:
+        """Return the filesystem and path of the run's folder; in a worker."""
+        import ray.train
+
+        if self.storage is not None:
+            return self.storage.filesystem, self.storage.path
+        storage = ray.train.get_context().get_storage()
+        return storage.storage_filesystem, storage.experiment_fs_path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
+from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import datasets
 import ray.train
 import torch
 import transformers
+from pyarrow import fs
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from transformers import set_seed
 
@@ -28,10 +30,18 @@ from pipeline.io.storage import is_uri
 from pipeline.runs.checkpoints import clean, complete
 from pipeline.runs.export import SyncFoldersCallback, link_watched, put_model, watched_folders
 from pipeline.runs.scratch import open_scratch, remove_scratch, scratch_of
+from pipeline.training.events import StepReport
 from pipeline.training.heartbeat import attach, beat
 from pipeline.training.job import WorkerJob
 from pipeline.training.mapped_rows import check_room, map_rows
-from pipeline.training.worker_callbacks import Attempt, HeartbeatCallback, RayReportCallback, last_step, note_step
+from pipeline.training.worker_callbacks import (
+    Attempt,
+    HeartbeatCallback,
+    RayReportCallback,
+    last_step,
+    note_step,
+    report_to_ray,
+)
 from pipeline.training.worker_checkpoints import WorkerCheckpoints
 from strategies.builder import HFRLTrainerBuilder
 from strategies.config.trackers import without_trackers
@@ -45,7 +55,7 @@ from strategies.models.sharding import zero3_init_context
 from strategies.models.tokenizer import load_tokenizer
 from strategies.vision.modules import freeze_tower
 
-__all__ = ["run_worker"]
+__all__ = ["prepare_process", "run_worker", "train_job"]
 
 LOADER_PROCESSES = 2
 """Default for rows with pictures."""
@@ -58,15 +68,54 @@ def run_worker(job: WorkerJob) -> dict[str, Any]:
     model at the end through `_save_model`.
     """
     beat()
-    if not job.debug:
+    prepare_process(job.import_path, job.debug)
+    job.models.bring(beat)
+
+    def load_base(cfg: RunConfig, tokenizer: Any) -> Any:
+        with zero3_init_context(cfg, job.sharding):
+            return load_model(cfg, tokenizer)
+
+    # Passes on a request to stop that came while the trainer was built.
+    result = train_job(job, load_base, attach)
+    if "best_metric" in result:
+        # Not earlier: a rank that hangs in the upload would count as finished.
+        beat(over=True)
+    return result
+
+
+def prepare_process(import_path: str, debug: bool) -> None:
+    """Set up this process for training.
+
+    Args:
+        import_path: the driver's current directory, from which it could import: Ray has changed this process's.
+        debug: don't silence the libraries.
+    """
+    if not debug:
         _silence()
+    sys.path.append(import_path)
+
+
+def train_job(
+    job: WorkerJob,
+    load_base: Callable[[RunConfig, Any], Any],
+    announce: Callable[[Any], None],
+    deliver: Callable[[StepReport], None] = report_to_ray,
+) -> dict[str, Any]:
+    """Train one rank of a run; return the last step and best metric, why the run was refused, or that it was stopped.
+
+    Args:
+        load_base: returns the model of a config, given it and the tokenizer; called in the order of a run's random numbers.
+        announce: called with the trainer before it trains.
+        deliver: as in `RayReportCallback`.
+    """
     scratch, reached = _scratch_folder(job)
-    checkpoints = WorkerCheckpoints()
+    checkpoints = WorkerCheckpoints(job.location())
     beat()
-    trainer, processing = _build(job, scratch, checkpoints)
+    trainer, processing = _build(job, scratch, checkpoints, load_base)
+    announce(trainer)
     beat()
     try:
-        _train(trainer, job, scratch, reached, checkpoints)
+        _train(trainer, job, scratch, reached, checkpoints, deliver)
     except NonFiniteLossError as error:  # raised on all ranks; a restart would fail again
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # reports the last records
         remove_scratch(job.scratch)
@@ -74,24 +123,29 @@ def run_worker(job: WorkerJob) -> dict[str, Any]:
     if trainer.stopped:
         remove_scratch(job.scratch)
         return {"step": trainer.state.global_step, "stopped": True}
-    _save_model(trainer, processing, scratch)
+    _save_model(trainer, processing, scratch, job)
     if job.cfg.hub_model_id is not None:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()
     remove_scratch(job.scratch)
-    # Not earlier: a rank that hangs in the upload would count as finished.
-    beat(over=True)
     return {"step": trainer.state.global_step, "best_metric": trainer.state.best_metric, "ended_early": trainer.ended_early}
 
 
-def _train(trainer: Any, job: WorkerJob, scratch: Path, reached: int | None, checkpoints: WorkerCheckpoints) -> None:
+def _train(
+    trainer: Any,
+    job: WorkerJob,
+    scratch: Path,
+    reached: int | None,
+    checkpoints: WorkerCheckpoints,
+    deliver: Callable[[StepReport], None],
+) -> None:
     """Train, resuming from the newest intact checkpoint if there is one.
 
     Raises:
         ValueError: when all are damaged, or the newest intact one is another run's.
     """
-    storage = ray.train.get_context().get_storage()
-    names = _checkpoints(storage)
+    filesystem, run = job.location()
+    names = _checkpoints(filesystem, run)
     notes, setup = list(trainer.notes), _setup(trainer)
 
     def add_report(checkpoint: str | None) -> None:
@@ -99,10 +153,10 @@ def _train(trainer: Any, job: WorkerJob, scratch: Path, reached: int | None, che
         # Right after the heartbeat: a report may block for minutes. Before all others: a plugin's callback that fails costs no
         # checkpoint, and transformers' `PrinterCallback` takes `total_flos` out of the logs.
         index = next(index for index, callback in enumerate(callbacks) if isinstance(callback, HeartbeatCallback))
-        callbacks.insert(index + 1, RayReportCallback(checkpoints, scratch, job.run, trainer.ledger, attempt))
+        callbacks.insert(index + 1, RayReportCallback(checkpoints, scratch, job.run, trainer.ledger, attempt, deliver))
 
     for name in names:
-        checkpoint = ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
+        checkpoint = ray.train.Checkpoint(f"{run}/{name}", filesystem)
         with checkpoint.as_directory() as folder:
             # Collective, with the same answer on all ranks, so all continue with the same checkpoint.
             if (damage := trainer.verify_checkpoint(Path(folder))) is not None:
@@ -119,28 +173,25 @@ def _train(trainer: Any, job: WorkerJob, scratch: Path, reached: int | None, che
     trainer.train()
 
 
-def _checkpoints(storage: Any) -> list[str]:
+def _checkpoints(filesystem: fs.FileSystem, run: str) -> list[str]:
     """Return complete checkpoints, newest first, the same on every rank; delete incomplete ones of dead workers."""
     names = None
     # Rank 0 decides for all: listings at different moments may differ, and ranks must not resume from different steps.
     if ray.train.get_context().get_world_rank() == 0:
-        location = (storage.storage_filesystem, storage.experiment_fs_path)
-        with_retries(partial(clean, *location), "removing half stored checkpoints")
-        names = with_retries(partial(complete, *location), "looking for checkpoints")
+        with_retries(partial(clean, filesystem, run), "removing half stored checkpoints")
+        names = with_retries(partial(complete, filesystem, run), "looking for checkpoints")
     return broadcast_from_rank_zero(names)
 
 
-def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tuple[Any, Any]:
+def _build(
+    job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints, load_base: Callable[[RunConfig, Any], Any]
+) -> tuple[Any, Any]:
     """Return the trainer, and what is saved beside its model: the processor where it takes pictures, or the tokenizer."""
-    # Ray has changed the current directory, from which the driver could import.
-    sys.path.append(job.import_path)
     cfg = without_trackers(job.cfg).model_copy(update={"output_dir": str(scratch)})  # the driver reports
-    job.models.bring(beat)
     set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
     tokenizer = load_tokenizer(cfg)
     beat()
-    with zero3_init_context(cfg, job.sharding):
-        model = load_model(cfg, tokenizer)
+    model = load_base(cfg, tokenizer)
     beat()
     processor = find_processor(cfg, tokenizer)
     with_pictures = bool(job.prepared.manifest.get("pictures"))
@@ -168,9 +219,7 @@ def _build(job: WorkerJob, scratch: Path, checkpoints: WorkerCheckpoints) -> tup
     builder.identity["prepared data"] = job.prepared.fingerprint
     builder.checkpoint_storage = checkpoints
     trainer = builder.build(job.total_steps)
-    _sync_watched(trainer, job.cfg, scratch)
-    # Passes on a request to stop that came while the trainer was built.
-    attach(trainer)
+    _sync_watched(trainer, job, scratch)
     # accelerate may take it as 1 (no GPU, and `use_cpu` not set): each rank would train alone, without an error.
     assert trainer.args.world_size == ray.train.get_context().get_world_size()
     return trainer, processor if processor is not None else tokenizer
@@ -204,12 +253,11 @@ def _setup(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _sync_watched(trainer: Any, cfg: RunConfig, scratch: Path) -> None:
+def _sync_watched(trainer: Any, job: WorkerJob, scratch: Path) -> None:
     """Upload watched folders if the run's folder is a URI; added last, after the callbacks that write them."""
-    names = watched_folders(cfg)
-    if names and is_uri(cfg.output_dir):
-        storage = ray.train.get_context().get_storage()
-        trainer.add_callback(SyncFoldersCallback(scratch, names, storage.storage_filesystem, storage.experiment_fs_path))
+    names = watched_folders(job.cfg)
+    if names and is_uri(job.cfg.output_dir):
+        trainer.add_callback(SyncFoldersCallback(scratch, names, *job.location()))
 
 
 def _scratch_folder(job: WorkerJob) -> tuple[Path, int | None]:
@@ -234,12 +282,11 @@ def _scratch_folder(job: WorkerJob) -> tuple[Path, int | None]:
     return scratch, reached
 
 
-def _save_model(trainer: Any, processing: Any, scratch: Path) -> None:
+def _save_model(trainer: Any, processing: Any, scratch: Path, job: WorkerJob) -> None:
     """Save the model in the scratch folder, then put it into the run's folder."""
     local = save_final(trainer, processing, scratch / "model")
     if trainer.is_world_process_zero():
-        storage = ray.train.get_context().get_storage()
-        put_model(local, storage.storage_filesystem, storage.experiment_fs_path)
+        put_model(local, *job.location())
     trainer.accelerator.wait_for_everyone()
 
 

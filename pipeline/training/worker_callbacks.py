@@ -11,6 +11,7 @@ old ones. Meanwhile records are only collected.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pipeline.training.heartbeat import beat
 from pipeline.training.worker_checkpoints import WorkerCheckpoints
 from strategies.batch.row_ledger import Ledger
 
-__all__ = ["Attempt", "HeartbeatCallback", "RayReportCallback", "last_step", "note_step"]
+__all__ = ["Attempt", "HeartbeatCallback", "RayReportCallback", "last_step", "note_step", "report_to_ray"]
 
 REPORT_INTERVAL_S = 2.0
 PROGRESS = "last-step"
@@ -46,6 +47,11 @@ class Attempt:
     """Device and dtypes of the worker."""
 
 
+def report_to_ray(report: StepReport) -> None:
+    """Send a report to the driver of the workers."""
+    ray.train.report({REPORT: report})
+
+
 class RayReportCallback(TrainerCallback):
     """Reports a trainer's records to Ray Train, and stores its checkpoints; every rank needs one.
 
@@ -55,9 +61,19 @@ class RayReportCallback(TrainerCallback):
         run: id of the run: a folder of the same name may have been another's.
         ledger: rows of the trainer's steps; each report has the new entries of its rank.
         attempt: how the worker starts.
+        deliver: sends a report to the run's driver; a barrier of all ranks, as Ray Train's is.
     """
 
-    def __init__(self, checkpoints: WorkerCheckpoints, scratch: Path, run: str, ledger: Ledger, attempt: Attempt) -> None:
+    def __init__(
+        self,
+        checkpoints: WorkerCheckpoints,
+        scratch: Path,
+        run: str,
+        ledger: Ledger,
+        attempt: Attempt,
+        deliver: Callable[[StepReport], None] = report_to_ray,
+    ) -> None:
+        self._deliver = deliver
         self._checkpoints = checkpoints
         self._scratch = scratch
         self._run = run
@@ -134,7 +150,7 @@ class RayReportCallback(TrainerCallback):
         # Stored by all ranks: `_is_due` has reduced that, or each has called `wait` before this barrier.
         name, self._checkpoint = self._checkpoint, None
         report = StepReport(state.global_step, self._records, self._ledger.take(), attempt, name)
-        ray.train.report({REPORT: report})
+        self._deliver(report)
         self._records, self._reported_step = [], state.global_step
         self._last_report = time.monotonic()
         if name is not None and args.process_index == 0:

@@ -23,9 +23,14 @@ __all__ = ["WorkerCheckpoints"]
 
 
 class WorkerCheckpoints:
-    """Stores this rank's parts of checkpoints in the run's folder, and deletes old checkpoints, in a thread."""
+    """Stores this rank's parts of checkpoints in the run's folder, and deletes old checkpoints, in a thread.
 
-    def __init__(self) -> None:
+    Args:
+        location: filesystem and path of the run's folder.
+    """
+
+    def __init__(self, location: tuple[fs.FileSystem, str]) -> None:
+        self._location = location
         # One thread: what is submitted runs in order, a rotation before the upload of the next checkpoint.
         self._thread = futures.ThreadPoolExecutor(max_workers=1)
         self._storing: futures.Future[None] | None = None
@@ -39,7 +44,7 @@ class WorkerCheckpoints:
             step: its optimizer step.
         """
         context = ray.train.get_context()
-        name, rank, location = None, context.get_world_rank(), _location()
+        name, rank, location = None, context.get_world_rank(), self._location
         if rank == 0:
             # Rank 0 alone: the others, a moment later, would find the name taken.
             name = with_retries(partial(free_name, *location, step), "looking for checkpoints", beat)
@@ -57,7 +62,7 @@ class WorkerCheckpoints:
             limit: how many to keep.
             best: step of the best checkpoint, which stays.
         """
-        self._storing = self._thread.submit(rotate, *_location(), newest, limit, best)
+        self._storing = self._thread.submit(rotate, *self._location, newest, limit, best)
 
     def wait(self) -> None:
         """Wait until this rank's part of the last checkpoint is stored and deleted here, and old checkpoints are deleted.
@@ -78,7 +83,7 @@ class WorkerCheckpoints:
         barrier()
         # All parts are stored now, and rank 0's rotation is over, which must delete nothing of what is read here.
         step = step_of(folder.name)
-        filesystem, run = _location()
+        filesystem, run = self._location
         if isinstance(filesystem, fs.LocalFileSystem):
             return Path(run, name_of(filesystem, run, step))
         if ray.train.get_context().get_local_rank() == 0:
@@ -93,12 +98,6 @@ class WorkerCheckpoints:
             self._storing.result()
             self._storing = None
         return self._storing is None
-
-
-def _location() -> tuple[fs.FileSystem, str]:
-    """Return the filesystem and path of the run's folder."""
-    storage = ray.train.get_context().get_storage()
-    return storage.storage_filesystem, storage.experiment_fs_path
 
 
 def _store(staged: Path, filesystem: fs.FileSystem, run: str, name: str) -> None:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from strategies.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from pipeline.tuning.search import drawn_points
+    from pipeline.tuning.search import count_trials, drawn_points
     from pipeline.tuning.tuner import SweepTuner
 else:
     __getattr__ = lazy_names(
         __name__,
         {
-            "pipeline.tuning.search": "drawn_points",
+            "pipeline.tuning.search": "count_trials drawn_points",
             "pipeline.tuning.tuner": "SweepTuner",
         },
     )
 
-__all__ = ["SweepTuner", "drawn_points"]
+__all__ = ["SweepTuner", "count_trials", "drawn_points"]

@@ -30,6 +30,8 @@ class TrialBegan(TrialEvent):
     """The searched keys' values; None for the recipe's own."""
     origin: str | None
     """Trial and step that it was forked from."""
+    is_alone: bool = False
+    """Whether it has workers of its own while other trials share some."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["earlier_tracker_runs", "SweepFolder", "load_sweep", "recipe_text", "started_in"]
 
 SWEEP, CONFIG, RECORDS, BEST, REPORT = "sweep.json", "config.yaml", "trials.json", "best.yaml", "report.html"
-TUNE, FINALISTS, TRIALS, REQUESTS = "tune", "finalists", "trials", "requests"
+TUNE, FINALISTS, TRIALS, REQUESTS, HOSTS = "tune", "finalists", "trials", "requests", "hosts"
 
 NO_SWEEP = "--resume: {!r} holds no sweep; give the output_dir of one that `prefray tune` has started"
 

@@ -21,6 +21,7 @@ from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.objective import SweepObjective
 from pipeline.tuning.records import Status, TrialRecord, keys_of
 from pipeline.tuning.search import SAMPLE, trial_number
+from pipeline.tuning.sharing import Sharing
 from pipeline.tuning.space import shown_values
 from pipeline.tuning.table import trials_table
 from pipeline.ui.display import Display
@@ -51,6 +52,7 @@ class SweepMonitor:
         keys: the searched keys, for the table.
         stop: received SIGTERMs.
         control: carries out other processes' requests.
+        sharing: the base that trials share.
     """
 
     def __init__(
@@ -63,13 +65,15 @@ class SweepMonitor:
         stop: SigtermHandler,
         owner: Ownership,
         control: TrialControl,
+        sharing: Sharing | None = None,
     ) -> None:
         self.records: dict[int, TrialRecord] = {record.number: record for record in folder.records()}
         self.unfinished = False
         """Whether Tune has trials left that a resumed sweep would run."""
         self._folder, self._display, self._channel = folder, display, channel
         self._measure, self._keys, self._stop, self._owner = measure, keys, stop, owner
-        self._control = control
+        self._control, self._sharing = control, sharing
+        self._began, self._tokens_before = time.monotonic(), sum(record.tokens for record in self.records.values())
         self._written = self._shown = 0.0
         self._interrupted = False
         self._runs: dict[int, str] = {}
@@ -194,7 +198,7 @@ class SweepMonitor:
         match event:
             case TrialBegan():
                 self._runs[record.number] = event.run
-                record.folder, record.values = event.folder, event.values
+                record.folder, record.values, record.is_alone = event.folder, event.values, event.is_alone
                 if event.origin is not None:
                     record.origins.append(event.origin)
                     self._display.note(f"trial {record.name} goes on from {event.origin}: {shown_values(record.values)}")
@@ -222,7 +226,17 @@ class SweepMonitor:
     def _show(self, changed: bool) -> None:
         if changed or time.monotonic() - self._shown > SHOW_EVERY_S:
             self._shown = time.monotonic()
-            self._display.show(trials_table(self.in_order, keys_of(self._keys, self.in_order), self._measure))
+            keys = keys_of(self._keys, self.in_order)
+            self._display.show(trials_table(self.in_order, keys, self._measure, self._shown_hosts()))
+
+    def _shown_hosts(self) -> str:
+        """Describe the slots that trials have, and the speed of all of them together; empty where none is shared."""
+        if self._sharing is None:
+            return ""
+        taken = sum(record.status == "running" and not record.is_alone for record in self.records.values())
+        tokens = sum(record.tokens for record in self.records.values()) - self._tokens_before
+        speed = tokens / max(time.monotonic() - self._began, 1e-9)
+        return f"{taken} of {self._sharing.describe()}; {speed:,.0f} tokens/s in all"
 
 
 def _position(record: TrialRecord) -> str:

@@ -45,6 +45,8 @@ class TrialRecord:
     """The finalist that it repeats with another seed."""
     clone_of: int | None = None
     """The trial whose values it has, some of them changed by hand."""
+    is_alone: bool = False
+    """Whether it had workers of its own, in a sweep whose trials share a base."""
     since: float | None = None
     """Start of the current attempt on this process's monotonic clock."""
 

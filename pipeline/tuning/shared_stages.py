@@ -49,6 +49,12 @@ class SharedStages:
     """Forward passes of the reference; 0 where the scores were cached."""
     scored: bool
     """Whether any recipe uses a cached reference."""
+    copies: int = 0
+    """Copies of the base model that trials share; 0 where none is shared."""
+    slots: int = 0
+    """Trials that train at once on all of them."""
+    base_bytes: int = 0
+    """Of one copy."""
 
     def summary(self) -> dict[str, Any]:
         """Return plain values for `sweep.json`."""
@@ -90,6 +96,13 @@ class SweepSavings:
             )
         elif shared.scored:
             sentences.append("The reference's log-probabilities were there already, so no trial has run it.")
+        if shared.copies:
+            copies = "one copy" if shared.copies == 1 else f"{shared.copies} copies"
+            saved = (min(shared.slots, self.trials) - shared.copies) * shared.base_bytes
+            sentences.append(
+                f"Up to {shared.slots} trials at once train on {copies} of the base model ({shared.base_bytes / 1e9:.2f} GB); "
+                f"with one each they would hold {max(saved, 0) / 1e9:.2f} GB more."
+            )
         if self.steps_left:
             fraction = self.steps_left / self.steps
             sentences.append(

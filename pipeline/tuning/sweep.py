@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cluster.placement import count_runs
@@ -12,6 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.config.paths import absolute_paths
 from pipeline.data.store import check_root
 from pipeline.doctor.examination import check_before_run
+from pipeline.doctor.memory import this_machine
 from pipeline.errors import UserError
 from pipeline.io.cache import NodeCache
 from pipeline.io.storage import locate
@@ -26,6 +28,7 @@ from pipeline.tuning.objective import resolve_objective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.result import SweepResult, best_recipe, raise_without_best
 from pipeline.tuning.shared_stages import SharedStages, prepare_shared_stages
+from pipeline.tuning.sharing import Sharing, base_bytes, check_slots, fitting_slots, plan_sharing, why_not_shared
 from pipeline.tuning.space import check_trials, corners, trial_recipe
 from pipeline.ui.display import Display
 from pipeline.ui.notebook import default_display
@@ -77,6 +80,10 @@ def run_sweep(
         check_recipe(recipe)
     check_trackers(cfg)
     measure = resolve_objective(cfg.tune, recipes)
+    sharing = plan_sharing(cfg.tune.share_base, trials if points is not None else recipes)
+    if sharing is None and cfg.tune.slots is not None:
+        why = "; ".join(f"{key}: {reason}" for key, reason in why_not_shared(recipes[0])) or "there are too few trials"
+        raise UserError(f"tune.slots: has no effect, since no trials share a base ({why}); remove it")
     folder = SweepFolder(locate(cfg.output_dir))
     check_root(cfg.dataset_prepared_path)
     NodeCache.of(cfg.ray).check_path()
@@ -93,14 +100,21 @@ def run_sweep(
         for note in check_before_run(cfg):
             display.note(note)
         concurrent = _concurrency(cfg, recipes, display)
+        if sharing is not None:
+            number = tuning.count_trials(cfg.tune, points)
+            sharing, concurrent = _share(cfg, sharing, concurrent, number, display)
         shared = prepare_shared_stages(cfg, trials if points is not None else recipes, display)
+        if sharing is not None:
+            slots = sharing.hosts * sharing.slots
+            shared = replace(shared, copies=sharing.hosts, slots=slots, base_bytes=base_bytes(sharing.recipe))
         if "shared" in state:  # resumed: report the cost of the first time, not of reopening cached stages
             shared = SharedStages(**state["shared"])
         folder.write_state({"status": "started", "shared": shared.summary()})
         tracking = Tracking(cfg, folder.storage, resume, is_sweep=True, saved=earlier_tracker_runs(state))
         began = time.monotonic()
         with tracking.running(display):
-            tuner = tuning.SweepTuner(cfg, folder, measure, shared.evaluations, concurrent, debug, owner, tracking.ids, recipes)
+            run_by = owner, tracking.ids, recipes, sharing
+            tuner = tuning.SweepTuner(cfg, folder, measure, shared.evaluations, concurrent, debug, *run_by)
             records = tuner.search(points, seed, display) if "finalists" not in state else folder.records()
             if cfg.tune.finalists is not None:
                 records = _repeat_finalists(cfg, tuner, folder, records, time.monotonic() - began, display)
@@ -140,6 +154,28 @@ def _repeat_finalists(
         display.note(f"finalists: {len(planned)} runs repeat trial{'s' * (len(numbers) != 1)} {listed} with other seeds")
         return tuner.repeat(planned, left, display)
     return records
+
+
+def _share(cfg: RunConfig, sharing: Sharing, capacity: int, trials: int, display: Display) -> tuple[Sharing, int]:
+    """Decide hosts and slots; return them with the number of trials at once.
+
+    Args:
+        capacity: runs that fit the cluster at once.
+        trials: of the sweep.
+    """
+    assert cfg.tune is not None
+    recipe = sharing.recipe
+    machine = this_machine(recipe.ray.use_gpu)
+    copies = 1 if machine.kind == "GPU" else capacity * recipe.num_workers
+    # On all of the cluster, unless slots are given: then on as many hosts as have them.
+    each = -(-trials // min(capacity, trials))
+    slots = check_slots(cfg.tune.slots, fitting_slots(recipe, copies, machine), each)
+    hosts = min(capacity, -(-trials // slots))
+    display.note(f"up to {slots} trials share one copy of the base model{f', of which there are {hosts}' * (hosts > 1)}")
+    for reason in sharing.reasons:
+        display.note(f"trials with workers of their own: {reason}")
+    limit = cfg.tune.max_concurrent_trials or trials
+    return replace(sharing, hosts=hosts, slots=slots), min(hosts * slots, limit)
 
 
 def _concurrency(cfg: RunConfig, recipes: list[RunConfig], display: Display) -> int:

@@ -23,8 +23,12 @@ STYLES = {"running": "bold", "finished": "green", "stopped": "dim", "failed": "r
 WORDS = {"stopped": "ended early"}
 
 
-def trials_table(records: list[TrialRecord], keys: list[str], measure: SweepObjective) -> Table:
-    """Return a table with one row per trial: values, status, step, metrics, time. The best ones are marked."""
+def trials_table(records: list[TrialRecord], keys: list[str], measure: SweepObjective, hosts: str = "") -> Table:
+    """Return a table with one row per trial: values, status, step, metrics, time. The best ones are marked.
+
+    Args:
+        hosts: shown below it.
+    """
     best = winners(records, measure)
     names = [*(objective.metric for objective in measure.objectives), *measure.constraints]
     rows = [
@@ -38,7 +42,7 @@ def trials_table(records: list[TrialRecord], keys: list[str], measure: SweepObje
         ["trial", *keys, "status", "step", *(SHOWN.get(name, name) for name in names), "time", "left"],
         rows,
         title="trials",
-        caption=f"* {marked}" + ("; ! outside the constraints" if measure.constraints else ""),
+        caption="; ".join(filter(None, [f"* {marked}", "! outside the constraints" if measure.constraints else "", hosts])),
         left=("status",),
         whole=("trial", "step", "time", "left"),
     )
@@ -58,10 +62,15 @@ def _cells(record: TrialRecord, is_best: bool, keys: list[str], names: list[str]
 
 
 def relation(record: TrialRecord) -> str:
-    """Say which trial a trial repeats with another seed, or is a clone of; empty for others."""
+    """Say which trial a trial repeats with another seed, or is a clone of, and that it shares no base; empty for others."""
+    relations = []
     if record.repeats is not None:
-        return f"trial {record.repeats}, seed {(record.values or {}).get('seed')}"
-    return f"clone of {record.clone_of}" if record.clone_of is not None else ""
+        relations.append(f"trial {record.repeats}, seed {(record.values or {}).get('seed')}")
+    if record.clone_of is not None:
+        relations.append(f"clone of {record.clone_of}")
+    if record.is_alone:
+        relations.append("workers of its own")
+    return ", ".join(relations)
 
 
 def finalists_table(finals: Finals) -> Table:

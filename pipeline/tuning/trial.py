@@ -7,6 +7,7 @@ import queue
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -15,16 +16,19 @@ from ray.tune import Trainable
 from pipeline.config import RunConfig
 from pipeline.errors import RunCancelled
 from pipeline.io.storage import Location
+from pipeline.ray.channel import NodeChannel
 from pipeline.ray.session import set_intervals
 from pipeline.runs.checkpoints import step_of
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.fork import fork_from_checkpoint, origin_of
 from pipeline.runs.metrics import MetricsFile
 from pipeline.tracking.tracker import TrialInfo, name_of
-from pipeline.training.driver import train_run
+from pipeline.training.driver import RunHooks, train_run
+from pipeline.training.slot_launch import train_in_slot
 from pipeline.tuning.channel import SweepChannel, TrialBegan, TrialEvent, TrialFault, TrialNote, TrialProgress
 from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.search import EVALUATION, SAMPLE, trial_number
+from pipeline.tuning.sharing import Sharing
 from pipeline.tuning.space import trial_recipe
 from pipeline.ui.display import SilentDisplay
 
@@ -58,6 +62,16 @@ class TrialJob:
     """Environment variables of the driver that reach the sweep's storage and its trackers."""
     parents: dict[str, str]
     """Tracker -> id of the sweep's run."""
+    sharing: Sharing | None = None
+    """The base that trials share."""
+    hosts: NodeChannel | None = None
+    """Of the driver's hosts, where trials share a base."""
+
+    def hooks(self, cfg: RunConfig) -> RunHooks:
+        """Return what trains a trial: a slot of a host, or workers of its own."""
+        if self.sharing is None or self.hosts is None or not self.sharing.takes(cfg):
+            return RunHooks()
+        return RunHooks(launch=partial(train_in_slot, self.hosts))
 
 
 class TrialRun(Trainable):
@@ -140,10 +154,12 @@ class _Run(SilentDisplay):
     def _train(self, values: Any, pointer: dict[str, Any] | None) -> None:
         try:
             cfg = self._prepare_folder(values, pointer)
-            self._send(TrialBegan, self.folder, values, self._origin)
+            is_alone = self.job.sharing is not None and not self.job.sharing.takes(cfg)
+            self._send(TrialBegan, self.folder, values, self._origin, is_alone)
             trial = TrialInfo(name_of(self.job.sweep), self.folder, values or {}, self.job.parents)
             # Whether Tune starts the trial or tries it again: in an empty folder `resume` changes nothing.
-            result = train_run(cfg, resume=True, display=self, debug=self.job.debug, cancel=self._cancel, trial=trial)
+            options: dict[str, Any] = {"debug": self.job.debug, "cancel": self._cancel, "hooks": self.job.hooks(cfg)}
+            result = train_run(cfg, resume=True, display=self, trial=trial, **options)
             for record in MetricsFile(RunFolder(self._sweep.trial(self.folder)).metrics).read():
                 self._take(record)  # a run that had finished before reports no records
             self._step = self._total = result.steps

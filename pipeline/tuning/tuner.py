@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -19,20 +19,26 @@ from cluster.ray_compat import trials_without_keys, tune_controllers
 from pipeline.config import RunConfig
 from pipeline.config.paths import is_in_job_package, uris_of
 from pipeline.errors import RunFailed, RunStopped
+from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import S3_VARIABLES
+from pipeline.planning import resolve
+from pipeline.ray.channel import NodeChannel
+from pipeline.ray.session import node_resources
 from pipeline.runs.owner import Ownership
 from pipeline.tracking.dispatcher import tracker_variables
+from pipeline.training.host import HostPlan, Hosts
 from pipeline.training.signals import SigtermHandler
 from pipeline.tuning.channel import SweepChannel
 from pipeline.tuning.control import TrialControl
 from pipeline.tuning.earlier import earlier_names
-from pipeline.tuning.folder import FINALISTS, TUNE, SweepFolder
+from pipeline.tuning.folder import FINALISTS, HOSTS, TUNE, SweepFolder
 from pipeline.tuning.monitor import MonitorCallback, SweepMonitor
 from pipeline.tuning.objective import SweepObjective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.requests import forget
 from pipeline.tuning.search import NEEDS_CHECKPOINTS, Plan, count_trials, plan_repeats, plan_search
 from pipeline.tuning.shared_stages import value_of
+from pipeline.tuning.sharing import Sharing
 from pipeline.tuning.space import Values
 from pipeline.tuning.trial import TrialJob, TrialRun
 from pipeline.ui.display import Display
@@ -64,10 +70,11 @@ class SweepTuner:
         owner: Ownership,
         parents: dict[str, str],
         recipes: list[RunConfig],
+        sharing: Sharing | None = None,
     ) -> None:
         self.cfg, self.folder, self.measure = cfg, folder, measure
         self.evaluations, self.concurrent, self.debug = evaluations, concurrent, debug
-        self.owner, self.parents, self.recipes = owner, parents, recipes
+        self.owner, self.parents, self.recipes, self.sharing = owner, parents, recipes, sharing
 
     def search(self, points: list[Values] | None, seed: int, display: Display) -> list[TrialRecord]:
         """Run the trials of the search, and return their records; errors are those of `repeat`."""
@@ -99,12 +106,13 @@ class SweepTuner:
         forget(self.folder)
         control = TrialControl(self.cfg, self.recipes, self.measure, self.folder, first_clone)
         keys = list(self.cfg.tune.space)
-        with SweepChannel.opened() as channel, SigtermHandler() as stop:
-            monitor = SweepMonitor(self.folder, display, channel, self.measure, keys, stop, self.owner, control)
+        with SweepChannel.opened() as channel, SigtermHandler() as stop, self._hosts(display) as hosts:
+            watched = keys, stop, self.owner, control, self.sharing
+            monitor = SweepMonitor(self.folder, display, channel, self.measure, *watched)
             MonitorCallback.monitor = monitor
             try:
                 with self._patches(control):
-                    self._tuner(channel, name, plan, time_budget).fit()
+                    self._tuner(channel, hosts, name, plan, time_budget).fit()
             finally:
                 MonitorCallback.monitor = None
                 records = monitor.close()
@@ -133,7 +141,31 @@ class SweepTuner:
         baseline = {key: value for key, value in baseline.items() if value is not None}
         return plan_search(section, self.measure, points, self.evaluations, seed, baseline)
 
-    def _tuner(self, channel: SweepChannel, name: str, make_plan: Callable[[], Plan], time_budget: float | None) -> Any:
+    @contextmanager
+    def _hosts(self, display: Display) -> Iterator[NodeChannel | None]:
+        """Open hosts where trials share a base; yield their channel."""
+        if self.sharing is None:
+            yield None
+            return
+        shared, storage = self.sharing, self.folder.for_tune("host")
+        storage["storage_path"] += f"/{HOSTS}"
+        run = resolve(shared.recipe, node_resources())
+        plan = HostPlan(run, shared.hosts, shared.slots, storage, os.getcwd(), self.debug)
+        try:
+            with NodeChannel.opened() as channel, Hosts(plan, channel, display.note):
+                yield channel
+        finally:
+            with suppress(*STORAGE_ERRORS):
+                self.folder.storage.delete(HOSTS)
+
+    def _tuner(
+        self,
+        channel: SweepChannel,
+        hosts: NodeChannel | None,
+        name: str,
+        make_plan: Callable[[], Plan],
+        time_budget: float | None,
+    ) -> Any:
         section = self.cfg.tune
         assert section is not None
         at_checkpoints = section.scheduler in NEEDS_CHECKPOINTS
@@ -150,6 +182,8 @@ class SweepTuner:
             self.debug,
             variables,
             self.parents,
+            self.sharing,
+            hosts,
         )
         # A fraction of the driver's node resource: trials run on its node, as Ray Train's controllers do, and at most
         # `concurrent` at once, so that their workers fit the cluster.

@@ -37,7 +37,7 @@ def test_the_best_checkpoint_stays_until_a_better_one_is_stored(tmp_path: Path, 
 
     monkeypatch.setattr(worker_checkpoints, "store", waiting)
     args = SimpleNamespace(output_dir=str(scratch), process_index=0, local_process_index=0, save_total_limit=1)
-    checkpoints = worker_checkpoints.WorkerCheckpoints()
+    checkpoints = worker_checkpoints.WorkerCheckpoints((LocalFileSystem(), str(run)))
     callback = RayReportCallback(checkpoints, scratch, "run", Ledger(), Attempt(None, None, [], {}))
 
     def save(step: int, best: int) -> None:

@@ -37,6 +37,16 @@ RATE = {"learning_rate": {"loguniform": [1e-6, 1e-4]}}
             {},
             "losses can't be compared where rl_beta differs",
         ),
+        (
+            {"space": RATE, "slots": 2},
+            {},
+            "tune.slots: has no effect, since no trials share a base (adapter: not set: the trial",
+        ),
+        (
+            {"space": RATE, "share_base": True},
+            {},
+            "tune.share_base: true, but adapter: not set: the trial trains the base itself",
+        ),
         ({"space": RATE}, {"hub_model_id": "me/model"}, "hub_model_id: belongs to one run, and a sweep has many"),
         ({"space": RATE}, {"val_set_size": 0}, "tune: trials are compared by evaluations"),
         ({"space": {"base_model": {"choice": ["nowhere/to/be/found"]}}}, {}, "nowhere/to/be/found"),

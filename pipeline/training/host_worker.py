@@ -1,0 +1,117 @@
+"""One worker of a host inside Ray Train: it holds a base model, and trains the adapters of many runs in its slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.collective import broadcast_from_rank_zero
+
+from pipeline.config import RunConfig
+from pipeline.io.remote_models import RemoteModels
+from pipeline.ray.channel import NodeChannel
+from pipeline.ray.memory import out_of_memory
+from pipeline.training.controller_callback import CHANNEL, REPORT, find_user_error
+from pipeline.training.events import SlotEnded, StepReport, merged
+from pipeline.training.heartbeat import beat
+from pipeline.training.job import WorkerJob
+from pipeline.training.slot_commands import received
+from pipeline.training.worker import prepare_process, train_job
+from strategies import slots
+from strategies.models.loading import load_model
+from strategies.models.tokenizer import load_tokenizer
+
+__all__ = ["HostJob", "run_host"]
+
+IDLE_S = 1.0
+"""Seconds that a host without runs waits for a command, before it gives a sign of life."""
+
+
+@dataclass(frozen=True)
+class HostJob:
+    """Arguments of every worker of a host, from the driver."""
+
+    cfg: RunConfig
+    """Recipe of one of the runs: its base, precision and workers are those of all."""
+    slots: int
+    channel: NodeChannel
+    """That of its driver."""
+    import_path: str
+    """As a `WorkerJob`'s."""
+    debug: bool = False
+    models: RemoteModels = field(default_factory=RemoteModels)
+    """Those at URIs, as the driver has found them."""
+
+
+def run_host(job: HostJob) -> None:
+    """Run one rank of a host, until its driver closes it."""
+    beat()
+    prepare_process(job.import_path, job.debug)
+    job.models.bring(beat)
+    reports = HostReports(job.channel)
+    base = slots.SharedBase(load_model(job.cfg, load_tokenizer(job.cfg)))
+    beat()
+    channels: dict[str, NodeChannel | None] = {}
+
+    def train(slot: Any) -> dict[str, Any]:
+        run: WorkerJob = slot.payload
+        channels[slot.name] = run.channel
+        run.models.bring(beat)
+        deliver = partial(reports.send, run.channel)
+        return train_job(run, lambda cfg, tokenizer: slot.new_model(), slot.join, deliver)
+
+    def report_end(ended: Any) -> None:
+        # In the host's thread, on every rank: a report is a barrier of them.
+        event = _described(ended)
+        reports.send(channels.pop(ended.name, None), event)
+        reports.send(job.channel, event)  # its driver gives the slot to the next run
+
+    slots.SlotHost(base, train, job.slots).run(_next_commands, report_end)
+    beat(over=True)
+
+
+class HostReports:
+    """Sends what happens on a host to the drivers of its runs, from all ranks together.
+
+    Ray's controller forwards one report per poll, for which the worker waits: on a host all runs would wait for each one. So
+    where the first worker runs on the drivers' node, it writes to their channels itself.
+
+    Args:
+        channel: of the host's driver.
+    """
+
+    def __init__(self, channel: NodeChannel) -> None:
+        context = ray.train.get_context()
+        self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
+        self._is_direct = broadcast_from_rank_zero(channel.folder.exists() if self._rank == 0 else None)
+
+    def send(self, channel: NodeChannel | None, event: StepReport | SlotEnded) -> None:
+        """Send an event to a driver's channel; every rank must call it. A driver that has ended reads no more."""
+        if not self._is_direct:
+            ray.train.report({REPORT: event, CHANNEL: channel})
+            return
+        events = [event]
+        if self._ranks > 1:
+            events = [event] * self._ranks
+            torch.distributed.all_gather_object(events, event)
+        if self._rank == 0 and channel is not None and channel.folder.exists():
+            channel.put(merged(events))
+
+
+def _next_commands(host: Any) -> list[Any]:
+    beat()
+    return received(IDLE_S if host.free == host.slots else 0.0)
+
+
+def _described(ended: Any) -> SlotEnded:
+    """Return how a run has ended, without objects that only this process knows."""
+    if ended.error is None:
+        return SlotEnded(ended.name, ended.result)
+    failure = f"{type(ended.error).__name__}: {ended.error}"
+    if (refusal := find_user_error({0: ended.error})) is not None:
+        return SlotEnded(ended.name, None, refusal, refused=True)
+    is_out = ended.is_out_of_memory or out_of_memory(failure) is not None
+    return SlotEnded(ended.name, None, " ".join(failure.split())[:400], out_of_memory=is_out)

@@ -1,0 +1,155 @@
+"""Runs in the slots of hosts: who gets which, and what becomes of a run that ends there."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.errors import RunCancelled, RunFailed, UserError
+from pipeline.io.holder import here
+from pipeline.ray.channel import NodeChannel
+from pipeline.training import host as hosts
+from pipeline.training import slot_launch
+from pipeline.training.events import SlotEnded, StepReport, merged
+from pipeline.training.host import Hosts
+from pipeline.training.host_worker import _described
+from pipeline.training.slot_commands import receive, received
+from pipeline.training.slot_launch import SlotLauncher, SlotUnwanted, SlotWanted, train_in_slot
+from strategies.slots import Ended
+from tests.waiting import wait_for
+
+
+class Host:
+    """A host that only remembers which runs it was given."""
+
+    def __init__(self, plan: Any, number: int, note: Any) -> None:
+        self.plan, self.number = plan, number
+        self.runs: dict[str, SlotWanted] = {}
+        self.stopped: list[str] = []
+        self.has_ended = False
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.runs) < self.plan.slots
+
+    def has_run_of(self, wanted: SlotWanted) -> bool:
+        return any(run.job.cfg.output_dir == wanted.job.cfg.output_dir for run in self.runs.values())
+
+    def attach(self, wanted: SlotWanted) -> None:
+        self.runs[wanted.name] = wanted
+
+    def stop(self, name: str) -> None:
+        self.stopped.append(name)
+
+
+def wanted(name: str, folder: str | None = None) -> SlotWanted:
+    job: Any = SimpleNamespace(cfg=SimpleNamespace(output_dir=folder or name))
+    return SlotWanted(name, job, NodeChannel(Path("nowhere")), here())
+
+
+@pytest.fixture
+def two_hosts(monkeypatch: pytest.MonkeyPatch) -> Hosts:
+    monkeypatch.setattr(hosts, "_Host", Host)
+    plan: Any = SimpleNamespace(hosts=2, slots=2)
+    return Hosts(plan, NodeChannel(Path("nowhere")), lambda text: None)
+
+
+def ask(to: Hosts, *requests: Any) -> list[list[str]]:
+    for request in requests:
+        to._handle(request)
+    to._assign()
+    return [list(host.runs) for host in to.hosts]
+
+
+def test_runs_are_spread_over_hosts_and_wait_for_slots(two_hosts: Hosts) -> None:
+    assert ask(two_hosts, wanted("a")) == [["a"]]
+    assert ask(two_hosts, *map(wanted, "bcde")) == [["a", "c"], ["b", "d"]]
+    assert ask(two_hosts, SlotUnwanted("d"), wanted("f")) == [["a", "c"], ["b", "d"]]
+    assert [host.stopped for host in two_hosts.hosts] == [["d"], ["d"]]  # whichever has it
+    del two_hosts.hosts[0].runs["a"]
+    assert ask(two_hosts, SlotUnwanted("e")) == [["c", "f"], ["b", "d"]]
+
+
+def test_a_run_waits_until_its_former_attempt_has_left(two_hosts: Hosts) -> None:
+    ask(two_hosts, wanted("first", "folder"))
+    assert ask(two_hosts, wanted("again", "folder"), wanted("other")) == [["first"], ["other"]]
+    del two_hosts.hosts[0].runs["first"]
+    assert ask(two_hosts) == [["again"], ["other"]]
+
+
+def test_what_fails_in_the_hosts_thread_ends_the_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(self: Any) -> None:
+        raise RuntimeError("no such host")
+
+    monkeypatch.setattr(hosts, "_Host", Host)
+    monkeypatch.setattr(Host, "poll", fail, raising=False)
+    requests, events = tmp_path / "requests", tmp_path / "events"
+    requests.mkdir()
+    events.mkdir()
+    plan: Any = SimpleNamespace(hosts=1, slots=1)
+    opened = Hosts(plan, NodeChannel(requests), lambda text: None)
+    for name in ("a", "b"):
+        opened._handle(SlotWanted(name, wanted(name).job, NodeChannel(events), here()))
+    monkeypatch.setattr(Host, "end", lambda self: None, raising=False)
+    read = NodeChannel(events)
+    found: list[Any] = []
+    with pytest.raises(RuntimeError, match="no such host"), opened:
+        wait_for(lambda: found.extend(read.take()) or len(found) == 2)
+    assert {(one.name, one.failure) for one in found} == {
+        (name, "its host can't be run: RuntimeError: no such host") for name in ("a", "b")
+    }
+
+
+def test_how_a_run_ended_is_described_without_its_objects() -> None:
+    assert _described(Ended("a", {"step": 4})) == SlotEnded("a", {"step": 4})
+    refused = _described(Ended("a", error=ValueError("rl_beta: no")))
+    assert (refused.result, refused.failure, refused.refused) == (None, "rl_beta: no", True)
+    failed = _described(Ended("a", error=RuntimeError("a\n  b")))
+    assert (failed.failure, failed.refused, failed.out_of_memory) == ("RuntimeError: a b", False, False)
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")):
+        assert _described(Ended("a", error=error)).out_of_memory
+
+
+@pytest.mark.parametrize(
+    ("ended", "error", "message"),
+    [
+        (SlotEnded("a", None, "rl_beta: no", refused=True), UserError, "^rl_beta: no$"),
+        (SlotEnded("a", None, "RuntimeError: x"), RunFailed, r"training failed: RuntimeError: x \(it stays; continue"),
+        (SlotEnded("a", {"step": 3, "refused": "not finite"}), UserError, r"not finite \(it stays"),
+        (SlotEnded("a", {"step": 3, "stopped": True}), RunCancelled, "was ended after step 3"),
+    ],
+)
+def test_what_a_run_raises(ended: SlotEnded, error: type[Exception], message: str) -> None:
+    launcher = SlotLauncher.__new__(SlotLauncher)
+    folder = SimpleNamespace(path="run", remains=lambda advice: f"it stays{advice.replace(',', ';')}")
+    launcher.plan = SimpleNamespace(folder=folder)  # type: ignore[assignment]
+    with pytest.raises(error, match=message):
+        launcher._judged(ended)
+    assert launcher._judged(SlotEnded("a", {"step": 4, "best_metric": None})) == {"step": 4, "best_metric": None}
+
+
+def test_a_run_that_is_out_of_memory_gets_workers_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(slot_launch, "SlotLauncher", lambda *arguments: SimpleNamespace(run=lambda: None))
+    monkeypatch.setattr(slot_launch, "run_training", lambda plan, display: {"step": 8})
+    monkeypatch.setattr(slot_launch.NodeChannel, "opened", lambda: nullcontext(NodeChannel(tmp_path)))
+    display: Any = SimpleNamespace(note=notes.append)
+    assert train_in_slot(NodeChannel(tmp_path), None, display) == {"step": 8}  # type: ignore[arg-type]
+    assert notes == ["it ran out of memory beside other trials, and is tried again with workers of its own"]
+
+
+def test_commands_come_in_order() -> None:
+    assert received(0) == []
+    for number in range(3):
+        receive(number)
+    assert received(5) == [0, 1, 2] and received(0.01) == []
+
+
+def test_reports_of_all_ranks_are_one() -> None:
+    reports = [StepReport(2, [], [{"step": 2, "row_ids": [rank + 1]}]) for rank in (1, 0)]
+    assert merged(reports).ledger == [{"step": 2, "row_ids": [1, 2]}]
+    assert merged([SlotEnded("a", {}), SlotEnded("a", {})]) == SlotEnded("a", {})

@@ -1,0 +1,151 @@
+"""Sweeps whose trials share one base: each trial is what it is with workers of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline import tune
+from pipeline.errors import UserError
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.metrics import MetricsFile
+from pipeline.tuning.result import SweepResult
+from pipeline.ui.display import SilentDisplay
+from tests.waiting import wait_for
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True, "lora_dropout": 0.1}
+
+
+class Notes(SilentDisplay):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def history(result: SweepResult, trial: str) -> list[dict[str, Any]]:
+    rows = MetricsFile(Path(str(result.run_dir)) / "trials" / trial / "metrics.jsonl").read()
+    exact = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "eval_rewards/margins", "rewards/margins")
+    return [{name: row[name] for name in exact if name in row} for row in rows]
+
+
+def adapter(result: SweepResult, trial: str) -> bytes:
+    return (Path(str(result.run_dir)) / "trials" / trial / "model" / "adapter_model.safetensors").read_bytes()
+
+
+def files(result: SweepResult, trial: str) -> set[str]:
+    names = {path.name for path in Path(str(result.run_dir), "trials", trial).iterdir()}
+    return {name for name in names if not name.startswith(".")}  # Ray Train leaves a marker
+
+
+def test_a_trial_among_others_is_what_it_is_alone(recipe: Any, tmp_path: Path) -> None:
+    """Law 10, of whole trials."""
+    results, display = {}, Notes()
+    for share in (True, False):
+        section = {
+            "space": {"rl": {"grid": ["dpo", "ipo"]}, "lora_r": {"grid": [4, 8]}},
+            "search": "grid",
+            "share_base": share,
+            "metric": "eval_rewards/accuracies",
+            **({"slots": 2} if share else {}),
+        }
+        results[share] = tune(recipe(tmp_path / f"{share}", section, **LORA), display=display)
+        assert [(one.status, one.reason) for one in results[share].records] == [("finished", None)] * 5
+    for record in results[True].records:
+        trial = f"{record.number:03d}"
+        assert history(results[True], trial) == history(results[False], trial)
+        assert adapter(results[True], trial) == adapter(results[False], trial)
+        assert files(results[True], trial) == files(results[False], trial)
+    assert "up to 2 trials share one copy of the base model, of which there are 2" in display.notes
+
+
+def test_a_worker_dies_and_all_trials_resume(recipe: Any, tmp_path: Path, ray_session: Any) -> None:
+    section = {
+        "space": {"learning_rate": {"grid": [1e-4, 1e-3]}},
+        "search": "grid",
+        "baseline": False,
+        "max_concurrent_trials": 2,
+    }
+    where = tmp_path / "sweep"
+    # One host, which takes the whole machine.
+    ray = {"max_failures": 2, "resources_per_worker": {"CPU": 2}}
+    cfg = recipe(where, section, num_epochs=12, save_steps=8, eval_steps=48, ray=ray, **LORA)
+    runs = [RunFolder(where / "trials" / name) for name in ("000", "001")]
+    display = Notes()
+
+    def kill() -> None:
+        wait_for(lambda: all(run.last_checkpoint() >= 8 for run in runs))
+        (worker,) = [one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(one.cmdline())]
+        os.kill(worker.pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    result = tune(cfg, display=display)
+    thread.join()
+    assert [(one.status, one.step) for one in result.records] == [("finished", 96)] * 2
+    for number in range(2):
+        ledger = MetricsFile(runs[number].ledger).read()
+        assert [row["step"] for row in ledger] == list(range(1, 97))
+        assert any(note.startswith(f"trial {number}: continuing from the checkpoint of step") for note in display.notes)
+
+
+def test_slots_are_freed_by_the_scheduler(recipe: Any, tmp_path: Path) -> None:
+    section = {
+        "space": {"learning_rate": {"grid": [1e-3, 1e-7, 5e-7, 2e-7]}},
+        "search": "grid",
+        "scheduler": "asha",
+        "reduction_factor": 2,
+        "baseline": False,
+        "metric": "eval_rewards/margins",
+        "slots": 1,
+    }
+    result = tune(recipe(tmp_path / "sweep", section, num_epochs=4, evals_per_epoch=1, **LORA))
+    statuses = [one.status for one in result.records]
+    assert statuses[0] == "finished" and "stopped" in statuses and "failed" not in statuses
+    assert not (tmp_path / "sweep" / "hosts").exists()
+
+
+def test_population_based_training_uses_slots(recipe: Any, tmp_path: Path) -> None:
+    section = {
+        "space": {"learning_rate": {"choice": [1e-6, 1e-2]}},
+        "scheduler": "pbt",
+        "num_samples": 2,
+        "baseline": False,
+        "metric": "eval_rewards/margins",
+        "slots": 2,
+    }
+    result = tune(recipe(tmp_path / "sweep", section, num_epochs=8, eval_steps=16, save_total_limit=20, **LORA))
+    assert [(one.status, one.reason) for one in result.records] == [("finished", None)] * 2
+    exploited = [one for one in result.records if one.origins]
+    assert exploited and all(one.folder == f"{one.number:03d}.{len(one.origins)}" for one in exploited)
+    assert [one.step for one in result.records] == [64, 64]
+
+
+def test_a_trial_that_fails_touches_no_other(recipe: Any, tmp_path: Path) -> None:
+    section = {
+        "space": {"learning_rate": {"grid": [1e-4, 1e30]}, "rl": {"grid": ["dpo", "ipo"]}},
+        "search": "grid",
+        "baseline": False,
+        "slots": 4,
+        "metric": "eval_rewards/accuracies",
+    }
+    result = tune(recipe(tmp_path / "sweep", section, **LORA))
+    by_rate = result.table.groupby("learning_rate")
+    assert by_rate.get_group(1e-4)["status"].tolist() == ["finished", "finished"]
+    failed = by_rate.get_group(1e30)
+    assert failed["status"].tolist() == ["failed", "failed"]
+    assert failed["reason"].str.contains("not finite").all()
+
+
+def test_more_slots_than_memory(recipe: Any, tmp_path: Path) -> None:
+    section = {"space": {"learning_rate": {"grid": [1e-4, 1e-3]}}, "search": "grid", "slots": 100_000}
+    with pytest.raises(UserError, match=r"tune.slots: 100000 trials don't fit the memory beside one copy .*: \d+ do"):
+        tune(recipe(tmp_path / "sweep", section, **LORA))

@@ -1,0 +1,87 @@
+"""Which trials share one copy of the base model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.config import RunConfig, parse_config
+from pipeline.errors import ConfigError
+from pipeline.tuning.sharing import plan_sharing, why_not_shared
+
+LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_modules": ["q_proj"]}
+
+
+def trial(**keys: Any) -> RunConfig:
+    return parse_config({"base_model": "m", "datasets": [{"path": "d.jsonl"}], "val_set_size": 4, **LORA, **keys})
+
+
+def full(**keys: Any) -> RunConfig:
+    return parse_config({"base_model": "m", "datasets": [{"path": "d.jsonl"}], "val_set_size": 4, **keys})
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"learning_rate": 1e-3},
+        {"rl": "ipo"},
+        {"rl": "simpo"},
+        {"rl_beta": 0.5, "weight_decay": 0.1, "seed": 3, "num_epochs": 2},
+        {"lora_r": 32, "lora_alpha": 64, "lora_target_modules": ["k_proj", "v_proj"], "lora_dropout": 0.1},
+        {"peft_use_dora": True},
+        {"peft_use_rslora": True},
+        {"sequence_len": 64, "micro_batch_size": 4, "gradient_checkpointing": True},
+        {"datasets": [{"path": "other.jsonl"}]},
+    ],
+)
+def test_what_may_differ(keys: dict[str, Any]) -> None:
+    assert why_not_shared(trial(**keys), trial()) == []
+    assert plan_sharing("auto", [trial(), trial(**keys)]) == plan_sharing(True, [trial(), trial(**keys)])
+
+
+@pytest.mark.parametrize(
+    ("other", "key"),
+    [
+        (full(), "adapter"),
+        (trial(base_model="n"), "base_model"),
+        (trial(bf16=False), "bf16"),
+        (trial(lora_modules_to_save=["embed_tokens"]), "lora_modules_to_save"),
+        (trial(peft_init_lora_weights="pissa"), "peft_init_lora_weights"),
+        (trial(chat_template="chatml"), "chat_template"),
+        (trial(ray={"num_workers": 2}), "ray.num_workers"),
+        (trial(ray={"num_workers": {"min": 1, "max": 2}}), "ray.num_workers"),
+        (trial(ray={"resources_per_worker": {"CPU": 2}}), "ray.resources_per_worker"),
+    ],
+)
+def test_what_must_not(other: RunConfig, key: str) -> None:
+    assert [name for name, _ in why_not_shared(other, trial())] == [key]
+    shared = plan_sharing("auto", [trial(), other, trial(learning_rate=1e-3)])
+    assert shared is not None and shared.recipe == trial() and not shared.takes(other)
+    assert len(shared.reasons) == 1 and shared.reasons[0].startswith(f"{key}: ")
+    with pytest.raises(ConfigError, match=f"tune.share_base: true, but {key}: "):
+        plan_sharing(True, [trial(), other, trial(learning_rate=1e-3)])
+
+
+def test_a_divided_model_is_not_shared() -> None:
+    """With one worker, nothing is divided."""
+    assert [key for key, _ in why_not_shared(trial(deepspeed="zero2", ray={"num_workers": 2}))] == ["deepspeed"]
+
+
+def test_most_of_the_trials_decide_the_base() -> None:
+    shared = plan_sharing("auto", [trial(base_model="n"), trial(), trial(seed=1), full()])
+    assert shared is not None and shared.recipe.base_model == "m"
+    assert [reason.split(":")[0] for reason in shared.reasons] == ["base_model", "adapter"]
+
+
+def test_nothing_is_shared_by_one_or_none() -> None:
+    assert plan_sharing("auto", [trial(), full()]) is plan_sharing("auto", [full(), full()]) is None
+    assert plan_sharing(False, [trial(), trial()]) is None
+    with pytest.raises(ConfigError, match="tune.share_base: true, but adapter: not set: the trial trains the base itself"):
+        plan_sharing(True, [full(), full()])
+
+
+def test_slots_need_sharing() -> None:
+    section = {"space": {"learning_rate": {"grid": [1e-5, 1e-4]}}, "share_base": False, "slots": 4}
+    with pytest.raises(ConfigError, match="tune.slots: has no effect with share_base: false; remove it"):
+        trial(tune=section)
