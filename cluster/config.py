@@ -100,10 +100,11 @@ class RayConfig(_Strict):
             raise ValueError(f"must be an absolute path on the nodes' own disks, or one in ~, got {path!r}")
         return path
 
-    @field_validator("cache_size")
+    @field_validator("cache_size", mode="before")
     @classmethod
-    def _check_cache_size(cls, size: str | None) -> str | None:
-        if size is not None and not ((match := SIZE.fullmatch(size)) and float(match[1])):
+    def _check_cache_size(cls, size: Any) -> Any:
+        # Also for a number: one without a unit may mean bytes or GB.
+        if size is not None and not ((match := SIZE.fullmatch(str(size))) and float(match[1])):
             raise ValueError(f"must be a size such as 200GB or 500MB, got {size!r}")
         return size
 

@@ -49,13 +49,13 @@ def absolute_paths(cfg: Config) -> Config:
     for name in IF_THERE:
         value = getattr(cfg, name)
         # A value that is no path here may be a hub id.
-        if value is not None and ((path := without_scheme(value)) != value or _exists(path)):
-            changed[name] = _absolute(path)
+        if value is not None:
+            changed[name] = _model(value)
     # Anything but a stage's name is the path of a file.
     if isinstance(cfg.deepspeed, str) and cfg.deepspeed not in STAGES:
         changed["deepspeed"] = _absolute(cfg.deepspeed)
     if cfg.trl is not None and cfg.trl.reward_funcs:
-        rewards = [_absolute(reward) if _exists(reward) else reward for reward in cfg.trl.reward_funcs]
+        rewards = [_model(reward) for reward in cfg.trl.reward_funcs]
         changed["trl"] = cfg.trl.model_copy(update={"reward_funcs": rewards})
     return cfg.model_copy(update=changed)
 
@@ -88,6 +88,13 @@ def _in_home(path: str) -> str:
     is_relative = not is_uri(path) and not Path(os.path.expanduser(path)).is_absolute()
     # Not expanded here: a client that submits a job calls this too, and `~` is the home on the nodes.
     return f"{LASTING}/{PurePosixPath(path)}" if is_relative else path
+
+
+def _model(value: str) -> str:
+    """Return the absolute path that a value is; URIs with their scheme in lower case, hub ids and others as they are."""
+    path = without_scheme(value)
+    is_path = not is_uri(path) and (path != value or _exists(path))
+    return _absolute(path) if is_path else path
 
 
 def _absolute(value: str) -> str:

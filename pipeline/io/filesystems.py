@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.errors import UserError
+from pipeline.io.fsspec_errors import WithOSErrors
 from pipeline.io.storage_keys import hand_over, take
 
 __all__ = [
@@ -71,8 +72,10 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
         # Clients resolve them, servers don't: each signs another name.
         raise UserError(f"cannot open {location!r}: a store has no folders '.' and '..'; write the name without them")
     try:
-        filesystem, path = fs.FileSystem.from_uri(_as_uri(location))
-        return _with_few_attempts(filesystem), path
+        # pyarrow would open it by fsspec, too, with errors of its own.
+        if not location.startswith("hf://"):
+            filesystem, path = fs.FileSystem.from_uri(_as_uri(location))
+            return _with_few_attempts(filesystem), path
     except pa.ArrowNotImplementedError:
         pass
     except pa.ArrowInvalid as error:
@@ -84,9 +87,9 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
 
         # Without a cache of listings: files that other processes have written meanwhile must be visible.
         filesystem, path = fsspec.core.url_to_fs(location, use_listings_cache=False)
-    except (ValueError, ImportError, OSError) as error:
+    except Exception as error:  # each of fsspec's clients has classes of its own
         raise UserError(f"cannot open {location!r}: {error}") from error
-    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+    return fs.PyFileSystem(fs.FSSpecHandler(WithOSErrors(filesystem))), path
 
 
 def _with_few_attempts(filesystem: fs.FileSystem) -> fs.FileSystem:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 RACE_S = 1.0
 """Seconds after which it is decided, on storage without conditional writes, which of two processes has written last."""
 NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
+KEPT_OPEN = (".nfs", ".fuse_hidden")
+"""Beginnings of the names under which network filesystems keep deleted files that are still open."""
 LIMITS: dict[str, Any] = {
     "client_options": {"timeout": "10s", "connect_timeout": "5s", "allow_http": True},
     "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
@@ -92,8 +94,7 @@ class LocalRecords:
     def read(self) -> Found | None:
         while True:
             try:
-                # Network filesystems keep deleted files that are still open under hidden names.
-                versions = [name for name in os.listdir(self._path) if not name.startswith(".")]
+                versions = [name for name in os.listdir(self._path) if not name.startswith(KEPT_OPEN)]
                 return Found((self._path / versions[0]).read_text(errors="replace"), versions[0]) if versions else None
             except NotADirectoryError:  # the file of an earlier version of prefray
                 text = self._path.read_text(errors="replace")

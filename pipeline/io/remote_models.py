@@ -42,6 +42,8 @@ FOREIGN = (".gguf", ".h5", ".mlmodel", ".msgpack", ".onnx", ".ot", ".pth", ".tfl
 """Endings of what `from_pretrained` doesn't read from a folder."""
 NESTED = (".jinja", ".json", ".model", ".py", ".txt")
 """Endings of what is read from a model's inner folders; weights there are others, such as those of checkpoints."""
+VERSIONS = ("etag", "sha", "blob_id", "checksum", "content_md5", "generation", "last_modified", "lastmodified", "created")
+"""What fsspec's filesystems report of a file that changes with its content, in lower case."""
 CHUNK = 16 << 20
 AT_ONCE = 8
 """Files that are read at once."""
@@ -57,7 +59,7 @@ class StoredFile:
     """Path in the model's folder."""
     size: int
     version: str
-    """The store's ETag; the time of the last change where it has none."""
+    """The store's ETag; the time of the last change, or the content's hash, where it has none."""
 
 
 @dataclass(frozen=True)
@@ -285,5 +287,19 @@ def _stored(folder: Folder, name: str) -> StoredFile:
         tag = {key.lower(): value for key, value in file.metadata().items()}.get("etag")
         size = file.size()
     # Asked for only where needed: a request more for each file.
-    version = tag.decode() if tag else str(folder.filesystem.get_file_info(path).mtime_ns)
-    return StoredFile(name, size, version)
+    return StoredFile(name, size, tag.decode() if tag else _version(folder.filesystem, path))
+
+
+def _version(filesystem: fs.FileSystem, path: str) -> str:
+    """Return what changes with a file of a store that pyarrow finds no ETag in; its SHA-256 where there is nothing else."""
+    if (written := filesystem.get_file_info(path).mtime_ns) is not None:
+        return str(written)
+    if isinstance(filesystem, fs.PyFileSystem):
+        details = filesystem.handler.fs.info(path)
+        if given := {name: str(value) for name, value in details.items() if name.lower() in VERSIONS and value}:
+            return json.dumps(given, sort_keys=True)
+    with filesystem.open_input_stream(path) as stream:
+        content = hashlib.sha256()
+        while chunk := stream.read(CHUNK):
+            content.update(chunk)
+    return content.hexdigest()

@@ -53,7 +53,7 @@ MEANINGS = {
 }
 """Part of an error of S3's client -> what it means."""
 SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-ONE_SLASH = re.compile("^(s3|gs|gcs|abfss?|az|hdfs|https?|file):/(?!/)")
+FEW_SLASHES = re.compile("^(s3|gs|gcs|abfss?|az|hdfs|https?|file):(?!//)", re.IGNORECASE)
 _retrying_s3 = retrying_s3
 """Its name in the saved states of sweeps."""
 
@@ -63,11 +63,12 @@ def without_scheme(location: str) -> str:
     lower case, as it means the same in any.
 
     Raises:
-        UserError: when the URI names another machine, or has one slash.
+        UserError: when the URI names another machine, or has fewer than two slashes.
     """
     location = SCHEME.sub(lambda scheme: scheme[0].lower(), location)
-    if ONE_SLASH.match(location) and not os.path.exists(location):
-        raise UserError(f"{location!r} has one slash after its scheme; a URI has two: s3://bucket/folder")
+    if FEW_SLASHES.match(location) and not os.path.exists(location):
+        slashes = "one slash" if location.partition(":")[2].startswith("/") else "no slash"
+        raise UserError(f"{location!r} has {slashes} after its scheme; a URI has two: s3://bucket/folder")
     if not location.startswith(FILE):
         return location
     path = location.removeprefix(FILE)
@@ -83,7 +84,7 @@ def locate(location: str) -> Location:
     """Make a local path, `file://` or not, absolute; return other URIs unchanged.
 
     Raises:
-        UserError: for an empty one, for a `file://` of another machine, and for a URI with one slash.
+        UserError: for an empty one, for a `file://` of another machine, and for a URI with fewer than two slashes.
     """
     if not location.strip():
         raise UserError(f"must name a folder, got {location!r}")
@@ -100,6 +101,8 @@ def check_output(location: str) -> None:
         )
     if location.startswith("memory://"):
         raise UserError(f"{location!r} is the memory of one process; give a path, or the URI of a store")
+    if location.lower().startswith(("http://", "https://")):
+        raise UserError(f"{location!r} is a web address, where nothing can be written; give a path, or the URI of a store")
 
 
 def inside(location: AnyLocation, name: str) -> AnyLocation:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,8 +205,8 @@ def test_where_the_cache_of_a_node_is(tmp_path: Path, monkeypatch: pytest.Monkey
             cache.get(item("a", 1))
 
 
-@pytest.mark.parametrize("size", ["200", "0GB", "many", "-1GB", "1e3GB"])
-def test_sizes_that_are_none(size: str) -> None:
+@pytest.mark.parametrize("size", ["200", "0GB", "many", "-1GB", "1e3GB", 200, 1.5])
+def test_sizes_that_are_none(size: Any) -> None:
     from cluster.config import RayConfig
 
     with pytest.raises(ValueError, match="must be a size such as 200GB or 500MB"):

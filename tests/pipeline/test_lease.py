@@ -209,6 +209,14 @@ def test_what_is_no_record_is_nobodys(folder: Folder) -> None:
             pass
 
 
+def test_what_a_desktop_leaves_in_a_record_is_nobodys(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    (tmp_path / NAME / ".DS_Store").touch()
+    with held(Folder(tmp_path), NAME):
+        pass
+    assert not (tmp_path / NAME).exists()
+
+
 def test_a_deleted_record_ends_the_lease(folder: Folder) -> None:
     with held(folder, NAME) as mine:
         folder.delete(NAME)

@@ -46,3 +46,14 @@ def test_models_at_uris_stay_and_those_of_this_machine_become_paths() -> None:
     keys = {"base_model": "file:///models/one", "reference_model": "s3://bucket/two", "datasets": [{"path": "a"}]}
     cfg = absolute_paths(parse_config(keys))
     assert (cfg.base_model, cfg.reference_model) == ("/models/one", "s3://bucket/two")
+
+
+def test_models_at_uris_are_found_whatever_the_case_of_their_scheme() -> None:
+    keys = {"base_model": "S3://bucket/Model", "datasets": [{"path": "a"}], "rl": "grpo", "output_dir": "o"}
+    rewards = ["S3://bucket/reward", "file:///reward", "module.function", "owner/name"]
+    cfg = absolute_paths(
+        parse_config({**keys, "reference_model": "FILE:///model", "trl": {"beta": 0.1, "reward_funcs": rewards}})
+    )
+    assert (cfg.base_model, cfg.reference_model) == ("s3://bucket/Model", "/model")
+    assert cfg.trl is not None
+    assert cfg.trl.reward_funcs == ["s3://bucket/reward", "/reward", "module.function", "owner/name"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from pipeline.reference.fingerprint import reference_identity
 from strategies.inference.reference import load_reference_alone
 from strategies.models.location import resolve_model_location
 from strategies.models.tokenizer import load_tokenizer
+from tests.leases import SharedFileSystem
 from tests.s3 import Bucket, S3Server
 from tests.tiny import adapter_folder, save_tiny
 
@@ -206,3 +209,29 @@ def test_subjects_at_uris(s3: Bucket, base: str, tmp_path: Path) -> None:
     assert find_subject(model, reference=s3.uri("adapter")).reference_name == s3.uri("adapter")
     with pytest.raises(UserError, match=r"RUN\|MODEL: there is no model at"):
         find_subject(s3.uri("nothing"))
+
+
+@pytest.mark.parametrize("given", [{"etag": True}, {}])
+def test_a_model_that_changes_where_fsspec_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, bool]
+) -> None:
+    """Stores that report no time of modification: by their etag, and without one by the content."""
+    model = Path(save_tiny(tmp_path / "model", seed=4))
+
+    def info(store: Any, path: Any, **_: Any) -> dict[str, Any]:
+        path = os.fspath(path)
+        size = Path(path).stat().st_size if Path(path).is_file() else 0
+        etag = {"ETag": hashlib.sha256(Path(path).read_bytes()).hexdigest()} if given and size else {}
+        return {"name": path, "size": size, "type": "file" if Path(path).is_file() else "directory", **etag}
+
+    monkeypatch.setattr(SharedFileSystem, "info", info)
+    cfg = recipe(base_model=f"shared://{model}")
+    fetch_models(cfg)
+    before = find_models(cfg)
+    fetch_models(cfg)
+    assert find_models(cfg).models[0].files == before.models[0].files
+    save_tiny(model, seed=5)  # of the same size
+    fetch_models(cfg)
+    pairs = zip(before.models[0].files, find_models(cfg).models[0].files, strict=True)
+    changed = {new.name for old, new in pairs if old != new}
+    assert changed == {"model.safetensors"}

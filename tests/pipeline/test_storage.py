@@ -173,6 +173,8 @@ def test_a_store_has_no_folder_above(uri: str) -> None:
     [
         (" ", "must name a folder, got ' '"),
         ("s3:/bucket/x", "'s3:/bucket/x' has one slash after its scheme; a URI has two: s3://bucket/folder"),
+        ("s3:bucket/x", "'s3:bucket/x' has no slash after its scheme; a URI has two: s3://bucket/folder"),
+        ("HTTP://host/x", "'http://host/x' is a web address, where nothing can be written; give a path, or the URI of a store"),
         (
             "memory://x",
             "'memory://x' is the memory of one process; give a path, or the URI of a store",
@@ -193,6 +195,33 @@ def test_where_nothing_can_be_kept(key: str, where: str, message: str) -> None:
 def test_an_unknown_scheme() -> None:
     with pytest.raises(UserError, match="cannot open 'nope://x/run': Protocol not known: nope"):
         Folder("nope://x/run")
+
+
+def test_errors_of_fsspecs_clients_are_those_of_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever class they have: when it is opened, asked, and read."""
+    from fsspec.implementations.local import LocalFileOpener
+
+    from tests.leases import SharedFileSystem
+
+    class ClientError(Exception):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise ClientError("500")
+
+    (tmp_path / "a").write_text("x")
+    folder = pickle.loads(pickle.dumps(Folder(f"shared://{tmp_path}")))
+    assert folder.read("a") == "x" and folder.names() == ["a"]
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileOpener, "read", fail)
+        with pytest.raises(OSError, match="^ClientError: 500$"):
+            folder.read("a")
+    monkeypatch.setattr(SharedFileSystem, "info", fail)
+    with pytest.raises(OSError, match="^ClientError: 500$"):
+        folder.read("a")
+    monkeypatch.setattr("fsspec.core.url_to_fs", fail)
+    with pytest.raises(UserError, match="cannot open 'shared:///b': 500"):
+        Folder("shared:///b")
 
 
 def test_a_bucket_that_does_not_exist(s3: Bucket) -> None:
