@@ -15,6 +15,7 @@ from strategies.config.trackers import used_trackers
 from strategies.config.trainer import TrackerKeys
 from strategies.methods.registry import STRATEGIES, get_strategy, keys_of_strategies
 from strategies.models.chat_templates import known_chat_templates
+from strategies.models.location import is_hub_id
 
 if TYPE_CHECKING:
     from strategies.config.schema import StrategyConfig
@@ -71,7 +72,18 @@ def find_problems(cfg: StrategyConfig) -> Iterator[Problem]:
         if name in (cfg.processor_kwargs or {}):
             instead = "trust_remote_code" if name == "trust_remote_code" else "revision_of_model"
             yield f"processor_kwargs.{name}", f"has a key of its own: write {instead}"
-    for rule in (_method, _adapter, _patterns, _schedule, _pairs_of_keys, _trackers, _cadence, _profile, _quantization):
+    for rule in (
+        _method,
+        _adapter,
+        _revision,
+        _patterns,
+        _schedule,
+        _pairs_of_keys,
+        _trackers,
+        _cadence,
+        _profile,
+        _quantization,
+    ):
         yield from rule(cfg)
 
 
@@ -141,6 +153,11 @@ def _adapter(cfg: StrategyConfig) -> Iterator[Problem]:
             # The dtype belongs to loading; everything else is in the folder's `adapter_config.json`.
             if _is_set(cfg, name) and name not in ("adapter", "lora_model_dir", "peft_autocast_adapter_dtype"):
                 yield name, "has no effect with lora_model_dir: the adapter there brings its own; remove it"
+
+
+def _revision(cfg: StrategyConfig) -> Iterator[Problem]:
+    if cfg.revision_of_model is not None and not is_hub_id(cfg.base_model):
+        yield "revision_of_model", f"has no effect with base_model {cfg.base_model!r}, which is no id of the hub; remove it"
 
 
 def _patterns(cfg: StrategyConfig) -> Iterator[Problem]:

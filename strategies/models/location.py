@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ADAPTER_CONFIG", "ModelLocation", "is_remote", "local_values", "model_values", "resolve_model_location", "use_copy"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ModelLocation",
+    "is_hub_id",
+    "is_remote",
+    "local_values",
+    "model_values",
+    "resolve_model_location",
+    "use_copy",
+]
 
 ADAPTER_CONFIG = "adapter_config.json"
 """File that marks the folder of an adapter."""
@@ -24,6 +33,11 @@ _COPIES: dict[str, Path] = {}
 def is_remote(given: str) -> bool:
     """Return whether a config value is a URI, whose files are read from a copy on this machine."""
     return "://" in given and not given.startswith((PACKAGE_SCHEME, "file://"))
+
+
+def is_hub_id(given: str) -> bool:
+    """Return whether a config value names a model of the hub: no URI, no installed package, and no folder of this machine."""
+    return "://" not in given and not given.endswith(".gguf") and not Path(os.path.expanduser(given)).is_dir()
 
 
 def use_copy(uri: str, path: Path) -> None:

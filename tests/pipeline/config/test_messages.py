@@ -102,6 +102,7 @@ def test_a_key_of_axolotls_that_is_not_supported(keys: dict[str, Any], path: str
         ),
         ({"optim_args": {"amsgrad": True}}, "optim_args", "no effect with optimizer: adamw_torch"),
         ({"optimizer": "sgd", "adam_beta1": 0.8}, "adam_beta1", "no effect with optimizer: sgd"),
+        ({"base_model": "s3://bucket/model", "revision_of_model": "main"}, "revision_of_model", "which is no id of the hub"),
         ({"sequence_len": True}, "sequence_len", "must be a number, got true"),
         ({"val_set_size": True}, "val_set_size", "must be a number, got true"),
         ({"ray": {"num_workers": True}}, "ray.num_workers", "must be a whole number or a mapping, got True"),
