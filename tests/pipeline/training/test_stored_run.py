@@ -133,7 +133,7 @@ def test_keys_that_are_wrong(own_s3: S3Server, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="output_dir: 'http://127.0.0.1:9/run' can't be written"):
+    with pytest.raises(UserError, match="output_dir: 'http://127.0.0.1:9/run' is a web address, where nothing can be"):
         RunFolder("http://127.0.0.1:9/run").open(config(), resume=False)
 
 
