@@ -11,7 +11,7 @@ import pytest
 from pipeline import evaluate, train
 from pipeline.errors import UserError
 from pipeline.io import filesystems
-from pipeline.training import driver
+from pipeline.training.launch import TrainingLauncher
 from tests.s3 import Bucket, S3Server
 
 AWAY_S = 12.0
@@ -50,25 +50,25 @@ def test_a_bucket_that_is_away_when_workers_read_their_rows(
     cache = {"num_workers": 2, "cache_dir": str(tmp_path / "cache")}
     keys = {"bf16": False, "max_steps": 2, "dataset_prepared_path": own_s3.uri("prepared"), "ray": cache}
     quiet = train(recipe(tmp_path / "quiet", **{**keys, "ray": {**cache, "cache_dir": str(tmp_path / "other")}}))
-    objects, train_workers = own_s3.objects(), driver.run_training
+    objects, train_workers = own_s3.objects(), TrainingLauncher.run
 
-    def without_bucket(plan: Any, *arguments: Any) -> Any:
+    def without_bucket(launcher: TrainingLauncher) -> Any:
         own_s3.stop()
-        plan.prepared.folder.impatience = Impatience()
-        return train_workers(plan, *arguments)
+        launcher.plan.prepared.folder.impatience = Impatience()  # type: ignore[attr-defined]
+        return train_workers(launcher)
 
-    monkeypatch.setattr(driver, "run_training", without_bucket)
+    monkeypatch.setattr(TrainingLauncher, "run", without_bucket)
     with pytest.raises(UserError, match=r"^s3://.*part-00000.parquet can't be read: .*AWS Error NETWORK_CONNECTION"):
         train(recipe(tmp_path / "run", **keys))
 
-    def with_bucket_soon(*arguments: Any) -> Any:
+    def with_bucket_soon(launcher: TrainingLauncher) -> Any:
         own_s3.stop()
         threading.Timer(AWAY_S, own_s3.start).start()
-        return train_workers(*arguments)
+        return train_workers(launcher)
 
     own_s3.start()
     assert own_s3.objects() == objects
-    monkeypatch.setattr(driver, "run_training", with_bucket_soon)
+    monkeypatch.setattr(TrainingLauncher, "run", with_bucket_soon)
     result = train(recipe(tmp_path / "later", **keys))
     assert own_s3.objects() == objects
     first, second = (Path(str(run.model_dir), "model.safetensors").read_bytes() for run in (quiet, result))
