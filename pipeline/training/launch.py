@@ -25,7 +25,7 @@ from pipeline.training.run_log import RunLogger
 from pipeline.training.signals import SigtermHandler
 from pipeline.ui.display import Display
 
-__all__ = ["TrainingLauncher", "run_training"]
+__all__ = ["TrainingLauncher", "run_training", "worker_job"]
 
 
 RESIZE_INTERVAL_S = 15.0
@@ -152,14 +152,8 @@ class TrainingLauncher:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
         plan = self.plan
-        sharding = sharding_arguments(plan.cfg)
         timeout = {"timeout_s": plan.cfg.ddp_timeout} if plan.cfg.ddp_timeout else {}
-        # This process's directory: workers have one of Ray's session.
-        folders = self.known["scratch"], self.known["former_scratch"], os.getcwd()
-        run = plan.cfg, plan.prepared, plan.steps, self.known["id"]
-        # Of a reference whose scores are cached, workers need no weights.
-        models = find_models(plan.cfg, without=("reference_model",) if plan.scores is not None else ())
-        job = WorkerJob(*run, *folders, sharding, plan.scores, plan.debug, plan.selection, models)
+        job = worker_job(plan, self.known)
         return training.ClusterTorchTrainer(
             train_worker,
             train_loop_config={"job": job},
@@ -201,6 +195,23 @@ class TrainingLauncher:
     def _remove_scratch(self) -> None:
         """Delete scratch folders that workers had no time to delete."""
         remove_everywhere(self.known["scratch"], self.log.nodes)
+
+
+def worker_job(plan: TrainingPlan, known: dict[str, Any], **of_slot: Any) -> WorkerJob:
+    """Return the arguments of a run's workers.
+
+    Args:
+        plan: the run's.
+        known: `RunFolder.known` of its folder.
+        of_slot: further fields, of a run in a slot of a host.
+    """
+    # Of a reference whose scores are cached, workers need no weights.
+    models = find_models(plan.cfg, without=("reference_model",) if plan.scores is not None else ())
+    # This process's directory: workers have one of Ray's session.
+    folders = known["scratch"], known["former_scratch"], os.getcwd()
+    run = plan.cfg, plan.prepared, plan.steps, known["id"]
+    sharding = sharding_arguments(plan.cfg)
+    return WorkerJob(*run, *folders, sharding, plan.scores, plan.debug, plan.selection, models, **of_slot)
 
 
 def _explain(error: BaseException, folder: RunFolder, hung: dict[int, str]) -> Exception:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from cluster.sharding import sharding_arguments
 from pipeline.errors import RunCancelled, RunFailed, UserError
 from pipeline.io.holder import Holder, here
-from pipeline.io.remote_models import find_models
 from pipeline.ray.channel import NodeChannel
 from pipeline.runs.scratch import remove_everywhere
 from pipeline.training.events import SlotEnded
 from pipeline.training.hang_detection import HangDetector
 from pipeline.training.job import WorkerJob
-from pipeline.training.launch import POLL_EVERY_S, run_training
+from pipeline.training.launch import POLL_EVERY_S, run_training, worker_job
 from pipeline.training.plan import TrainingPlan
 from pipeline.training.run_log import RunLogger
 from pipeline.ui.display import Display
@@ -87,7 +84,8 @@ class SlotLauncher:
             UserError, RunFailed, RunCancelled: as `run_training`.
         """
         self.display.stage("waiting for a slot", total=self.plan.steps)
-        self.hosts.put(SlotWanted(self.name, self._job(), self.channel, here()))
+        job = worker_job(self.plan, self.known, storage=self.plan.folder.storage.carried(), channel=self.channel)
+        self.hosts.put(SlotWanted(self.name, job, self.channel, here()))
         try:
             ended = self._wait()
         except BaseException:
@@ -99,26 +97,6 @@ class SlotLauncher:
         else:
             self.log.flush()
         return self._judged(ended)
-
-    def _job(self) -> WorkerJob:
-        plan = self.plan
-        models = find_models(plan.cfg, without=("reference_model",) if plan.scores is not None else ())
-        return WorkerJob(
-            plan.cfg,
-            plan.prepared,
-            plan.steps,
-            self.known["id"],
-            self.known["scratch"],
-            self.known["former_scratch"],
-            os.getcwd(),
-            sharding_arguments(plan.cfg),
-            plan.scores,
-            plan.debug,
-            plan.selection,
-            models,
-            storage=plan.folder.storage.carried(),
-            channel=self.channel,
-        )
 
     def _wait(self) -> SlotEnded:
         """Handle events until the run has left its slot."""
