@@ -30,14 +30,18 @@ class StepClock(TrainerCallback):
         self._on_gpu = torch.cuda.is_available()
         self._part: str | None = None
         self._began: Any = None
-        self._ended: list[tuple[str, Any, Any]] = []
+        self._ended: list[tuple[str, Any, Any, float]] = []
 
     def enter(self, part: str | None) -> None:
         """End the current part and begin another one; None stops the clock."""
-        now = self._now()
+        now = self.mark()
         if self._part is not None:
-            self._ended.append((self._part, self._began, now))
+            self.add(self._part, self._began, now)
         self._part, self._began = part, now
+
+    def add(self, part: str, began: Any, ended: Any, share: float = 1.0) -> None:
+        """Add a share of the time between two marks."""
+        self._ended.append((part, began, ended, share))
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -54,17 +58,18 @@ class StepClock(TrainerCallback):
         steps, self.steps = self.steps, 0
         seconds: dict[str, float] = defaultdict(float)
         waiting = []
-        for part, began, ended in self._ended:
+        for part, began, ended, share in self._ended:
             if not self._on_gpu:
-                seconds[part] += ended - began
+                seconds[part] += share * (ended - began)
             elif ended.query():
-                seconds[part] += began.elapsed_time(ended) / 1000
+                seconds[part] += share * began.elapsed_time(ended) / 1000
             else:
-                waiting.append((part, began, ended))
+                waiting.append((part, began, ended, share))
         self._ended = waiting
         return dict(seconds), steps
 
-    def _now(self) -> Any:
+    def mark(self) -> Any:
+        """Return the current moment, on a GPU that of its stream."""
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

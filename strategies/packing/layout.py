@@ -9,17 +9,19 @@ A completion's positions continue the prompt's, and its tokens attend to the pro
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from strategies.models.work import triangle
 
-__all__ = ["PackedRow", "PairTokens", "Segment", "pack", "pair_tokens"]
+__all__ = ["PackedRow", "PairTokens", "RowTokens", "Segment", "join_rows", "pack", "pair_tokens"]
 
 
 class Segment(NamedTuple):
@@ -110,12 +112,8 @@ def _keep_end(prompt: list[int], completions: tuple[list[int], list[int]], max_l
 
 
 @dataclass(frozen=True)
-class PackedRow:
-    """B pairs in one row of T tokens.
-
-    The 2B completions, the chosen ones first, have N scored tokens in total, at most L each. Tensors of shape (2B, L) hold
-    them without the prompts; `mask` is 1 where there is a token.
-    """
+class RowTokens:
+    """T tokens of one row, of which N predict a completion token: what a forward needs."""
 
     input_ids: Tensor
     """Shape (1, T)."""
@@ -126,6 +124,16 @@ class PackedRow:
     """Shape (N,): position in the row that predicts each completion token."""
     labels: Tensor
     """Shape (N,): the predicted tokens."""
+
+
+@dataclass(frozen=True)
+class PackedRow(RowTokens):
+    """B pairs in one row of T tokens.
+
+    The 2B completions, the chosen ones first, have N scored tokens in total, at most L each. Tensors of shape (2B, L) hold
+    them without the prompts; `mask` is 1 where there is a token.
+    """
+
     mask: Tensor
     """Shape (2B, L)."""
     reference: Tensor | None
@@ -190,3 +198,33 @@ def pack(
         mask=pad_sequence([torch.ones_like(ids) for ids in labels], batch_first=True),
         reference=reference,
     )
+
+
+def join_rows(rows: Sequence[RowTokens], multiple: int = 1) -> tuple[RowTokens, list[int]]:
+    """Join rows into one, in which each keeps to itself, since no pair attends to another one.
+
+    Args:
+        rows: at least one.
+        multiple: of the tokens that each row takes; padding are tokens 0 in segments of their own.
+
+    Returns:
+        The row, and the tokens of its 2K parts: of each row, then of the padding after it.
+    """
+    sizes: list[int] = []
+    padded = []
+    for row in rows:
+        tokens = row.input_ids.shape[1]
+        missing = -tokens % multiple
+        own = (Segment(missing, 0, 0),) * bool(missing)
+        padded.append((pad(row.input_ids, (0, missing)), pad(row.position_ids, (0, missing)), (*row.segments, *own)))
+        sizes += [tokens, missing]
+    ids, positions, segments = zip(*padded, strict=True)
+    starts = [0, *itertools.accumulate(sizes)][::2]
+    joined = RowTokens(
+        input_ids=torch.cat(ids, dim=1),
+        position_ids=torch.cat(positions, dim=1),
+        segments=tuple(itertools.chain(*segments)),
+        scored_positions=torch.cat([row.scored_positions + start for row, start in zip(rows, starts, strict=False)]),
+        labels=torch.cat([row.labels for row in rows]),
+    )
+    return joined, sizes

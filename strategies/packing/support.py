@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,20 @@ from torch.nn.utils.rnn import pad_sequence
 from strategies.compat import attention_of, supports_sdpa
 from strategies.packing.attention import PACKED_ATTENTION, Blocks, register
 from strategies.packing.head import TokenOutputs, add_token_scores
-from strategies.packing.layout import PackedRow, pack, pair_tokens
+from strategies.packing.layout import RowTokens, pack, pair_tokens
 from strategies.vision.processing import VisionProcessing
 
-__all__ = ["completion_logps", "is_divided", "is_exact", "prepare_packing", "score_row", "try_packing", "why_not_packed"]
+__all__ = [
+    "RowScorer",
+    "completion_logps",
+    "drops_attention",
+    "is_divided",
+    "is_exact",
+    "prepare_packing",
+    "score_row",
+    "try_packing",
+    "why_not_packed",
+]
 
 PROBES = (([5, 7, 2], [3, 4, 6, 8], [9, 1]), ([2, 8], [1, 7], [6, 5, 3]))
 """Prompt, chosen and rejected of the pairs that a model is tested with."""
@@ -71,7 +82,7 @@ def why_not_packed(model: Any, longest: int, vision: VisionProcessing | None = N
     # Its rejected completions would continue the chosen ones' positions.
     if "position_ids" not in inspect.signature(base.base_model.forward).parameters:
         return f"{config.model_type} takes no positions"
-    if any(_drops_attention(module) for module in base.modules()) and base.device.type == "cuda":
+    if any(drops_attention(module) for module in base.modules()) and base.device.type == "cuda":
         return f"{config.model_type} drops attention out, and FlexAttention doesn't (disable_dropout)"
     if is_divided(model) or (vision is None and getattr(base, "is_known_to_pack", False)):
         return None
@@ -134,15 +145,33 @@ def _set_attention(base: Any, attention: str) -> None:
     base.set_attn_implementation({keys[0]: attention} if keys else attention)
 
 
+class RowScorer(ABC):
+    """Runs packed rows in place of a model, each forward followed by its backward."""
+
+    @abstractmethod
+    def score(self, row: RowTokens, wanted: tuple[str, ...]) -> TokenOutputs:
+        """Return what `score_row` does; gradients end at the log-probabilities, which are a leaf."""
+
+    @abstractmethod
+    def backward(self, is_last: bool) -> None:
+        """Continue the backward pass from the leaf's gradient to the model's weights.
+
+        Args:
+            is_last: of the step: then gradients are exchanged between workers.
+        """
+
+
 def score_row(
-    model: Any, row: PackedRow, wanted: tuple[str, ...] = (), pictures: dict[str, Tensor] | None = None
+    model: Any, row: RowTokens, wanted: tuple[str, ...] = (), pictures: dict[str, Tensor] | None = None
 ) -> TokenOutputs:
-    """Run a packed row through a prepared model (`prepare_packing`), wrapped (DDP, PEFT) or not.
+    """Run a packed row through a prepared model (`prepare_packing`), wrapped (DDP, PEFT) or not, or a `RowScorer`.
 
     Args:
         wanted: statistics beside the log-probabilities, fields of `TokenOutputs`.
         pictures: the model's inputs for the pictures of the row, in the order of their tokens.
     """
+    if isinstance(model, RowScorer):
+        return model.score(row, wanted)
     blocks = Blocks(row.segments, row.input_ids.device)
     return model(
         input_ids=row.input_ids,
@@ -172,7 +201,8 @@ def _base_model(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _drops_attention(module: Any) -> bool:
+def drops_attention(module: Any) -> bool:
+    """Return whether a module is an attention that drops weights out in training."""
     if "Attention" not in type(module).__name__:
         return False
     rates = [value for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]

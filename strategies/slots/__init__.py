@@ -1,9 +1,11 @@
-"""Several trials in one process, on one frozen base: each has a slot, and slots take turns, an optimizer step each.
+"""Several trials in one process, on one frozen base: each has a slot, and slots take turns, or run their rows together.
 
 base.py           the base's weights, once; every slot's model has them and an adapter of its own
 rules.py          which configs can share a base; loads without torch
 turns.py          a function that runs in turns, one of several at a time
 process_state.py  what libraries keep per process, such as random states: each slot has its own
+joint_steps.py    which slots run their rows in one forward, and how each goes on with its own
+joint_model.py    the forward of rows of several slots: the base's products once, each adapter's for its row
 commands.py       commands to a host; loads without torch
 host.py           attaches trials to slots, gives turns, and returns how each trial ended
 control.py        what several workers agree on, so that all of them give the same turns

@@ -18,6 +18,7 @@ from strategies.compat import leave_out_of_ddp
 from strategies.slots.base import BaseChanged, SharedBase
 from strategies.slots.commands import Attach, Close, Command, Stop
 from strategies.slots.control import WorkersOfHost
+from strategies.slots.joint_steps import JointSteps, SlotScorer
 from strategies.slots.turns import TurnTaker
 
 __all__ = ["Ended", "Slot", "SlotHost"]
@@ -47,13 +48,15 @@ class Slot:
     Attributes:
         name, payload: of its `Attach`.
         trainer: None before `join`.
+        scorer: where its rows stand in joint forwards.
     """
 
-    def __init__(self, trial: Attach, base: SharedBase, run_trial: Callable[[Slot], Any]) -> None:
+    def __init__(self, trial: Attach, base: SharedBase, joint: JointSteps, run_trial: Callable[[Slot], Any]) -> None:
         self.name, self.payload = trial.name, trial.payload
         self.trainer: Any = None
+        self.scorer: SlotScorer | None = None
         self.stop_requested = False
-        self._base = base
+        self._base, self._joint = base, joint
         self.turns = TurnTaker(lambda: run_trial(self))
 
     def new_model(self) -> Any:
@@ -61,7 +64,7 @@ class Slot:
         return self._base.new_model()
 
     def join(self, trainer: Any) -> None:
-        """Let a trainer that was built on `new_model()` pass the turn before each of its steps; before `trainer.train()`.
+        """Let a trainer that was built on `new_model()` pass its turns in each of its steps; before `trainer.train()`.
 
         Raises:
             BaseChanged: if building it has changed the base.
@@ -71,8 +74,12 @@ class Slot:
         if getattr(trainer, "packed", False) and trainer.vision is None:
             self._base.model.is_known_to_pack = True
         leave_out_of_ddp(trainer.model, self._base.names_in(trainer.model))
-        # First, so that the waiting counts as no part of the step.
-        trainer.callback_handler.callbacks.insert(0, TurnCallback(self))
+        self.scorer = self._joint.scorer_of(self)
+        if self.scorer is not None:
+            trainer.row_scorer = self.scorer
+        else:
+            # First, so that the waiting counts as no part of the step.
+            trainer.callback_handler.callbacks.insert(0, TurnCallback(self))
         if self.stop_requested:
             trainer.request_stop()
 
@@ -88,7 +95,7 @@ class Slot:
 
 
 class TurnCallback(TrainerCallback):
-    """Passes the turn before each step."""
+    """Passes the turn before each step, in which no other slot has one."""
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
@@ -110,8 +117,9 @@ class Outcome(IntEnum):
 class SlotHost:
     """Runs trials on one base, in every worker.
 
-    A trial among others computes what it computes alone, bit by bit: its random states, accelerate's singletons and all else
-    that libraries keep per process are put in place for its turns.
+    A trial among others computes what it computes alone: its random states, accelerate's singletons and all else that libraries
+    keep per process are put in place for its turns. Bit by bit where it takes turns of whole steps; rows in joint forwards
+    round otherwise, by about 1e-7.
 
     Args:
         base: of all trials.
@@ -119,10 +127,20 @@ class SlotHost:
             on every worker, in the thread of `run`. What it returns or raises is the trial's end, and touches no other trial.
         slots: how many trials may run at once.
         patience_s: how long workers whose trial has failed wait for the others to fail, too, beside the longest turn so far.
+        joint_tokens: most tokens of a forward in which rows of several slots stand; 0 for turns of whole steps alone. The
+            device's own number when not given.
     """
 
-    def __init__(self, base: SharedBase, run_trial: Callable[[Slot], Any], slots: int, patience_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        base: SharedBase,
+        run_trial: Callable[[Slot], Any],
+        slots: int,
+        patience_s: float = 60.0,
+        joint_tokens: int | None = None,
+    ) -> None:
         self.base, self.slots = base, slots
+        self._joint = JointSteps(base, joint_tokens)
         self._run_trial, self._patience_s = run_trial, patience_s
         self._workers = WorkersOfHost()
         self._running: dict[str, Slot] = {}
@@ -157,9 +175,23 @@ class SlotHost:
                 commands = self._workers.broadcast(self._ask(next_commands) if self._workers.rank == 0 else None)
                 for command in commands:
                     self._obey(command)
-                for slot in list(self._running.values()):
-                    if (ended := self._turn(slot)) is not None:
-                        on_end(ended)
+                self._turns(list(self._running.values()), on_end)
+                self._run_rows(on_end)
+
+    def _run_rows(self, on_end: Callable[[Ended], None]) -> None:
+        """Run the rows that slots have handed over; each has a turn for its loss, between forward and backward."""
+        scorers = [slot.scorer for slot in self._running.values() if slot.scorer is not None and slot.scorer.row is not None]
+        for group in self._joint.groups(scorers):
+            self._joint.forward(group)
+            self._turns([scorer.slot for scorer in group], on_end)
+            if left := [scorer for scorer in group if scorer.slot.name in self._running]:
+                self._joint.backward(left)
+        self._joint.exchange([scorer for scorer in scorers if scorer.slot.name in self._running])
+
+    def _turns(self, slots: Sequence[Slot], on_end: Callable[[Ended], None]) -> None:
+        for slot in slots:
+            if (ended := self._turn(slot)) is not None:
+                on_end(ended)
 
     def _close_slots(self) -> None:
         with ExitStack() as at_the_end:
@@ -183,7 +215,7 @@ class SlotHost:
             why = "has a slot already" if command.name in self._running else f"all {self.slots} slots are taken"
             raise ValueError(f"trial {command.name!r} can't attach: {why}")
         else:
-            self._running[command.name] = Slot(command, self.base, self._run_trial)
+            self._running[command.name] = Slot(command, self.base, self._joint, self._run_trial)
 
     def _turn(self, slot: Slot) -> Ended | None:
         """Give a slot a turn; return how its trial ended, None if it continues."""
@@ -202,7 +234,7 @@ class SlotHost:
         if not is_over:
             return None
         del self._running[slot.name]
-        slot.trainer = None
+        slot.trainer = slot.scorer = None
         ended = Ended(slot.name, result) if error is None else _failed(slot.name, error)
         # A trainer stands in cycles, and keeps its adapter and optimizer.
         gc.collect()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +14,37 @@ import torch
 
 from strategies.compat import accelerate_states
 
-__all__ = ["ProcessState"]
+__all__ = ["ProcessState", "TorchRandom"]
+
+
+class TorchRandom:
+    """Random state of torch at a moment: the CPU's, and this worker's GPU's (to ask another GPU would take memory there)."""
+
+    def __init__(self) -> None:
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        self._cpu, self._cuda = torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None
+
+    def put(self) -> None:
+        """Make this the state of the process."""
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda)
+
+    def copy(self) -> TorchRandom:
+        """Return a state that `used` moves on by itself."""
+        return copy.copy(self)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Context that draws from this state and moves it on; the process's own is as before on return."""
+        outside = TorchRandom()
+        self.put()
+        try:
+            yield
+        finally:
+            now = TorchRandom()
+            self._cpu, self._cuda = now._cpu, now._cuda
+            outside.put()
 
 
 @dataclass(frozen=True)
@@ -20,21 +53,17 @@ class ProcessState:
 
     python: Any
     numpy: Any
-    cpu: torch.Tensor
-    cuda: torch.Tensor | None
-    """Of this worker's GPU alone: to ask another one would take memory of it."""
+    torch_random: TorchRandom
     records_gradients: bool
     accelerate: list[dict[str, Any]]
 
     @classmethod
     def current(cls) -> ProcessState:
         """Return a copy of the state of this process."""
-        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
         return cls(
             python=random.getstate(),
             numpy=np.random.get_state(),
-            cpu=torch.get_rng_state(),
-            cuda=torch.cuda.get_rng_state() if on_gpu else None,
+            torch_random=TorchRandom(),
             records_gradients=torch.is_grad_enabled(),
             # Shallow copies: accelerate replaces their values, also lists.
             accelerate=[dict(shared) for shared in accelerate_states()],
@@ -44,9 +73,7 @@ class ProcessState:
         """Make this the state of the process."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda)
+        self.torch_random.put()
         torch.set_grad_enabled(self.records_gradients)
         for shared, values in zip(accelerate_states(), self.accelerate, strict=True):
             # In place: every `Accelerator` has these dicts themselves.

@@ -73,9 +73,11 @@ class AxolotlDPOTrainer(PlannedTrainer, DPOTrainer, DistributedParallelMixin):
     def _couples(self) -> bool:
         return any(LOSSES[name].couples for name in self.loss_types)
 
-    def _batch_loss(self, model: Any, batch: PairBatch, step: WorkerStep, whole: Tensor | None) -> Tensor:
+    def _forward(self, model: Any, batch: PairBatch) -> Any:
         router: dict[str, Any] = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        outputs = batch.run(model, self._statistics, **router)
+        return batch.run(model, self._statistics, **router)
+
+    def _batch_loss(self, batch: PairBatch, outputs: Any, step: WorkerStep, whole: Tensor | None) -> Tensor:
         values = self._values(batch, outputs)
         try:
             loss = self._part_of_loss(batch, values, step.global_pairs, whole)

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from strategies.batch.row_ledger import RowId
 from strategies.compat import set_exchange, tokenizer_of
 from strategies.dataset_rows import have_pictures
 from strategies.models.sharding import disable_engine_accumulation
-from strategies.packing.support import is_divided, prepare_packing, try_packing, why_not_packed
+from strategies.packing.support import RowScorer, is_divided, prepare_packing, try_packing, why_not_packed
 from strategies.trainers.base import PreferenceTrainer
 
 __all__ = ["PlannedTrainer"]
@@ -53,7 +54,10 @@ class PlannedTrainer(PreferenceTrainer):
         global_batch_size: pairs of an optimizer step, over all workers.
         packed: whether batches are packed rows.
         padded_because: why they are padded although packing was requested; None where they are packed.
+        row_scorer: runs the packed rows of training steps in place of the model, where it shares forwards with others.
     """
+
+    row_scorer: RowScorer | None = None
 
     def _init_trl(self, **kwargs: Any) -> None:
         self._step_batches: list[PairBatch] = []
@@ -205,8 +209,16 @@ class PlannedTrainer(PreferenceTrainer):
         """Gather the values of the global batch that a loss that couples pairs needs."""
         raise NotImplementedError
 
-    def _batch_loss(self, model: Any, batch: PairBatch, step: WorkerStep, whole: Any) -> torch.Tensor:
-        """Return a forward's part of the global batch's loss; the parts of all forwards and workers add up to it."""
+    def _forward(self, model: Any, batch: PairBatch) -> Any:
+        """Run one forward; return the model's outputs."""
+        raise NotImplementedError
+
+    def _batch_loss(self, batch: PairBatch, outputs: Any, step: WorkerStep, whole: Any) -> torch.Tensor:
+        """Return a forward's part of the global batch's loss; the parts of all forwards and workers add up to it.
+
+        Args:
+            outputs: of `_forward`.
+        """
         raise NotImplementedError
 
     def _needs_whole_batch(self, step: WorkerStep) -> bool:
@@ -221,7 +233,8 @@ class PlannedTrainer(PreferenceTrainer):
 
     def training_step(self, model: Any, inputs: WorkerStep, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run this worker's forwards and backwards; the mean of the results over workers is the loss of the global batch."""
-        model.train()
+        if not model.training:  # it walks through all modules, which takes part of a small step
+            model.train()
         # As in transformers' step, which isn't called: schedule-free optimizers evaluate with other weights.
         if (schedule_free := getattr(self.optimizer, "train", None)) is not None:
             schedule_free()
@@ -236,9 +249,11 @@ class PlannedTrainer(PreferenceTrainer):
         for number, batch in enumerate(step.batches, start=1):
             self.speed.clock.enter("forward")
             self._count(batch)
-            with self._exchange(model, now=number == len(step.batches)):
+            is_last = number == len(step.batches)
+            with self._exchange(model, now=is_last):
+                outputs = self._training_forward(model, batch)
                 with self.accelerator.autocast():
-                    loss = scale * self._batch_loss(model, batch, step, whole)
+                    loss = scale * self._batch_loss(batch, outputs, step, whole)
                 total += loss.detach()
                 if self._steps_in_backward and self._refuse(loss):
                     # All ranks leave the loop here: `_refuse` has reduced its answer.
@@ -246,11 +261,19 @@ class PlannedTrainer(PreferenceTrainer):
                     break
                 self.speed.clock.enter("backward")
                 self.accelerator.backward(loss, **self._backward_options())
+                if self.row_scorer is not None:
+                    self.row_scorer.backward(is_last)
         self.speed.clock.enter("optimizer")
         # In place of `AgreementMixin.training_step`, which isn't called.
         self._step_losses.append(total)
         self._empty_cache()
         return total
+
+    def _training_forward(self, model: Any, batch: PairBatch) -> Any:
+        if self.row_scorer is not None:
+            return self._forward(self.row_scorer, batch)
+        with self.accelerator.autocast():
+            return self._forward(model, batch)
 
     def _count(self, batch: PairBatch) -> None:
         """Count a forward and backward, and the reference's forward where it runs beside the policy."""
@@ -315,7 +338,7 @@ class PlannedTrainer(PreferenceTrainer):
         self._check_packing()
         with torch.no_grad(), self.accelerator.autocast():
             whole = self._whole_batch(model, step) if self._needs_whole_batch(step) else None
-            losses = [self._batch_loss(model, batch, step, whole) for batch in step.batches]
+            losses = [self._batch_loss(batch, self._forward(model, batch), step, whole) for batch in step.batches]
         return torch.stack(losses).sum(), None, None
 
     # Counters of transformers
@@ -323,7 +346,12 @@ class PlannedTrainer(PreferenceTrainer):
     def floating_point_ops(self, inputs: WorkerStep) -> int:
         """Return the operations of forward and backward, without attention."""
         # Per weight and token 2 in the forward (multiply, add), and twice that in the backward.
-        return 6 * inputs.fed_tokens * self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
+        return 6 * inputs.fed_tokens * self._parameters
+
+    @cached_property
+    def _parameters(self) -> int:
+        """Number of weights without embeddings: counted once, since walking through all modules takes part of a small step."""
+        return self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
 
     def _track_num_input_tokens(self, inputs: WorkerStep) -> None:
         if self.args.include_num_input_tokens_seen == "no":

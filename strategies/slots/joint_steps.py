@@ -1,0 +1,197 @@
+"""Steps of several slots at once: each hands its row over, rows run in joint forwards, and each slot goes on with its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from strategies.packing.head import TokenOutputs
+from strategies.packing.layout import RowTokens, pack, pair_tokens
+from strategies.packing.support import PROBES, RowScorer
+from strategies.slots.base import SharedBase
+from strategies.slots.joint_model import JointModel, LayersMissed, SlotRow, adapters_of, why_not_joint
+from strategies.slots.process_state import TorchRandom
+
+__all__ = ["JOINT_TOKENS", "JointSteps", "SlotScorer"]
+
+JOINT_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens up to which rows are joined, by device: with more, one forward is no faster than several (`benchmarks.slots`)."""
+
+
+class SlotScorer(RowScorer):
+    """A slot's side: hands rows over and waits, in place of a forward and backward of the slot's own model.
+
+    Args:
+        slot: whose trainer is known.
+
+    Attributes:
+        row: the one that was handed over, None where there is none.
+        is_last: whether `row` is the last one of a step, so that its backward exchanges gradients.
+    """
+
+    def __init__(self, slot: Any) -> None:
+        self.slot = slot
+        self.row: SlotRow | None = None
+        self.is_last = False
+        self.clock = slot.trainer.speed.clock
+        self._adapters = adapters_of(slot.trainer.model)
+        self._parts: list[tuple[Any, ...]] = []
+
+    @property
+    def length(self) -> int:
+        """Tokens of the row."""
+        assert self.row is not None
+        return self.row.row.input_ids.shape[1]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Gradients of the weights that the slot trains; 0 where there is none."""
+        weights = [weight for weight in self.slot.trainer.model.parameters() if weight.requires_grad]
+        for weight in weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        return [weight.grad for weight in weights]
+
+    def make_row(self, row: RowTokens, wanted: tuple[str, ...] = ()) -> SlotRow:
+        """Return a row to hand over, in the slot's own turn."""
+        device = row.input_ids.device.type
+        with self.slot.trainer.accelerator.autocast():
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return SlotRow(self._adapters, row, wanted, TorchRandom(), dtype)
+
+    def score(self, row: RowTokens, wanted: tuple[str, ...]) -> TokenOutputs:
+        """As `RowScorer`."""
+        self.row = asked = self.make_row(row, wanted)
+        self._wait()
+        if asked.error is not None:
+            raise asked.error
+        asked.random.put()
+        assert asked.outputs is not None
+        return asked.outputs
+
+    def backward(self, is_last: bool) -> None:
+        """As `RowScorer`."""
+        self.is_last = is_last
+        self._wait()
+        self.row = None
+
+    def count(self, part: Literal["forward", "backward"], began: Any, share: float) -> None:
+        """Count a share of the time since a mark of the clock as a part of the slot's step."""
+        self._parts.append((part, began, self.clock.mark(), share))
+
+    def _wait(self) -> None:
+        with self.clock.part("waiting"):
+            self.slot.pass_turn()
+        for part in self._parts:
+            self.clock.add(*part)
+        self._parts.clear()
+
+
+class JointSteps:
+    """The host's side: which rows run in which forward.
+
+    Args:
+        base: of the slots.
+        tokens: most tokens of a joint forward, 0 for none of them; those of `JOINT_TOKENS` when not given.
+    """
+
+    def __init__(self, base: SharedBase, tokens: int | None = None) -> None:
+        self._base, self._tokens = base, tokens
+        self._made: JointModel | None = None
+
+    @property
+    def _model(self) -> JointModel:
+        if self._made is None:
+            self._made = JointModel(self._base)
+        return self._made
+
+    def scorer_of(self, slot: Any) -> SlotScorer | None:
+        """Return the scorer of a slot whose rows can stand in joint forwards, None for another."""
+        trainer = slot.trainer
+        if self._tokens == 0 or why_not_joint(trainer) is not None:
+            return None
+        scorer = SlotScorer(slot)
+        vocabulary = trainer.model.get_base_model().config.get_text_config().vocab_size
+        tiny = ([token % vocabulary for token in ids] for ids in PROBES[0])
+        pair = dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), tiny, strict=True))
+        try:
+            with torch.no_grad():
+                self._model.forward([scorer.make_row(pack([pair_tokens(pair)]).to(trainer.args.device))])
+        except LayersMissed:
+            return None
+        return scorer
+
+    def groups(self, scorers: Sequence[SlotScorer]) -> Iterator[list[SlotScorer]]:
+        """Yield those whose rows share a forward, in their order; the same ones on every worker."""
+        if not scorers:
+            return
+        device = scorers[0].slot.trainer.args.device
+        lengths = torch.tensor([scorer.length for scorer in scorers], device=device)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(lengths, dist.ReduceOp.MAX)
+        limit = JOINT_TOKENS.get(device.type, 0) if self._tokens is None else self._tokens
+        group: list[SlotScorer] = []
+        room = limit
+        for scorer, length in zip(scorers, lengths.tolist(), strict=True):
+            room -= length
+            if group and room < 0:
+                yield group
+                group, room = [], limit - length
+            group.append(scorer)
+        yield group
+
+    def forward(self, group: Sequence[SlotScorer]) -> None:
+        """Run the forward of a group; if it fails, that of each row alone, so that an error is that of its own slot."""
+        rows = [_row(scorer) for scorer in group]
+        states = [row.random.copy() for row in rows]
+        began = group[0].clock.mark()
+        try:
+            self._model.forward(rows)
+        except Exception as error:  # noqa: BLE001 - raised by the slot whose row it is
+            if len(rows) == 1:
+                rows[0].error = error
+                return
+            for scorer, row, state in zip(group, rows, states, strict=True):
+                row.random = state
+                self.forward([scorer])
+            return
+        _count(group, "forward", began)
+
+    def backward(self, group: Sequence[SlotScorer]) -> None:
+        """Run the backward of a group's forward, for those that have a loss."""
+        began = group[0].clock.mark()
+        self._model.backward([_row(scorer) for scorer in group])
+        _count(group, "backward", began)
+
+    def exchange(self, scorers: Sequence[SlotScorer]) -> None:
+        """Average the gradients of slots over the workers, where a step ends; as DDP does, whose forwards didn't run."""
+        if not (dist.is_initialized() and dist.get_world_size() > 1):
+            return
+        for scorer in scorers:
+            if scorer.is_last:
+                _average(scorer.gradients)
+
+
+def _row(scorer: SlotScorer) -> SlotRow:
+    assert scorer.row is not None
+    return scorer.row
+
+
+def _count(group: Sequence[SlotScorer], part: Literal["forward", "backward"], began: Any) -> None:
+    total = sum(scorer.length for scorer in group)
+    for scorer in group:
+        scorer.count(part, began, scorer.length / total)
+
+
+def _average(tensors: Sequence[Tensor]) -> None:
+    """Average tensors over the workers, in place, by one collective for each of their types."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        same = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.flatten() for tensor in same]).div_(dist.get_world_size())
+        dist.all_reduce(flat)
+        for tensor, values in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
+            tensor.copy_(values.view_as(tensor))
