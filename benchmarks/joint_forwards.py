@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback, set_seed
 
 from benchmarks.common import MODEL, Row, Times, console, load, machine, parser, quiet, ratio_text
 from strategies.builder import HFRLTrainerBuilder
@@ -60,6 +60,7 @@ def run(options: argparse.Namespace, base: SharedBase, tokenizer: Any, tokens: i
         builder.train_dataset = rows
         builder.callbacks.append(times)
         trainer = builder.build()
+        trainer.remove_callback(PrinterCallback)
         slot.join(trainer)
         trainer.train()
 

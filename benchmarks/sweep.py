@@ -55,9 +55,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--adapter", choices=["lora"], help="train adapters; all weights when not set")
+    parser.add_argument("--model", help="base_model; a small one with random weights when not set")
     parser.add_argument("--sequence-len", type=int, default=256)
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--peer-runs", type=int, help="of TRL, whose mean then stands for the others; all when not set")
+    parser.add_argument(
+        "--peer-runs", type=int, help="of TRL, whose mean then stands for the others; all when not set, 0 for none"
+    )
     parser.add_argument("--trl", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.trl is not None:
@@ -77,21 +80,24 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     alone = run_sweep(recipe(options, folder, "sweep-alone", False), folder) if options.adapter else None
     points = drawn_points(cfg.tune, cfg.seed) or []
     peers = [trl_run(folder, cfg, number, values) for number, values in enumerate(points[: options.peer_runs])]
-    seconds = sum(found["seconds"] for found in peers) / len(peers) * len(points)
+    # Without peers, ratios are those to our own sweep.
+    seconds = sum(found["seconds"] for found in peers) / len(peers) * len(points) if peers else alone or ours
     table = Table(title=f"{len(points)} configurations, {options.epochs} epochs of {options.rows} pairs")
-    for name in ("", "seconds", "of TRL", f"best {METRIC}", "steps"):
+    for name in ("", "seconds", "of TRL" if peers else "ratio", f"best {METRIC}", "steps"):
         table.add_column(name, justify="left" if not name else "right")
     best = max(record.metrics[METRIC] for record in records if record.status == "finished")
     steps = f"{sum(record.step for record in records)} of {sum(record.total_steps for record in records)}"
-    theirs = max(found[METRIC] for found in peers)
     table.add_row("prefray tune, asha", f"{ours:.0f}", f"{ours / seconds:.2f}x", f"{best:.3f}", steps)
     if alone is not None:
         table.add_row("the same without sharing", f"{alone:.0f}", f"{alone / seconds:.2f}x", "", "")
-    measured = "" if len(peers) == len(points) else f", of which {len(peers)} measured"
-    table.add_row(f"TRL, {len(points)} whole runs{measured}", f"{seconds:.0f}", "1.00x", f"{theirs:.3f}", "all")
+    if peers:
+        measured = "" if len(peers) == len(points) else f", of which {len(peers)} measured"
+        theirs = max(found[METRIC] for found in peers)
+        table.add_row(f"TRL, {len(points)} whole runs{measured}", f"{seconds:.0f}", "1.00x", f"{theirs:.3f}", "all")
     common.console().print(table)
-    print("seconds of TRL's runs:", ", ".join(f"{found['seconds']:.0f}" for found in peers))
-    print("accuracies of TRL's runs:", ", ".join(f"{found[METRIC]:.3f}" for found in peers))
+    if peers:
+        print("seconds of TRL's runs:", ", ".join(f"{found['seconds']:.0f}" for found in peers))
+        print("accuracies of TRL's runs:", ", ".join(f"{found[METRIC]:.3f}" for found in peers))
     print("trials:", ", ".join(f"{one.number} {one.status} {one.metrics.get(METRIC, float('nan')):.3f}" for one in records))
     print("Ray's processes that are left:", left_over() or "none")
     print(common.machine(os.cpu_count() or 1))
@@ -119,7 +125,7 @@ def _line(process: psutil.Process) -> str:
 
 def recipe(options: argparse.Namespace, folder: Path, name: str, share_base: Any) -> RunConfig:
     """The sweep's, in the folder `name`."""
-    base = small_model(folder / "model")
+    base = options.model or small_model(folder / "model")
     rows = json.loads(options.data.read_text())[: options.rows]
     (folder / "rows.json").write_text(json.dumps(rows))
     return parse_config(

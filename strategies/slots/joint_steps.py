@@ -19,7 +19,7 @@ from strategies.slots.process_state import TorchRandom
 __all__ = ["JOINT_TOKENS", "JointSteps", "SlotScorer"]
 
 JOINT_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens up to which rows are joined, by device: with more, one forward is no faster than several (`benchmarks.slots`)."""
+"""Tokens up to which rows are joined, by device: with more, one forward is hardly faster than several (`benchmarks.joint_forwards`)."""
 
 
 class SlotScorer(RowScorer):

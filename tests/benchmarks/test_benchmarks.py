@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks import inspection, plan_at_scale, prepare, scale, sharding_memory, slots, sweep_cost, training, utilisation
+from benchmarks import (
+    inspection,
+    joint_forwards,
+    plan_at_scale,
+    prepare,
+    scale,
+    sharding_memory,
+    slots,
+    sweep_cost,
+    training,
+    utilisation,
+)
 
 pytestmark = pytest.mark.benchmark
 
@@ -85,6 +96,14 @@ def test_utilisation_shows_steps_a_profile_and_the_heads(small: list[str], capsy
     output = capsys.readouterr().out
     for part in ("bf16 autocast reaches", "one step, fp32", "linear layers: products", "head on", "frozen"):
         assert part in output
+
+
+def test_joint_forwards_are_compared_with_turns(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--slots", "2", "--tokens", "8", "12", "--repeats", "1", "--steps", "4"]
+    joint_forwards.main([*small, "--tiny", *sizes])
+    output = capsys.readouterr().out
+    assert "2 trials of LoRA r 8 on a tiny model" in output
+    assert len(re.findall(r"│ (8|12) +│ +\d+\.\d +│ +\d+\.\d +│", output)) == 2
 
 
 @pytest.mark.parametrize("shape", list(prepare.SHAPES))
