@@ -10,6 +10,8 @@ PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 QUICK := $(PYTEST) --numprocesses 2 --tier quick
 REST := $(PYTEST) --numprocesses 3 --tier rest
 export DS_BUILD_OPS := 0
+# Images set it: the hundreds of processes that tests start would each compile this project.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-rest test-all checks lint docs notebooks recording install clean
 

@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -15,11 +16,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("cluster", "pipeline", "strategies")
-TREES = {
-    str(path.relative_to(ROOT)): ast.parse(path.read_text())
-    for package in PACKAGES
-    for path in sorted((ROOT / package).rglob("*.py"))
-}
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """File -> what is in it."""
+    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    return {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +86,13 @@ def late_imports(tree: ast.Module) -> set[int]:
 
 def test_own_modules_are_imported_at_the_top() -> None:
     """Commands, the demo and what packages export by name start faster for theirs."""
-    files = {name: tree for name, tree in TREES.items() if not name.endswith("__init__.py") and not name.startswith(LATER)}
+    files = {name: tree for name, tree in trees().items() if not name.endswith("__init__.py") and not name.startswith(LATER)}
     assert {name: lines for name, tree in files.items() if (lines := late_imports(tree))} == {}
 
 
 def test_modules_are_imported_by_name_in_few_places() -> None:
     """Where the name is a literal, an import says it."""
-    found = {name: list(calls(tree, "import_module", "__import__")) for name, tree in TREES.items()}
+    found = {name: list(calls(tree, "import_module", "__import__")) for name, tree in trees().items()}
     assert {name for name, nodes in found.items() if nodes} == BY_TABLE | BY_VARIABLE
     assert all(isinstance(node.args[0], ast.Name) for name in BY_VARIABLE for node in found[name])
 
@@ -102,7 +105,7 @@ def test_late_imports_are_found() -> None:
 
 COMPAT = {"cluster/ray_compat.py", "strategies/compat.py"}
 TRAINERS = ("strategies/trainers/", "strategies/mixins/")
-HOOKS = ast.get_docstring(TREES["strategies/trainers/__init__.py"]) or ""
+HOOKS = ast.get_docstring(ast.parse((ROOT / "strategies/trainers/__init__.py").read_text())) or ""
 USED_BY_TRAINERS = set(re.findall(r"\b_\w+", HOOKS.partition("Private names of theirs")[2]))
 """Of their base classes; `tests/strategies/test_hooks.py` compares them with what is there."""
 OTHERS = {"os._exit", "hashlib._Hash"}
@@ -158,7 +161,7 @@ def foreign_names(trees: dict[str, ast.Module]) -> list[str]:
 
 
 def test_private_names_of_libraries_stand_in_one_module_per_package() -> None:
-    assert foreign_names(TREES) == []
+    assert foreign_names(trees()) == []
 
 
 @pytest.mark.parametrize(
@@ -229,7 +232,7 @@ def test_lazy_names_are_there() -> None:
 def test_nothing_but_a_strategy_asks_for_its_name() -> None:
     """`cfg.rl == "dpo"`, also by `in`; what depends on a strategy is an attribute or a method of its class."""
     found = []
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Compare) and not name.startswith("strategies/methods/"):
                 sides = (node.left, *node.comparators)
@@ -243,7 +246,7 @@ def test_nothing_but_a_strategy_asks_for_its_name() -> None:
 def test_configs_have_a_type_in_pipeline() -> None:
     found = [
         f"{name}:{node.lineno}"
-        for name, tree in TREES.items()
+        for name, tree in trees().items()
         for node in ast.walk(tree)
         if name.startswith("pipeline/")
         and isinstance(node, ast.arg | ast.AnnAssign)

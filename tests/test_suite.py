@@ -135,7 +135,7 @@ TIERED = """
 
 @pytest.mark.processes
 def test_two_tiers_are_everything(run, tmp_path: Path) -> None:
-    """The main job runs in one process, since its tests share a Ray; other files go to any."""
+    """The main job runs in one process, since its tests share a Ray; other files go to any, those that take longest first."""
     for name in ("test_a.py", "test_b.py"):
         code = "import os\nimport pytest\n\npytestmark = pytest.mark.main_job\n\n\n@pytest.mark.ray\n"
         code += "@pytest.mark.parametrize('n', range(4))\ndef test_on_ray(n):\n"
@@ -149,6 +149,9 @@ def test_two_tiers_are_everything(run, tmp_path: Path) -> None:
     assert found["rest"] == {"it.py::test_on_ray", "it.py::test_page"}
     processes = (tmp_path / "processes").read_text().split()
     assert len(processes) == 8 and len(set(processes)) == 1
+    (tmp_path / "test_z.py").write_text("import pytest\n\n@pytest.mark.cluster\ndef test_nodes(): pass\n")
+    _, output = run(TIERED, "--tier=rest", "--collect-only", "-q")
+    assert re.findall(r"test_(\w+\.py::\w+)", output) == ["z.py::test_nodes", "it.py::test_on_ray", "it.py::test_page"]
 
 
 def test_a_failure_fits_a_screen(run) -> None:

@@ -17,8 +17,9 @@ from pipeline.data.notes import sentences
 from pipeline.data.pictures import picture_damage
 from pipeline.errors import UserError
 from pipeline.io.digests import difference
+from pipeline.io.outputs import check_output
 from pipeline.io.retry import STORAGE_ERRORS
-from pipeline.io.storage import Folder, Location, check_output, inside, locate, reason
+from pipeline.io.storage import Folder, Location, inside, locate, reason
 from pipeline.io.tables import decoded
 from pipeline.io.threads import ahead
 from pipeline.ui.console import Printable, table_of

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
 from pipeline.data.row_kinds import COMPLETIONS
+from pipeline.data.sources.locate import EXTENSIONS, format_of
 from pipeline.data.sources.readers import read_rows
 from pipeline.data.sources.shards import survey
 from pipeline.data.store import Prepared
@@ -70,7 +71,7 @@ def read_benchmark(path: str) -> Benchmark:
             # From 1: 0 stands for a word that the benchmark doesn't have.
             parts.append(_grams([vocabulary.setdefault(word, len(vocabulary) + 1) for word in _words(text)]))
     except UserError as error:
-        raise UserError(f"--against: {path}: {error}") from error
+        raise UserError(f"--against: {path}: {str(error).removeprefix('path: ')}") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"--against: {path!r} can't be read: {reason}; give files of text (.txt) or of rows") from error
@@ -84,6 +85,8 @@ def _texts(path: str) -> Iterator[str]:
     if path.endswith(PLAIN):
         yield Path(path).read_text(encoding="utf-8")
         return
+    if format_of(path) is None:
+        raise UserError(f"its name doesn't tell its format; give a file that ends in one of {', '.join((*PLAIN, *EXTENSIONS))}")
     for shard in survey({"path": path}, 0, 2000).shards:
         for row in read_rows(shard):
             if row.value is None:

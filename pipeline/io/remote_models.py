@@ -77,8 +77,10 @@ class RemoteModel:
         """Let this process read the model from the node's cache, and fill that if needed. Raises as `RemoteModels.bring`."""
         files = tuple(file for file in self.files if self.weights or self.is_file or not file.name.endswith(WEIGHTS))
         # In a folder of the model's name, since libraries call a model by its last folder.
-        name = PurePosixPath(self.uri.partition("?")[0]).name
-        content = json.dumps([self.uri, [[file.name, file.size, file.version] for file in files]])
+        base, *query = self.uri.partition("?")
+        name = PurePosixPath(base).name
+        # A slash at the end changes nothing.
+        content = json.dumps(["".join([base.rstrip("/"), *query]), [[file.name, file.size, file.version] for file in files]])
         item = Item(
             key=f"model-{hashlib.sha256(content.encode()).hexdigest()[:20]}",
             what=f"the files of {self.uri}",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pyarrow import fs
 
@@ -30,7 +30,6 @@ __all__ = [
     "S3_VARIABLES",
     "Folder",
     "Location",
-    "check_output",
     "fail_fast",
     "inside",
     "is_uri",
@@ -90,19 +89,6 @@ def locate(location: str) -> Location:
         raise UserError(f"must name a folder, got {location!r}")
     location = without_scheme(location)
     return location if is_uri(location) else Path(os.path.expanduser(location)).absolute()
-
-
-def check_output(location: str) -> None:
-    """Raise UserError for a URI of results that holds a password, since it is written to config.yaml and shown, or memory."""
-    if is_uri(location) and urlsplit(location).password is not None:
-        raise UserError(
-            "the URI holds a key, and is written to config.yaml; leave it out, and give keys in the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3)"
-        )
-    if location.startswith("memory://"):
-        raise UserError(f"{location!r} is the memory of one process; give a path, or the URI of a store")
-    if location.lower().startswith(("http://", "https://")):
-        raise UserError(f"{location!r} is a web address, where nothing can be written; give a path, or the URI of a store")
 
 
 def inside(location: AnyLocation, name: str) -> AnyLocation:

@@ -13,8 +13,9 @@ import yaml
 
 from pipeline.config import RunConfig, dump_config, parse_config
 from pipeline.errors import RunFailed, UserError
+from pipeline.io.outputs import check_output
 from pipeline.io.retry import STORAGE_ERRORS, with_retries
-from pipeline.io.storage import Folder, Location, check_output, inside, is_uri, reason
+from pipeline.io.storage import Folder, Location, inside, is_uri, reason
 from pipeline.runs.checkpoints import CHECKPOINT, complete, step_of
 from pipeline.runs.resume import changed_settings
 from pipeline.runs.scratch import new_scratch

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from typing import Any
 
-from cluster.ray_compat import remove_orphaned_groups
 from cluster.sharding import sharding_arguments
 from pipeline import training
 from pipeline.errors import RunCancelled, RunFailed, RunStopped, UserError
@@ -17,6 +15,7 @@ from pipeline.ray.memory import out_of_memory
 from pipeline.ray.session import use_own_threads
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.scratch import remove_everywhere
+from pipeline.training.controller import end_controller
 from pipeline.training.hang_detection import HangDetector
 from pipeline.training.heartbeat import beat
 from pipeline.training.job import WorkerJob
@@ -37,8 +36,6 @@ MEMORY_ADVICE = (
     "gradient_checkpointing: true, or divide the model: fsdp_config: {}, or deepspeed: zero3"
 )
 POLL_EVERY_S = 0.1
-ABORT_WITHIN_S = 10.0
-"""Seconds that Ray's controller has to end its workers."""
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -173,24 +170,15 @@ class TrainingLauncher:
         )
 
     def _interrupt(self) -> None:
-        """Abort Ray's controller, which ends its workers and removes their placement group."""
-        import ray
-
+        """End Ray's controller and its workers, and what they leave."""
         self.log.handle_events(self.channel.take())
         self.log.flush_best_effort()
-        deadline = time.monotonic() + ABORT_WITHIN_S
-        while self.log.controller is None and not self.ended.wait(POLL_EVERY_S) and time.monotonic() < deadline:
-            self.log.handle_events(self.channel.take())  # until the starting controller has reported its handle
-        controller = self.log.controller
-        if controller is not None and not self.ended.is_set():
-            controller.abort.remote()
-            # `abort` is a coroutine of the controller's event loop: a controller that blocks never gets to it.
-            if not self.ended.wait(ABORT_WITHIN_S):
-                ray.kill(controller)
-                # `fit` returns once the controller is dead.
-                if self.ended.wait(ABORT_WITHIN_S):
-                    remove_orphaned_groups()
+        end_controller(self._controller, self.ended)
         self._remove_scratch()
+
+    def _controller(self) -> Any:
+        self.log.handle_events(self.channel.take())
+        return self.log.controller
 
     def _remove_scratch(self) -> None:
         """Delete scratch folders that workers had no time to delete."""

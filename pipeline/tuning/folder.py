@@ -13,8 +13,9 @@ import yaml
 
 from pipeline.config import RunConfig, parse_config, parse_yaml
 from pipeline.errors import UserError
+from pipeline.io.outputs import check_output
 from pipeline.io.retry import STORAGE_ERRORS
-from pipeline.io.storage import Folder, Location, check_output, inside, is_uri, locate, reason
+from pipeline.io.storage import Folder, Location, inside, is_uri, locate, reason
 from pipeline.secrets import find_redacted, redact
 from pipeline.tuning.records import TrialRecord, dump, load
 

@@ -41,6 +41,9 @@ ENGINES: dict[str, dict[str, Any]] = {
     "zero3": {"deepspeed": _zero3()},
     "fsdp2": {"fsdp_config": {}},
 }
+KINDS = [(engine, kind) for engine in ("ddp", "zero3", "fsdp2") for kind in ("full", "lora")]
+KINDS += [("zero1", "lora"), ("zero2", "full")]
+"""Engines and what they train, of checkpoints: those of ZeRO-1 and ZeRO-2 are alike."""
 REPORTED = (
     "loss",
     "grad_norm",

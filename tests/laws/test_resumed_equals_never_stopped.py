@@ -6,6 +6,9 @@ import contextlib
 import math
 import random
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from transformers.trainer_pt_utils import safe_globals
 from benchmarks.processes import free_port, spawn
 from strategies.checkpoints.manifest import is_complete, read_manifests
 from tests.laws.runs import LORA, alike, built, losses, prepared, trained
-from tests.laws.sharded import ENGINES, resume_worker
+from tests.laws.sharded import KINDS, resume_worker
 from tests.tiny import save_tiny
 
 SAVED = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, "num_epochs": 2.0, "micro_batch_size": 3}
@@ -154,36 +157,71 @@ def go_on(folder: Path, keys: dict[str, Any], left: float = math.inf, saving: fl
     return trainer, killing.seen, watch.seen
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.many) for seed in range(1, 4))])
+@dataclass(frozen=True)
+class Quiet:
+    """What a run of `PAUSES` comes to that nobody kills."""
+
+    steps: int
+    records: list[dict[str, float]]
+    weights: dict[str, torch.Tensor]
+    things: int
+    """That happen in it, as `KillAfter` counts."""
+    files: int
+    """That its checkpoints open for writing or put in their places."""
+
+
+@pytest.fixture(scope="module")
+def quiet_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Quiet]:
+    """`quiet_run(name)`: all tests of a kind of run compare with the same one."""
+
+    @cache
+    def make(name: str) -> Quiet:
+        trainer, things, files = go_on(tmp_path_factory.mktemp("quiet"), {**SAVED, **PAUSES[name]})
+        return Quiet(trainer.state.global_step, records(trainer), weights(trainer), things, files)
+
+    return make
+
+
+def chosen(number: int, name: str, seed: int) -> list[int]:
+    """Where a run is killed, of so many places: at some by chance, and at the last."""
+    return [*random.Random(f"{name}{seed}").choices(range(number), k=3 if seed else 2), number - 1]
+
+
+# The first seed takes a test without a mark of cost less than what it may take.
+SEEDS = pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.many) for seed in (1, 2))])
+
+
+@SEEDS
 @pytest.mark.parametrize("name", list(PAUSES))
-def test_killed_anywhere_and_resumed_equals_never_killed(name: str, seed: int, tmp_path: Path) -> None:
-    """Three times, at points by chance, among them the end; what is finished stays as it is."""
-    keys = {**SAVED, **PAUSES[name]}
-    quiet, number, _ = go_on(tmp_path / "quiet", keys)
-    points = random.Random(f"{name}{seed}").choices(range(number), k=2)
-    for left in (*points, number - 1):
+def test_killed_anywhere_and_resumed_equals_never_killed(
+    name: str, seed: int, tmp_path: Path, quiet_run: Callable[[str], Quiet]
+) -> None:
+    """Several times, at points by chance, among them the end; what is finished stays as it is."""
+    keys, quiet = {**SAVED, **PAUSES[name]}, quiet_run(name)
+    for left in chosen(quiet.things, name, seed):
         go_on(tmp_path / "killed", keys, left)
     _same_as(quiet, tmp_path / "killed", keys)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.many) for seed in range(1, 4))])
+@SEEDS
 @pytest.mark.parametrize("name", ["dpo", "kto", "grpo", "keeps one"])
-def test_killed_while_it_saves_and_resumed_equals_never_killed(name: str, seed: int, tmp_path: Path) -> None:
-    """Between two files of a checkpoint, twice by chance and before the last one takes its place."""
-    keys = {**SAVED, **PAUSES[name]}
-    quiet, _, number = go_on(tmp_path / "quiet", keys)
-    assert number > 20
-    points = random.Random(f"{name}{seed}").choices(range(number), k=2)
-    for saving in (*points, number - 1):
+def test_killed_while_it_saves_and_resumed_equals_never_killed(
+    name: str, seed: int, tmp_path: Path, quiet_run: Callable[[str], Quiet]
+) -> None:
+    """Between two files of a checkpoint, some by chance, and before the last one takes its place."""
+    keys, quiet = {**SAVED, **PAUSES[name]}, quiet_run(name)
+    assert quiet.files > 20
+    for saving in chosen(quiet.files, name, seed):
         go_on(tmp_path / "killed", keys, saving=saving)
     _same_as(quiet, tmp_path / "killed", keys)
 
 
 @pytest.mark.parametrize("first", [0, 3])
-def test_a_whole_checkpoint_stays_wherever_a_save_is_killed(tmp_path: Path, first: int) -> None:
+def test_a_whole_checkpoint_stays_wherever_a_save_is_killed(
+    tmp_path: Path, first: int, quiet_run: Callable[[str], Quiet]
+) -> None:
     """With one that is kept: killed before every third file of the checkpoints after the first."""
-    keys = {**SAVED, **PAUSES["keeps one"]}
-    _, _, number = go_on(tmp_path / "quiet", keys)
+    keys, number = {**SAVED, **PAUSES["keeps one"]}, quiet_run("keeps one").files
     for saving in range(number // 4 + first, number, 6):
         go_on(tmp_path / f"{saving}", keys, saving=saving)
         assert newest(tmp_path / f"{saving}") is not None, saving
@@ -213,14 +251,15 @@ def test_a_best_checkpoint_elsewhere_takes_no_ones_place(tmp_path: Path) -> None
     assert left == ["checkpoint-2", "checkpoint-3", "checkpoint-best"]
 
 
-def _same_as(quiet: Any, folder: Path, keys: dict[str, Any]) -> None:
+def _same_as(quiet: Quiet, folder: Path, keys: dict[str, Any]) -> None:
     """What goes on in a folder until its end is the run that was never killed, and going on once more changes nothing."""
     for _ in range(2):
         resumed, *_ = go_on(folder, keys)
-        assert resumed.state.global_step == quiet.state.global_step
-        assert records(resumed)[:-1] == records(quiet)[:-1]
-        for parameter, value in weights(quiet).items():
-            assert torch.equal(weights(resumed)[parameter], value), parameter
+        assert resumed.state.global_step == quiet.steps
+        assert records(resumed)[:-1] == quiet.records[:-1]
+        found = weights(resumed)
+        for parameter, value in quiet.weights.items():
+            assert torch.equal(found[parameter], value), parameter
 
 
 @pytest.fixture(scope="module")
@@ -231,20 +270,17 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = {"full": tiny, "lora": {**tiny, **LORA, "lora_dropout": 0.1}}
     resume_worker(0, 1, 0, str(folder), {"one-full": ("ddp", {**tiny, "micro_batch_size": 4}, ())})
     runs = {}
-    for kind, keys in kinds.items():
-        for engine in ENGINES:
-            own = (f"{engine}-{kind}",)
-            others = ("one-full",) if (engine, kind) == ("ddp", "full") else ()
-            runs[f"{engine}-{kind}"] = (engine, {**keys, "micro_batch_size": 2}, (*own, *others))
+    for engine, kind in KINDS:
+        own = (f"{engine}-{kind}",)
+        others = ("one-full",) if (engine, kind) == ("ddp", "full") else ()
+        runs[f"{engine}-{kind}"] = (engine, {**kinds[kind], "micro_batch_size": 2}, (*own, *others))
     synced = {**tiny, "rl": "dpo", "trl": {"sync_ref_model": True, "ref_model_sync_steps": 2}, "micro_batch_size": 2}
     runs["zero2-synced"] = ("zero2", synced, ("zero2-synced",))
     spawn(resume_worker, 2, 2, free_port(), str(folder), runs)
     return folder
 
 
-@pytest.mark.parametrize(
-    ("engine", "kind"), [*((engine, kind) for engine in ENGINES for kind in ("full", "lora")), ("zero2", "synced")]
-)
+@pytest.mark.parametrize(("engine", "kind"), [*KINDS, ("zero2", "synced")])
 def test_two_processes_resumed_equal_two_never_stopped(two_processes: Path, engine: str, kind: str) -> None:
     name = f"{engine}-{kind}"
     quiet, resumed = (load_file(two_processes / f"{name}-{run}.safetensors") for run in ("quiet", name))

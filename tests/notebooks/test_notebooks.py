@@ -29,7 +29,12 @@ LEAVES = {
 SHOWN = {"01_quickstart": 8, "02_sweep": 4, "03_cluster": 3, "04_extend": 1, "05_vision": 6}
 """Notebook -> outputs that are tables, pictures or progress, at least."""
 SHORTER = {
-    "05_vision": {"max_steps: 240": "max_steps: 24", "eval_steps: 120": "eval_steps: 12", "save_steps: 240": "save_steps: 24"}
+    "05_vision": {
+        "max_steps: 240": "max_steps: 24",
+        "eval_steps: 120": "eval_steps: 12",
+        "save_steps: 240": "save_steps: 24",
+        "answers=60": "answers=8",
+    }
 }
 """Notebook -> what is replaced in it here: the stored one shows what the whole training comes to."""
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.processes import free_port, spawn
 from strategies.models.gather_weights import gather
 from tests.laws.runs import LORA, built, join, prepared
-from tests.laws.sharded import ENGINES, resumable
+from tests.laws.sharded import KINDS, resumable
 from tests.tiny import save_tiny
 
 # The loss falls, so the largest is that of the first checkpoint.
@@ -28,7 +28,6 @@ KEYS: dict[str, Any] = {
     "metric_for_best_model": "eval_loss",
     "greater_is_better": True,
 }
-KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": LORA}
 
 
 @dataclass(frozen=True)
@@ -47,36 +46,35 @@ def weights(trainer: Any) -> dict[str, torch.Tensor]:
 def worker(rank: int, world_size: int, port: int, folder: str, base: str) -> None:
     """Trains under every engine, each rank in a folder of its own; leaves the weights of step 3 and those at the end."""
     join(rank, world_size, port)
-    for engine in ENGINES:
-        for kind, keys in KINDS.items():
-            place = Path(folder) / f"{engine}-{kind}"
-            trainer = resumable(place / str(rank), engine, {**KEYS, **keys, "base_model": base})
-            fetched: list[str] = []
+    for engine, kind in KINDS:
+        place = Path(folder) / f"{engine}-{kind}"
+        trainer = resumable(place / str(rank), engine, {**KEYS, **(LORA if kind == "lora" else {}), "base_model": base})
+        fetched: list[str] = []
 
-            def fetch(wanted: Path, place: Path = place, fetched: list[str] = fetched) -> Path:
-                theirs = list((place / str(1 - rank) / wanted.name).iterdir())
-                dist.barrier()
-                fetched.append(wanted.name)
-                for file in theirs:
-                    shutil.copy(file, wanted)
-                dist.barrier()
-                return wanted
-
-            seen = []
-            evaluate = trainer.evaluate
-            trainer.evaluate = lambda *args, trainer=trainer, seen=seen, evaluate=evaluate, **kwargs: (
-                seen.append(weights(trainer)) or evaluate(*args, **kwargs)
-            )
-            trainer.checkpoint_storage = Storage(fetch)
-            trainer.train()
-            assert fetched == ["checkpoint-3"]
-            assert len(seen) == 4
-            end = weights(trainer)
-            if rank == 0:
-                save_file(seen[0], place / "first.safetensors")
-                save_file(seen[-1], place / "last.safetensors")
-                save_file(end, place / "end.safetensors")
+        def fetch(wanted: Path, place: Path = place, fetched: list[str] = fetched) -> Path:
+            theirs = list((place / str(1 - rank) / wanted.name).iterdir())
             dist.barrier()
+            fetched.append(wanted.name)
+            for file in theirs:
+                shutil.copy(file, wanted)
+            dist.barrier()
+            return wanted
+
+        seen = []
+        evaluate = trainer.evaluate
+        trainer.evaluate = lambda *args, trainer=trainer, seen=seen, evaluate=evaluate, **kwargs: (
+            seen.append(weights(trainer)) or evaluate(*args, **kwargs)
+        )
+        trainer.checkpoint_storage = Storage(fetch)
+        trainer.train()
+        assert fetched == ["checkpoint-3"]
+        assert len(seen) == 4
+        end = weights(trainer)
+        if rank == 0:
+            save_file(seen[0], place / "first.safetensors")
+            save_file(seen[-1], place / "last.safetensors")
+            save_file(end, place / "end.safetensors")
+        dist.barrier()
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +84,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize(("engine", "kind"), KINDS)
 def test_the_model_at_the_end_is_that_of_the_best_checkpoint(two_processes: Path, engine: str, kind: str) -> None:
     first, last, end = (
         load_file(two_processes / f"{engine}-{kind}" / f"{name}.safetensors") for name in ("first", "last", "end")

@@ -29,6 +29,14 @@ class ByFile(LoadScopeScheduling):
         self._root, self._tier = config.rootpath, config.getoption("--tier")
         self._is_main: dict[str, bool] = {}
 
+    def _reschedule(self, node: Any) -> None:
+        """Give a process its next file when it has one test left, which it can't begin without knowing the one after.
+
+        xdist itself does so when two are left: the file then waits for a test that may take minutes, while other processes end.
+        """
+        if not self.workqueue or self._pending_of(self.assigned_work[node]) <= 1:
+            super()._reschedule(node)
+
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         if file not in self._is_main:

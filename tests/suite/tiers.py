@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
-__all__ = ["COSTS", "MAIN_JOB", "TIERS", "costs_of", "mark", "select", "tier_of"]
+__all__ = ["COSTS", "MAIN_JOB", "SECONDS", "TIERS", "costs_of", "mark", "seconds_of", "select", "tier_of"]
 
 COSTS = {
     "ray": "uses the Ray that the tests of a process share",
@@ -24,6 +26,18 @@ COSTS = {
     "install": "installs a package, or builds the site",
 }
 """Marks, and what they stand for. A test without any is held to a budget (tests/suite/budget.py)."""
+SECONDS = {
+    "cluster": 100,
+    "benchmark": 20,
+    "driver": 20,
+    "install": 20,
+    "processes": 10,
+    "ray": 10,
+    "realmodel": 10,
+    "browser": 5,
+    "many": 5,
+}
+"""What a test of a mark takes, about: files that take long are begun first, so that no process is left with one at the end."""
 TIERS = ("quick", "rest")
 MAIN_JOB = "main_job"
 """Mark of a test that is in the tier `quick` whatever it costs."""
@@ -48,10 +62,21 @@ def tier_of(item: pytest.Item) -> str:
     return "quick" if item.get_closest_marker(MAIN_JOB) or not costs_of(item) else "rest"
 
 
+def seconds_of(item: pytest.Item) -> int:
+    """What a test takes, about, by the dearest of its marks; the main job comes first anyway, and counts as nothing."""
+    return 0 if item.get_closest_marker(MAIN_JOB) else max(map(SECONDS.__getitem__, costs_of(item)), default=0)
+
+
 def select(items: list[pytest.Item], tier: str | None) -> list[pytest.Item]:
-    """Leave the tests of a tier (all where it is None) in `items`, the main job first; returns those that were taken out."""
+    """Leave the tests of a tier (all where it is None) in `items`; returns those that were taken out.
+
+    The main job's files come first, then those that take longest.
+    """
     left_out = [item for item in items if tier not in (None, tier_of(item))]
     items[:] = [item for item in items if tier in (None, tier_of(item))]
     files = {item.path for item in items if item.get_closest_marker(MAIN_JOB)}
-    items.sort(key=lambda item: item.path not in files)
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        seconds[item.path] += seconds_of(item)
+    items.sort(key=lambda item: (item.path not in files, -seconds[item.path]))
     return left_out

@@ -21,7 +21,7 @@ from pipeline.io.first_answer import check_answer
 from pipeline.io.storage import reason
 from pipeline.secrets import redact_text
 
-__all__ = ["FORMATS", "Located", "locate"]
+__all__ = ["EXTENSIONS", "FORMATS", "Located", "format_of", "locate"]
 
 FORMATS: tuple[str, ...] = get_args(SourceFormat)
 EXTENSIONS = {
@@ -92,7 +92,7 @@ def _find(dataset: Mapping[str, Any]) -> list[Located] | None:
     if kind == pafs.FileType.File:
         return [_located(location, path, dataset.get("ds_type"))]
     # A name with a known extension is a file that is missing, though a hub id may look the same.
-    if not is_uri(path) and HUB_ID.fullmatch(path) and _format(path) is None:
+    if not is_uri(path) and HUB_ID.fullmatch(path) and format_of(path) is None:
         return None
     raise UserError(f"path: no such file or folder: {path!r} (looked for {location})")
 
@@ -133,7 +133,7 @@ def _in_folder(location: str, path: str, dataset: Mapping[str, Any], data_files:
                 raise UserError(f"data_files: {pattern!r} matches no file in {path!r}")
             names += matching
     else:
-        names = [name for name in inside if _is_data(name) and _format(name) in ([wanted] if wanted else FORMATS)]
+        names = [name for name in inside if _is_data(name) and format_of(name) in ([wanted] if wanted else FORMATS)]
     if not names:
         raise UserError(f"path: the folder {path!r} holds no {wanted or 'data'} files (known formats: {', '.join(FORMATS)})")
     # For messages and `source`, without a query, which may hold credentials.
@@ -178,7 +178,8 @@ def _read_text(location: str) -> str:
         return stream.read().decode(errors="replace")
 
 
-def _format(name: str) -> str | None:
+def format_of(name: str) -> str | None:
+    """Return the format that the ending of a file's name stands for; None for an unknown one."""
     # Of `rows.jsonl.gz` the inner extension counts; the compression itself is detected by `sniff`.
     stem, extension = os.path.splitext((name.split("?")[0] if is_uri(name) else name).lower())
     return EXTENSIONS.get(os.path.splitext(stem)[1] if extension in COMPRESSED else extension)
@@ -187,7 +188,7 @@ def _format(name: str) -> str | None:
 def _located(location: str, name: str, wanted: str | None, split: str = "train") -> Located:
     if wanted is not None and wanted not in FORMATS:
         raise UserError(f"ds_type: must be one of {', '.join(FORMATS)}, got {wanted!r}")
-    format = wanted or _format(name)
+    format = wanted or format_of(name)
     if format is None:
         raise UserError(f"path: cannot tell the format of {name!r}; set ds_type to one of {', '.join(FORMATS)}")
     # The name is stored with each row; the location keeps what is needed to open it.

@@ -146,6 +146,12 @@ def test_labelled_rows_are_looked_at_and_prompts_alone_refused(recipe: Any, tmp_
         ("missing.txt", None, "can't be read: No such file or directory"),
         ("few.txt", "only five words are here", "has no text of 8 words or more"),
         ("bad.jsonl", '{"question": "one two"}\n{"question": \n', "--against: .*bad.jsonl"),
+        (
+            "rows.bak",
+            "{}",
+            r"--against: .*rows.bak: its name doesn't tell its format; give a file that ends in one of \.txt, \.md, ",
+        ),
+        ("empty.jsonl", "", "--against: .*empty.jsonl: '.*empty.jsonl' is empty"),
         ("latin.txt", "é".encode("latin-1") * 20, "can't be read: .*utf-8"),
     ],
 )

@@ -42,7 +42,9 @@ KEYS: dict[str, dict[str, Any]] = {
 
 
 def recipe_of(rl: str, form: dict[str, Any], shared_data: Path) -> dict[str, Any]:
-    dataset = LABELLED if rl == "kto" else PAIRS
+    """Four steps on real rows; of KTO on labelled ones with an adapter, and on pairs that are split with all weights."""
+    labelled = LABELLED if form else {**PAIRS, "split_pairs": True}
+    dataset = labelled if rl == "kto" else PAIRS
     return {
         "rl": rl,
         "datasets": [{**dataset, "path": str(shared_data / dataset["path"])}],
@@ -64,14 +66,13 @@ def loaded(result: TrainResult, base: str, adapter: bool) -> Any:
     return AutoModelForCausalLM.from_pretrained(result.model_dir)
 
 
-# One strategy of pairs with an adapter stands for all: the others differ from it in the loss alone.
-@pytest.mark.parametrize(
-    ("rl", "form"),
-    [
-        *[(rl, {}) for rl in STRATEGIES],
-        *[(rl, {"adapter": "lora", "lora_r": 4}) for rl in ("dpo", "kto", "grpo")],
-    ],
-)
+# Each kind of rows with all weights and with an adapter: strategies of pairs differ in the loss alone.
+FULL: dict[str, Any] = {}
+LORA: dict[str, Any] = {"adapter": "lora", "lora_r": 4}
+FORMS = {"dpo": [FULL], "ipo": [LORA], "simpo": [FULL], "orpo": [LORA], "kto": [FULL, LORA], "grpo": [FULL, LORA]}
+
+
+@pytest.mark.parametrize(("rl", "form"), [(rl, form) for rl in STRATEGIES for form in FORMS[rl]])
 def test_two_workers_train_on_real_rows(
     ray_session: Any, recipe: Recipe, tiny_base: str, shared_data: Path, tmp_path: Path, rl: str, form: dict[str, Any]
 ) -> None:
@@ -89,19 +90,12 @@ def test_two_workers_train_on_real_rows(
     assert f"| Method | {rl}, loss" in (result.model_dir / "README.md").read_text()
     page = (result.run_dir / "report.html").read_text(encoding="utf-8")
     assert "Reward" in page and ("Completions</h2>" in page) == (rl == "grpo")
+    if rl == "kto" and form is FULL:  # whose rows are pairs that were split: each step has both kinds
+        last = result.history.dropna(subset=["loss"]).iloc[-1]
+        assert last["rewards/margins"] == pytest.approx(last["rewards/chosen"] - last["rewards/rejected"])
     if rl == "grpo":
         assert list((result.run_dir / "completions").glob("*.parquet"))
         assert re.search(r"<h3>prompt, step 1</h3>.*<h3>low_tokens 0(\.\d+)?, advantage -?\d", page, flags=re.DOTALL)
-
-
-def test_pairs_are_split_for_kto_when_that_is_asked_for(
-    ray_session: Any, recipe: Recipe, shared_data: Path, tmp_path: Path
-) -> None:
-    keys = recipe_of("kto", {}, shared_data)
-    pairs = {**PAIRS, "path": str(shared_data / PAIRS["path"]), "split_pairs": True}
-    result = train(recipe(tmp_path / "kto", **{**keys, "datasets": [pairs], "max_steps": 2, "save_steps": 2}))
-    last = result.history.dropna(subset=["loss"]).iloc[-1]
-    assert last["rewards/margins"] == pytest.approx(last["rewards/chosen"] - last["rewards/rejected"])
 
 
 @pytest.mark.driver
