@@ -144,8 +144,11 @@ class RunLogger:
         self.step = self.plan.folder.last_checkpoint()
         most, restart = self.plan.cfg.ray.max_failures, None
         # Counted as Ray Train does, which restarts `max_failures` times over the whole run.
-        if self.restarts < most:
+        source = f"the checkpoint of step {self.step}" if self.step else "the beginning"
+        if not event.counts:
+            restart = 0
+            self.display.note(f"restarting from {source}; it was another run's turn")
+        elif self.restarts < most:
             self.restarts = restart = self.restarts + 1
-            source = f"the checkpoint of step {self.step}" if self.step else "the beginning"
             self.display.note(f"restarting from {source} (restart {restart} of {most})")
         self.plan.events.add("failure", step=step, workers=failed, restart=restart)

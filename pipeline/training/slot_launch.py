@@ -46,7 +46,7 @@ class SlotUnwanted:
 
 
 def train_in_slot(hosts: NodeChannel, plan: TrainingPlan, display: Display) -> dict[str, Any]:
-    """Train a run in a slot, and if it runs out of memory there, with workers of its own; as `run_training`.
+    """Train a run in a slot, and if it may do better without others, with workers of its own; as `run_training`.
 
     Args:
         hosts: of the hosts' driver, on this node.
@@ -54,9 +54,9 @@ def train_in_slot(hosts: NodeChannel, plan: TrainingPlan, display: Display) -> d
     """
     with NodeChannel.opened() as channel:
         returned = SlotLauncher(hosts, plan, display, channel).run()
-    if returned is not None:
+    if not isinstance(returned, str):
         return returned
-    display.note("it ran out of memory beside other trials, and is tried again with workers of its own")
+    display.note(f"{returned}: it is tried again with workers of its own")
     return run_training(plan, display)
 
 
@@ -73,12 +73,12 @@ class SlotLauncher:
     def __init__(self, hosts: NodeChannel, plan: TrainingPlan, display: Display, channel: NodeChannel) -> None:
         self.hosts, self.plan, self.display, self.channel = hosts, plan, display, channel
         self.known = plan.folder.known()
-        # It knows no workers: the hosts' driver watches those.
+        # It watches no workers: the hosts' driver does.
         self.log = RunLogger(plan, display, HangDetector(plan.cfg.ray.hang_timeout))
         self.name = uuid4().hex
 
-    def run(self) -> dict[str, Any] | None:
-        """Return rank 0's result; None when the run was out of memory.
+    def run(self) -> dict[str, Any] | str:
+        """Return rank 0's result; a text says why it should be tried without others beside it.
 
         Raises:
             UserError, RunFailed, RunCancelled: as `run_training`.
@@ -120,15 +120,17 @@ class SlotLauncher:
         """Leave the slot, after the step that the run is in, and write what it has reported."""
         self.hosts.put(SlotUnwanted(self.name))
         deadline = time.monotonic() + LEAVE_WITHIN_S
-        while self._take() is None and time.monotonic() < deadline:
+        while not (has_left := self._take() is not None) and time.monotonic() < deadline:
             time.sleep(POLL_EVERY_S)
         self.log.flush_best_effort()
-        self._remove_scratch()
+        # In a step that takes longer it still writes there; the host removes the folder once it has left.
+        if has_left:
+            self._remove_scratch()
 
-    def _judged(self, ended: SlotEnded) -> dict[str, Any] | None:
+    def _judged(self, ended: SlotEnded) -> dict[str, Any] | str:
         folder = self.plan.folder
-        if ended.out_of_memory:
-            return None
+        if ended.try_alone:
+            return ended.failure
         if ended.refused:
             raise UserError(ended.failure)
         if ended.result is None:
