@@ -102,8 +102,8 @@ class Host:
     """One host, from its start to the end of its workers.
 
     Ray Train starts workers that died again, as often as they do, and every run resumes from its own last checkpoint. A failure
-    counts for the run whose turn it was, and for all where none had a turn yet. One with more of them than its `ray.max_failures`
-    leaves: it is tried alone where others were beside it, and has failed where none was.
+    counts for the run whose turn it was, and for all where none had a turn yet. A run with more failures than its
+    `ray.max_failures` leaves: it is tried alone where others were beside it, and has failed where none was.
 
     Args:
         plan: of all hosts.

@@ -34,6 +34,8 @@ class RunLogger:
         self.metrics = MetricsFile(plan.folder.metrics)
         self.ledger = MetricsFile(plan.folder.ledger)
         self.restarts = 0
+        self.has_failed = False
+        """Whether workers have failed, whose scratch folders may be on nodes that have none of the later ones."""
         self.saved: set[str | None] = {None, plan.events.saved}
         """Checkpoints that were shown and tracked."""
         self.step = 0
@@ -130,6 +132,7 @@ class RunLogger:
         """Note what failed and when, and the step that a restart begins from."""
         # The heartbeats' step is later than the reports', but unknown where no worker answered yet.
         step = max(self.step, self.hangs.step)
+        self.has_failed = True
         self.plan.events.step = step
         failed = []
         for rank, why in event.failures.items():

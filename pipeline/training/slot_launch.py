@@ -91,11 +91,10 @@ class SlotLauncher:
         except BaseException:
             self._leave()
             raise
-        if ended.result is None or {"refused", "stopped"} & ended.result.keys():
-            self.log.flush_best_effort()
+        is_complete = ended.result is not None and not {"refused", "stopped"} & ended.result.keys()
+        if self.log.has_failed or not is_complete:
             self._remove_scratch()
-        else:
-            self.log.flush()
+        self.log.flush() if is_complete else self.log.flush_best_effort()
         return self._judged(ended)
 
     def _wait(self) -> SlotEnded:

@@ -96,10 +96,16 @@ def test_what_fails_in_the_hosts_thread_ends_the_runs(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Host, "end", lambda self: None, raising=False)
     read = NodeChannel(events)
     found: list[Any] = []
-    with pytest.raises(RuntimeError, match="no such host"), opened:
-        wait_for(lambda: found.extend(read.take()) or len(found) == 2)
-        NodeChannel(requests).put(SlotWanted("late", None, NodeChannel(events), here()))  # type: ignore[arg-type]
-        wait_for(lambda: found.extend(read.take()) or len(found) == 3)
+    late = SlotWanted("late", wanted("late").job, NodeChannel(events), here())
+
+    def ask_late() -> None:
+        with opened:
+            wait_for(lambda: found.extend(read.take()) or len(found) == 2)
+            NodeChannel(requests).put(late)
+            wait_for(lambda: found.extend(read.take()) or len(found) == 3)
+
+    with pytest.raises(RuntimeError, match="no such host"):
+        ask_late()
     assert {(one.name, one.failure) for one in found} == {
         (name, "its host can't be run: RuntimeError: no such host") for name in ("a", "b", "late")
     }
