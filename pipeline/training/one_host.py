@@ -131,6 +131,7 @@ class Host:
         self._closing = False
         self._aborted_at: float | None = None
         self._busy_at = self._looked = time.monotonic()
+        self._cleaners: list[threading.Thread] = []
         self._outcome: BaseException | None = None
         self._fitted = threading.Event()
         self._opened = NodeChannel.opened()
@@ -192,6 +193,8 @@ class Host:
                 self._kill()
                 self._fitted.wait(END_WITHIN_S)
         self._finish()
+        for cleaner in self._cleaners:
+            cleaner.join(END_WITHIN_S)
 
     def _close(self) -> None:
         """Let workers without runs end. Those that haven't started, or fail again and again, are given up."""
@@ -296,7 +299,9 @@ class Host:
         """Free a run's slot; the scratch folders of one whose driver is gone are deleted here."""
         run = self.runs.pop(name, None)
         if run is not None and run.is_abandoned:
-            threading.Thread(target=run.remove_leftovers, args=(set(self._nodes),), daemon=True).start()
+            # Nodes may take long to answer.
+            self._cleaners.append(threading.Thread(target=run.remove_leftovers, args=(set(self._nodes),), daemon=True))
+            self._cleaners[-1].start()
 
     def _finish(self) -> None:
         """Handle the end of `fit`: runs that are still here get another host, where this one has died."""

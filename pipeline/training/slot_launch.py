@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -117,9 +118,10 @@ class SlotLauncher:
 
     def _leave(self) -> None:
         """Leave the slot, after the step that the run is in, and write what it has reported."""
-        self.hosts.put(SlotUnwanted(self.name))
+        with suppress(FileNotFoundError):  # the hosts have ended
+            self.hosts.put(SlotUnwanted(self.name))
         deadline = time.monotonic() + LEAVE_WITHIN_S
-        while not (has_left := self._take() is not None) and time.monotonic() < deadline:
+        while not (has_left := self._take() is not None) and time.monotonic() < deadline and self.hosts.folder.exists():
             time.sleep(POLL_EVERY_S)
         self.log.flush_best_effort()
         # In a step that takes longer it still writes there; the host removes the folder once it has left.
