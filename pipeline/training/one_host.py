@@ -81,14 +81,10 @@ class HostedRun:
         """Whether nobody handles its events any more."""
         return self.wanted.driver.has_ended() or not self.wanted.events.folder.exists()
 
-    def remove_leftovers(self, nodes: set[str]) -> None:
-        """Delete what a run leaves that is abandoned.
-
-        Args:
-            nodes: Ray's ids of those where it had workers.
-        """
-        shutil.rmtree(self.wanted.events.folder, ignore_errors=True)
-        remove_everywhere(self.wanted.job.scratch, nodes)
+    @property
+    def scratch(self) -> str:
+        """Name of its scratch folders."""
+        return self.wanted.job.scratch
 
 
 def host_worker(config: dict[str, Any]) -> None:
@@ -165,7 +161,8 @@ class Host:
         """Handle what workers and controller have sent; close the host when it is idle."""
         # Before the events are read: all were sent before `fit` returned.
         is_over = self._fitted.is_set()
-        for event in self._channel.take():
+        # Ended runs first: a worker that has died since is not at fault for them.
+        for event in sorted(self._channel.take(), key=lambda event: not isinstance(event, SlotEnded)):
             self._handle(event)
         for note in self._hangs.check():
             self._note(note)
@@ -259,12 +256,11 @@ class Host:
         turn = self._turn.take()
         is_known = turn in self.runs
         for run in list(self.runs.values()):
+            counts = not run.is_leaving and (run.name == turn or not is_known)
+            run.failures += counts
+            self._outbox.send(run.wanted.events, replace(event, failures=failures, counts=counts))
             if run.is_leaving:
                 self._end_run(run.name, SlotEnded(run.name, {"step": 0, "stopped": True}))
-                continue
-            counts = run.name == turn or not is_known
-            self._outbox.send(run.wanted.events, replace(event, failures=failures, counts=counts))
-            run.failures += counts
         for run in list(self.runs.values()):
             memory = out_of_memory(" ".join(failures.values()))
             # In its turn, memory ran out beside the others: another try beside them would end the same way.
@@ -291,17 +287,20 @@ class Host:
 
     def _end_run(self, name: str, ended: SlotEnded) -> None:
         """Take a run as ended whose workers have died, or never started."""
-        wanted = self.runs[name].wanted
+        run = self.runs[name]
+        if run.is_abandoned and self._nodes:
+            # Else its driver does it. In a thread: nodes may take long to answer.
+            cleaner = threading.Thread(target=remove_everywhere, args=(run.scratch, set(self._nodes)), daemon=True)
+            self._cleaners.append(cleaner)
+            cleaner.start()
         self._release(name)
-        self._outbox.send(wanted.events, ended)
+        self._outbox.send(run.wanted.events, ended)
 
     def _release(self, name: str) -> None:
-        """Free a run's slot; the scratch folders of one whose driver is gone are deleted here."""
+        """Free a run's slot."""
         run = self.runs.pop(name, None)
-        if run is not None and run.is_abandoned:
-            # Nodes may take long to answer.
-            self._cleaners.append(threading.Thread(target=run.remove_leftovers, args=(set(self._nodes),), daemon=True))
-            self._cleaners[-1].start()
+        if run is not None and run.wanted.driver.has_ended():
+            shutil.rmtree(run.wanted.events.folder, ignore_errors=True)
 
     def _finish(self) -> None:
         """Handle the end of `fit`: runs that are still here get another host, where this one has died."""

@@ -54,11 +54,15 @@ def train_in_slot(hosts: NodeChannel, plan: TrainingPlan, display: Display) -> d
         plan, display: the run's.
     """
     with NodeChannel.opened() as channel:
-        returned = SlotLauncher(hosts, plan, display, channel).run()
+        launcher = SlotLauncher(hosts, plan, display, channel)
+        returned = launcher.run()
     if not isinstance(returned, str):
         return returned
     display.note(f"{returned}: it is tried again with workers of its own")
-    return run_training(plan, display)
+    try:
+        return run_training(plan, display)
+    finally:
+        launcher.remove_scratch()
 
 
 class SlotLauncher:
@@ -92,10 +96,12 @@ class SlotLauncher:
         except BaseException:
             self._leave()
             raise
-        is_complete = ended.result is not None and not {"refused", "stopped"} & ended.result.keys()
-        if self.log.has_failed or not is_complete:
-            self._remove_scratch()
-        self.log.flush() if is_complete else self.log.flush_best_effort()
+        if ended.result is None or {"refused", "stopped"} & ended.result.keys():
+            self.log.flush_best_effort()
+        else:
+            self.log.flush()
+        if not ended.try_alone:  # with workers of its own it has the same folders
+            self.remove_scratch(failed=ended.result is None)
         return self._judged(ended)
 
     def _wait(self) -> SlotEnded:
@@ -121,12 +127,12 @@ class SlotLauncher:
         with suppress(FileNotFoundError):  # the hosts have ended
             self.hosts.put(SlotUnwanted(self.name))
         deadline = time.monotonic() + LEAVE_WITHIN_S
-        while not (has_left := self._take() is not None) and time.monotonic() < deadline and self.hosts.folder.exists():
+        while (ended := self._take()) is None and time.monotonic() < deadline and self.hosts.folder.exists():
             time.sleep(POLL_EVERY_S)
         self.log.flush_best_effort()
-        # In a step that takes longer it still writes there; the host removes the folder once it has left.
-        if has_left:
-            self._remove_scratch()
+        # In a step that takes longer it still writes there.
+        if ended is not None:
+            self.remove_scratch(failed=ended.result is None)
 
     def _judged(self, ended: SlotEnded) -> dict[str, Any] | str:
         folder = self.plan.folder
@@ -142,5 +148,11 @@ class SlotLauncher:
             raise RunCancelled(f"the run in {folder.path} was ended after step {ended.result['step']}")
         return ended.result
 
-    def _remove_scratch(self) -> None:
-        remove_everywhere(self.known["scratch"], self.log.nodes)
+    def remove_scratch(self, failed: bool = False) -> None:
+        """Delete the scratch folders of workers that have died; others do it themselves.
+
+        Args:
+            failed: whether they may have died without a word.
+        """
+        if failed or self.log.has_failed:
+            remove_everywhere(self.known["scratch"], self.log.nodes)

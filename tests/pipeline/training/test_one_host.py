@@ -58,13 +58,15 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     def opened() -> Iterator[NodeChannel]:
         yield NodeChannel(tmp_path)
 
+    cleaned: list[Any] = []
     monkeypatch.setattr(one_host, "remove_orphaned_groups", lambda: 0)
+    monkeypatch.setattr(one_host, "remove_everywhere", lambda *where: cleaned.append(where))
     monkeypatch.setattr(one_host.NodeChannel, "opened", opened)
     monkeypatch.setattr("pipeline.training.turn_note.get_value", lambda *_: None)
     monkeypatch.setattr(Host, "_trainer", lambda self: SimpleNamespace(fit=fit))
     plan: Any = SimpleNamespace(run=SimpleNamespace(cfg=SimpleNamespace(ray=SimpleNamespace(hang_timeout=60))), slots=3)
     made: Any = Host(plan, 0, lambda text: None, Sent())  # type: ignore[arg-type]
-    made.die, made.sent = die, made._outbox
+    made.die, made.sent, made.cleaned = die, made._outbox, cleaned
     made._handle(WorkerStarted(0, Actor(), "here", "id", 1))
     yield made
     if not made.has_ended:
@@ -121,6 +123,8 @@ def test_a_run_that_leaves_is_not_at_fault(host: Any) -> None:
     host.stop(A)
     fail(host, A)
     assert ended(host) == {A: SlotEnded(A, {"step": 0, "stopped": True})} and list(host.runs) == [B]
+    # Nobody reads its channel any more, who would do it.
+    wait_for(lambda: host.cleaned == [("prefray-none", {"id"})])
 
 
 def test_runs_of_a_host_that_died_want_another_one(host: Any) -> None:

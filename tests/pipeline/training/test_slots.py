@@ -141,7 +141,9 @@ def test_what_a_run_raises(ended: SlotEnded, error: type[Exception], message: st
 
 def test_a_run_that_others_may_hinder_gets_workers_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     notes: list[str] = []
-    monkeypatch.setattr(slot_launch, "SlotLauncher", lambda *arguments: SimpleNamespace(run=lambda: "memory ran out"))
+    monkeypatch.setattr(
+        slot_launch, "SlotLauncher", lambda *arguments: SimpleNamespace(run=lambda: "memory ran out", remove_scratch=list)
+    )
     monkeypatch.setattr(slot_launch, "run_training", lambda plan, display: {"step": 8})
     monkeypatch.setattr(slot_launch.NodeChannel, "opened", lambda: nullcontext(NodeChannel(tmp_path)))
     display: Any = SimpleNamespace(note=notes.append)
