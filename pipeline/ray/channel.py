@@ -94,7 +94,7 @@ class NodeChannel:
 class Outbox:
     """Sends objects to channels, in their order; what a full disk doesn't take is kept for the next time.
 
-    What is sent to a channel that has closed is dropped: nobody reads it.
+    What is sent to a channel that has closed is dropped, since no process reads it.
     """
 
     def __init__(self) -> None:

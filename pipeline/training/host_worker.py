@@ -78,7 +78,7 @@ def run_host(job: HostJob) -> None:
         # In the host's thread, on every rank: a report is a barrier of them.
         if isinstance(ended.error, torch.AcceleratorError):
             # After such an error the device takes no work of this process any more, also not of the others. In new processes
-            # they go on, and the failure counts for this run, whose turn it was.
+            # they resume, and the failure counts for this run, whose turn it was.
             raise ended.error
         event, run = _described(ended), runs.pop(ended.name)
         if ended.error is not None:

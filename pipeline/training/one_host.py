@@ -78,7 +78,7 @@ class HostedRun:
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether nobody handles its events any more."""
+        """Whether no process handles its events any more."""
         return self.wanted.driver.has_ended() or not self.wanted.events.folder.exists()
 
     @property
@@ -230,7 +230,7 @@ class Host:
             case WorkerStarted():
                 self._begin(event)
             case SlotEnded():
-                # The worker has told the run itself.
+                # The worker has sent it to the run itself.
                 self._release(event.name)
             case WorkersFailed():
                 self._fail(event)
