@@ -50,7 +50,8 @@ def check_nothing_is_left(where: Path) -> None:
     """Neither folders nor actors."""
     assert not (where / "hosts").exists()
     states = [json.loads(path.read_text()) for path in where.glob("trials/*/run.json")]
-    wait_for(lambda: not [state for state in states if scratch_of(state["scratch"]).exists()])
+    scratch = [scratch_of(state["scratch"]) for state in states if "scratch" in state]
+    wait_for(lambda: not [folder for folder in scratch if folder.exists()])
     wait_for(lambda: not any(map(processes, ("TrainController", "RayTrainWorker", "ResourceTrainable"))))
     assert remove_orphaned_groups() == 0
 
@@ -118,23 +119,23 @@ def test_controller_and_trial_are_killed(recipe: Any, tmp_path: Path) -> None:
 def test_slots_go_to_clones_and_finalists(recipe: Any, tmp_path: Path) -> None:
     where, said = tmp_path / "sweep", list[str]()
     section = {**RATES, "slots": 2, "metric": "eval_rewards/margins", "finalists": {"num": 1, "seeds": 3}}
-    cfg = recipe(where, section, num_epochs=12, eval_steps=48, save_steps=8, save_total_limit=100, ray=WHOLE_MACHINE, **LORA)
+    cfg = recipe(where, section, num_epochs=30, eval_steps=80, save_steps=8, save_total_limit=100, ray=WHOLE_MACHINE, **LORA)
 
     def person() -> None:
         wait_for(lambda: all(RunFolder(where / "trials" / name).last_checkpoint() for name in ("000", "001")))
         sweep = open_sweep(where)
-        said.append(sweep.stop(0))
         said.append(sweep.clone(1, {"learning_rate": 2e-3}, warm_start=True))
         said.append(sweep.clone(1, {"lora_r": 4}))
+        said.append(sweep.stop(0))
         with pytest.raises(UserError, match="there is no trial 9; the sweep's trials are: 0, 1, 2, 3"):
             sweep.clone(9, {"lora_r": 4})
 
     with meanwhile(person):
         result = tune(cfg)
-    assert said[0].startswith("trial 0 ends at step ") and said[1].startswith("trial 2 is a clone of trial 1 with")
+    assert said[0].startswith("trial 2 is a clone of trial 1 with") and said[2].startswith("trial 0 ends at step ")
     stopped, first, warm, cold, *repeats = result.records
     assert [one.status for one in result.records] == ["stopped", *["finished"] * 6], [one.reason for one in result.records]
-    assert stopped.step < 96 and warm.origins[0].startswith("trial 1 at step ") and cold.clone_of == 1
+    assert stopped.step < 240 and warm.origins[0].startswith("trial 1 at step ") and cold.clone_of == 1
     assert {one.repeats for one in repeats} <= {first.number, warm.number, cold.number}
     assert not any(one.is_alone for one in result.records)
     check_ledgers(result)
@@ -147,18 +148,16 @@ def test_slots_go_to_clones_and_finalists(recipe: Any, tmp_path: Path) -> None:
         {"scheduler": "median", "grace_period": 0.25, "num_samples": 4},
         {"scheduler": "hyperband", "reduction_factor": 2, "num_samples": 4},
         {"search": "optuna", "num_samples": 3, "max_concurrent_trials": 1},
-        {"num_samples": 3, "time_budget": 8.0},
     ],
-    ids=["median", "hyperband", "optuna", "budget"],
+    ids=["median", "hyperband", "optuna"],
 )
 def test_every_scheduler_and_search(recipe: Any, tmp_path: Path, section: dict[str, Any]) -> None:
-    """And a time budget that ends the sweep while trials have slots, and fewer trials at once than slots."""
+    """And fewer trials at once than slots."""
     space = {"learning_rate": {"loguniform": [1e-7, 1e-2]}}
     common = {"space": space, "baseline": False, "slots": 2, "metric": "eval_rewards/margins"}
-    where, epochs = tmp_path / "sweep", 1000 if "time_budget" in section else 2
-    keys = {"evals_per_epoch": 2} if epochs == 2 else {"eval_steps": 8}
-    result = tune(recipe(where, {**common, **section}, num_epochs=epochs, ray=WHOLE_MACHINE, **keys, **LORA))
+    where = tmp_path / "sweep"
+    result = tune(recipe(where, {**common, **section}, evals_per_epoch=2, ray=WHOLE_MACHINE, **LORA))
     statuses = {one.status for one in result.records}
-    assert statuses <= {"stopped", "waiting"} if "time_budget" in section else "finished" in statuses
-    assert not statuses & {"failed"} and not any(one.is_alone for one in result.records)
+    assert "finished" in statuses and statuses <= {"finished", "stopped"}
+    assert len(result.records) == section["num_samples"] and not any(one.is_alone for one in result.records)
     check_nothing_is_left(where)
