@@ -9,14 +9,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import UserError
 
-__all__ = ["NodeChannel"]
+__all__ = ["NodeChannel", "Outbox"]
 
 SIZE_BYTES = 8
 
@@ -89,6 +89,30 @@ class NodeChannel:
                     # Before the object is handled: an error there doesn't repeat it.
                     self._positions[path] = file.tell()
                     yield pickle.loads(data)  # noqa: S301 - in a folder that only this user can open
+
+
+class Outbox:
+    """Sends objects to channels, in their order; what a full disk doesn't take is kept for the next time.
+
+    What is sent to a channel that has closed is dropped, since no process reads it.
+    """
+
+    def __init__(self) -> None:
+        self._unsent: list[tuple[Any, Any]] = []
+
+    def send(self, channel: NodeChannel, item: Any) -> None:
+        """Send an object, after those that were kept."""
+        self._unsent.append((channel, item))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what was kept, as far as the disk takes it."""
+        with suppress(OSError):
+            while self._unsent:
+                channel, item = self._unsent[0]
+                with suppress(FileNotFoundError):
+                    channel.put(item)
+                del self._unsent[0]
 
 
 @cache

@@ -140,7 +140,9 @@ def _failure(worker: dict[str, Any]) -> str:
 
 
 def _consequence(event: dict[str, Any]) -> str:
-    return "no restart was left" if event["restart"] is None else f"restart {event['restart']} (ray.max_failures)"
+    if event["restart"] is None:
+        return "no restart was left"
+    return f"restart {event['restart']} (ray.max_failures)" if event["restart"] else "restart: it was another run's turn"
 
 
 def format_nodes(ranks_by_node: dict[str, list[int]]) -> str:

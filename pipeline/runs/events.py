@@ -30,7 +30,7 @@ class RunEvents:
     training  an attempt trains: `step` of the checkpoint, `repeated` steps (None: not known), ranks on each of its `nodes`,
               `setup` and `notes` of the workers
     failure   workers failed after `step`: `rank`, `node`, `what` and `why` of each; `restart`, the number of the restart that
-              follows, or None
+              follows, or None, or 0 where the failure doesn't count
     ended     the driver ended after `step`: `how`, and `why` in case of an error
 
     An event that can't be written is written with the next one: it doesn't fail the run. On exit, the context manager records

@@ -5,8 +5,9 @@ launch.py               starts the workers, handles their events; torch_backend.
 worker.py               trains on each worker; job.py its arguments
 worker_callbacks.py     reports from the trainer's callbacks to Ray's controller; worker_checkpoints.py stores checkpoints
 controller_callback.py  forwards reports from the controller to the driver; run_log.py writes and shows them
-host.py                 the driver's side of hosts, whose workers train many runs on one base; slot_launch.py a run's side
-host_worker.py          a host's worker; slot_commands.py the commands of its driver
+host.py                 gives runs slots of hosts, whose workers train many runs on one base; slot_launch.py a run's side
+one_host.py             a host: its start, failures and end; host_worker.py its worker
+slot_commands.py        commands of a host's driver to its worker; turn_note.py whose turn it was when workers died
 heartbeat.py            a worker's last heartbeat; hang_detection.py finds workers without one
 signals.py              SIGTERM; row_ledger.py the rows of each step
 """

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import textwrap
 import time
-from contextlib import suppress
 from typing import Any
 
 import ray.exceptions
 from ray.train import UserCallback
 
 from pipeline.errors import UserError
-from pipeline.ray.channel import NodeChannel
+from pipeline.ray.channel import NodeChannel, Outbox
 from pipeline.training.events import ControllerStarted, WorkersFailed, merged
 from strategies.outside import OutsideError
 
@@ -32,7 +31,8 @@ class ForwardEvents(UserCallback):
 
     def __init__(self, channel: NodeChannel) -> None:
         self._channel = channel
-        self._unsent: list[Any] = []
+        # It keeps what a full disk doesn't take: Ray would end the run for an error here.
+        self._outbox = Outbox()
 
     def __reduce__(self) -> Any:
         # Ray calls no hook when its controller starts: unpickling is the first moment at which this code runs there.
@@ -40,10 +40,8 @@ class ForwardEvents(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Forward rank 0's report with the rows of all ranks."""
-        channel = metrics[0].get(CHANNEL)
-        # The driver of a run on a host may have ended, and reads no more.
-        if channel is None or channel.folder.exists():
-            self._send(merged([rank[REPORT] for rank in metrics]), channel)
+        report = merged([rank[REPORT] for rank in metrics])
+        self._outbox.send(metrics[0].get(CHANNEL) or self._channel, report)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Forward which workers failed and why.
@@ -56,21 +54,7 @@ class ForwardEvents(UserCallback):
             raise UserError(refusal)
         failures = {rank: _reason(error) for rank, error in worker_exceptions.items()}
         died = [rank for rank, error in worker_exceptions.items() if _is_death(error)]
-        self._send(WorkersFailed(failures, died, time.time()))
-
-    def _send(self, event: Any, channel: NodeChannel | None = None) -> None:
-        """Send an event, or where the disk is full keep it for the next one: Ray would end the run for an error here.
-
-        Args:
-            event: what is sent.
-            channel: of a run on a host; None for that of the workers' driver.
-        """
-        self._unsent.append((event, channel or self._channel))
-        with suppress(OSError):
-            while self._unsent:
-                unsent, target = self._unsent[0]
-                target.put(unsent)
-                del self._unsent[0]
+        self._outbox.send(self._channel, WorkersFailed(failures, died, time.time()))
 
 
 def _rebuild(channel: NodeChannel) -> ForwardEvents:

@@ -83,8 +83,8 @@ class SlotEnded:
     """Why it failed, on one line."""
     refused: bool = False
     """Whether it refuses its input, so that another try would fail, too."""
-    out_of_memory: bool = False
-    """Whether it may have enough memory without other runs beside it."""
+    try_alone: bool = False
+    """Whether it may do better without other runs beside it, which have taken memory, or may be at fault themselves."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ class WorkersFailed:
     """Ranks whose process died, rather than raised an error."""
     time: float
     """Seconds since the epoch."""
+    counts: bool = True
+    """Whether it counts towards the run's `ray.max_failures`; on a host, only if it was the run's turn."""
 
 
 Event = ControllerStarted | WorkerStarted | StepReport | SlotEnded | WorkersFailed

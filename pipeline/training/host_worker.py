@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -9,16 +10,19 @@ from typing import Any
 import ray.train
 import torch
 from ray.train.collective import broadcast_from_rank_zero
+from transformers import TrainerCallback
 
 from pipeline.config import RunConfig
 from pipeline.io.remote_models import RemoteModels
-from pipeline.ray.channel import NodeChannel
+from pipeline.ray.channel import NodeChannel, Outbox
 from pipeline.ray.memory import out_of_memory
+from pipeline.runs.scratch import remove_scratch
 from pipeline.training.controller_callback import CHANNEL, REPORT, find_user_error
 from pipeline.training.events import SlotEnded, StepReport, merged
 from pipeline.training.heartbeat import beat
 from pipeline.training.job import WorkerJob
 from pipeline.training.slot_commands import received
+from pipeline.training.turn_note import TurnNote
 from pipeline.training.worker import prepare_process, train_job
 from strategies import slots
 from strategies.models.loading import load_model
@@ -54,27 +58,51 @@ def run_host(job: HostJob) -> None:
     reports = HostReports(job.channel)
     base = slots.SharedBase(load_model(job.cfg, load_tokenizer(job.cfg)))
     beat()
-    channels: dict[str, NodeChannel | None] = {}
+    runs: dict[str, WorkerJob] = {}
 
     def train(slot: Any) -> dict[str, Any]:
         run: WorkerJob = slot.payload
-        channels[slot.name] = run.channel
+        runs[slot.name] = run
+        reports.note_turn(slot.name)
+
+        def join(trainer: Any) -> None:
+            slot.join(trainer)
+            # After the callback that waits for the turn.
+            trainer.callback_handler.callbacks.insert(1, TurnCallback(partial(reports.note_turn, slot.name)))
+
         run.models.bring(beat)
         deliver = partial(reports.send, run.channel)
-        return train_job(run, lambda cfg, tokenizer: slot.new_model(), slot.join, deliver)
+        return train_job(run, lambda cfg, tokenizer: slot.new_model(), join, deliver)
 
     def report_end(ended: Any) -> None:
         # In the host's thread, on every rank: a report is a barrier of them.
-        event = _described(ended)
-        reports.send(channels.pop(ended.name, None), event)
+        if isinstance(ended.error, torch.AcceleratorError):
+            # After such an error the device takes no work of this process any more, also not of the others. In new processes
+            # they resume, and the failure counts for this run, whose turn it was.
+            raise ended.error
+        event, run = _described(ended), runs.pop(ended.name)
+        if ended.error is not None:
+            remove_scratch(run.scratch)  # in the middle of its work, it hasn't done so itself
+        reports.send(run.channel, event)
         reports.send(job.channel, event)  # its driver gives the slot to the next run
 
     slots.SlotHost(base, train, job.slots).run(_next_commands, report_end)
     beat(over=True)
 
 
+class TurnCallback(TrainerCallback):
+    """Calls a function as the turn for a step has come."""
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._begin = begin
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Call it."""
+        self._begin()
+
+
 class HostReports:
-    """Sends what happens on a host to the drivers of its runs, from all ranks together.
+    """Sends what happens on a host to the drivers of its runs, from all ranks together, and notes whose turn it is.
 
     Ray's controller forwards one report per poll, for which the worker waits: on a host all runs would wait for each one. So
     where the first worker runs on the drivers' node, it writes to their channels itself.
@@ -87,6 +115,13 @@ class HostReports:
         context = ray.train.get_context()
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
         self._is_direct = broadcast_from_rank_zero(channel.folder.exists() if self._rank == 0 else None)
+        self._outbox = Outbox()
+        self._turn = TurnNote(channel, self._is_direct)
+
+    def note_turn(self, name: str) -> None:
+        """Note that it is a run's turn: if this process dies in it, the run may be at fault."""
+        if self._rank == 0:
+            self._turn.write(name)
 
     def send(self, channel: NodeChannel | None, event: StepReport | SlotEnded) -> None:
         """Send an event to a driver's channel; every rank must call it. A driver that has ended reads no more."""
@@ -97,8 +132,8 @@ class HostReports:
         if self._ranks > 1:
             events = [event] * self._ranks
             torch.distributed.all_gather_object(events, event)
-        if self._rank == 0 and channel is not None and channel.folder.exists():
-            channel.put(merged(events))
+        if self._rank == 0 and channel is not None:
+            self._outbox.send(channel, merged(events))
 
 
 def _next_commands(host: Any) -> list[Any]:
@@ -113,5 +148,6 @@ def _described(ended: Any) -> SlotEnded:
     failure = f"{type(ended.error).__name__}: {ended.error}"
     if (refusal := find_user_error({0: ended.error})) is not None:
         return SlotEnded(ended.name, None, refusal, refused=True)
-    is_out = ended.is_out_of_memory or out_of_memory(failure) is not None
-    return SlotEnded(ended.name, None, " ".join(failure.split())[:400], out_of_memory=is_out)
+    if ended.is_out_of_memory or out_of_memory(failure) is not None:
+        return SlotEnded(ended.name, None, "it ran out of memory beside others", try_alone=True)
+    return SlotEnded(ended.name, None, " ".join(failure.split())[:400])

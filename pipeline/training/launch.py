@@ -107,6 +107,8 @@ class TrainingLauncher:
             self._remove_scratch()
             raise _explain(self.outcome, self.plan.folder, self.hangs.hung) from self.outcome
         returned = self.outcome.return_value
+        if self.log.has_failed:
+            self._remove_scratch()
         self._end_early(returned)
         self.log.flush()
         return returned

@@ -34,6 +34,8 @@ class RunLogger:
         self.metrics = MetricsFile(plan.folder.metrics)
         self.ledger = MetricsFile(plan.folder.ledger)
         self.restarts = 0
+        self.has_failed = False
+        """Whether workers have failed, whose scratch folders may be on nodes that have none of the later ones."""
         self.saved: set[str | None] = {None, plan.events.saved}
         """Checkpoints that were shown and tracked."""
         self.step = 0
@@ -130,6 +132,7 @@ class RunLogger:
         """Note what failed and when, and the step that a restart begins from."""
         # The heartbeats' step is later than the reports', but unknown where no worker answered yet.
         step = max(self.step, self.hangs.step)
+        self.has_failed = True
         self.plan.events.step = step
         failed = []
         for rank, why in event.failures.items():
@@ -144,8 +147,11 @@ class RunLogger:
         self.step = self.plan.folder.last_checkpoint()
         most, restart = self.plan.cfg.ray.max_failures, None
         # Counted as Ray Train does, which restarts `max_failures` times over the whole run.
-        if self.restarts < most:
+        source = f"the checkpoint of step {self.step}" if self.step else "the beginning"
+        if not event.counts:
+            restart = 0
+            self.display.note(f"restarting from {source}; it was another run's turn")
+        elif self.restarts < most:
             self.restarts = restart = self.restarts + 1
-            source = f"the checkpoint of step {self.step}" if self.step else "the beginning"
             self.display.note(f"restarting from {source} (restart {restart} of {most})")
         self.plan.events.add("failure", step=step, workers=failed, restart=restart)

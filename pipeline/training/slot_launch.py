@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -46,18 +47,22 @@ class SlotUnwanted:
 
 
 def train_in_slot(hosts: NodeChannel, plan: TrainingPlan, display: Display) -> dict[str, Any]:
-    """Train a run in a slot, and if it runs out of memory there, with workers of its own; as `run_training`.
+    """Train a run in a slot, and if it may do better without others, with workers of its own; as `run_training`.
 
     Args:
         hosts: of the hosts' driver, on this node.
         plan, display: the run's.
     """
     with NodeChannel.opened() as channel:
-        returned = SlotLauncher(hosts, plan, display, channel).run()
-    if returned is not None:
+        launcher = SlotLauncher(hosts, plan, display, channel)
+        returned = launcher.run()
+    if not isinstance(returned, str):
         return returned
-    display.note("it ran out of memory beside other trials, and is tried again with workers of its own")
-    return run_training(plan, display)
+    display.note(f"{returned}: it is tried again with workers of its own")
+    try:
+        return run_training(plan, display)
+    finally:
+        launcher.remove_scratch()
 
 
 class SlotLauncher:
@@ -73,12 +78,12 @@ class SlotLauncher:
     def __init__(self, hosts: NodeChannel, plan: TrainingPlan, display: Display, channel: NodeChannel) -> None:
         self.hosts, self.plan, self.display, self.channel = hosts, plan, display, channel
         self.known = plan.folder.known()
-        # It knows no workers: the hosts' driver watches those.
+        # It watches no workers: the hosts' driver does.
         self.log = RunLogger(plan, display, HangDetector(plan.cfg.ray.hang_timeout))
         self.name = uuid4().hex
 
-    def run(self) -> dict[str, Any] | None:
-        """Return rank 0's result; None when the run was out of memory.
+    def run(self) -> dict[str, Any] | str:
+        """Return rank 0's result; a text says why it should be tried without others beside it.
 
         Raises:
             UserError, RunFailed, RunCancelled: as `run_training`.
@@ -93,9 +98,10 @@ class SlotLauncher:
             raise
         if ended.result is None or {"refused", "stopped"} & ended.result.keys():
             self.log.flush_best_effort()
-            self._remove_scratch()
         else:
             self.log.flush()
+        if not ended.try_alone:  # with workers of its own it has the same folders
+            self.remove_scratch(failed=ended.result is None)
         return self._judged(ended)
 
     def _wait(self) -> SlotEnded:
@@ -118,17 +124,20 @@ class SlotLauncher:
 
     def _leave(self) -> None:
         """Leave the slot, after the step that the run is in, and write what it has reported."""
-        self.hosts.put(SlotUnwanted(self.name))
+        with suppress(FileNotFoundError):  # the hosts have ended
+            self.hosts.put(SlotUnwanted(self.name))
         deadline = time.monotonic() + LEAVE_WITHIN_S
-        while self._take() is None and time.monotonic() < deadline:
+        while (ended := self._take()) is None and time.monotonic() < deadline and self.hosts.folder.exists():
             time.sleep(POLL_EVERY_S)
         self.log.flush_best_effort()
-        self._remove_scratch()
+        # In a step that takes longer it still writes there.
+        if ended is not None:
+            self.remove_scratch(failed=ended.result is None)
 
-    def _judged(self, ended: SlotEnded) -> dict[str, Any] | None:
+    def _judged(self, ended: SlotEnded) -> dict[str, Any] | str:
         folder = self.plan.folder
-        if ended.out_of_memory:
-            return None
+        if ended.try_alone:
+            return ended.failure
         if ended.refused:
             raise UserError(ended.failure)
         if ended.result is None:
@@ -139,5 +148,11 @@ class SlotLauncher:
             raise RunCancelled(f"the run in {folder.path} was ended after step {ended.result['step']}")
         return ended.result
 
-    def _remove_scratch(self) -> None:
-        remove_everywhere(self.known["scratch"], self.log.nodes)
+    def remove_scratch(self, failed: bool = False) -> None:
+        """Delete the scratch folders of workers that have died; others do it themselves.
+
+        Args:
+            failed: whether they may have died without a word.
+        """
+        if failed or self.log.has_failed:
+            remove_everywhere(self.known["scratch"], self.log.nodes)

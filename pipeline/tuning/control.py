@@ -20,6 +20,7 @@ from pipeline.tuning.objective import SweepObjective, resolve_objective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.requests import CloneTrial, Request, StopTrial, answer, taken
 from pipeline.tuning.search import CLONE, SAMPLE, trial_number
+from pipeline.tuning.sharing import why_not_shared
 from pipeline.tuning.space import Values, shown_values, trial_recipe
 
 __all__ = ["TrialControl", "check_clone", "check_stop"]
@@ -161,10 +162,13 @@ def check_clone(
         if request.warm_start and key not in perturbable():
             raise UserError(f"{key}: can't change while a run goes on from a checkpoint; clone without --warm-start")
     values = {**(record.values or {}), **request.changes}
-    clone = trial_recipe(cfg, values, cfg.output_dir)
-    if clone == trial_recipe(cfg, record.values, cfg.output_dir):
+    clone, origin = (trial_recipe(cfg, one, cfg.output_dir) for one in (values, record.values))
+    if clone == origin:
         raise UserError(f"trial {record.name} has these values already: {shown_values(request.changes)}")
     check_recipe(clone)
+    assert cfg.tune is not None
+    if cfg.tune.share_base is True and (reasons := why_not_shared(clone, origin)):
+        raise UserError("; ".join(f"tune.share_base: true, but {key}: {why}" for key, why in reasons))
     _check_comparable(request, cfg, [*recipes, clone], measure)
     return values
 

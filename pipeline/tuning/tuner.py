@@ -106,15 +106,16 @@ class SweepTuner:
         forget(self.folder)
         control = TrialControl(self.cfg, self.recipes, self.measure, self.folder, first_clone)
         keys = list(self.cfg.tune.space)
-        with SweepChannel.opened() as channel, SigtermHandler() as stop, self._hosts(display) as hosts:
+        with SweepChannel.opened() as channel, SigtermHandler() as stop:
             watched = keys, stop, self.owner, control, self.sharing
             monitor = SweepMonitor(self.folder, display, channel, self.measure, *watched)
             MonitorCallback.monitor = monitor
             try:
-                with self._patches(control):
+                with self._hosts(display) as hosts, self._patches(control):
                     self._tuner(channel, hosts, name, plan, time_budget).fit()
             finally:
                 MonitorCallback.monitor = None
+                # After the hosts have ended, since it waits for workers that are left.
                 records = monitor.close()
             if self.owner.is_lost:
                 raise RunFailed(self.owner.message())

@@ -17,6 +17,7 @@ from pipeline.training import slot_launch
 from pipeline.training.events import SlotEnded, StepReport, merged
 from pipeline.training.host import Hosts
 from pipeline.training.host_worker import _described
+from pipeline.training.one_host import HostedRun
 from pipeline.training.slot_commands import receive, received
 from pipeline.training.slot_launch import SlotLauncher, SlotUnwanted, SlotWanted, train_in_slot
 from strategies.slots import Ended
@@ -26,9 +27,10 @@ from tests.waiting import wait_for
 class Host:
     """A host that only remembers which runs it was given."""
 
-    def __init__(self, plan: Any, number: int, note: Any) -> None:
+    def __init__(self, plan: Any, number: int, note: Any, outbox: Any) -> None:
         self.plan, self.number = plan, number
-        self.runs: dict[str, SlotWanted] = {}
+        self.runs: dict[str, HostedRun] = {}
+        self.returned: list[HostedRun] = []
         self.stopped: list[str] = []
         self.has_ended = False
 
@@ -36,11 +38,8 @@ class Host:
     def has_room(self) -> bool:
         return len(self.runs) < self.plan.slots
 
-    def has_run_of(self, wanted: SlotWanted) -> bool:
-        return any(run.job.cfg.output_dir == wanted.job.cfg.output_dir for run in self.runs.values())
-
-    def attach(self, wanted: SlotWanted) -> None:
-        self.runs[wanted.name] = wanted
+    def attach(self, run: HostedRun) -> None:
+        self.runs[run.name] = run
 
     def stop(self, name: str) -> None:
         self.stopped.append(name)
@@ -53,7 +52,7 @@ def wanted(name: str, folder: str | None = None) -> SlotWanted:
 
 @pytest.fixture
 def two_hosts(monkeypatch: pytest.MonkeyPatch) -> Hosts:
-    monkeypatch.setattr(hosts, "_Host", Host)
+    monkeypatch.setattr(hosts, "Host", Host)
     plan: Any = SimpleNamespace(hosts=2, slots=2)
     return Hosts(plan, NodeChannel(Path("nowhere")), lambda text: None)
 
@@ -85,7 +84,7 @@ def test_what_fails_in_the_hosts_thread_ends_the_runs(monkeypatch: pytest.Monkey
     def fail(self: Any) -> None:
         raise RuntimeError("no such host")
 
-    monkeypatch.setattr(hosts, "_Host", Host)
+    monkeypatch.setattr(hosts, "Host", Host)
     monkeypatch.setattr(Host, "poll", fail, raising=False)
     requests, events = tmp_path / "requests", tmp_path / "events"
     requests.mkdir()
@@ -97,10 +96,18 @@ def test_what_fails_in_the_hosts_thread_ends_the_runs(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Host, "end", lambda self: None, raising=False)
     read = NodeChannel(events)
     found: list[Any] = []
-    with pytest.raises(RuntimeError, match="no such host"), opened:
-        wait_for(lambda: found.extend(read.take()) or len(found) == 2)
+    late = SlotWanted("late", wanted("late").job, NodeChannel(events), here())
+
+    def ask_late() -> None:
+        with opened:
+            wait_for(lambda: found.extend(read.take()) or len(found) == 2)
+            NodeChannel(requests).put(late)
+            wait_for(lambda: found.extend(read.take()) or len(found) == 3)
+
+    with pytest.raises(RuntimeError, match="no such host"):
+        ask_late()
     assert {(one.name, one.failure) for one in found} == {
-        (name, "its host can't be run: RuntimeError: no such host") for name in ("a", "b")
+        (name, "its host can't be run: RuntimeError: no such host") for name in ("a", "b", "late")
     }
 
 
@@ -109,9 +116,9 @@ def test_how_a_run_ended_is_described_without_its_objects() -> None:
     refused = _described(Ended("a", error=ValueError("rl_beta: no")))
     assert (refused.result, refused.failure, refused.refused) == (None, "rl_beta: no", True)
     failed = _described(Ended("a", error=RuntimeError("a\n  b")))
-    assert (failed.failure, failed.refused, failed.out_of_memory) == ("RuntimeError: a b", False, False)
+    assert (failed.failure, failed.refused, failed.try_alone) == ("RuntimeError: a b", False, False)
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")):
-        assert _described(Ended("a", error=error)).out_of_memory
+        assert _described(Ended("a", error=error)).try_alone
 
 
 @pytest.mark.parametrize(
@@ -132,14 +139,16 @@ def test_what_a_run_raises(ended: SlotEnded, error: type[Exception], message: st
     assert launcher._judged(SlotEnded("a", {"step": 4, "best_metric": None})) == {"step": 4, "best_metric": None}
 
 
-def test_a_run_that_is_out_of_memory_gets_workers_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_that_others_may_hinder_gets_workers_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     notes: list[str] = []
-    monkeypatch.setattr(slot_launch, "SlotLauncher", lambda *arguments: SimpleNamespace(run=lambda: None))
+    monkeypatch.setattr(
+        slot_launch, "SlotLauncher", lambda *arguments: SimpleNamespace(run=lambda: "memory ran out", remove_scratch=list)
+    )
     monkeypatch.setattr(slot_launch, "run_training", lambda plan, display: {"step": 8})
     monkeypatch.setattr(slot_launch.NodeChannel, "opened", lambda: nullcontext(NodeChannel(tmp_path)))
     display: Any = SimpleNamespace(note=notes.append)
     assert train_in_slot(NodeChannel(tmp_path), None, display) == {"step": 8}  # type: ignore[arg-type]
-    assert notes == ["it ran out of memory beside other trials, and is tried again with workers of its own"]
+    assert notes == ["memory ran out: it is tried again with workers of its own"]
 
 
 def test_commands_come_in_order() -> None:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from pipeline import tune
 from pipeline.errors import UserError
-from pipeline.runs.folder import RunFolder
 from pipeline.runs.metrics import MetricsFile
 from pipeline.tuning.result import SweepResult
 from pipeline.ui.display import SilentDisplay
-from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True, "lora_dropout": 0.1}
@@ -65,36 +59,6 @@ def test_a_trial_among_others_is_what_it_is_alone(recipe: Any, tmp_path: Path) -
         assert adapter(results[True], trial) == adapter(results[False], trial)
         assert files(results[True], trial) == files(results[False], trial)
     assert "up to 2 trials share one copy of the base model, of which there are 2" in display.notes
-
-
-def test_a_worker_dies_and_all_trials_resume(recipe: Any, tmp_path: Path, ray_session: Any) -> None:
-    section = {
-        "space": {"learning_rate": {"grid": [1e-4, 1e-3]}},
-        "search": "grid",
-        "baseline": False,
-        "max_concurrent_trials": 2,
-    }
-    where = tmp_path / "sweep"
-    # One host, which takes the whole machine.
-    ray = {"max_failures": 2, "resources_per_worker": {"CPU": 2}}
-    cfg = recipe(where, section, num_epochs=12, save_steps=8, eval_steps=48, ray=ray, **LORA)
-    runs = [RunFolder(where / "trials" / name) for name in ("000", "001")]
-    display = Notes()
-
-    def kill() -> None:
-        wait_for(lambda: all(run.last_checkpoint() >= 8 for run in runs))
-        (worker,) = [one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(one.cmdline())]
-        os.kill(worker.pid, signal.SIGKILL)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    result = tune(cfg, display=display)
-    thread.join()
-    assert [(one.status, one.step) for one in result.records] == [("finished", 96)] * 2
-    for number in range(2):
-        ledger = MetricsFile(runs[number].ledger).read()
-        assert [row["step"] for row in ledger] == list(range(1, 97))
-        assert any(note.startswith(f"trial {number}: continuing from the checkpoint of step") for note in display.notes)
 
 
 def test_slots_are_freed_by_the_scheduler(recipe: Any, tmp_path: Path) -> None:

@@ -18,7 +18,10 @@ import yaml
 
 from pipeline.config import RunConfig
 from pipeline.runs.folder import RunFolder
+from pipeline.runs.metrics import MetricsFile
+from pipeline.runs.scratch import scratch_of
 from pipeline.tuning.folder import SweepFolder, recipe_text
+from tests.pipeline.tuning.test_hosts import LORA
 from tests.waiting import WAIT_S, wait_for
 
 ROOT = Path(__file__).parents[3]
@@ -103,3 +106,27 @@ def test_a_stopped_sweep_goes_on(start: Start, long: RunConfig, tmp_path: Path) 
     records = SweepFolder(sweep).records()
     assert [(record.status, record.step) for record in records] == [("finished", 8), ("finished", 128)]
     assert yaml.safe_load((sweep / "best.yaml").read_text())["num_epochs"] in (1, 16)
+
+
+def test_a_killed_sweep_of_slots_goes_on(start: Start, recipe: Any, tmp_path: Path) -> None:
+    """Each trial from its own last checkpoint; nothing of the first driver stays."""
+    sweep = tmp_path / "sweep"
+    section = {"space": {"learning_rate": {"grid": [1e-4, 1e-3]}}, "search": "grid", "baseline": False, "slots": 2}
+    keys = {"num_epochs": 16, "save_steps": 8, "eval_steps": 64, "ray": {"resources_per_worker": {"CPU": os.cpu_count()}}}
+    (tmp_path / "recipe.yaml").write_text(recipe_text(recipe(sweep, section, **keys, **LORA)))
+    runs = [RunFolder(sweep / "trials" / name) for name in ("000", "001")]
+    driver = start(str(tmp_path / "recipe.yaml"))
+    wait_for(lambda: driver.poll() is not None or all(run.last_checkpoint() > 0 for run in runs))
+    family = psutil.Process(driver.pid).children(recursive=True)
+    stop(driver, runs[0], 0, signal.SIGKILL)
+    wait_for(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+    former = [scratch_of(run.known()["scratch"]) for run in runs]
+
+    driver = start("--resume", str(sweep))
+    said, _ = driver.communicate(timeout=WAIT_S)
+    assert driver.returncode == 0, said
+    assert said.count("continuing from the checkpoint of step") == 2
+    assert [(record.status, record.step) for record in SweepFolder(sweep).records()] == [("finished", 128)] * 2
+    for run in runs:
+        assert [row["step"] for row in MetricsFile(run.ledger).read()] == list(range(1, 129))
+    assert not [folder for folder in (sweep / "hosts", *former) if folder.exists()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,14 @@ def test_clones_that_are_refused(recipe: Any, tmp_path: Path, request_: CloneTri
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the message is compared below
         checked(cfg, request_, record(3))
     assert message in str(refused.value)
+
+
+def test_a_clone_that_cannot_share_is_refused_where_all_must(recipe: Any, tmp_path: Path) -> None:
+    lora = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
+    for share, error in ((True, "tune.share_base: true, but lora_modules_to_save: trains whole modules"), ("auto", None)):
+        cfg = recipe(tmp_path / "sweep", {**RATE, "share_base": share}, **lora)
+        with pytest.raises(UserError, match=error) if error else nullcontext():
+            checked(cfg, CloneTrial(3, {"lora_modules_to_save": ["lm_head"]}), record(3))
 
 
 def test_a_clone_has_the_others_values_but_those_that_change(recipe: Any, tmp_path: Path) -> None:

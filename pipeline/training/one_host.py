@@ -1,0 +1,362 @@
+"""One host: a run of Ray Train whose workers hold a base model, and train the adapters of many runs in their slots."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cluster.environment import environment
+from cluster.ray_compat import remove_orphaned_groups
+from pipeline import training
+from pipeline.errors import UserError
+from pipeline.io.remote_models import find_models
+from pipeline.planning import RunPlan
+from pipeline.ray.channel import NodeChannel, Outbox
+from pipeline.ray.memory import out_of_memory
+from pipeline.ray.session import use_own_threads
+from pipeline.runs.scratch import remove_everywhere
+from pipeline.training.events import ControllerStarted, SlotEnded, WorkersFailed, WorkerStarted
+from pipeline.training.hang_detection import HangDetector
+from pipeline.training.heartbeat import beat
+from pipeline.training.launch import MEMORY_ADVICE
+from pipeline.training.slot_commands import receive
+from pipeline.training.slot_launch import SlotWanted
+from pipeline.training.turn_note import TurnNote
+from strategies.slots.commands import Attach, Close, Stop
+
+__all__ = ["POLL_EVERY_S", "Host", "HostPlan", "HostedRun", "host_worker"]
+
+POLL_EVERY_S = 0.05
+IDLE_S = 5.0
+"""Seconds without runs after which a host frees its workers' resources."""
+END_WITHIN_S = 10.0
+ORPHANS_EVERY_S = 1.0
+REPORTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+"""Ray's controller forwards one report per poll, and on a host there are those of many runs."""
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """What hosts are started with."""
+
+    run: RunPlan
+    """Of one of the runs, with the base, precision and workers of all."""
+    hosts: int
+    """Hosts that fit the cluster at once."""
+    slots: int
+    """Runs that each takes at once."""
+    storage: dict[str, Any]
+    """Arguments of Ray's RunConfig for a folder that all nodes reach; nothing is kept there."""
+    directory: str
+    """The driver's current directory."""
+    debug: bool = False
+
+
+@dataclass
+class HostedRun:
+    """A run that waits for a slot, or has one."""
+
+    wanted: SlotWanted
+    failures: int = 0
+    """Failures of workers in its turns, on all of its hosts."""
+    is_leaving: bool = False
+    """Whether it was asked to leave."""
+
+    @property
+    def name(self) -> str:
+        """Its own among all runs."""
+        return self.wanted.name
+
+    @property
+    def folder(self) -> str:
+        """Its output folder."""
+        return str(self.wanted.job.cfg.output_dir)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether no process handles its events any more."""
+        return self.wanted.driver.has_ended() or not self.wanted.events.folder.exists()
+
+    @property
+    def scratch(self) -> str:
+        """Name of its scratch folders."""
+        return self.wanted.job.scratch
+
+
+def host_worker(config: dict[str, Any]) -> None:
+    """Run `config["job"]` as one of Ray Train's workers. `training.run_host` imports torch, so only workers do."""
+    use_own_threads()
+    beat()
+    training.run_host(config["job"])
+
+
+class Host:
+    """One host, from its start to the end of its workers.
+
+    Ray Train starts workers that died again, as often as they do, and every run resumes from its own last checkpoint. A failure
+    counts for the run whose turn it was, and for all where none had a turn yet. A run with more failures than its
+    `ray.max_failures` leaves: it is tried alone where others were beside it, and has failed where none was.
+
+    Args:
+        plan: of all hosts.
+        number: of this one.
+        note: shows a message.
+        outbox: sends the runs' events.
+
+    Attributes:
+        runs: by name.
+        returned: runs of a host that has ended by itself, which want another one.
+    """
+
+    def __init__(self, plan: HostPlan, number: int, note: Callable[[str], None], outbox: Outbox) -> None:
+        self.runs: dict[str, HostedRun] = {}
+        self.returned: list[HostedRun] = []
+        self.has_ended = False
+        self._plan, self._number, self._note, self._outbox = plan, number, note, outbox
+        self._slots = plan.slots
+        self._hangs = HangDetector(plan.run.cfg.ray.hang_timeout)
+        self._workers: dict[int, WorkerStarted] = {}
+        """By rank, those of the current attempt."""
+        self._nodes: set[str] = set()
+        """Ray's ids of the nodes of all attempts."""
+        self._controller: Any = None
+        self._closing = False
+        self._aborted_at: float | None = None
+        self._busy_at = self._looked = time.monotonic()
+        self._cleaners: list[threading.Thread] = []
+        self._outcome: BaseException | None = None
+        self._fitted = threading.Event()
+        self._opened = NodeChannel.opened()
+        self._channel = self._opened.__enter__()
+        self._turn = TurnNote(self._channel, is_here=True)
+        threading.Thread(target=self._fit, name=f"host-{number}", daemon=True).start()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another run can attach."""
+        return not self._closing and not self._fitted.is_set() and len(self.runs) < self._slots
+
+    def attach(self, run: HostedRun) -> None:
+        """Give a run a slot, at once or when the workers have started."""
+        self.runs[run.name] = run
+        for started in self._workers.values():
+            self._outbox.send(run.wanted.events, replace(started, actor=None))
+        self._send(Attach(run.name, run.wanted.job))
+
+    def stop(self, name: str) -> None:
+        """Let a run leave its slot after its step, if it is here."""
+        if name not in self.runs:
+            return
+        self.runs[name].is_leaving = True
+        if 0 in self._workers:
+            self._send(Stop(name))
+        else:
+            self._end_run(name, SlotEnded(name, {"step": 0, "stopped": True}))
+
+    def poll(self) -> None:
+        """Handle what workers and controller have sent; close the host when it is idle."""
+        # Before the events are read: all were sent before `fit` returned.
+        is_over = self._fitted.is_set()
+        # Ended runs first: a worker that has died since is not at fault for them.
+        for event in sorted(self._channel.take(), key=lambda event: not isinstance(event, SlotEnded)):
+            self._handle(event)
+        for note in self._hangs.check():
+            self._note(note)
+        self._stop_orphans()
+        if is_over:
+            self._finish()
+        elif self.runs:
+            self._busy_at = time.monotonic()
+        elif time.monotonic() - self._busy_at > IDLE_S:
+            self._close()
+
+    def end(self) -> None:
+        """End the host's workers, whatever they do."""
+        if not self.runs and 0 in self._workers:
+            self._close()
+            self._fitted.wait(END_WITHIN_S)
+        self._closing = True
+        deadline = time.monotonic() + END_WITHIN_S
+        while self._controller is None and not self._fitted.wait(POLL_EVERY_S) and time.monotonic() < deadline:
+            for event in self._channel.take():  # until the starting controller has reported its handle
+                self._handle(event)
+        if self._controller is not None and not self._fitted.is_set():
+            self._abort()
+            if not self._fitted.wait(END_WITHIN_S):
+                self._kill()
+                self._fitted.wait(END_WITHIN_S)
+        self._finish()
+        for cleaner in self._cleaners:
+            cleaner.join(END_WITHIN_S)
+
+    def _close(self) -> None:
+        """Let workers without runs end. Those that haven't started, or fail again and again, are given up."""
+        if not self._closing and 0 in self._workers:
+            self._closing = True
+            self._send(Close())
+        elif self._aborted_at is None and 0 not in self._workers and self._controller is not None:
+            self._closing = True
+            self._abort()
+        elif self._aborted_at is not None and time.monotonic() - self._aborted_at > END_WITHIN_S:
+            self._kill()
+
+    def _abort(self) -> None:
+        self._aborted_at = time.monotonic()
+        self._controller.abort.remote()
+
+    def _kill(self) -> None:
+        import ray
+
+        # `abort` is a coroutine of the controller's event loop: a controller that blocks never gets to it.
+        ray.kill(self._controller)
+
+    def _stop_orphans(self) -> None:
+        """Let runs leave whose driver has died."""
+        if time.monotonic() - self._looked < ORPHANS_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        for run in list(self.runs.values()):
+            if not run.is_leaving and run.wanted.driver.has_ended():
+                self.stop(run.name)
+
+    def _handle(self, event: Any) -> None:
+        match event:
+            case ControllerStarted():
+                self._controller = event.actor
+            case WorkerStarted():
+                self._begin(event)
+            case SlotEnded():
+                # The worker has sent it to the run itself.
+                self._release(event.name)
+            case WorkersFailed():
+                self._fail(event)
+
+    def _begin(self, event: WorkerStarted) -> None:
+        self._hangs.add(event.rank, event.actor, event.node, event.pid)
+        self._workers[event.rank] = event
+        self._nodes.add(event.node_id)
+        if event.rank == 0 and self._closing:
+            self._send(Close())
+        for run in self.runs.values():
+            # By it the run knows the nodes; the workers themselves are watched here.
+            self._outbox.send(run.wanted.events, replace(event, actor=None))
+            if event.rank == 0:
+                # Also after a restart: each run resumes from its own last checkpoint.
+                self._send(Attach(run.name, run.wanted.job))
+
+    def _fail(self, event: WorkersFailed) -> None:
+        """Count a failure of the workers, and end runs with too many of them."""
+        failures = {rank: self._hangs.hung.get(rank, why) for rank, why in event.failures.items()}
+        self._workers = {}
+        self._hangs.clear()
+        turn = self._turn.take()
+        is_known = turn in self.runs
+        for run in list(self.runs.values()):
+            counts = not run.is_leaving and (run.name == turn or not is_known)
+            run.failures += counts
+            self._outbox.send(run.wanted.events, replace(event, failures=failures, counts=counts))
+            if run.is_leaving:
+                self._end_run(run.name, SlotEnded(run.name, {"step": 0, "stopped": True}))
+        for run in list(self.runs.values()):
+            memory = out_of_memory(" ".join(failures.values()))
+            # In its turn, memory ran out beside the others: another try beside them would end the same way.
+            is_out = memory is not None and run.name == turn and len(self.runs) > 1
+            if is_out or run.failures > run.wanted.job.cfg.ray.max_failures:
+                self._give_up(run, memory, failures, is_alone=not is_known or len(self.runs) == 1)
+
+    def _give_up(self, run: HostedRun, memory: str | None, failures: dict[int, str], is_alone: bool) -> None:
+        """End a run whose workers have failed too often, or lacked memory in its turn.
+
+        Args:
+            memory: why memory ran out; None if it didn't.
+            failures: of the workers, by rank.
+            is_alone: whether no other run can have caused it.
+        """
+        why = f"{memory}; {MEMORY_ADVICE}" if memory else "; ".join(f"worker {rank}: {why}" for rank, why in failures.items())
+        if is_alone:
+            self._end_run(run.name, SlotEnded(run.name, None, why))
+            return
+        if memory is not None:
+            # As many as stay have found room.
+            self._slots = max(1, len(self.runs) - 1)
+        self._end_run(run.name, SlotEnded(run.name, None, "the workers that it shared died in its turn", try_alone=True))
+
+    def _end_run(self, name: str, ended: SlotEnded) -> None:
+        """Take a run as ended whose workers have died, or never started."""
+        run = self.runs[name]
+        if run.is_abandoned and self._nodes:
+            # Else its driver does it. In a thread: nodes may take long to answer.
+            cleaner = threading.Thread(target=remove_everywhere, args=(run.scratch, set(self._nodes)), daemon=True)
+            self._cleaners.append(cleaner)
+            cleaner.start()
+        self._release(name)
+        self._outbox.send(run.wanted.events, ended)
+
+    def _release(self, name: str) -> None:
+        """Free a run's slot."""
+        run = self.runs.pop(name, None)
+        if run is not None and run.wanted.driver.has_ended():
+            shutil.rmtree(run.wanted.events.folder, ignore_errors=True)
+
+    def _finish(self) -> None:
+        """Handle the end of `fit`: runs that are still here get another host, where this one has died."""
+        self.has_ended = True
+        error = self._outcome
+        if error is not None:
+            # Those of a controller that has died keep the workers' resources.
+            remove_orphaned_groups()
+        why = "the workers of the host have ended" if error is None else " ".join(str(error).split())[:400]
+        refusal = _refusal(error)
+        if error is not None and not self._closing and refusal is None:
+            self._fail(WorkersFailed({0: why}, [], time.time()))
+            self.returned = list(self.runs.values())
+            self.runs = {}
+        for name in list(self.runs):
+            self._end_run(name, SlotEnded(name, None, refusal or why, refused=refusal is not None))
+        self._opened.__exit__(None, None, None)
+
+    def _send(self, command: Any) -> None:
+        """Send a command to the first worker; before it has started, what it needs to know is sent when it has."""
+        if 0 in self._workers:
+            self._workers[0].actor.execute.remote(receive, command)
+
+    def _fit(self) -> None:
+        try:
+            with environment(REPORTS):
+                self._trainer().fit()
+        except BaseException as error:  # noqa: BLE001 - reported to the runs
+            self._outcome = error
+        self._fitted.set()
+
+    def _trainer(self) -> Any:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+        plan = self._plan
+        cfg, workers = plan.run.cfg, plan.run.workers
+        timeout = {"timeout_s": cfg.ddp_timeout} if cfg.ddp_timeout else {}
+        models = find_models(cfg, without=("reference_model",))
+        job = training.HostJob(cfg, plan.slots, self._channel, plan.directory, plan.debug, models)
+        return training.ClusterTorchTrainer(
+            host_worker,
+            train_loop_config={"job": job},
+            torch_config=training.ClusterTorchConfig(channel=self._channel, **timeout),
+            scaling_config=ScalingConfig(
+                num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
+            ),
+            run_config=RunConfig(
+                **{**plan.storage, "name": f"{plan.storage['name']}-{self._number}"},
+                # Without a limit: each run has its own, and workers without runs are given up.
+                failure_config=FailureConfig(max_failures=-1),
+                callbacks=[training.ForwardEvents(self._channel)],
+            ),
+        )
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """Return why a host refused its input, which another try wouldn't change; None for other errors."""
+    failure = getattr(error, "controller_failure", error)
+    return str(failure) if isinstance(failure, UserError) else None
