@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import ray.train
+import ray.train.torch
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 
@@ -44,6 +45,8 @@ class HostJob:
     debug: bool = False
     models: RemoteModels = field(default_factory=RemoteModels)
     """Those at URIs, as the driver has found them."""
+    divided: tuple[str, ...] | None = None
+    """`cluster.division.divided_layers` of the recipe."""
 
 
 def run_host(job: HostJob) -> None:
@@ -52,12 +55,12 @@ def run_host(job: HostJob) -> None:
     prepare_process(job.import_path, job.debug)
     job.models.bring(beat)
     reports = HostReports(job.channel)
-    base = slots.SharedBase(load_model(job.cfg, load_tokenizer(job.cfg)))
+    base = _load_base(job)
     beat()
     channels: dict[str, NodeChannel | None] = {}
 
     def train(slot: Any) -> dict[str, Any]:
-        run: WorkerJob = slot.payload
+        run: WorkerJob = _undivided(slot.payload)
         channels[slot.name] = run.channel
         run.models.bring(beat)
         deliver = partial(reports.send, run.channel)
@@ -71,6 +74,24 @@ def run_host(job: HostJob) -> None:
 
     slots.SlotHost(base, train, job.slots).run(_next_commands, report_end)
     beat(over=True)
+
+
+def _load_base(job: HostJob) -> slots.SharedBase:
+    model = load_model(job.cfg, load_tokenizer(job.cfg))
+    if job.divided is None:
+        return slots.SharedBase(model)
+    device = ray.train.torch.get_device()
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device)
+    return slots.DividedBase(model, device.type, job.divided)
+
+
+def _undivided(run: WorkerJob) -> WorkerJob:
+    """Return a run whose trainer divides nothing: the host has divided the base, and the adapter is whole on every worker."""
+    changes: dict[str, Any] = {"deepspeed": None, "fsdp_config": None}
+    if run.cfg.fsdp_config is not None and run.cfg.fsdp_config.activation_checkpointing:
+        changes["gradient_checkpointing"] = True
+    return replace(run, cfg=run.cfg.model_copy(update=changes), sharding={})
 
 
 class HostReports:

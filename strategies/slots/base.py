@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["BaseChanged", "SharedBase"]
+__all__ = ["BaseChanged", "SharedBase", "checksum"]
 
 
 class BaseChanged(RuntimeError):
@@ -63,11 +63,11 @@ class SharedBase:
         yield from self.model.parameters()
         yield from self.model.buffers()
 
-    def _read(self) -> dict[str, int]:
-        return {name: _checksum(parameter.detach()) for name, parameter in self.model.named_parameters()}
+    def _read(self) -> dict[str, Any]:
+        return {name: checksum(parameter.detach()) for name, parameter in self.model.named_parameters()}
 
 
-def _checksum(tensor: Tensor) -> int:
+def checksum(tensor: Tensor) -> int:
     """Return the sum of a tensor's bits, read as integers, which no order of adding changes, and no move to a device."""
     flat = tensor.contiguous().view(-1).view(torch.uint8)
     # As int64, of which sums are many times as fast; what doesn't fill one is added by bytes.
