@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from accelerate.utils import recursively_apply
 from torch import Tensor, nn
@@ -94,6 +95,23 @@ class DividedBase(SharedBase):
         return found | {name: checksum(parameter.detach()) for name, parameter in whole.items()}
 
 
+class _Weight(nn.Parameter):
+    """A weight of a divided layer. Its memory is FSDP2's, and freed most of the time: trainers can't move or cast it."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return this weight, where it is already what is asked for: to `cpu:0`, torch would copy one on `cpu`.
+
+        Raises:
+            ValueError: for a device of another type, or another dtype.
+        """
+        wanted = torch.empty(0, dtype=self.dtype, device=self.device).to(*args, **kwargs)
+        if (wanted.dtype, wanted.device.type) != (self.dtype, self.device.type):
+            raise ValueError(
+                f"a divided base stays {self.dtype} on {self.device}; wanted was {wanted.dtype} on {wanted.device}"
+            )
+        return self
+
+
 class _Part(nn.Module):
     """This worker's part of a layer's weights: never called, but gathered by FSDP2.
 
@@ -112,6 +130,7 @@ class _Part(nn.Module):
         self.unshard()
         for weight, gathered in zip(weights, self.parameters(), strict=True):
             weight.data = gathered.detach()
+            weight.__class__ = _Weight
         self.reshard()
 
     def own_values(self) -> list[Tensor]:
