@@ -62,8 +62,8 @@ def train_in_slot(hosts: NodeChannel, plan: TrainingPlan, display: Display) -> d
         return returned
     if divided_layers(plan.cfg) is not None and (step := plan.folder.last_checkpoint()):
         raise RunFailed(
-            f"out of memory beside other trials after the checkpoint of step {step}, from which workers of its own can't resume, "
-            "for they divide the adapter, too: lower micro_batch_size, tokens_per_forward or tune.slots"
+            f"out of memory beside other trials after the checkpoint of step {step}, from which workers of its own can't "
+            "resume, for they divide the adapter, too: lower micro_batch_size, tokens_per_forward or tune.slots"
         )
     display.note("it ran out of memory beside other trials, and is tried again with workers of its own")
     return run_training(plan, display)
