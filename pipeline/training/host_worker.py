@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import ray.train
+import ray.train.torch
 import torch
 from ray.train.collective import broadcast_from_rank_zero
-from transformers import TrainerCallback
 
 from pipeline.config import RunConfig
 from pipeline.io.remote_models import RemoteModels
@@ -48,6 +47,8 @@ class HostJob:
     debug: bool = False
     models: RemoteModels = field(default_factory=RemoteModels)
     """Those at URIs, as the driver has found them."""
+    divided: tuple[str, ...] | None = None
+    """`cluster.division.divided_layers` of the recipe."""
 
 
 def run_host(job: HostJob) -> None:
@@ -56,23 +57,16 @@ def run_host(job: HostJob) -> None:
     prepare_process(job.import_path, job.debug)
     job.models.bring(beat)
     reports = HostReports(job.channel)
-    base = slots.SharedBase(load_model(job.cfg, load_tokenizer(job.cfg)))
+    base = _load_base(job)
     beat()
     runs: dict[str, WorkerJob] = {}
 
     def train(slot: Any) -> dict[str, Any]:
-        run: WorkerJob = slot.payload
+        run: WorkerJob = _undivided(slot.payload)
         runs[slot.name] = run
-        reports.note_turn(slot.name)
-
-        def join(trainer: Any) -> None:
-            slot.join(trainer)
-            # After the callback that waits for the turn.
-            trainer.callback_handler.callbacks.insert(1, TurnCallback(partial(reports.note_turn, slot.name)))
-
         run.models.bring(beat)
         deliver = partial(reports.send, run.channel)
-        return train_job(run, lambda cfg, tokenizer: slot.new_model(), join, deliver)
+        return train_job(run, lambda cfg, tokenizer: slot.new_model(), slot.join, deliver)
 
     def report_end(ended: Any) -> None:
         # In the host's thread, on every rank: a report is a barrier of them.
@@ -86,19 +80,26 @@ def run_host(job: HostJob) -> None:
         reports.send(run.channel, event)
         reports.send(job.channel, event)  # its driver gives the slot to the next run
 
-    slots.SlotHost(base, train, job.slots).run(_next_commands, report_end)
+    slots.SlotHost(base, train, job.slots, on_turn=reports.note_turn).run(_next_commands, report_end)
     beat(over=True)
 
 
-class TurnCallback(TrainerCallback):
-    """Calls a function as the turn for a step has come."""
+def _load_base(job: HostJob) -> slots.SharedBase:
+    model = load_model(job.cfg, load_tokenizer(job.cfg))
+    if job.divided is None:
+        return slots.SharedBase(model)
+    device = ray.train.torch.get_device()
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device)
+    return slots.DividedBase(model, device.type, job.divided)
 
-    def __init__(self, begin: Callable[[], None]) -> None:
-        self._begin = begin
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Call it."""
-        self._begin()
+def _undivided(run: WorkerJob) -> WorkerJob:
+    """Return a run whose trainer divides nothing: the host has divided the base, and the adapter is whole on every worker."""
+    changes: dict[str, Any] = {"deepspeed": None, "fsdp_config": None}
+    if run.cfg.fsdp_config is not None and run.cfg.fsdp_config.activation_checkpointing:
+        changes["gradient_checkpointing"] = True
+    return replace(run, cfg=run.cfg.model_copy(update=changes), sharding={})
 
 
 class HostReports:
@@ -118,8 +119,8 @@ class HostReports:
         self._outbox = Outbox()
         self._turn = TurnNote(channel, self._is_direct)
 
-    def note_turn(self, name: str) -> None:
-        """Note that it is a run's turn: if this process dies in it, the run may be at fault."""
+    def note_turn(self, name: str | None) -> None:
+        """Note that it is a run's turn, or that of several: if this process dies in it, they may be at fault."""
         if self._rank == 0:
             self._turn.write(name)
 

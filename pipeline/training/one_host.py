@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cluster.division import divided_layers
 from cluster.environment import environment
 from cluster.ray_compat import remove_orphaned_groups
 from pipeline import training
@@ -339,7 +340,7 @@ class Host:
         cfg, workers = plan.run.cfg, plan.run.workers
         timeout = {"timeout_s": cfg.ddp_timeout} if cfg.ddp_timeout else {}
         models = find_models(cfg, without=("reference_model",))
-        job = training.HostJob(cfg, plan.slots, self._channel, plan.directory, plan.debug, models)
+        job = training.HostJob(cfg, plan.slots, self._channel, plan.directory, plan.debug, models, divided_layers(cfg))
         return training.ClusterTorchTrainer(
             host_worker,
             train_loop_config={"job": job},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from cluster.division import divided_layers
 from pipeline.errors import RunCancelled, RunFailed, UserError
 from pipeline.io.holder import Holder, here
 from pipeline.ray.channel import NodeChannel
@@ -52,12 +53,20 @@ def train_in_slot(hosts: NodeChannel, plan: TrainingPlan, display: Display) -> d
     Args:
         hosts: of the hosts' driver, on this node.
         plan, display: the run's.
+
+    Raises:
+        RunFailed: also for a run that is out of memory and has checkpoints from which such workers can't resume.
     """
     with NodeChannel.opened() as channel:
         launcher = SlotLauncher(hosts, plan, display, channel)
         returned = launcher.run()
     if not isinstance(returned, str):
         return returned
+    if divided_layers(plan.cfg) is not None and (step := plan.folder.last_checkpoint()):
+        raise RunFailed(
+            f"{returned}, after the checkpoint of step {step}, from which workers of its own can't resume, for they divide the "
+            "adapter, too: lower micro_batch_size, tokens_per_forward or tune.slots"
+        )
     display.note(f"{returned}: it is tried again with workers of its own")
     try:
         return run_training(plan, display)

@@ -10,6 +10,7 @@ from pipeline.ray.channel import NodeChannel
 __all__ = ["TurnNote"]
 
 SPACE = b"prefray-turns"
+SEVERAL = "-" * 32
 
 
 class TurnNote:
@@ -28,8 +29,9 @@ class TurnNote:
         self._is_here = is_here
         self._file: int | None = None
 
-    def write(self, name: str) -> None:
-        """Note a run's name; all names have the same length."""
+    def write(self, name: str | None) -> None:
+        """Note a run's name, None where several compute together; all names have the length of `SEVERAL`."""
+        name = name or SEVERAL
         if not self._is_here:
             put_value(self._key, name, SPACE)
             return

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.division import divided_layers, find_division_problems
 from pipeline.config import RunConfig
 from pipeline.doctor.machine import Machine
 from pipeline.doctor.memory import usable
@@ -53,7 +54,7 @@ def why_not_shared(cfg: RunConfig, other: RunConfig | None = None) -> list[tuple
         cfg: the trial's recipe.
         other: recipe of a trial that can.
     """
-    problems = list(find_sharing_problems(cfg))
+    problems = [*find_sharing_problems(cfg), *find_division_problems(cfg)]
     if cfg.is_elastic:
         problems.append(("ray.num_workers", "a range: workers that come and go would restart all trials; write a number"))
     if other is not None and not problems:
@@ -95,10 +96,11 @@ def fitting_slots(recipe: RunConfig, copies: int, machine: Machine) -> int:
 
     Args:
         recipe: of one of the trials.
-        copies: workers that share the machine's memory, each with a copy.
+        copies: workers that share the machine's memory, each with a copy, or its part of one.
         machine: this one, or a GPU.
     """
-    found = memory.estimate(recipe, recipe.num_workers, machine.kind == "GPU")
+    division = None if divided_layers(recipe) is None else memory.LAYERS
+    found = memory.estimate(recipe, recipe.num_workers, machine.kind == "GPU", division)
     # Activations are those of one trial: the others wait for their turns.
     each = found.gradients * 2 + found.optimizer + found.reference + found.buckets + SLOT_BYTES
     return max(0, int((usable(machine) / copies - found.total) // each) + 1)

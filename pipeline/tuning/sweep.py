@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from cluster.division import divided_layers
 from cluster.placement import count_runs
 from pipeline import tuning
 from pipeline.config import RunConfig
@@ -172,6 +173,9 @@ def _share(cfg: RunConfig, sharing: Sharing, capacity: int, trials: int, display
     slots = check_slots(cfg.tune.slots, fitting_slots(recipe, copies, machine), each)
     hosts = min(capacity, -(-trials // slots))
     display.note(f"up to {slots} trials share one copy of the base model{f', of which there are {hosts}' * (hosts > 1)}")
+    if divided_layers(recipe) is not None:
+        key = "deepspeed: zero3" if recipe.deepspeed is not None else "fsdp_config"
+        display.note(f"{key}: {recipe.num_workers} workers divide the layers of a copy by FSDP2; adapters are whole on each")
     for reason in sharing.reasons:
         display.note(f"trials with workers of their own: {reason}")
     limit = cfg.tune.max_concurrent_trials or trials

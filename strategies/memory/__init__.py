@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 from strategies.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from strategies.memory.formula import ITEMS, MemoryEstimate, estimate
+    from strategies.memory.formula import ITEMS, LAYERS, MemoryEstimate, estimate
     from strategies.memory.measure import Measured, measure_peak
 else:
     __getattr__ = lazy_names(
         __name__,
         {
-            "strategies.memory.formula": "ITEMS MemoryEstimate estimate",
+            "strategies.memory.formula": "ITEMS LAYERS MemoryEstimate estimate",
             "strategies.memory.measure": "Measured measure_peak",
         },
     )
 
-__all__ = ["ITEMS", "Measured", "MemoryEstimate", "estimate", "measure_peak"]
+__all__ = ["ITEMS", "LAYERS", "Measured", "MemoryEstimate", "estimate", "measure_peak"]

@@ -33,6 +33,7 @@ class Activations:
 
     Attributes:
         layer: the largest layer, which stands for all.
+        frozen: bytes of the layers' weights that aren't trained.
         note: what the formula leaves out of this model; None where it knows all of it.
     """
 
@@ -43,7 +44,10 @@ class Activations:
         # The decoder's layers are the list of that length: its name differs between model families. A tower may have as many.
         decoder = inner_model(model).get_decoder() if has_tower(model) else model
         stacks = (part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == self.number)
-        self.layer = max(next(stacks, [nn.Module()]), key=weights_of)
+        layers = next(stacks, [nn.Module()])
+        self.layer = max(layers, key=weights_of)
+        parameters = (parameter for layer in layers for parameter in layer.parameters())
+        self.frozen = sum(parameter.nbytes for parameter in parameters if not parameter.requires_grad)
         self.vocabulary, self.hidden = model.get_output_embeddings().weight.shape
         self.heads = getattr(config, "num_attention_heads", 1)
         head = getattr(config, "head_dim", None) or self.hidden // self.heads

@@ -26,7 +26,7 @@ from strategies.models.tokenizer import load_tokenizer
 from strategies.packing.support import why_not_packed
 from strategies.vision.modules import has_tower
 
-__all__ = ["ITEMS", "MemoryEstimate", "STATES", "estimate", "state_bytes"]
+__all__ = ["ITEMS", "LAYERS", "MemoryEstimate", "STATES", "estimate", "state_bytes"]
 
 STATES: dict[str, tuple[int, str]] = {
     **dict.fromkeys("adamw_torch adamw_torch_fused adamw_torch_npu_fused adamw_torch_xla stable_adamw".split(), (2, "same")),
@@ -75,6 +75,9 @@ GPU_PROCESS = 600 * 2**20
 """Bytes of GPU memory that a process takes before its first tensor (CUDA's context and libraries). Usual; unmeasured."""
 QUANTIZED = {"load_in_4bit": 0.5, "load_in_8bit": 1.0}
 """Bytes per weight of a quantized linear layer, scales (a few percent) left out."""
+
+LAYERS = "layers"
+"""What divides the frozen layers of a base that trials share, and leaves the rest whole; beside the shardings of a run."""
 
 PICTURES = (
     "pictures: what encoding them holds is not known here, and left out; where rows have none, the tower is not trained, and "
@@ -136,7 +139,7 @@ def estimate(cfg: Any, world_size: int = 1, gpu: bool = False, sharding: str | N
         cfg: a validated config, or a dict of the same keys.
         world_size: number of workers.
         gpu: whether workers have a GPU; its attention and kernels are taken to hold what the CPU's do, or less.
-        sharding: `zero1`, `zero2`, `zero3` or `fsdp2`; None for DDP.
+        sharding: `zero1`, `zero2`, `zero3` or `fsdp2`, or `LAYERS`; None for DDP.
 
     Raises:
         ValueError: when there is no model, or no usable config of one, at the given place.
@@ -179,7 +182,7 @@ def estimate(cfg: Any, world_size: int = 1, gpu: bool = False, sharding: str | N
         reference=reference,
         activations=activations,
         token_head=token_head,
-        buckets=gradients if world_size > 1 and sharding is None else 0,
+        buckets=gradients if world_size > 1 and sharding in (None, LAYERS) else 0,
         process=GPU_PROCESS if gpu else LIBRARIES + STARTED,
         forward=forward,
         # Gradients are as large as the trained weights.
@@ -192,6 +195,9 @@ def estimate(cfg: Any, world_size: int = 1, gpu: bool = False, sharding: str | N
 def _divided(whole: MemoryEstimate, sharding: str, workers: int, held: Activations) -> MemoryEstimate:
     """Divide the model's part among workers, as `benchmarks/sharding_memory.py` counts it in float32."""
     weights, gradients, optimizer = whole.weights, whole.gradients, whole.optimizer
+    if sharding == LAYERS:
+        one = held.frozen // max(1, held.number)  # whole while it is computed
+        return replace(whole, weights=weights - held.frozen + held.frozen // workers + one, undivided=whole.total)
     is_zero, is_half = sharding != "fsdp2", held.autocast
     if is_zero and (is_half or sharding != "zero3"):
         optimizer += gradients  # DeepSpeed's float32 copy of the weights; ZeRO-3 makes none of float32 weights

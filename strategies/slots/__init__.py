@@ -1,6 +1,7 @@
 """Several trials in one process, on one frozen base: each has a slot, and slots take turns, or run their rows together.
 
 base.py           the base's weights, once; every slot's model has them and an adapter of its own
+divided.py        a base of which each worker holds a part
 rules.py          which configs can share a base; loads without torch
 turns.py          a function that runs in turns, one of several at a time
 process_state.py  what libraries keep per process, such as random states: each slot has its own
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from strategies.slots.base import BaseChanged, SharedBase
     from strategies.slots.commands import Attach, Close, Command, Stop
     from strategies.slots.control import WorkersDisagree
+    from strategies.slots.divided import DividedBase
     from strategies.slots.host import Ended, Slot, SlotHost
     from strategies.slots.rules import EQUAL_KEYS, find_sharing_problems, unequal_keys
 else:
@@ -43,6 +45,7 @@ else:
         {
             "strategies.slots.base": "BaseChanged SharedBase",
             "strategies.slots.commands": "Attach Close Command Stop",
+            "strategies.slots.divided": "DividedBase",
             "strategies.slots.host": "Ended Slot SlotHost",
             "strategies.slots.control": "WorkersDisagree",
             "strategies.slots.rules": "EQUAL_KEYS find_sharing_problems unequal_keys",
@@ -55,6 +58,7 @@ __all__ = [
     "BaseChanged",
     "Close",
     "Command",
+    "DividedBase",
     "Ended",
     "SharedBase",
     "Slot",

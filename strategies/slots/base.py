@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["BaseChanged", "SharedBase"]
+__all__ = ["BaseChanged", "SharedBase", "checksum"]
 
 
 class BaseChanged(RuntimeError):
@@ -25,7 +25,10 @@ class SharedBase:
 
     Attributes:
         model: the base.
+        is_divided: whether a forward of a model on it is one of all workers.
     """
+
+    is_divided: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         model.requires_grad_(False)
@@ -63,11 +66,11 @@ class SharedBase:
         yield from self.model.parameters()
         yield from self.model.buffers()
 
-    def _read(self) -> dict[str, int]:
-        return {name: _checksum(parameter.detach()) for name, parameter in self.model.named_parameters()}
+    def _read(self) -> dict[str, Any]:
+        return {name: checksum(parameter.detach()) for name, parameter in self.model.named_parameters()}
 
 
-def _checksum(tensor: Tensor) -> int:
+def checksum(tensor: Tensor) -> int:
     """Return the sum of a tensor's bits, read as integers, which no order of adding changes, and no move to a device."""
     flat = tensor.contiguous().view(-1).view(torch.uint8)
     # As int64, of which sums are many times as fast; what doesn't fill one is added by bytes.

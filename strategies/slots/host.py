@@ -129,6 +129,7 @@ class SlotHost:
         patience_s: how long workers whose trial has failed wait for the others to fail, too, beside the longest turn so far.
         joint_tokens: most tokens of a forward in which rows of several slots stand; 0 for turns of whole steps alone. The
             device's own number when not given.
+        on_turn: called with the name of the slot whose turn begins, and with None where a forward or backward of several does.
     """
 
     def __init__(
@@ -138,8 +139,10 @@ class SlotHost:
         slots: int,
         patience_s: float = 60.0,
         joint_tokens: int | None = None,
+        on_turn: Callable[[str | None], None] = lambda name: None,
     ) -> None:
         self.base, self.slots = base, slots
+        self._on_turn = on_turn
         self._joint = JointSteps(base, joint_tokens)
         self._run_trial, self._patience_s = run_trial, patience_s
         self._workers = WorkersOfHost()
@@ -182,9 +185,11 @@ class SlotHost:
         """Run the rows that slots have handed over; each has a turn for its loss, between forward and backward."""
         scorers = [slot.scorer for slot in self._running.values() if slot.scorer is not None and slot.scorer.row is not None]
         for group in self._joint.groups(scorers):
+            self._on_turn(group[0].slot.name if len(group) == 1 else None)
             self._joint.forward(group)
             self._turns([scorer.slot for scorer in group], on_end)
             if left := [scorer for scorer in group if scorer.slot.name in self._running]:
+                self._on_turn(left[0].slot.name if len(left) == 1 else None)
                 self._joint.backward(left)
         self._joint.exchange([scorer for scorer in scorers if scorer.slot.name in self._running])
 
@@ -220,6 +225,7 @@ class SlotHost:
     def _turn(self, slot: Slot) -> Ended | None:
         """Give a slot a turn; return how its trial ended, None if it continues."""
         began = time.monotonic()
+        self._on_turn(slot.name)
         result, error = None, None
         try:
             result = slot.turns.give()

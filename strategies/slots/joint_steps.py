@@ -19,7 +19,7 @@ from strategies.slots.process_state import TorchRandom
 __all__ = ["JOINT_TOKENS", "JointSteps", "SlotScorer"]
 
 JOINT_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens up to which rows are joined, by device: with more, one forward is hardly faster than several (`benchmarks.joint_forwards`)."""
+"""Tokens up to which rows are joined, by device: with more, one forward is hardly faster (`benchmarks.joint_forwards`)."""
 
 
 class SlotScorer(RowScorer):
@@ -145,15 +145,19 @@ class JointSteps:
         yield group
 
     def forward(self, group: Sequence[SlotScorer]) -> None:
-        """Run the forward of a group; if it fails, that of each row alone, so that an error is that of its own slot."""
+        """Run the forward of a group; if it fails, that of each row alone, so that an error is that of its own slot.
+
+        Not where a forward is one of all workers, which may not all have failed: there it is an error of the whole group.
+        """
         rows = [_row(scorer) for scorer in group]
         states = [row.random.copy() for row in rows]
         began = group[0].clock.mark()
         try:
             self._model.forward(rows)
         except Exception as error:  # noqa: BLE001 - raised by the slot whose row it is
-            if len(rows) == 1:
-                rows[0].error = error
+            if len(rows) == 1 or self._base.is_divided:
+                for row in rows:
+                    row.error = error
                 return
             for scorer, row, state in zip(group, rows, states, strict=True):
                 row.random = state

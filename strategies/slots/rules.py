@@ -29,19 +29,19 @@ ALONE = {
     "peft_layer_replication": "changes the base's layers",
     "torch_compile": "compiles the base",
     "profile": "traces the process, with the steps of all trials",
-    "deepspeed": "divides the trained weights among workers by an engine of its own",
-    "fsdp_config": "divides the base among workers",
 }
 """Keys with which a trial needs a run of its own, and why."""
 
 
 def find_sharing_problems(cfg: StrategyConfig) -> Iterator[Problem]:
-    """Yield (key, message) for every reason why a trial can't share a base with others; nothing if it can."""
+    """Yield (key, message) for every reason why a trial can't share a base with others; nothing if it can.
+
+    Keys that divide models among workers are those of a config with a cluster, which says itself what a host can divide.
+    """
     if cfg.adapter is None:
         yield "adapter", "not set: the trial trains the base itself; write adapter: lora"
     for name, why in ALONE.items():
-        # Sharding keys are those of a config with a cluster.
-        if getattr(cfg, name, None):
+        if getattr(cfg, name):
             yield name, f"{why}, which others would see"
     if cfg.peft_init_lora_weights not in KEEP_BASE:
         yield "peft_init_lora_weights", f"{cfg.peft_init_lora_weights!r} changes the base's weights; write true, or gaussian"

@@ -233,8 +233,7 @@ class PlannedTrainer(PreferenceTrainer):
 
     def training_step(self, model: Any, inputs: WorkerStep, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run this worker's forwards and backwards; the mean of the results over workers is the loss of the global batch."""
-        if not model.training:  # it walks through all modules, which takes part of a small step
-            model.train()
+        model.train()
         # As in transformers' step, which isn't called: schedule-free optimizers evaluate with other weights.
         if (schedule_free := getattr(self.optimizer, "train", None)) is not None:
             schedule_free()

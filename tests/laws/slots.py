@@ -13,9 +13,12 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
+from cluster.config import ClusterKeys
+from cluster.sharding import sharding_arguments
 from strategies.config import as_config
+from strategies.models.gather_weights import gather
 from strategies.models.loading import load_model
-from strategies.slots import Attach, Close, Command, Ended, SharedBase, Slot, SlotHost, Stop, WorkersDisagree
+from strategies.slots import Attach, Close, Command, DividedBase, Ended, SharedBase, Slot, SlotHost, Stop, WorkersDisagree
 from tests.laws.runs import CONFIG, LORA, alike, built, join, prepared
 from tests.tiny import tiny_tokenizer
 
@@ -33,29 +36,40 @@ WAYS = {"turns": 0, "joint": None}
 TOLERANCES = {"turns": None, "joint": 1e-4}
 
 
-def trainer_of(folder: Path, keys: dict[str, Any], new_model: Callable[[Any], Any]) -> Any:
+def trainer_of(folder: Path, keys: dict[str, Any], new_model: Callable[[Any], Any], extra: dict[str, Any] | None = None) -> Any:
     """A trainer as a worker builds it: the seed is set before the model is made."""
     keys = {**KEYS, **keys}
     set_seed(keys.get("seed", 42))
     model = new_model(as_config({**CONFIG, **keys}))
-    return built(folder, rows=prepared(ROWS, keys), eval_rows=EVAL_ROWS, model=model, **keys)
+    return built(folder, rows=prepared(ROWS, keys), eval_rows=EVAL_ROWS, model=model, extra=extra, **keys)
 
 
 def outcome(trainer: Any) -> dict[str, Any]:
-    """What a law compares: everything logged, but for times, and the trained weights."""
-    weights = {name: value.detach().clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
+    """What a law compares: everything logged, but for times, and the trained weights, whole."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    weights = {name: value.detach().clone() for name, value in gather(model, trained)}
     return {"history": [alike(entry) for entry in trainer.state.log_history], "weights": weights}
 
 
-def run_alone(folder: Path, keys: dict[str, Any], resume: str | None = None) -> dict[str, Any]:
-    """Train without a host."""
-    trainer = trainer_of(folder, keys, lambda cfg: load_model(cfg, tiny_tokenizer()))
+def run_alone(folder: Path, keys: dict[str, Any], resume: str | None = None, **sharding: Any) -> dict[str, Any]:
+    """Train without a host.
+
+    Args:
+        sharding: keys that divide the model among two workers.
+    """
+    extra = sharding_arguments(ClusterKeys.model_validate({"ray": {"num_workers": 2}, **sharding}))
+    trainer = trainer_of(folder, keys, lambda cfg: load_model(cfg, tiny_tokenizer()), extra)
     trainer.train(resume_from_checkpoint=resume)
     return outcome(trainer)
 
 
 def shared_base(base_model: str) -> SharedBase:
     return SharedBase(load_model(as_config({**CONFIG, "base_model": base_model}), tiny_tokenizer()))
+
+
+def divided_base(base_model: str) -> DividedBase:
+    return DividedBase(load_model(as_config({**CONFIG, "base_model": base_model}), tiny_tokenizer()))
 
 
 class Planted(RuntimeError):
@@ -157,6 +171,30 @@ def host_worker(rank: int, world_size: int, port: int, folder: str, base: str, t
         found |= {f"{name} {way}": (ends[name].result, repr(ends[name].error)) for name in ends}
     for name, keys in trials.items():
         found[f"{name} alone"] = run_alone(place / f"{name}-alone", keys)
+    torch.save(found, place / f"{rank}.pt")
+
+
+def divided_worker(rank: int, world_size: int, port: int, folder: str, base: str, trials: dict[str, dict[str, Any]]) -> None:
+    """One process of two: the trials on a divided base, then alone, whole and divided; leaves `{rank}.pt`."""
+    join(rank, world_size, port)
+    dist.init_process_group("gloo")
+    place, shared = Path(folder), divided_base(base)
+    between, whole = shared.nbytes, shared_base(base)
+    layers = sum(weight.nbytes for weight in whole.model.model.layers.parameters())
+    found: dict[str, Any] = {"between layers": between, "layers": layers, "rest": whole.nbytes - layers}
+    del whole
+    others = {"fails": {"base_model": base, "fault": (3, "raise")}, "stopped": {"base_model": base, "seed": 5}}
+    first, *rest = attach(trials)
+    ends = run_together(
+        SlotHost(shared, run_trial(place), len(trials) + 2), [[first, *attach(others)], [], rest, [Stop("stopped")]]
+    )
+    found |= {"ends": {name: repr(end.error) for name, end in ends.items()}, **{name: end.result for name, end in ends.items()}}
+    found["whole after a step"] = sum(
+        tensor.untyped_storage().nbytes() for tensor in (*shared.model.parameters(), *shared.model.buffers())
+    )
+    for name, keys in trials.items():
+        found[f"{name} whole"] = run_alone(place / f"{name}-whole", keys)
+        found[f"{name} fsdp2"] = run_alone(place / f"{name}-fsdp2", keys, fsdp_config={})
     torch.save(found, place / f"{rank}.pt")
 
 

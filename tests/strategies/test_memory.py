@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel, Qwen3MoeConfig
 
 from strategies.config import as_config
 from strategies.config.names import OPTIMIZERS
-from strategies.memory import ITEMS, MemoryEstimate, estimate, measure_peak
+from strategies.memory import ITEMS, LAYERS, MemoryEstimate, estimate, measure_peak
 from strategies.memory.formula import LIBRARIES, STATES, state_bytes
 from tests.tiny import SIZE, tiny_gpt2, tiny_model, tiny_qwen3, tiny_tokenizer
 
@@ -160,6 +160,15 @@ def test_shares_of_a_divided_model(
     assert found.optimizer == optimizer * whole.gradients
     assert found.checkpoint == whole.checkpoint == 12 * WEIGHTS
     assert (whole.buckets, found.buckets) == (4 * WEIGHTS, 0)
+
+
+def test_a_shared_base_is_divided_by_its_layers(predict: Callable[..., MemoryEstimate]) -> None:
+    """What is trained is whole on each worker."""
+    keys: dict[str, Any] = {"adapter": "lora", "lora_r": 4}
+    whole, found = predict(world_size=4, **keys), predict(world_size=4, sharding=LAYERS, **keys)
+    one = 4 * (LINEAR_WEIGHTS // 2 + 2 * 64)
+    assert whole.weights - found.weights == 2 * one - 2 * one // 4 - one
+    assert {**found.items(), "weights": 0} == {**whole.items(), "weights": 0} and found.undivided == whole.total
 
 
 def test_deepspeed_keeps_weights_of_half_precision(predict: Callable[..., MemoryEstimate]) -> None:

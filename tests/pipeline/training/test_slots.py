@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cluster.config import ClusterKeys
 from pipeline.errors import RunCancelled, RunFailed, UserError
 from pipeline.io.holder import here
 from pipeline.ray.channel import NodeChannel
@@ -147,8 +148,15 @@ def test_a_run_that_others_may_hinder_gets_workers_of_its_own(monkeypatch: pytes
     monkeypatch.setattr(slot_launch, "run_training", lambda plan, display: {"step": 8})
     monkeypatch.setattr(slot_launch.NodeChannel, "opened", lambda: nullcontext(NodeChannel(tmp_path)))
     display: Any = SimpleNamespace(note=notes.append)
-    assert train_in_slot(NodeChannel(tmp_path), None, display) == {"step": 8}  # type: ignore[arg-type]
-    assert notes == ["memory ran out: it is tried again with workers of its own"]
+    folder = SimpleNamespace(last_checkpoint=lambda: 4)
+    plan: Any = SimpleNamespace(cfg=ClusterKeys(), folder=folder)
+    assert train_in_slot(NodeChannel(tmp_path), plan, display) == {"step": 8}
+    plan.cfg = ClusterKeys.model_validate({"fsdp_config": {}, "ray": {"num_workers": 2}})
+    with pytest.raises(RunFailed, match="memory ran out, after the checkpoint of step 4, from which workers of its own can't"):
+        train_in_slot(NodeChannel(tmp_path), plan, display)
+    folder.last_checkpoint = lambda: 0
+    assert train_in_slot(NodeChannel(tmp_path), plan, display) == {"step": 8}
+    assert set(notes) == {"memory ran out: it is tried again with workers of its own"}
 
 
 def test_commands_come_in_order() -> None:

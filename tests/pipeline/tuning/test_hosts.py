@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.runs.metrics import MetricsFile
 from pipeline.tuning.result import SweepResult
 from pipeline.ui.display import SilentDisplay
+from strategies.checkpoints.manifest import read_manifests
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True, "lora_dropout": 0.1}
@@ -59,6 +60,28 @@ def test_a_trial_among_others_is_what_it_is_alone(recipe: Any, tmp_path: Path) -
         assert adapter(results[True], trial) == adapter(results[False], trial)
         assert files(results[True], trial) == files(results[False], trial)
     assert "up to 2 trials share one copy of the base model, of which there are 2" in display.notes
+
+
+def test_two_workers_divide_the_base(recipe: Any, tmp_path: Path) -> None:
+    """And each trains the whole adapter, as its checkpoints say."""
+    section = {
+        "space": {"learning_rate": {"grid": [1e-4, 1e-3]}},
+        "search": "grid",
+        "baseline": False,
+        "share_base": True,
+        "slots": 2,
+        "metric": "eval_rewards/accuracies",
+    }
+    keys: dict[str, Any] = {"fsdp_config": {"activation_checkpointing": True}, "ray": {"num_workers": 2}, "max_steps": 4}
+    display = Notes()
+    result = tune(recipe(tmp_path / "sweep", section, save_steps=4, eval_steps=4, **keys, **LORA), display=display)
+    assert [(one.status, one.step, one.reason) for one in result.records] == [("finished", 4, None)] * 2
+    assert "fsdp_config: 2 workers divide the layers of a copy by FSDP2; adapters are whole on each" in display.notes
+    for trial in ("000", "001"):
+        assert len(history(result, trial)) >= 2 and adapter(result, trial)
+        (checkpoint,) = (tmp_path / "sweep" / "trials" / trial).glob("checkpoint-*")
+        manifests = read_manifests(checkpoint)
+        assert len(manifests) == 2 and manifests[0]["identity"]["sharding"] == "whole"
 
 
 def test_slots_are_freed_by_the_scheduler(recipe: Any, tmp_path: Path) -> None:

@@ -63,9 +63,12 @@ def test_what_must_not(other: RunConfig, key: str) -> None:
         plan_sharing(True, [trial(), other, trial(learning_rate=1e-3)])
 
 
-def test_a_divided_model_is_not_shared() -> None:
-    """With one worker, nothing is divided."""
-    assert [key for key, _ in why_not_shared(trial(deepspeed="zero2", ray={"num_workers": 2}))] == ["deepspeed"]
+def test_a_shared_base_is_divided_by_what_divides_weights() -> None:
+    two = {"ray": {"num_workers": 2}}
+    assert [key for key, _ in why_not_shared(trial(deepspeed="zero2", **two))] == ["deepspeed"]
+    for keys in ({"deepspeed": "zero3"}, {"fsdp_config": {}}):
+        assert why_not_shared(trial(**keys, **two), trial(seed=3, **keys, **two)) == []
+        assert [key for key, _ in why_not_shared(trial(**keys, **two), trial(**two))] == list(keys)
 
 
 def test_most_of_the_trials_decide_the_base() -> None:
