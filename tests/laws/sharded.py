@@ -42,7 +42,10 @@ ENGINES: dict[str, dict[str, Any]] = {
     "fsdp2": {"fsdp_config": {}},
 }
 KINDS = [
-    *(("ddp", "full"), ("ddp", "lora"), ("zero1", "lora"), ("zero2", "full")),
+    ("ddp", "full"),
+    ("ddp", "lora"),
+    ("zero1", "lora"),
+    ("zero2", "full"),
     *((engine, kind) for engine in ("zero3", "fsdp2") for kind in ("full", "lora")),
 ]
 """Engines and what they train, of checkpoints: those of ZeRO-1 and ZeRO-2 are alike."""
