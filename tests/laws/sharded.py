@@ -41,8 +41,13 @@ ENGINES: dict[str, dict[str, Any]] = {
     "zero3": {"deepspeed": _zero3()},
     "fsdp2": {"fsdp_config": {}},
 }
-KINDS = [(engine, kind) for engine in ("ddp", "zero3", "fsdp2") for kind in ("full", "lora")]
-KINDS += [("zero1", "lora"), ("zero2", "full")]
+KINDS = [
+    ("ddp", "full"),
+    ("ddp", "lora"),
+    ("zero1", "lora"),
+    ("zero2", "full"),
+    *((engine, kind) for engine in ("zero3", "fsdp2") for kind in ("full", "lora")),
+]
 """Engines and what they train, of checkpoints: those of ZeRO-1 and ZeRO-2 are alike."""
 REPORTED = (
     "loss",
