@@ -19,18 +19,20 @@ from pipeline.io.remote_models import find_models
 from pipeline.planning import RunPlan
 from pipeline.ray.channel import NodeChannel
 from pipeline.ray.session import use_own_threads
-from pipeline.training.events import ControllerStarted, SlotEnded, WorkersFailed, WorkerStarted
+from pipeline.training.events import ControllerStarted, HostReady, SlotEnded, SlotGiven, WorkersFailed, WorkerStarted
 from pipeline.training.hang_detection import HangDetector
 from pipeline.training.heartbeat import beat
 from pipeline.training.slot_commands import receive
 from pipeline.training.slot_launch import SlotUnwanted, SlotWanted
 from strategies.slots.commands import Attach, Close, Stop
 
-__all__ = ["HostPlan", "Hosts", "host_worker"]
+__all__ = ["HostPlan", "HostStart", "Hosts", "host_worker"]
 
-POLL_EVERY_S = 0.05
+POLL_EVERY_S = 0.02
 IDLE_S = 5.0
 """Seconds without runs after which a host frees its workers' resources."""
+FIRST_WITHIN_S = 60.0
+"""The same before its first run."""
 END_WITHIN_S = 10.0
 ORPHANS_EVERY_S = 1.0
 REPORTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
@@ -54,6 +56,20 @@ class HostPlan:
     debug: bool = False
 
 
+@dataclass(frozen=True)
+class HostStart:
+    """The start of a host's workers, the first one or after a failure."""
+
+    host: int
+    """The host's number, from 0."""
+    seconds: float
+    """Until the base was loaded: placing and starting the workers, imports, loading."""
+    load_seconds: float
+    """Of these, for loading."""
+    base_bytes: int
+    """Of a worker's copy, or part."""
+
+
 def host_worker(config: dict[str, Any]) -> None:
     """Run `config["job"]` as one of Ray Train's workers. `training.run_host` imports torch, so only workers do."""
     use_own_threads()
@@ -62,16 +78,20 @@ def host_worker(config: dict[str, Any]) -> None:
 
 
 class Hosts:
-    """Starts hosts as runs ask for slots, gives each run a slot, and closes hosts that none needs; in a thread.
+    """Starts hosts, at first all of them, gives each run a slot, and closes hosts that none needs; in a thread.
 
     Args:
         plan: of the hosts.
         channel: carries the requests of runs.
         note: shows a message.
+
+    Attributes:
+        starts: those of all hosts so far.
     """
 
     def __init__(self, plan: HostPlan, channel: NodeChannel, note: Callable[[str], None]) -> None:
         self.plan, self.channel, self.note = plan, channel, note
+        self.starts: list[HostStart] = []
         self.hosts: list[_Host] = []
         self._started = 0
         self._waiting: dict[str, SlotWanted] = {}
@@ -80,6 +100,9 @@ class Hosts:
         self._thread = threading.Thread(target=self._loop, name="hosts", daemon=True)
 
     def __enter__(self) -> Hosts:
+        # Not only when runs ask: the workers start and load the base while the runs' own processes start.
+        for _ in range(self.plan.hosts):
+            self._start()
         self._thread.start()
         return self
 
@@ -131,7 +154,7 @@ class Hosts:
             host.attach(wanted)
 
     def _start(self) -> _Host:
-        host = _Host(self.plan, self._started, self.note)
+        host = _Host(self.plan, self._started, self.note, self.starts)
         self._started += 1
         self.hosts.append(host)
         return host
@@ -140,15 +163,16 @@ class Hosts:
 class _Host:
     """One host, from its start to the end of its workers."""
 
-    def __init__(self, plan: HostPlan, number: int, note: Callable[[str], None]) -> None:
+    def __init__(self, plan: HostPlan, number: int, note: Callable[[str], None], starts: list[HostStart]) -> None:
         self.runs: dict[str, SlotWanted] = {}
         self.has_ended = False
-        self._plan, self._number, self._note = plan, number, note
+        self._plan, self._number, self._note, self._starts = plan, number, note, starts
+        self._starting_since = time.monotonic()
         self._hangs = HangDetector(plan.run.cfg.ray.hang_timeout)
         self._first: Any = None
         """Actor of the first worker, while there is one."""
         self._controller: Any = None
-        self._closing = False
+        self._closing = self._is_ready = self._is_used = False
         self._busy_at = self._looked = time.monotonic()
         self._leaving: set[str] = set()
         """Runs that were asked to leave."""
@@ -169,7 +193,8 @@ class _Host:
 
     def attach(self, wanted: SlotWanted) -> None:
         """Give a run a slot, at once or when the workers have started."""
-        self.runs[wanted.name] = wanted
+        self.runs[wanted.name], self._is_used = wanted, True
+        _put(wanted, SlotGiven(self._number))
         self._send(Attach(wanted.name, wanted.job))
 
     def stop(self, name: str) -> None:
@@ -195,7 +220,7 @@ class _Host:
             self._finish()
         elif self.runs:
             self._busy_at = time.monotonic()
-        elif not self._closing and self._first is not None and time.monotonic() - self._busy_at > IDLE_S:
+        elif not self._closing and self._is_ready and self._is_idle():
             self._closing = True
             self._send(Close())
 
@@ -218,6 +243,9 @@ class _Host:
                 if self._fitted.wait(END_WITHIN_S):
                     remove_orphaned_groups()
         self._finish()
+
+    def _is_idle(self) -> bool:
+        return time.monotonic() - self._busy_at > (IDLE_S if self._is_used else FIRST_WITHIN_S)
 
     def _stop_orphans(self) -> None:
         """Let runs leave whose driver has died."""
@@ -245,11 +273,15 @@ class _Host:
                     # Also after a restart: each run resumes from its own last checkpoint.
                     for name, wanted in self.runs.items():
                         self._send(Attach(name, wanted.job))
+            case HostReady():
+                self._is_ready, self._busy_at = True, time.monotonic()
+                seconds = time.monotonic() - self._starting_since
+                self._starts.append(HostStart(self._number, seconds, event.load_seconds, event.base_bytes))
             case SlotEnded():
                 self.runs.pop(event.name, None)
                 self._leaving.discard(event.name)
             case WorkersFailed():
-                self._first = None
+                self._first, self._is_ready, self._starting_since = None, False, time.monotonic()
                 self._hangs.clear()
                 for name in list(self._leaving):
                     self._left(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,14 +16,14 @@ from pipeline.io.remote_models import RemoteModels
 from pipeline.ray.channel import NodeChannel
 from pipeline.ray.memory import out_of_memory
 from pipeline.training.controller_callback import CHANNEL, REPORT, find_user_error
-from pipeline.training.events import SlotEnded, StepReport, merged
+from pipeline.training.events import HostReady, SlotEnded, StepReport, merged
 from pipeline.training.heartbeat import beat
 from pipeline.training.job import WorkerJob
 from pipeline.training.slot_commands import received
 from pipeline.training.worker import prepare_process, train_job
 from strategies import slots
 from strategies.models.loading import load_model
-from strategies.models.tokenizer import load_tokenizer
+from strategies.models.tokenizer import shared_tokenizer
 
 __all__ = ["HostJob", "run_host"]
 
@@ -52,7 +53,9 @@ def run_host(job: HostJob) -> None:
     prepare_process(job.import_path, job.debug)
     job.models.bring(beat)
     reports = HostReports(job.channel)
-    base = slots.SharedBase(load_model(job.cfg, load_tokenizer(job.cfg)))
+    began = time.monotonic()
+    base = slots.SharedBase(load_model(job.cfg, shared_tokenizer(job.cfg)))
+    reports.send(job.channel, HostReady(time.monotonic() - began, base.nbytes))
     beat()
     channels: dict[str, NodeChannel | None] = {}
 
@@ -88,7 +91,7 @@ class HostReports:
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
         self._is_direct = broadcast_from_rank_zero(channel.folder.exists() if self._rank == 0 else None)
 
-    def send(self, channel: NodeChannel | None, event: StepReport | SlotEnded) -> None:
+    def send(self, channel: NodeChannel | None, event: HostReady | StepReport | SlotEnded) -> None:
         """Send an event to a driver's channel; every rank must call it. A driver that has ended reads no more."""
         if not self._is_direct:
             ray.train.report({REPORT: event, CHANNEL: channel})
