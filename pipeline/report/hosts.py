@@ -49,12 +49,12 @@ def _bars(stays: Sequence[tuple[Stay, TrialRecord]], each: int) -> list[Bar]:
     until: dict[tuple[str, int], float] = {}
     bars = []
     for stay, record in sorted(stays, key=lambda item: item[0].began):
-        place, slot = _place(stay), 0
-        # One more than there are: a trial that has left is shown until Tune has heard of it.
-        while until.get((place, slot), 0.0) > stay.began and slot < max(each, 1):
+        host, slot = _host(stay), 0
+        # One more than there are: a trial that has left is shown until Tune has its last result.
+        while until.get((host, slot), 0.0) > stay.began and slot < max(each, 1):
             slot += 1
-        until[place, slot] = _end(stay)
-        bars.append(Bar(f"{place}, slot {slot}" if stay.host is not None else f"{place} {slot}", stay, record))
+        until[host, slot] = _end(stay)
+        bars.append(Bar(f"{host}, slot {slot}" if stay.host is not None else f"{host} {slot}", stay, record))
     return bars
 
 
@@ -81,7 +81,7 @@ def _chart(bars: Sequence[Bar]) -> Chart:
             hoverinfo="text",
         )
     rows = sorted({bar.row for bar in bars})
-    # All in one row's place: a bar of another trial isn't put beside it, or on it.
+    # Else a bar would be put beside those of other trials.
     figure.update_layout(barmode="overlay", showlegend=False)
     figure.update_xaxes(type="date", title="time (UTC)")
     figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1], automargin=True)
@@ -92,16 +92,16 @@ def _table(stays: Sequence[tuple[Stay, TrialRecord]], each: int) -> Table:
     """A row for each host, and one for workers of their own."""
     names = ("host", "trials", "most at once", "time with trials", "slots in use")
     rows = []
-    for place in sorted({_place(stay) for stay, _ in stays}):
-        here = [(stay, record) for stay, record in stays if _place(stay) == place]
+    for host in sorted({_host(stay) for stay, _ in stays}):
+        here = [(stay, record) for stay, record in stays if _host(stay) == host]
         ours = [stay for stay, _ in here]
         numbers = sorted({record.number for _, record in here})
         seconds = seconds_of(ours)
-        used = sum(map(_seconds, ours)) / (seconds * each) if seconds and each and place != OWN else None
+        used = sum(map(_seconds, ours)) / (seconds * each) if seconds and each and host != OWN else None
         rows.append(
             Row(
                 [
-                    place,
+                    host,
                     ", ".join(map(str, numbers)),
                     str(most_at_once(ours)),
                     _shown(seconds),
@@ -112,7 +112,7 @@ def _table(stays: Sequence[tuple[Stay, TrialRecord]], each: int) -> Table:
     return Table([Column(name, is_text=name in ("host", "trials")) for name in names], rows)
 
 
-def _place(stay: Stay) -> str:
+def _host(stay: Stay) -> str:
     return OWN if stay.host is None else f"host {stay.host}"
 
 

@@ -243,10 +243,15 @@ def _trials(section: TuneConfig, records: Sequence[TrialRecord], measure: SweepO
         values = ["recipe" if record.values is None else shown_value(record.values.get(key, "")) for key in keys]
         metrics = [_number(record.metrics[name]) if name in record.metrics else "" for name in names]
         outside = [] if measure.allows(record.metrics) or not record.metrics else ["outside the constraints"]
-        own = [f"workers of its own: {record.stays[-1].why}"] if record.place == "own" else []
+        own = [f"workers of its own: {record.stays[-1].why}"] if record.shown_host == "own" else []
         notes = [relation(record), *own, *(f"went on from {origin}" for origin in record.origins), record.reason, *outside]
         speed = f"{record.speed:,.0f}" if record.speed else ""
-        cost = [*([record.place] if hosts else []), f"{record.tokens:,}", speed, str(timedelta(seconds=round(record.seconds)))]
+        cost = [
+            *([record.shown_host] if hosts else []),
+            f"{record.tokens:,}",
+            speed,
+            str(timedelta(seconds=round(record.seconds))),
+        ]
         status = WORDS.get(record.status, record.status)
         steps = f"{record.step}/{record.total_steps}"
         rows.append(

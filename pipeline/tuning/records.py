@@ -72,7 +72,7 @@ class TrialRecord:
         return f"{self.number} (recipe)" if self.values is None else str(self.number)
 
     @property
-    def place(self) -> str:
+    def shown_host(self) -> str:
         """The host that it has, or had last; `own` for workers of its own, empty where no trials share any."""
         return "" if not self.stays else "own" if self.stays[-1].host is None else str(self.stays[-1].host)
 

@@ -41,13 +41,13 @@ def trials_table(records: list[TrialRecord], keys: list[str], measure: SweepObje
     """
     best = winners(records, measure)
     names = [*(objective.metric for objective in measure.objectives), *measure.constraints]
-    places = ["host"] if any(record.stays for record in records) else []
+    hosts_column = ["host"] if any(record.stays for record in records) else []
     rows = [
         [
             Text(cell, STYLES[record.status])
             for cell in (
                 *_cells(record, record.number in best, keys, names, measure),
-                *[record.place for _ in places],
+                *[record.shown_host for _ in hosts_column],
                 *_cost(record),
             )
         ]
@@ -57,7 +57,17 @@ def trials_table(records: list[TrialRecord], keys: list[str], measure: SweepObje
     marked = "best" if len(measure.objectives) == 1 else "no other is better in every metric"
     marked = "the cheapest of those that are equal within the spread of seeds" if finals and finals.equal else marked
     return table_of(
-        ["trial", *keys, "status", "step", *(SHOWN.get(name, name) for name in names), *places, "tokens/s", "time", "left"],
+        [
+            "trial",
+            *keys,
+            "status",
+            "step",
+            *(SHOWN.get(name, name) for name in names),
+            *hosts_column,
+            "tokens/s",
+            "time",
+            "left",
+        ],
         rows,
         title="trials",
         caption="\n".join(
@@ -112,7 +122,7 @@ def own_workers(records: Sequence[TrialRecord]) -> list[str]:
     """Say which trials had workers of their own in a sweep that shares a base, and why, a line for each reason."""
     trials: dict[str, list[str]] = {}
     for record in records:
-        if record.place == "own":
+        if record.shown_host == "own":
             trials.setdefault(record.stays[-1].why, []).append(str(record.number))
     return [f"workers of their own: {_trials(numbers)} ({why})" for why, numbers in trials.items()]
 

@@ -114,11 +114,11 @@ def test_a_stay_ends_with_the_trial() -> None:
     record = TrialRecord(0, None)
     record.begin()
     record.enter(1)
-    assert record.place == "1"
+    assert record.shown_host == "1"
     (saved,) = json.loads(dump([record]))
     assert saved["seconds"] >= 0 and saved["stays"][0]["ended"] >= saved["stays"][0]["began"]
     record.enter(None, "it ran out of memory beside other trials")
-    assert (record.place, len(record.stays)) == ("own", 2) and record.stays[0].ended is not None
+    assert (record.shown_host, len(record.stays)) == ("own", 2) and record.stays[0].ended is not None
     record.end("stopped")
     assert load(json.loads(dump([record]))) == [record]
 
