@@ -26,7 +26,7 @@ from pipeline.ray.session import init_ray
 from pipeline.ray.tasks import Executor, run_on_ray, write_error
 from pipeline.secrets import redact_text
 from strategies.models.processor import processor_or_reason
-from strategies.models.tokenizer import load_tokenizer
+from strategies.models.tokenizer import shared_tokenizer
 from strategies.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _load(cfg: DataConfig) -> tuple[PreTrainedTokenizerBase, ProcessorMixin | No
     """Load the recipe's tokenizer, and its processor of pictures; of a vision-language model without one, return the reason."""
     fetch_models(cfg)
     try:
-        tokenizer = load_tokenizer(cfg)
+        tokenizer = shared_tokenizer(cfg)
         return tokenizer, *processor_or_reason(cfg, tokenizer)
     except ValueError as error:
         raise UserError(str(error)) from error

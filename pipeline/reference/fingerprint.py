@@ -15,7 +15,7 @@ from pipeline.secrets import is_secret_key
 from strategies.config import StrategyConfig
 from strategies.models.gguf import unpacked
 from strategies.models.location import ADAPTER_CONFIG, ModelLocation, resolve_model_location
-from strategies.models.tokenizer import load_tokenizer
+from strategies.models.tokenizer import shared_tokenizer
 
 __all__ = ["base_fingerprint", "pin_base", "pin_revision", "reference_identity", "reference_key"]
 
@@ -203,5 +203,5 @@ def _grown_to(cfg: StrategyConfig, location: ModelLocation) -> int | None:
             prefix = f"{location.key}: no model could be loaded from {location.given!r}"
             raise UserError(f"{prefix}: {error}") from error
         size = config.get_text_config().vocab_size
-    tokens = len(load_tokenizer(cfg))
+    tokens = len(shared_tokenizer(cfg))
     return tokens if tokens > size else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from pipeline.config.tuning import TuneConfig
+from pipeline.report.hosts import hosts_section
 from pipeline.report.page import DASHES, SYMBOLS, Chart, Column, Fact, Page, Row, Section, Table, chart, render
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.metrics import MetricsFile
@@ -44,6 +45,8 @@ def sweep_page(result: SweepResult, folder: SweepFolder, shared: SharedStages) -
     evaluated = [record for record in searched if record.metrics]
     if evaluated:
         sections += [_values(section, evaluated, measure), _compared(evaluated, measure, best)]
+    if any(record.stays for record in records):
+        sections.append(hosts_section(records, shared))
     sections += [_cost(records, saved), _trials(section, records, measure, best)]
     if result.best is not None:
         words = f"Trial {result.best.name}: `prefray train` takes best.yaml as it is."
@@ -72,6 +75,8 @@ def _facts(result: SweepResult, saved: SweepSavings) -> list[Fact]:
         Fact("tokens trained", f"{saved.tokens:,}"),
         Fact("steps that weren't needed", f"{saved.steps_left:,} of {saved.steps:,}"),
     ]
+    if saved.speed:
+        facts.insert(3, Fact("tokens/s of all trials", f"{saved.speed:,.0f}"))
     if result.best is not None:
         first = result.measure.first.metric
         finals = result.finals
@@ -224,8 +229,10 @@ def _cost(records: Sequence[TrialRecord], saved: SweepSavings) -> Section:
 def _trials(section: TuneConfig, records: Sequence[TrialRecord], measure: SweepObjective, best: set[int]) -> Section:
     keys = keys_of(section.space, records)
     names = [*(objective.metric for objective in measure.objectives), *measure.constraints]
+    hosts = any(record.stays for record in records)
     columns = [Column("trial", is_text=True), Column("status", is_text=True), *(Column(key) for key in keys), Column("step")]
     columns += [Column(metric_label(name)) for name in names] + [
+        *([Column("host")] if hosts else []),
         Column("tokens"),
         Column("tokens/s"),
         Column("time"),
@@ -236,9 +243,15 @@ def _trials(section: TuneConfig, records: Sequence[TrialRecord], measure: SweepO
         values = ["recipe" if record.values is None else shown_value(record.values.get(key, "")) for key in keys]
         metrics = [_number(record.metrics[name]) if name in record.metrics else "" for name in names]
         outside = [] if measure.allows(record.metrics) or not record.metrics else ["outside the constraints"]
-        notes = [relation(record), *(f"went on from {origin}" for origin in record.origins), record.reason, *outside]
-        speed = f"{record.tokens / record.seconds:,.0f}" if record.seconds else ""
-        cost = [f"{record.tokens:,}", speed, str(timedelta(seconds=round(record.seconds)))]
+        own = [f"workers of its own: {record.stays[-1].why}"] if record.shown_host == "own" else []
+        notes = [relation(record), *own, *(f"went on from {origin}" for origin in record.origins), record.reason, *outside]
+        speed = f"{record.speed:,.0f}" if record.speed else ""
+        cost = [
+            *([record.shown_host] if hosts else []),
+            f"{record.tokens:,}",
+            speed,
+            str(timedelta(seconds=round(record.seconds))),
+        ]
         status = WORDS.get(record.status, record.status)
         steps = f"{record.step}/{record.total_steps}"
         rows.append(

@@ -10,7 +10,9 @@ __all__ = [
     "AttemptStarted",
     "ControllerStarted",
     "Event",
+    "HostReady",
     "SlotEnded",
+    "SlotGiven",
     "StepReport",
     "WorkerStarted",
     "WorkersFailed",
@@ -72,6 +74,23 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class HostReady:
+    """The workers of a host have loaded the base model: from its first worker to its driver."""
+
+    load_seconds: float
+    base_bytes: int
+    """Of a worker's copy, or part."""
+
+
+@dataclass(frozen=True)
+class SlotGiven:
+    """A run has a slot of a host, whose workers may have to start first: from the host's driver."""
+
+    host: int
+    """The host's number, from 0."""
+
+
+@dataclass(frozen=True)
 class SlotEnded:
     """A run on a host has ended, and left its slot."""
 
@@ -101,7 +120,7 @@ class WorkersFailed:
     """Whether it counts towards the run's `ray.max_failures`; on a host, only if it was the run's turn."""
 
 
-Event = ControllerStarted | WorkerStarted | StepReport | SlotEnded | WorkersFailed
+Event = ControllerStarted | WorkerStarted | HostReady | StepReport | SlotGiven | SlotEnded | WorkersFailed
 
 
 def merged(reports: Sequence[Any]) -> Any:

@@ -10,23 +10,27 @@ from collections.abc import Callable, Iterable
 
 from pipeline.ray.channel import NodeChannel, Outbox
 from pipeline.training.events import SlotEnded
-from pipeline.training.one_host import POLL_EVERY_S, Host, HostedRun, HostPlan, host_worker
+from pipeline.training.one_host import POLL_EVERY_S, Host, HostedRun, HostPlan, HostStart, host_worker
 from pipeline.training.slot_launch import SlotUnwanted, SlotWanted
 
-__all__ = ["HostPlan", "Hosts", "host_worker"]
+__all__ = ["HostPlan", "HostStart", "Hosts", "host_worker"]
 
 
 class Hosts:
-    """Starts hosts as runs ask for slots, gives each run a slot, and closes hosts that none needs; in a thread.
+    """Starts hosts, at first all of them, gives each run a slot, and closes hosts that none needs; in a thread.
 
     Args:
         plan: of the hosts.
         channel: carries the requests of runs.
         note: shows a message.
+
+    Attributes:
+        starts: those of all hosts so far.
     """
 
     def __init__(self, plan: HostPlan, channel: NodeChannel, note: Callable[[str], None]) -> None:
         self.plan, self.channel, self.note = plan, channel, note
+        self.starts: list[HostStart] = []
         self.hosts: list[Host] = []
         self._outbox = Outbox()
         self._started = 0
@@ -36,6 +40,9 @@ class Hosts:
         self._thread = threading.Thread(target=self._loop, name="hosts", daemon=True)
 
     def __enter__(self) -> Hosts:
+        # Not only when runs ask: the workers start and load the base while the runs' own processes start.
+        for _ in range(self.plan.hosts):
+            self._start()
         self._thread.start()
         return self
 
@@ -106,7 +113,7 @@ class Hosts:
             host.attach(run)
 
     def _start(self) -> Host:
-        host = Host(self.plan, self._started, self.note, self._outbox)
+        host = Host(self.plan, self._started, self.note, self._outbox, self.starts)
         self._started += 1
         self.hosts.append(host)
         return host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from pipeline.ray.channel import NodeChannel, Outbox
 from pipeline.ray.memory import out_of_memory
 from pipeline.runs.scratch import remove_scratch
 from pipeline.training.controller_callback import CHANNEL, REPORT, find_user_error
-from pipeline.training.events import SlotEnded, StepReport, merged
+from pipeline.training.events import HostReady, SlotEnded, StepReport, merged
 from pipeline.training.heartbeat import beat
 from pipeline.training.job import WorkerJob
 from pipeline.training.slot_commands import received
@@ -25,7 +26,7 @@ from pipeline.training.turn_note import TurnNote
 from pipeline.training.worker import prepare_process, train_job
 from strategies import slots
 from strategies.models.loading import load_model
-from strategies.models.tokenizer import load_tokenizer
+from strategies.models.tokenizer import shared_tokenizer
 
 __all__ = ["HostJob", "run_host"]
 
@@ -57,7 +58,9 @@ def run_host(job: HostJob) -> None:
     prepare_process(job.import_path, job.debug)
     job.models.bring(beat)
     reports = HostReports(job.channel)
+    began = time.monotonic()
     base = _load_base(job)
+    reports.send(job.channel, HostReady(time.monotonic() - began, base.nbytes))
     beat()
     runs: dict[str, WorkerJob] = {}
 
@@ -85,7 +88,7 @@ def run_host(job: HostJob) -> None:
 
 
 def _load_base(job: HostJob) -> slots.SharedBase:
-    model = load_model(job.cfg, load_tokenizer(job.cfg))
+    model = load_model(job.cfg, shared_tokenizer(job.cfg))
     if job.divided is None:
         return slots.SharedBase(model)
     device = ray.train.torch.get_device()
@@ -124,7 +127,7 @@ class HostReports:
         if self._rank == 0:
             self._turn.write(name)
 
-    def send(self, channel: NodeChannel | None, event: StepReport | SlotEnded) -> None:
+    def send(self, channel: NodeChannel | None, event: HostReady | StepReport | SlotEnded) -> None:
         """Send an event to a driver's channel; every rank must call it. A driver that has ended reads no more."""
         if not self._is_direct:
             ray.train.report({REPORT: event, CHANNEL: channel})

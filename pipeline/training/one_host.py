@@ -20,20 +20,22 @@ from pipeline.ray.channel import NodeChannel, Outbox
 from pipeline.ray.memory import out_of_memory
 from pipeline.ray.session import use_own_threads
 from pipeline.runs.scratch import remove_everywhere
-from pipeline.training.events import ControllerStarted, SlotEnded, WorkersFailed, WorkerStarted
+from pipeline.training.events import ControllerStarted, HostReady, SlotEnded, SlotGiven, WorkersFailed, WorkerStarted
 from pipeline.training.hang_detection import HangDetector
 from pipeline.training.heartbeat import beat
 from pipeline.training.launch import MEMORY_ADVICE
 from pipeline.training.slot_commands import receive
 from pipeline.training.slot_launch import SlotWanted
-from pipeline.training.turn_note import TurnNote
+from pipeline.training.turn_note import SEVERAL, TurnNote
 from strategies.slots.commands import Attach, Close, Stop
 
-__all__ = ["POLL_EVERY_S", "Host", "HostPlan", "HostedRun", "host_worker"]
+__all__ = ["POLL_EVERY_S", "Host", "HostPlan", "HostStart", "HostedRun", "host_worker"]
 
-POLL_EVERY_S = 0.05
+POLL_EVERY_S = 0.02
 IDLE_S = 5.0
 """Seconds without runs after which a host frees its workers' resources."""
+FIRST_WITHIN_S = 60.0
+"""The same before its first run."""
 END_WITHIN_S = 10.0
 ORPHANS_EVERY_S = 1.0
 REPORTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
@@ -55,6 +57,20 @@ class HostPlan:
     directory: str
     """The driver's current directory."""
     debug: bool = False
+
+
+@dataclass(frozen=True)
+class HostStart:
+    """The start of a host's workers, the first one or after a failure."""
+
+    host: int
+    """The host's number, from 0."""
+    seconds: float
+    """Until the base was loaded: placing and starting the workers, imports, loading."""
+    load_seconds: float
+    """Of these, for loading."""
+    base_bytes: int
+    """Of a worker's copy, or part."""
 
 
 @dataclass
@@ -99,25 +115,29 @@ class Host:
     """One host, from its start to the end of its workers.
 
     Ray Train starts workers that died again, as often as they do, and every run resumes from its own last checkpoint. A failure
-    counts for the run whose turn it was, and for all where none had a turn yet. A run with more failures than its
-    `ray.max_failures` leaves: it is tried alone where others were beside it, and has failed where none was.
+    counts for the run whose turn it was, and for all where several computed together, or none had a turn yet. A run with more
+    failures than its `ray.max_failures` leaves: it is tried alone where others were beside it, and has failed where none was.
 
     Args:
         plan: of all hosts.
         number: of this one.
         note: shows a message.
         outbox: sends the runs' events.
+        starts: to which those of its workers are added.
 
     Attributes:
         runs: by name.
         returned: runs of a host that has ended by itself, which want another one.
     """
 
-    def __init__(self, plan: HostPlan, number: int, note: Callable[[str], None], outbox: Outbox) -> None:
+    def __init__(
+        self, plan: HostPlan, number: int, note: Callable[[str], None], outbox: Outbox, starts: list[HostStart]
+    ) -> None:
         self.runs: dict[str, HostedRun] = {}
         self.returned: list[HostedRun] = []
         self.has_ended = False
-        self._plan, self._number, self._note, self._outbox = plan, number, note, outbox
+        self._plan, self._number, self._note, self._outbox, self._starts = plan, number, note, outbox, starts
+        self._starting_since = time.monotonic()
         self._slots = plan.slots
         self._hangs = HangDetector(plan.run.cfg.ray.hang_timeout)
         self._workers: dict[int, WorkerStarted] = {}
@@ -125,7 +145,7 @@ class Host:
         self._nodes: set[str] = set()
         """Ray's ids of the nodes of all attempts."""
         self._controller: Any = None
-        self._closing = False
+        self._closing = self._is_used = False
         self._aborted_at: float | None = None
         self._busy_at = self._looked = time.monotonic()
         self._cleaners: list[threading.Thread] = []
@@ -143,7 +163,8 @@ class Host:
 
     def attach(self, run: HostedRun) -> None:
         """Give a run a slot, at once or when the workers have started."""
-        self.runs[run.name] = run
+        self.runs[run.name], self._is_used = run, True
+        self._outbox.send(run.wanted.events, SlotGiven(self._number))
         for started in self._workers.values():
             self._outbox.send(run.wanted.events, replace(started, actor=None))
         self._send(Attach(run.name, run.wanted.job))
@@ -172,7 +193,7 @@ class Host:
             self._finish()
         elif self.runs:
             self._busy_at = time.monotonic()
-        elif time.monotonic() - self._busy_at > IDLE_S:
+        elif time.monotonic() - self._busy_at > (IDLE_S if self._is_used else FIRST_WITHIN_S):
             self._close()
 
     def end(self) -> None:
@@ -230,6 +251,10 @@ class Host:
                 self._controller = event.actor
             case WorkerStarted():
                 self._begin(event)
+            case HostReady():
+                self._busy_at = time.monotonic()
+                seconds = self._busy_at - self._starting_since
+                self._starts.append(HostStart(self._number, seconds, event.load_seconds, event.base_bytes))
             case SlotEnded():
                 # The worker has sent it to the run itself.
                 self._release(event.name)
@@ -252,7 +277,7 @@ class Host:
     def _fail(self, event: WorkersFailed) -> None:
         """Count a failure of the workers, and end runs with too many of them."""
         failures = {rank: self._hangs.hung.get(rank, why) for rank, why in event.failures.items()}
-        self._workers = {}
+        self._workers, self._starting_since = {}, time.monotonic()
         self._hangs.clear()
         turn = self._turn.take()
         is_known = turn in self.runs
@@ -267,7 +292,8 @@ class Host:
             # In its turn, memory ran out beside the others: another try beside them would end the same way.
             is_out = memory is not None and run.name == turn and len(self.runs) > 1
             if is_out or run.failures > run.wanted.job.cfg.ray.max_failures:
-                self._give_up(run, memory, failures, is_alone=not is_known or len(self.runs) == 1)
+                is_alone = len(self.runs) == 1 or not (is_known or turn == SEVERAL)
+                self._give_up(run, memory, failures, is_alone)
 
     def _give_up(self, run: HostedRun, memory: str | None, failures: dict[int, str], is_alone: bool) -> None:
         """End a run whose workers have failed too often, or lacked memory in its turn.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +14,18 @@ from pipeline.errors import RunCancelled, RunFailed, UserError
 from pipeline.io.holder import Holder, here
 from pipeline.ray.channel import NodeChannel
 from pipeline.runs.scratch import remove_everywhere
-from pipeline.training.events import SlotEnded
+from pipeline.training.events import SlotEnded, SlotGiven
 from pipeline.training.hang_detection import HangDetector
 from pipeline.training.job import WorkerJob
-from pipeline.training.launch import POLL_EVERY_S, run_training, worker_job
+from pipeline.training.launch import run_training, worker_job
 from pipeline.training.plan import TrainingPlan
 from pipeline.training.run_log import RunLogger
 from pipeline.ui.display import Display
 
 __all__ = ["SlotWanted", "SlotLauncher", "SlotUnwanted", "train_in_slot"]
 
+POLL_EVERY_S = 0.04
+"""Of many runs on one node; the end of each is waited for by the next one in its slot."""
 LEAVE_WITHIN_S = 25.0
 """Seconds in which a run leaves its slot: after the step that it is in."""
 
@@ -47,18 +50,21 @@ class SlotUnwanted:
     name: str
 
 
-def train_in_slot(hosts: NodeChannel, plan: TrainingPlan, display: Display) -> dict[str, Any]:
+def train_in_slot(
+    hosts: NodeChannel, plan: TrainingPlan, display: Display, placed: Callable[[int | None], None] = lambda host: None
+) -> dict[str, Any]:
     """Train a run in a slot, and if it may do better without others, with workers of its own; as `run_training`.
 
     Args:
         hosts: of the hosts' driver, on this node.
         plan, display: the run's.
+        placed: called with the number of the host on which the run has a slot, and with None when it gets its own workers.
 
     Raises:
         RunFailed: also for a run that is out of memory and has checkpoints from which such workers can't resume.
     """
     with NodeChannel.opened() as channel:
-        launcher = SlotLauncher(hosts, plan, display, channel)
+        launcher = SlotLauncher(hosts, plan, display, channel, placed)
         returned = launcher.run()
     if not isinstance(returned, str):
         return returned
@@ -67,6 +73,7 @@ def train_in_slot(hosts: NodeChannel, plan: TrainingPlan, display: Display) -> d
             f"{returned}, after the checkpoint of step {step}, from which workers of its own can't resume, for they divide the "
             "adapter, too: lower micro_batch_size, tokens_per_forward or tune.slots"
         )
+    placed(None)
     display.note(f"{returned}: it is tried again with workers of its own")
     try:
         return run_training(plan, display)
@@ -82,10 +89,18 @@ class SlotLauncher:
         plan: the run's.
         display: shows stages, records and notes.
         channel: carries the run's events.
+        placed: called with the number of the host on which the run has a slot.
     """
 
-    def __init__(self, hosts: NodeChannel, plan: TrainingPlan, display: Display, channel: NodeChannel) -> None:
-        self.hosts, self.plan, self.display, self.channel = hosts, plan, display, channel
+    def __init__(
+        self,
+        hosts: NodeChannel,
+        plan: TrainingPlan,
+        display: Display,
+        channel: NodeChannel,
+        placed: Callable[[int], None] = lambda host: None,
+    ) -> None:
+        self.hosts, self.plan, self.display, self.channel, self.placed = hosts, plan, display, channel, placed
         self.known = plan.folder.known()
         # It watches no workers: the hosts' driver does.
         self.log = RunLogger(plan, display, HangDetector(plan.cfg.ray.hang_timeout))
@@ -128,6 +143,9 @@ class SlotLauncher:
 
     def _take(self) -> SlotEnded | None:
         events = list(self.channel.take())
+        for event in events:
+            if isinstance(event, SlotGiven):
+                self.placed(event.host)
         self.log.handle_events(event for event in events if not isinstance(event, SlotEnded))
         return next((event for event in events if isinstance(event, SlotEnded)), None)
 

@@ -7,7 +7,7 @@ import os
 from cluster.ray_compat import get_value, put_value
 from pipeline.ray.channel import NodeChannel
 
-__all__ = ["TurnNote"]
+__all__ = ["SEVERAL", "TurnNote"]
 
 SPACE = b"prefray-turns"
 SEVERAL = "-" * 32

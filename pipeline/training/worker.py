@@ -52,7 +52,7 @@ from strategies.models.loading import load_model
 from strategies.models.processor import find_processor
 from strategies.models.saving import save_final
 from strategies.models.sharding import zero3_init_context
-from strategies.models.tokenizer import load_tokenizer
+from strategies.models.tokenizer import shared_tokenizer
 from strategies.vision.modules import freeze_tower
 
 __all__ = ["prepare_process", "run_worker", "train_job"]
@@ -189,7 +189,8 @@ def _build(
     """Return the trainer, and what is saved beside its model: the processor where it takes pictures, or the tokenizer."""
     cfg = without_trackers(job.cfg).model_copy(update={"output_dir": str(scratch)})  # the driver reports
     set_seed(cfg.seed)  # a new adapter gets the same weights on every rank
-    tokenizer = load_tokenizer(cfg)
+    # On a host, of all trials: loading takes longer than all else that a trial needs to begin, and others would wait.
+    tokenizer = shared_tokenizer(cfg)
     beat()
     model = load_base(cfg, tokenizer)
     beat()

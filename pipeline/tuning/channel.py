@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.ray.channel import NodeChannel
 
-__all__ = ["SweepChannel", "TrialBegan", "TrialEvent", "TrialFault", "TrialNote", "TrialProgress"]
+__all__ = ["SweepChannel", "TrialBegan", "TrialEvent", "TrialFault", "TrialNote", "TrialPlaced", "TrialProgress"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,16 @@ class TrialBegan(TrialEvent):
     """The searched keys' values; None for the recipe's own."""
     origin: str | None
     """Trial and step that it was forked from."""
-    is_alone: bool = False
-    """Whether it has workers of its own while other trials share some."""
+
+
+@dataclass(frozen=True)
+class TrialPlaced(TrialEvent):
+    """A run has a slot of a host, or gets workers of its own while other trials share some."""
+
+    host: int | None
+    """Number of the host."""
+    why: str = ""
+    """Why it has workers of its own."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from cluster.ray_compat import remove_orphaned_groups
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.runs.owner import Ownership
 from pipeline.training.signals import SigtermHandler
-from pipeline.tuning.channel import SweepChannel, TrialBegan, TrialEvent, TrialFault, TrialNote, TrialProgress
+from pipeline.tuning.channel import SweepChannel, TrialBegan, TrialEvent, TrialFault, TrialNote, TrialPlaced, TrialProgress
 from pipeline.tuning.control import TrialControl
 from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.objective import SweepObjective
@@ -23,7 +23,7 @@ from pipeline.tuning.records import Status, TrialRecord, keys_of
 from pipeline.tuning.search import SAMPLE, trial_number
 from pipeline.tuning.sharing import Sharing
 from pipeline.tuning.space import shown_values
-from pipeline.tuning.table import trials_table
+from pipeline.tuning.table import hosts_line, trials_table
 from pipeline.ui.display import Display
 
 __all__ = ["MonitorCallback", "SweepMonitor"]
@@ -73,7 +73,8 @@ class SweepMonitor:
         self._folder, self._display, self._channel = folder, display, channel
         self._measure, self._keys, self._stop, self._owner = measure, keys, stop, owner
         self._control, self._sharing = control, sharing
-        self._began, self._tokens_before = time.monotonic(), sum(record.tokens for record in self.records.values())
+        self._first: dict[int, tuple[float, int]] = {}
+        """Trial -> time and tokens of its first report, in its last attempt."""
         self._written = self._shown = 0.0
         self._interrupted = False
         self._runs: dict[int, str] = {}
@@ -198,12 +199,15 @@ class SweepMonitor:
         match event:
             case TrialBegan():
                 self._runs[record.number] = event.run
-                record.folder, record.values, record.is_alone = event.folder, event.values, event.is_alone
+                self._first.pop(record.number, None)
+                record.folder, record.values = event.folder, event.values
                 if event.origin is not None:
                     record.origins.append(event.origin)
                     self._display.note(f"trial {record.name} goes on from {event.origin}: {shown_values(record.values)}")
             case TrialFault():
                 record.reason = event.reason
+            case TrialPlaced() if not is_late:
+                record.enter(event.host, event.why)
             case TrialNote() if not is_late:
                 self._display.note(f"trial {record.name}: {event.text}")
             case TrialProgress() if not is_late:
@@ -211,9 +215,18 @@ class SweepMonitor:
                 evaluated = event.metrics != record.metrics
                 record.step, record.total_steps = event.step, event.total_steps
                 record.tokens, record.metrics = event.tokens, event.metrics
+                self._measure_speed(record)
                 if evaluated:
                     at = f"step {record.step}/{record.total_steps}"
                     self._display.log(f"trial {record.name}  {at}  {self._shown_metrics(record)}{_shown_time_left(record)}")
+
+    def _measure_speed(self, record: TrialRecord) -> None:
+        now = time.monotonic()
+        began, tokens = self._first.get(record.number, (now, record.tokens))
+        if record.tokens <= tokens:  # its first report, also after a restart
+            began, tokens = self._first[record.number] = now, record.tokens
+        if now > began:
+            record.speed = (record.tokens - tokens) / (now - began)
 
     def _write(self, changed: bool) -> None:
         if not self._owner.is_lost and (changed or time.monotonic() - self._written > WRITE_EVERY_S):
@@ -227,16 +240,9 @@ class SweepMonitor:
         if changed or time.monotonic() - self._shown > SHOW_EVERY_S:
             self._shown = time.monotonic()
             keys = keys_of(self._keys, self.in_order)
-            self._display.show(trials_table(self.in_order, keys, self._measure, self._shown_hosts()))
-
-    def _shown_hosts(self) -> str:
-        """Describe the slots that trials have, and the speed of all of them together; empty where none is shared."""
-        if self._sharing is None:
-            return ""
-        taken = sum(record.status == "running" and not record.is_alone for record in self.records.values())
-        tokens = sum(record.tokens for record in self.records.values()) - self._tokens_before
-        speed = tokens / max(time.monotonic() - self._began, 1e-9)
-        return f"{taken} of {self._sharing.describe()}; {speed:,.0f} tokens/s in all"
+            shared = self._sharing
+            hosts = "" if shared is None else hosts_line(self.in_order, shared.hosts, shared.slots)
+            self._display.show(trials_table(self.in_order, keys, self._measure, hosts))
 
 
 def _position(record: TrialRecord) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.tuning.space import Values
@@ -13,10 +13,24 @@ from pipeline.tuning.space import Values
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Status", "TrialRecord", "dump", "keys_of", "load", "table_of"]
+__all__ = ["Status", "Stay", "TrialRecord", "dump", "keys_of", "load", "table_of"]
 
 Status = Literal["waiting", "running", "paused", "finished", "stopped", "failed"]
 """`stopped`: ended early, by the scheduler, the time budget or the user."""
+
+
+@dataclass
+class Stay:
+    """A trial's time in a slot of a host, or with workers of its own."""
+
+    host: int | None
+    """The host's number; None for workers of its own."""
+    began: float
+    """Seconds since the epoch."""
+    ended: float | None = None
+    """None while it stays."""
+    why: str = ""
+    """Why it had workers of its own."""
 
 
 @dataclass
@@ -45,8 +59,10 @@ class TrialRecord:
     """The finalist that it repeats with another seed."""
     clone_of: int | None = None
     """The trial whose values it has, some of them changed by hand."""
-    is_alone: bool = False
-    """Whether it had workers of its own, in a sweep whose trials share a base."""
+    speed: float = 0.0
+    """Tokens per second since its first report, in its last attempt."""
+    stays: list[Stay] = field(default_factory=list)
+    """Where it was, in a sweep whose trials share a base."""
     since: float | None = None
     """Start of the current attempt on this process's monotonic clock."""
 
@@ -54,6 +70,11 @@ class TrialRecord:
     def name(self) -> str:
         """Label in tables and messages."""
         return f"{self.number} (recipe)" if self.values is None else str(self.number)
+
+    @property
+    def shown_host(self) -> str:
+        """The host that it has, or had last; `own` for workers of its own, empty where no trials share any."""
+        return "" if not self.stays else "own" if self.stays[-1].host is None else str(self.stays[-1].host)
 
     @property
     def is_candidate(self) -> bool:
@@ -68,7 +89,7 @@ class TrialRecord:
     @property
     def time_left(self) -> float | None:
         """Estimated seconds to its last step, by its mean speed so far."""
-        if self.since is None or not self.step or self.status != "running":
+        if not self.step or self.status != "running":
             return None
         return self.spent / self.step * (self.total_steps - self.step)
 
@@ -80,18 +101,34 @@ class TrialRecord:
         """Stop the clock and set the status."""
         self.seconds = self.spent
         self.status, self.since, self.reason = status, None, reason
+        self.leave()
+
+    def enter(self, host: int | None, why: str = "") -> None:
+        """Note a slot of a host, or workers of its own and the reason for them."""
+        self.leave()
+        self.stays.append(Stay(host, time.time(), None, why))
+
+    def leave(self) -> None:
+        """Note the end of the last stay, if there is one."""
+        if self.stays and self.stays[-1].ended is None:
+            self.stays[-1].ended = time.time()
 
 
 def dump(records: list[TrialRecord]) -> str:
-    """Serialise records as JSON."""
-    return json.dumps([asdict(record) for record in records], indent=1) + "\n"
+    """Serialise records as JSON, with the time until now of those that run."""
+    return json.dumps([_plain(record) for record in records], indent=1) + "\n"
+
+
+def _plain(record: TrialRecord) -> dict[str, Any]:
+    stays = [asdict(replace(stay, ended=stay.ended or time.time())) for stay in record.stays]
+    return {**asdict(record), "seconds": record.spent, "stays": stays, "since": None}
 
 
 def load(rows: list[dict[str, Any]], as_they_run: bool = False) -> list[TrialRecord]:
     """Build records from parsed JSON. Trials that were running are waiting again, unless they are taken `as_they_run`."""
-    records = [TrialRecord(**fields) for fields in rows]
+    records = [TrialRecord(**{**fields, "stays": [Stay(**stay) for stay in fields.get("stays", [])]}) for fields in rows]
     for record in records:
-        record.since = None  # of that process's monotonic clock, which means nothing here
+        record.since = None  # of another process's monotonic clock
         if record.status in ("running", "paused") and not as_they_run:
             record.status = "waiting"
     return records
@@ -125,10 +162,13 @@ def table_of(records: list[TrialRecord], keys: list[str]) -> pandas.DataFrame:
     for name, numbers in {
         "repeats": [record.repeats for record in records],
         "clone_of": [record.clone_of for record in records],
+        "host": [record.stays[-1].host if record.stays else None for record in records],
     }.items():
         # Only where a sweep has such trials; as integers, which None would make floats of.
         if any(number is not None for number in numbers):
             table[name] = pandas.array(numbers, dtype="Int64")
+    if any(record.stays for record in records):
+        table["own_workers_because"] = [(record.stays[-1].why if record.stays else "") or None for record in records]
     return table
 
 

@@ -23,6 +23,7 @@ from pipeline.ui.console import Printable, lines_of
 if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects as go
+    from rich.table import Table
 
 __all__ = ["SweepResult", "best_recipe", "raise_without_best"]
 
@@ -96,9 +97,18 @@ class SweepResult(Printable):
             "trials": inside(self.run_dir, "trials.csv"),
             "report": self.report,
         }
-        finals = [] if self.finals is None else [finalists_table(self.finals)]
+        return Group(*self.tables(), lines_of(files))
+
+    def tables(self, hosts: str = "") -> list[Table]:
+        """Return the table of the trials, and that of the finalists where there are any.
+
+        Args:
+            hosts: shown below the first one, while the sweep runs.
+        """
+        assert self.cfg.tune is not None
         keys = keys_of(self.cfg.tune.space, self.records)
-        return Group(trials_table(self.records, keys, self.measure), *finals, lines_of(files))
+        finals = [] if self.finals is None else [finalists_table(self.finals)]
+        return [trials_table(self.records, keys, self.measure, hosts), *finals]
 
 
 def raise_without_best(result: SweepResult) -> SweepResult:

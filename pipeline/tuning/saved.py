@@ -14,11 +14,13 @@ from pipeline.config import parse_saved
 from pipeline.errors import UserError
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import inside, locate, reason
+from pipeline.runs.owner import owner_of
 from pipeline.tuning.folder import CONFIG, RECORDS, SweepFolder, started_in
 from pipeline.tuning.objective import resolve_objective
 from pipeline.tuning.requests import CloneTrial, StopTrial, send
 from pipeline.tuning.result import SweepResult
 from pipeline.tuning.space import check_trials, corners
+from pipeline.tuning.table import hosts_line
 from pipeline.ui.console import Printable
 from strategies.plugins import installed_plugins_only
 
@@ -71,8 +73,8 @@ class Sweep(Printable):
     @property
     def result(self) -> SweepResult:
         """The trials as they stand now."""
-        first = self._first_read
-        return SweepResult(first.run_dir, first.cfg, first.measure, self.folder.records(as_they_run=True))
+        first, is_run = self._first_read, owner_of(self.folder.storage) is not None
+        return SweepResult(first.run_dir, first.cfg, first.measure, self.folder.records(as_they_run=is_run))
 
     @property
     def table(self) -> pandas.DataFrame:
@@ -107,7 +109,13 @@ class Sweep(Printable):
         return send(self.folder, CloneTrial(trial, dict(changes), warm_start))
 
     def __rich__(self) -> Group:
-        return self.result.__rich__()
+        state = self.folder.state() or {}
+        if state.get("status") == "finished":
+            return self.result.__rich__()
+        result, shared = self.result, state.get("shared", {})
+        hosts, is_running = shared.get("copies", 0), any(record.status == "running" for record in result.records)
+        line = hosts_line(result.records, hosts, shared["slots"] // hosts) if hosts and is_running else ""
+        return Group(*result.tables(line))
 
 
 def open_sweep(where: str | Path) -> Sweep:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.config import RunConfig
@@ -13,8 +14,9 @@ from pipeline.inspection.selection import selected_count
 from pipeline.planning import resolve
 from pipeline.ray.session import node_resources
 from pipeline.training.driver import prepare_data, score_reference
+from pipeline.training.host import HostStart
 from pipeline.tuning.eval_schedule import evaluations_of
-from pipeline.tuning.records import TrialRecord
+from pipeline.tuning.records import Stay, TrialRecord
 from pipeline.ui.display import Display
 from strategies.config.optimizer import OptimizerKeys
 from strategies.config.trainer import HubKeys, TrackerKeys, TrainerKeys
@@ -54,11 +56,29 @@ class SharedStages:
     slots: int = 0
     """Trials that train at once on all of them."""
     base_bytes: int = 0
-    """Of one copy."""
+    """Of one copy: an estimate until a host has loaded it."""
+    starts: int = 0
+    """Times that workers of hosts have started."""
+    start_seconds: float = 0.0
+    """Of these starts together, until the base was loaded."""
+    load_seconds: float = 0.0
+    """Of these, for loading the base."""
 
     def summary(self) -> dict[str, Any]:
         """Return plain values for `sweep.json`."""
         return asdict(self)
+
+    def with_starts(self, starts: Sequence[HostStart]) -> SharedStages:
+        """Return these with further starts of hosts."""
+        if not starts:
+            return self
+        return replace(
+            self,
+            base_bytes=starts[-1].base_bytes,
+            starts=self.starts + len(starts),
+            start_seconds=self.start_seconds + sum(start.seconds for start in starts),
+            load_seconds=self.load_seconds + sum(start.load_seconds for start in starts),
+        )
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,12 @@ class SweepSavings:
     """Steps not run by trials that were stopped early."""
     seconds_per_step: float
     shared: SharedStages
+    in_slots: int
+    """Runs that had a slot of a host."""
+    most_at_once: int
+    """Of them at the same time."""
+    speed: float
+    """Tokens per second of all trials together while at least one was on a host or had its own workers; 0 where not known."""
 
     @classmethod
     def of(cls, records: Sequence[TrialRecord], shared: SharedStages) -> SweepSavings:
@@ -81,7 +107,12 @@ class SweepSavings:
         steps, done = sum(record.total_steps for record in started), sum(record.step for record in started)
         left = sum(max(record.total_steps - record.step, 0) for record in started if record.status == "stopped")
         tokens = sum(record.tokens for record in started)
-        return cls(len(started), tokens, steps, left, sum(record.seconds for record in started) / max(done, 1), shared)
+        per_step = sum(record.seconds for record in started) / max(done, 1)
+        stays = [stay for record in started for stay in record.stays]
+        in_slots = [stay for stay in stays if stay.host is not None]
+        seconds = seconds_of(stays)
+        speed = tokens / seconds if seconds else 0.0
+        return cls(len(started), tokens, steps, left, per_step, shared, len(in_slots), most_at_once(in_slots), speed)
 
     def sentences(self) -> list[str]:
         """Describe the savings for the report, one sentence each."""
@@ -96,13 +127,7 @@ class SweepSavings:
             )
         elif shared.scored:
             sentences.append("The reference's log-probabilities were there already, so no trial has run it.")
-        if shared.copies:
-            copies = "one copy" if shared.copies == 1 else f"{shared.copies} copies"
-            saved = (min(shared.slots, self.trials) - shared.copies) * shared.base_bytes
-            sentences.append(
-                f"Up to {shared.slots} trials at once train on {copies} of the base model ({shared.base_bytes / 1e9:.2f} GB); "
-                f"with one each they would hold {max(saved, 0) / 1e9:.2f} GB more."
-            )
+        sentences += self._of_hosts()
         if self.steps_left:
             fraction = self.steps_left / self.steps
             sentences.append(
@@ -110,6 +135,50 @@ class SweepSavings:
                 f"these trials about {self.steps_left * self.seconds_per_step:.0f} s of their workers' time."
             )
         return sentences
+
+    def _of_hosts(self) -> list[str]:
+        """Describe what sharing the base has saved, by what was measured of the hosts."""
+        shared = self.shared
+        if not shared.copies or not self.most_at_once:
+            return []
+        copies = "one copy" if shared.copies == 1 else f"{shared.copies} copies"
+        saved = max(self.most_at_once - shared.copies, 0) * shared.base_bytes
+        sentences = [
+            f"Up to {self.most_at_once} trials at once trained on {copies} of the base model ({_size(shared.base_bytes)}); "
+            f"with one each they would have held {_size(saved)} more."
+        ]
+        if shared.starts:
+            # Only what was measured: how long a trial's own workers would have taken is not known.
+            started = "Workers were started once" if shared.starts == 1 else f"Workers were started {shared.starts} times"
+            spared = max(self.in_slots - shared.starts, 0)
+            sentences.append(
+                f"{started} for {self.in_slots} runs in slots, in {shared.start_seconds / shared.starts:.1f} s "
+                f"{'each' if shared.starts > 1 else 'in all'}, of which {shared.load_seconds / shared.starts:.1f} s loaded the "
+                f"base; {spared} more such starts would have taken {spared * shared.start_seconds / shared.starts:.0f} s of "
+                "workers' time, an estimate by these starts."
+            )
+        return sentences
+
+
+def seconds_of(stays: Sequence[Stay]) -> float:
+    """Return the seconds in which there was at least one stay."""
+    seconds, until = 0.0, float("-inf")
+    for stay in sorted(stays, key=lambda one: one.began):
+        end = stay.ended if stay.ended is not None else time.time()
+        seconds += max(0.0, end - max(stay.began, until))
+        until = max(until, end)
+    return seconds
+
+
+def most_at_once(stays: Sequence[Stay]) -> int:
+    """Return the number of stays at the same time, at most."""
+    # Where one ends as another begins, the slot has passed on.
+    changes = [(stay.began, 1) for stay in stays] + [(stay.ended, -1) for stay in stays if stay.ended is not None]
+    return max(itertools.accumulate(change for _, change in sorted(changes)), default=0)
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e7 else f"{number / 1e6:.2f} MB"
 
 
 def prepare_shared_stages(cfg: RunConfig, recipes: list[RunConfig], display: Display) -> SharedStages:

@@ -37,15 +37,6 @@ class Sharing:
     slots: int = 1
     """Trials that each takes at once."""
 
-    def describe(self) -> str:
-        """Return the numbers of slots and of copies, in a phrase."""
-        copies = "one copy" if self.hosts == 1 else f"{self.hosts} copies"
-        return f"{self.hosts * self.slots} slots on {copies} of the base model"
-
-    def takes(self, cfg: RunConfig) -> bool:
-        """Return whether a trial can share this base."""
-        return not why_not_shared(cfg, self.recipe)
-
 
 def why_not_shared(cfg: RunConfig, other: RunConfig | None = None) -> list[tuple[str, str]]:
     """Return (key, reason) for each reason why a trial can't share a base; with `other`, the base of that one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from pipeline.doctor.examination import check_before_run
 from pipeline.doctor.memory import this_machine
 from pipeline.errors import UserError
 from pipeline.io.cache import NodeCache
+from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.io.storage import locate
 from pipeline.planning import check_batch, check_recipe, plan_run
 from pipeline.ray.session import init_ray, node_resources
@@ -116,9 +118,15 @@ def run_sweep(
         with tracking.running(display):
             run_by = owner, tracking.ids, recipes, sharing
             tuner = tuning.SweepTuner(cfg, folder, measure, shared.evaluations, concurrent, debug, *run_by)
-            records = tuner.search(points, seed, display) if "finalists" not in state else folder.records()
-            if cfg.tune.finalists is not None:
-                records = _repeat_finalists(cfg, tuner, folder, records, time.monotonic() - began, display)
+            try:
+                records = tuner.search(points, seed, display) if "finalists" not in state else folder.records()
+                if cfg.tune.finalists is not None:
+                    records = _repeat_finalists(cfg, tuner, folder, records, time.monotonic() - began, display)
+            finally:
+                shared = shared.with_starts(tuner.starts)
+                if not owner.is_lost:
+                    with suppress(*STORAGE_ERRORS):  # which `_collect` meets, too
+                        folder.write_state({"shared": shared.summary()})
             result = _collect(SweepResult(folder.path, saved_cfg, measure, records), folder, shared, page, display)
             tracking.add_result(result.best_metrics, [BEST, REPORT])
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,16 @@ from pipeline.ui.display import SHOWN
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["best_record", "finalist_cells", "finalists_table", "relation", "trials_table", "winners"]
+__all__ = [
+    "best_record",
+    "finalist_cells",
+    "finalists_table",
+    "hosts_line",
+    "own_workers",
+    "relation",
+    "trials_table",
+    "winners",
+]
 
 STYLES = {"running": "bold", "finished": "green", "stopped": "dim", "failed": "red", "paused": "yellow", "waiting": "dim"}
 WORDS = {"stopped": "ended early"}
@@ -27,24 +37,48 @@ def trials_table(records: list[TrialRecord], keys: list[str], measure: SweepObje
     """Return a table with one row per trial: values, status, step, metrics, time. The best ones are marked.
 
     Args:
-        hosts: shown below it.
+        hosts: that of `hosts_line`, shown below it.
     """
     best = winners(records, measure)
     names = [*(objective.metric for objective in measure.objectives), *measure.constraints]
+    hosts_column = ["host"] if any(record.stays for record in records) else []
     rows = [
-        [Text(cell, STYLES[record.status]) for cell in _cells(record, record.number in best, keys, names, measure)]
+        [
+            Text(cell, STYLES[record.status])
+            for cell in (
+                *_cells(record, record.number in best, keys, names, measure),
+                *[record.shown_host for _ in hosts_column],
+                *_cost(record),
+            )
+        ]
         for record in records
     ]
     finals = judge(records, measure)
     marked = "best" if len(measure.objectives) == 1 else "no other is better in every metric"
     marked = "the cheapest of those that are equal within the spread of seeds" if finals and finals.equal else marked
     return table_of(
-        ["trial", *keys, "status", "step", *(SHOWN.get(name, name) for name in names), "time", "left"],
+        [
+            "trial",
+            *keys,
+            "status",
+            "step",
+            *(SHOWN.get(name, name) for name in names),
+            *hosts_column,
+            "tokens/s",
+            "time",
+            "left",
+        ],
         rows,
         title="trials",
-        caption="; ".join(filter(None, [f"* {marked}", "! outside the constraints" if measure.constraints else "", hosts])),
+        caption="\n".join(
+            [
+                "; ".join([f"* {marked}", *(["! outside the constraints"] if measure.constraints else [])]),
+                *own_workers(records),
+                *([hosts] if hosts else []),
+            ]
+        ),
         left=("status",),
-        whole=("trial", "step", "time", "left"),
+        whole=("trial", "step", "host", "tokens/s", "time", "left"),
     )
 
 
@@ -57,19 +91,53 @@ def _cells(record: TrialRecord, is_best: bool, keys: list[str], names: list[str]
     metrics = [shown_value(record.metrics.get(name, "")) for name in names]
     if record.metrics and not measure.allows(record.metrics):
         metrics = [f"{text} !" if name in measure.constraints else text for name, text in zip(names, metrics, strict=True)]
+    return [f"{'*' * is_best}{record.number}", *values, status, steps, *metrics]
+
+
+def _cost(record: TrialRecord) -> list[str]:
     left = _time(record.time_left) if record.time_left is not None else ""
-    return [f"{'*' * is_best}{record.number}", *values, status, steps, *metrics, _time(record.spent), left]
+    return [f"{record.speed:,.0f}" if record.speed else "", _time(record.spent), left]
+
+
+def hosts_line(records: list[TrialRecord], hosts: int, slots: int) -> str:
+    """Say which trials have the slots of which hosts, and the speed of all that run.
+
+    Args:
+        hosts: that run at most.
+        slots: of each.
+    """
+    running = [record for record in records if record.status == "running"]
+    trials: dict[int, list[str]] = {}
+    for record in running:
+        if record.stays and (host := record.stays[-1].host) is not None:
+            trials.setdefault(host, []).append(str(record.number))
+    taken = sum(map(len, trials.values()))
+    listed = "; ".join(f"host {host}: {_trials(numbers)}" for host, numbers in sorted(trials.items()))
+    speed = sum(record.speed for record in running)
+    where = f"{hosts * slots} slots on {'one copy' if hosts == 1 else f'{hosts} copies'} of the base model"
+    return f"{taken} of {where} taken" + f" ({listed})" * bool(listed) + f", {speed:,.0f} tokens/s in all" * bool(speed)
+
+
+def own_workers(records: Sequence[TrialRecord]) -> list[str]:
+    """Say which trials had workers of their own in a sweep that shares a base, and why, a line for each reason."""
+    trials: dict[str, list[str]] = {}
+    for record in records:
+        if record.shown_host == "own":
+            trials.setdefault(record.stays[-1].why, []).append(str(record.number))
+    return [f"workers of their own: {_trials(numbers)} ({why})" for why, numbers in trials.items()]
+
+
+def _trials(numbers: list[str]) -> str:
+    return f"trial{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
 
 
 def relation(record: TrialRecord) -> str:
-    """Say which trial a trial repeats with another seed, or is a clone of, and that it shares no base; empty for others."""
+    """Say which trial a trial repeats with another seed, or is a clone of; empty for others."""
     relations = []
     if record.repeats is not None:
         relations.append(f"trial {record.repeats}, seed {(record.values or {}).get('seed')}")
     if record.clone_of is not None:
         relations.append(f"clone of {record.clone_of}")
-    if record.is_alone:
-        relations.append("workers of its own")
     return ", ".join(relations)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,16 +26,18 @@ from pipeline.runs.metrics import MetricsFile
 from pipeline.tracking.tracker import TrialInfo, name_of
 from pipeline.training.driver import RunHooks, train_run
 from pipeline.training.slot_launch import train_in_slot
-from pipeline.tuning.channel import SweepChannel, TrialBegan, TrialEvent, TrialFault, TrialNote, TrialProgress
+from pipeline.tuning.channel import SweepChannel, TrialBegan, TrialEvent, TrialFault, TrialNote, TrialPlaced, TrialProgress
 from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.search import EVALUATION, SAMPLE, trial_number
-from pipeline.tuning.sharing import Sharing
+from pipeline.tuning.sharing import Sharing, why_not_shared
 from pipeline.tuning.space import trial_recipe
 from pipeline.ui.display import SilentDisplay
 
 __all__ = ["TrialFailed", "TrialJob", "TrialRun"]
 
 STOP_WITHIN_S = 30.0
+LOOK_EVERY_S = 0.2
+OUT_OF_MEMORY = "it ran out of memory beside other trials"
 
 
 class TrialFailed(RuntimeError):
@@ -67,11 +70,23 @@ class TrialJob:
     hosts: NodeChannel | None = None
     """Of the driver's hosts, where trials share a base."""
 
-    def hooks(self, cfg: RunConfig) -> RunHooks:
-        """Return what trains a trial: a slot of a host, or workers of its own."""
-        if self.sharing is None or self.hosts is None or not self.sharing.takes(cfg):
+    def hooks(self, cfg: RunConfig, placed: Callable[[int | None, str], None]) -> RunHooks:
+        """Return what trains a trial: a slot of a host, or workers of its own.
+
+        Args:
+            cfg: the trial's recipe.
+            placed: called with the host's number; with None and the reason where others share a base and this one can't.
+        """
+        if self.sharing is None or self.hosts is None:
             return RunHooks()
-        return RunHooks(launch=partial(train_in_slot, self.hosts))
+        if problems := why_not_shared(cfg, self.sharing.recipe):
+            placed(None, "; ".join(f"{key}: {why}" for key, why in problems))
+            return RunHooks()
+
+        def placed_by_host(host: int | None) -> None:
+            placed(host, OUT_OF_MEMORY if host is None else "")
+
+        return RunHooks(launch=partial(train_in_slot, self.hosts, placed=placed_by_host))
 
 
 class TrialRun(Trainable):
@@ -136,7 +151,8 @@ class _Run(SilentDisplay):
     def __init__(self, job: TrialJob, number: int, values: Any, pointer: dict[str, Any] | None) -> None:
         self.job, self.number = job, number
         self._sweep = SweepFolder(job.sweep)
-        self._results: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._results: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        """Evaluations, and None when the run has ended."""
         self._cancel = threading.Event()
         self._metrics: dict[str, float] = {}
         self._waiting: list[dict[str, Any]] = []
@@ -154,11 +170,11 @@ class _Run(SilentDisplay):
     def _train(self, values: Any, pointer: dict[str, Any] | None) -> None:
         try:
             cfg = self._prepare_folder(values, pointer)
-            is_alone = self.job.sharing is not None and not self.job.sharing.takes(cfg)
-            self._send(TrialBegan, self.folder, values, self._origin, is_alone)
+            self._send(TrialBegan, self.folder, values, self._origin)
             trial = TrialInfo(name_of(self.job.sweep), self.folder, values or {}, self.job.parents)
+            hooks = self.job.hooks(cfg, partial(self._send, TrialPlaced))
             # Whether Tune starts the trial or tries it again: in an empty folder `resume` changes nothing.
-            options: dict[str, Any] = {"debug": self.job.debug, "cancel": self._cancel, "hooks": self.job.hooks(cfg)}
+            options: dict[str, Any] = {"debug": self.job.debug, "cancel": self._cancel, "hooks": hooks}
             result = train_run(cfg, resume=True, display=self, trial=trial, **options)
             for record in MetricsFile(RunFolder(self._sweep.trial(self.folder)).metrics).read():
                 self._take(record)  # a run that had finished before reports no records
@@ -168,6 +184,8 @@ class _Run(SilentDisplay):
             self._error = error
             if not isinstance(error, RunCancelled):
                 self._send(TrialFault, str(error) or type(error).__name__)
+        finally:
+            self._results.put(None)
 
     def _prepare_folder(self, values: Any, pointer: dict[str, Any] | None) -> RunConfig:
         """Return the trial's recipe, whose folder is new, holds its run to resume, or is forked from another trial's."""
@@ -205,20 +223,17 @@ class _Run(SilentDisplay):
         """Return the next evaluation, or when the run has ended the last one again with `done`."""
         while True:
             try:
-                return self._results.get(timeout=0.2)
+                result = self._results.get(timeout=LOOK_EVERY_S)
             except queue.Empty:
-                if self._thread.is_alive():
-                    if self.job.channel.is_over(self.name):  # Tune can't cancel it, while it waits for an evaluation
-                        self._cancel.set()
-                    continue
-            # The thread may have queued its last results before it ended.
-            if not self._results.empty():
+                if self.job.channel.is_over(self.name):  # Tune can't cancel it, while it waits for an evaluation
+                    self._cancel.set()
                 continue
-            if self._error is not None:
-                if isinstance(self._error, RunCancelled):
-                    return {**self._result(), "done": True}
-                raise TrialFailed(str(self._error)) from self._error
-            return {**self._result(), "done": True}
+            if result is not None:
+                return result
+            self._results.put(None)  # for another call
+            if self._error is None or isinstance(self._error, RunCancelled):
+                return {**self._result(), "done": True}
+            raise TrialFailed(str(self._error)) from self._error
 
     def pointer(self) -> dict[str, Any]:
         """Return what another run needs to resume from this one."""

@@ -26,7 +26,7 @@ from pipeline.ray.channel import NodeChannel
 from pipeline.ray.session import node_resources
 from pipeline.runs.owner import Ownership
 from pipeline.tracking.dispatcher import tracker_variables
-from pipeline.training.host import HostPlan, Hosts
+from pipeline.training.host import HostPlan, Hosts, HostStart
 from pipeline.training.signals import SigtermHandler
 from pipeline.tuning.channel import SweepChannel
 from pipeline.tuning.control import TrialControl
@@ -75,6 +75,8 @@ class SweepTuner:
         self.cfg, self.folder, self.measure = cfg, folder, measure
         self.evaluations, self.concurrent, self.debug = evaluations, concurrent, debug
         self.owner, self.parents, self.recipes, self.sharing = owner, parents, recipes, sharing
+        self.starts: list[HostStart] = []
+        """Of hosts that have ended."""
 
     def search(self, points: list[Values] | None, seed: int, display: Display) -> list[TrialRecord]:
         """Run the trials of the search, and return their records; errors are those of `repeat`."""
@@ -153,8 +155,11 @@ class SweepTuner:
         run = resolve(shared.recipe, node_resources())
         plan = HostPlan(run, shared.hosts, shared.slots, storage, os.getcwd(), self.debug)
         try:
-            with NodeChannel.opened() as channel, Hosts(plan, channel, display.note):
-                yield channel
+            with NodeChannel.opened() as channel, Hosts(plan, channel, display.note) as opened:
+                try:
+                    yield channel
+                finally:
+                    self.starts += opened.starts
         finally:
             with suppress(*STORAGE_ERRORS):
                 self.folder.storage.delete(HOSTS)

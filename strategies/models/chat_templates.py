@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["known_chat_templates", "resolve_chat_template"]
+__all__ = ["JINJA", "known_chat_templates", "resolve_chat_template"]
+
+JINJA = (".jinja", ".jinja2", ".j2")
+"""Endings of files that hold a template."""
 
 # `content` may be None, as in messages that only call tools.
 CHATML = (
@@ -46,7 +49,7 @@ def resolve_chat_template(name: str | None, jinja: str | None, tokenizer: PreTra
         ValueError: if neither the tokenizer nor the config has a template, or the name is unknown.
     """
     if jinja is not None:
-        return Path(jinja).read_text() if jinja.endswith((".jinja", ".jinja2", ".j2")) else jinja
+        return Path(jinja).read_text() if jinja.endswith(JINJA) else jinja
     default = tokenizer.chat_template
     if name in (None, "tokenizer_default"):
         if not default:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from strategies.models.chat_templates import resolve_chat_template
+from strategies.models.chat_templates import JINJA, resolve_chat_template
 from strategies.models.gguf import unpacked
 from strategies.models.location import resolve_model_location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["check_reads_tokens", "load_tokenizer"]
+__all__ = ["check_reads_tokens", "load_tokenizer", "shared_tokenizer"]
+
+MOST_SHARED = 4
+COMMIT = re.compile("[0-9a-f]{40}")
+_SHARED: dict[str, PreTrainedTokenizerBase] = {}
+"""What decides a tokenizer -> the one of this process."""
 
 
 def load_tokenizer(cfg: Any) -> PreTrainedTokenizerBase:
@@ -31,6 +39,50 @@ def load_tokenizer(cfg: Any) -> PreTrainedTokenizerBase:
     if cfg.chat_template or cfg.chat_template_jinja:
         tokenizer.chat_template = resolve_chat_template(cfg.chat_template, cfg.chat_template_jinja, tokenizer)
     return tokenizer
+
+
+def shared_tokenizer(cfg: Any) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of `load_tokenizer` that others in this process use, too: it must not be changed.
+
+    To load one of 50,000 tokens takes half a second, and the trials of a sweep ask for it several times each. It is loaded
+    again when its files have changed. One of the hub is shared only at a commit.
+
+    Raises:
+        ValueError: as `load_tokenizer`.
+    """
+    if (key := _decided_by(cfg)) is None:
+        return load_tokenizer(cfg)
+    if key not in _SHARED:
+        tokenizer = load_tokenizer(cfg)
+        while len(_SHARED) >= MOST_SHARED:
+            _SHARED.pop(next(iter(_SHARED)), None)
+        _SHARED[key] = tokenizer
+    return _SHARED[key]
+
+
+def _decided_by(cfg: Any) -> str | None:
+    """Return all that decides a tokenizer; None if what decides it isn't on this machine."""
+    key = "tokenizer_config" if cfg.tokenizer_config else "base_model"
+    location = resolve_model_location(getattr(cfg, key), key)
+    folder = Path(location.path)
+    if location.is_gguf:
+        files = [folder / location.kwargs["gguf_file"]]
+    elif folder.is_dir():
+        files = sorted((*folder.iterdir(), *folder.glob("additional_chat_templates/*")))
+    elif COMMIT.fullmatch(cfg.revision_of_model or "") and key == "base_model":
+        files = []
+    else:
+        return None
+    names = ("revision_of_model", "tokenizer_use_fast", "trust_remote_code", "special_tokens", "tokens", "chat_template")
+    settings = {name: str(getattr(cfg, name)) for name in names}
+    jinja = cfg.chat_template_jinja
+    if jinja is not None and jinja.endswith(JINJA):
+        files.append(Path(jinja))
+    try:
+        states = [(str(file), status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
+    except OSError:  # `load_tokenizer` says what is wrong
+        return None
+    return json.dumps([location.path, location.kwargs, settings, jinja, states], default=str)
 
 
 def check_reads_tokens(cfg: Any, tokenizer: PreTrainedTokenizerBase, given: str, key: str = "reference_model") -> None:

@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from strategies.config import as_config
 from strategies.models.config import learned_positions
 from strategies.models.loading import build_peft_config, load_model
-from strategies.models.tokenizer import load_tokenizer
+from strategies.models.tokenizer import MOST_SHARED, load_tokenizer, shared_tokenizer
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 
@@ -66,6 +66,37 @@ def test_embeddings_never_shrink(tmp_path: Path) -> None:
     model = load_model(cfg, load_tokenizer(cfg))
     assert model.get_input_embeddings().num_embeddings == 300
     assert not model.embeddings_grew
+
+
+def test_a_process_loads_a_tokenizer_once(tmp_path: Path) -> None:
+    base, template = save_tiny(tmp_path / "base"), tmp_path / "a.jinja"
+    template.write_text("a")
+    cfg = config(base, chat_template_jinja=str(template))
+    shared = shared_tokenizer(cfg)
+    # What trials of a sweep search doesn't decide it.
+    assert shared_tokenizer(config(base, chat_template_jinja=str(template), learning_rate=1.0, adapter="lora")) is shared
+    assert load_tokenizer(cfg) is not shared
+    for keys in ({"tokens": ["<a>"]}, {"special_tokens": {"pad_token": "<p>"}}, {"chat_template": "chatml"}):
+        assert shared_tokenizer(config(base, **keys)) is not shared
+    assert len(shared_tokenizer(config(base, tokens=["<a>"]))) == len(shared) + 1
+
+
+def test_a_tokenizer_whose_files_have_changed_is_loaded_again(tmp_path: Path) -> None:
+    base, template = save_tiny(tmp_path / "base"), tmp_path / "a.jinja"
+    template.write_text("a")
+    cfg = config(base, chat_template_jinja=str(template))
+    assert shared_tokenizer(cfg).chat_template == "a"
+    template.write_text("ab")
+    assert shared_tokenizer(cfg).chat_template == "ab"
+    before = len(shared_tokenizer(cfg))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(base)
+    assert len(shared_tokenizer(cfg)) == before + 1
+    for number in range(MOST_SHARED):
+        shared_tokenizer(config(base, tokens=[f"<{number}>"]))
+    with pytest.raises(ValueError, match="no tokenizer could be loaded"):
+        shared_tokenizer(config(str(tmp_path)))
 
 
 def test_lora_defaults() -> None:

@@ -28,7 +28,7 @@ from tests.waiting import wait_for
 class Host:
     """A host that only remembers which runs it was given."""
 
-    def __init__(self, plan: Any, number: int, note: Any, outbox: Any) -> None:
+    def __init__(self, plan: Any, number: int, note: Any, outbox: Any, starts: Any) -> None:
         self.plan, self.number = plan, number
         self.runs: dict[str, HostedRun] = {}
         self.returned: list[HostedRun] = []
@@ -110,6 +110,16 @@ def test_what_fails_in_the_hosts_thread_ends_the_runs(monkeypatch: pytest.Monkey
     assert {(one.name, one.failure) for one in found} == {
         (name, "its host can't be run: RuntimeError: no such host") for name in ("a", "b", "late")
     }
+
+
+def test_hosts_start_before_any_run_asks(two_hosts: Hosts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Their workers load the base while the runs' own processes start."""
+    two_hosts.channel = NodeChannel(tmp_path)
+    for name in ("poll", "end"):
+        monkeypatch.setattr(Host, name, lambda self: None, raising=False)
+    with two_hosts as opened:
+        assert len(opened.hosts) == 2
+    assert ask(two_hosts, *map(wanted, "ab")) == [["a"], ["b"]]
 
 
 def test_how_a_run_ended_is_described_without_its_objects() -> None:

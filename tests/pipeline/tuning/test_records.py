@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from pipeline.tuning.objective import Objective, SweepObjective
 from pipeline.tuning.records import TrialRecord, dump, load, table_of
 from pipeline.tuning.result import SweepResult
 from pipeline.tuning.shared_stages import SharedStages, SweepSavings
-from pipeline.tuning.table import trials_table
 
 MEASURE = SweepObjective((Objective("eval_a", "max"),), {}, ("eval_a", "eval_kl"))
 SHARED = SharedStages(evaluations=4, stores=1, rows=40, prepare_seconds=1.0, score_seconds=2.0, forwards=8, scored=True)
@@ -78,14 +76,3 @@ def test_records_come_back_and_what_ran_is_waiting_again() -> None:
     again = load(json.loads(dump([first, second])))
     assert again[0] == first
     assert (again[1].status, again[1].since, again[1].values) == ("waiting", None, json.loads(json.dumps(second.values)))
-
-
-def test_what_one_base_has_saved() -> None:
-    shared = replace(SHARED, copies=2, slots=8, base_bytes=10**9)
-    (sentence,) = [text for text in SweepSavings.of(records(MIXED), shared).sentences() if "copies" in text]
-    assert sentence == (
-        "Up to 8 trials at once train on 2 copies of the base model (1.00 GB); with one each they would hold 2.00 GB more."
-    )
-    alone = replace(records(MIXED)[1], is_alone=True, clone_of=0)
-    table = trials_table([alone], ["rl"], MEASURE, "3 of 8 slots")
-    assert "3 of 8 slots" in str(table.caption) and "clone of 0, workers of its own" in str(next(iter(table.columns[2].cells)))

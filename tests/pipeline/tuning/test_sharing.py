@@ -57,7 +57,7 @@ def test_what_may_differ(keys: dict[str, Any]) -> None:
 def test_what_must_not(other: RunConfig, key: str) -> None:
     assert [name for name, _ in why_not_shared(other, trial())] == [key]
     shared = plan_sharing("auto", [trial(), other, trial(learning_rate=1e-3)])
-    assert shared is not None and shared.recipe == trial() and not shared.takes(other)
+    assert shared is not None and shared.recipe == trial() and why_not_shared(other, shared.recipe)
     assert len(shared.reasons) == 1 and shared.reasons[0].startswith(f"{key}: ")
     with pytest.raises(ConfigError, match=f"tune.share_base: true, but {key}: "):
         plan_sharing(True, [trial(), other, trial(learning_rate=1e-3)])
