@@ -220,6 +220,11 @@ def leave_out_of_ddp(model: torch.nn.Module, names: list[str]) -> None:
     torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 
+def writes_counted(tensor: torch.Tensor) -> int:
+    """Return how often autograd has counted that a tensor was written to; it compares these numbers in a backward."""
+    return int(tensor._version)
+
+
 def store_of_processes() -> Any:
     """Return the store by which the processes of torch's default group have found each other; no public name has it."""
     return torch.distributed.distributed_c10d._get_default_store()

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import PreTrainedModel
 
-from strategies.compat import unsplit_layers
+from strategies.compat import unsplit_layers, writes_counted
 from strategies.slots.base import BaseChanged, SharedBase, checksum
 
 __all__ = ["DividedBase"]
@@ -92,7 +92,7 @@ class DividedBase(SharedBase):
         for part in self._parts:
             for parameter, values in zip(part.whole, part.own_values(), strict=True):
                 # What is written to a gathered layer is lost with it, but counted.
-                found[self._names[parameter]] = checksum(values), parameter._version
+                found[self._names[parameter]] = checksum(values), writes_counted(parameter)
         whole = {name: parameter for name, parameter in self.model.named_parameters() if parameter not in self._names}
         return found | {name: checksum(parameter.detach()) for name, parameter in whole.items()}
 

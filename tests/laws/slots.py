@@ -140,7 +140,7 @@ def attach(trials: dict[str, dict[str, Any]]) -> list[Command]:
 
 def assert_same(one: dict[str, Any], other: dict[str, Any], rtol: float | None = None) -> None:
     """Assert that two outcomes are equal, bit by bit unless there is a tolerance."""
-    assert one["weights"].keys() == other["weights"].keys()
+    assert one["weights"] and one["weights"].keys() == other["weights"].keys()
     if rtol is None:
         assert one["history"] == other["history"]
     assert len(one["history"]) == len(other["history"])
