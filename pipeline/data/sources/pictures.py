@@ -13,9 +13,6 @@ from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
-import httpx
-
 from pipeline.data.sources.download import HTTP, download
 from pipeline.data.sources.filesystem import NETWORK_ERRORS, is_uri
 from pipeline.data.transforms.base import RowError
@@ -32,9 +29,8 @@ SHOWN = 120
 THREADS = 8
 """Pictures that are fetched at once."""
 DATA = re.compile("data:", re.IGNORECASE)
-NO_ANSWER = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError, httpx.ConnectError, httpx.ConnectTimeout)
-"""Errors of a host that can't be reached; of S3 and Google's storage, pyarrow has only the text (`NO_CONNECTION`)."""
 NO_CONNECTION = ("curlCode", "NETWORK_CONNECTION", "google::cloud::Status(UNAVAILABLE")
+"""Texts of pyarrow's errors of S3 and Google's storage that can't be reached: it has no types for them."""
 
 
 class HostFailed(RowError):
@@ -126,7 +122,7 @@ class PictureReader:
             raise HostFailed(host, self._failed[host])
         try:
             data = download(location, MAX_BYTES) if location.startswith(HTTP) else _opened(location)
-        except (UserError, *NETWORK_ERRORS, aiohttp.ClientError, httpx.HTTPError) as error:
+        except (UserError, *NETWORK_ERRORS, *_errors_of_clients()) as error:
             if not host or not _is_unreachable(error):
                 self._known.add(host)
                 raise RowError(f"a picture can't be read: {shown}: {_reason(error)}") from error
@@ -161,8 +157,21 @@ def _opened(location: str) -> bytes:
         return stream.read(MAX_BYTES + 1)
 
 
+def _errors_of_clients() -> tuple[type[Exception], ...]:
+    """Return the errors of the clients that download; Python asks for them only when there is one."""
+    import aiohttp
+    import httpx
+
+    return aiohttp.ClientError, httpx.HTTPError
+
+
 def _is_unreachable(error: Exception) -> bool:
-    return isinstance(error, NO_ANSWER) or any(part in str(error) for part in NO_CONNECTION)
+    # Here, as in `_errors_of_clients`: every process of a trial imports this module, and most read no pictures.
+    import aiohttp
+    import httpx
+
+    types = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError, httpx.ConnectError, httpx.ConnectTimeout)
+    return isinstance(error, types) or any(part in str(error) for part in NO_CONNECTION)
 
 
 def _decoded(url: str) -> bytes:
