@@ -7,6 +7,8 @@ worker_callbacks.py     reports from the trainer's callbacks to Ray's controller
 controller_callback.py  forwards reports from the controller to the driver; run_log.py writes and shows them
 host.py                 the driver's side of hosts, whose workers train many runs on one base; slot_launch.py a run's side
 host_worker.py          a host's worker; slot_commands.py the commands of its driver
+together/               several runs in one command
+sharing.py              which runs can share a base
 heartbeat.py            a worker's last heartbeat; hang_detection.py finds workers without one
 signals.py              SIGTERM; row_ledger.py the rows of each step
 """

@@ -112,7 +112,9 @@ class Hosts:
     def _handle(self, request: SlotWanted | SlotUnwanted) -> None:
         if isinstance(request, SlotWanted):
             self._waiting[request.name] = request
-        elif self._waiting.pop(request.name, None) is None:
+        elif (waiting := self._waiting.pop(request.name, None)) is not None:
+            _put(waiting, SlotEnded(request.name, {"step": 0, "stopped": True}))
+        else:
             for host in self.hosts:
                 host.stop(request.name)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from pipeline.errors import RunCancelled, RunFailed, UserError
+from pipeline.errors import RunCancelled, RunFailed, RunStopped, UserError
 from pipeline.io.holder import Holder, here
 from pipeline.ray.channel import NodeChannel
 from pipeline.runs.scratch import remove_everywhere
@@ -17,6 +17,7 @@ from pipeline.training.job import WorkerJob
 from pipeline.training.launch import POLL_EVERY_S, run_training, worker_job
 from pipeline.training.plan import TrainingPlan
 from pipeline.training.run_log import RunLogger
+from pipeline.training.signals import SigtermHandler
 from pipeline.ui.display import Display
 
 __all__ = ["SlotWanted", "SlotLauncher", "SlotUnwanted", "train_in_slot"]
@@ -45,19 +46,21 @@ class SlotUnwanted:
     name: str
 
 
-def train_in_slot(hosts: NodeChannel, plan: TrainingPlan, display: Display) -> dict[str, Any]:
+def train_in_slot(
+    hosts: NodeChannel, plan: TrainingPlan, display: Display, beside: SigtermHandler | None = None
+) -> dict[str, Any]:
     """Train a run in a slot, and if it runs out of memory there, with workers of its own; as `run_training`.
 
     Args:
         hosts: of the hosts' driver, on this node.
-        plan, display: the run's.
+        plan, display, beside: as in `run_training`.
     """
     with NodeChannel.opened() as channel:
-        returned = SlotLauncher(hosts, plan, display, channel).run()
+        returned = SlotLauncher(hosts, plan, display, channel, beside).run()
     if returned is not None:
         return returned
-    display.note("it ran out of memory beside other trials, and is tried again with workers of its own")
-    return run_training(plan, display)
+    display.note("it ran out of memory beside other runs, and is tried again with workers of its own")
+    return run_training(plan, display, beside)
 
 
 class SlotLauncher:
@@ -68,10 +71,20 @@ class SlotLauncher:
         plan: the run's.
         display: shows stages, records and notes.
         channel: carries the run's events.
+        beside: as in `run_training`.
     """
 
-    def __init__(self, hosts: NodeChannel, plan: TrainingPlan, display: Display, channel: NodeChannel) -> None:
+    def __init__(
+        self,
+        hosts: NodeChannel,
+        plan: TrainingPlan,
+        display: Display,
+        channel: NodeChannel,
+        beside: SigtermHandler | None = None,
+    ) -> None:
         self.hosts, self.plan, self.display, self.channel = hosts, plan, display, channel
+        self.beside = beside or SigtermHandler()
+        self._is_leaving = False
         self.known = plan.folder.known()
         # It knows no workers: the hosts' driver watches those.
         self.log = RunLogger(plan, display, HangDetector(plan.cfg.ray.hang_timeout))
@@ -109,6 +122,10 @@ class SlotLauncher:
                 raise RunCancelled(f"the run in {self.plan.folder.path} was ended after step {self.log.step}")
             for note in self.plan.tracking.notes():
                 self.display.note(note)
+            if self.beside.received and not self._is_leaving:
+                self._is_leaving = True
+                self.display.note("SIGTERM: saving after this step; a second one stops at once")
+                self.hosts.put(SlotUnwanted(self.name))
             time.sleep(POLL_EVERY_S)
 
     def _take(self) -> SlotEnded | None:
@@ -135,6 +152,8 @@ class SlotLauncher:
             raise RunFailed(f"training failed: {ended.failure} ({folder.remains(', continue with --resume')})")
         if "refused" in ended.result:
             raise UserError(f"{ended.result['refused']} ({folder.remains(', continue with --resume')})")
+        if "stopped" in ended.result and self.beside.received:
+            raise RunStopped(f"stopped by SIGTERM: {folder.remains()}; continue with --resume")
         if "stopped" in ended.result:
             raise RunCancelled(f"the run in {folder.path} was ended after step {ended.result['step']}")
         return ended.result

@@ -38,7 +38,7 @@ ALONE = {
 def find_sharing_problems(cfg: StrategyConfig) -> Iterator[Problem]:
     """Yield (key, message) for every reason why a trial can't share a base with others; nothing if it can."""
     if cfg.adapter is None:
-        yield "adapter", "not set: the trial trains the base itself; write adapter: lora"
+        yield "adapter", "not set: it trains the base itself; write adapter: lora"
     for name, why in ALONE.items():
         # Sharding keys are those of a config with a cluster.
         if getattr(cfg, name, None):

@@ -17,6 +17,7 @@ from pipeline.training import slot_launch
 from pipeline.training.events import SlotEnded, StepReport, merged
 from pipeline.training.host import Hosts
 from pipeline.training.host_worker import _described
+from pipeline.training.signals import SigtermHandler
 from pipeline.training.slot_commands import receive, received
 from pipeline.training.slot_launch import SlotLauncher, SlotUnwanted, SlotWanted, train_in_slot
 from strategies.slots import Ended
@@ -126,7 +127,7 @@ def test_how_a_run_ended_is_described_without_its_objects() -> None:
 def test_what_a_run_raises(ended: SlotEnded, error: type[Exception], message: str) -> None:
     launcher = SlotLauncher.__new__(SlotLauncher)
     folder = SimpleNamespace(path="run", remains=lambda advice: f"it stays{advice.replace(',', ';')}")
-    launcher.plan = SimpleNamespace(folder=folder)  # type: ignore[assignment]
+    launcher.plan, launcher.beside = SimpleNamespace(folder=folder), SigtermHandler()  # type: ignore[assignment]
     with pytest.raises(error, match=message):
         launcher._judged(ended)
     assert launcher._judged(SlotEnded("a", {"step": 4, "best_metric": None})) == {"step": 4, "best_metric": None}
@@ -135,11 +136,11 @@ def test_what_a_run_raises(ended: SlotEnded, error: type[Exception], message: st
 def test_a_run_that_is_out_of_memory_gets_workers_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     notes: list[str] = []
     monkeypatch.setattr(slot_launch, "SlotLauncher", lambda *arguments: SimpleNamespace(run=lambda: None))
-    monkeypatch.setattr(slot_launch, "run_training", lambda plan, display: {"step": 8})
+    monkeypatch.setattr(slot_launch, "run_training", lambda plan, display, beside: {"step": 8})
     monkeypatch.setattr(slot_launch.NodeChannel, "opened", lambda: nullcontext(NodeChannel(tmp_path)))
     display: Any = SimpleNamespace(note=notes.append)
     assert train_in_slot(NodeChannel(tmp_path), None, display) == {"step": 8}  # type: ignore[arg-type]
-    assert notes == ["it ran out of memory beside other trials, and is tried again with workers of its own"]
+    assert notes == ["it ran out of memory beside other runs, and is tried again with workers of its own"]
 
 
 def test_commands_come_in_order() -> None:
