@@ -50,9 +50,9 @@ class TogetherDisplay:
         with self.lock:
             self.display.note(text)
 
-    def show(self) -> None:
-        """Show the table as it is now, at most every `SHOW_EVERY_S`."""
-        if time.monotonic() - self._shown > SHOW_EVERY_S:
+    def show(self, always: bool = False) -> None:
+        """Show the table as it is now, at most every `SHOW_EVERY_S`, or `always`."""
+        if always or time.monotonic() - self._shown > SHOW_EVERY_S:
             self._shown = time.monotonic()
             with self.lock:
                 self.display.show(self.table())

@@ -133,6 +133,7 @@ class Schedule:
                     run.close()
             self.shared.show()
             time.sleep(POLL_EVERY_S)
+        self.shared.show(always=True)
 
     def _start(self, jobs: list[Job]) -> None:
         """Start the jobs that there is room for beside those that run, and one in any case."""

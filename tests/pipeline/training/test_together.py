@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 from cluster.placement import WorkerPlan
 from pipeline import TrainResult, train, train_together
 from pipeline.cli import app
-from pipeline.config import RunConfig, dump_config
+from pipeline.config import RunConfig, dump_config, parse_config
 from pipeline.errors import UserError
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.metrics import MetricsFile
 from pipeline.training.together import schedule
 from pipeline.training.together.display import TogetherDisplay
+from pipeline.training.together.rules import find_problems
 from pipeline.training.together.schedule import RunsFailed, Schedule
 from pipeline.ui.display import SilentDisplay
 from tests.recipes import small_recipe
@@ -164,25 +165,48 @@ def test_runs_begin_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order == [[True, False, True, False], [True, True, True, False], [True] * 4, [True] * 4]
 
 
-def test_recipes_that_cannot_be_run_together(make: Any, tmp_path: Path) -> None:
-    one = make(tmp_path / "one", hub_model_id="me/model", wandb_run_id="w1")
-    for other, message in [
-        (make(tmp_path / "one"), f"output_dir: a and b have the same, '{tmp_path}/one'; give each run a folder of its own"),
-        (make(tmp_path / "x" / ".." / "one"), "output_dir: a and b have the same"),
-        (make(tmp_path / "one" / "in"), f"output_dir: that of b, '{tmp_path}/one/in', is inside that of a, '{tmp_path}/one'"),
-        (make(tmp_path), "output_dir: that of a, .*/one', is inside that of b"),
-        (make(tmp_path / "two", hub_model_id="me/model"), "^hub_model_id: a and b have the same, 'me/model', which belongs to"),
-        (make(tmp_path / "two", wandb_run_id="w1"), "^wandb_run_id: a and b have the same, 'w1', which belongs to one run"),
-        (make(tmp_path / "two", ray={"address": "head:6379"}), "^ray.address: a has None and b 'head:6379', and one command"),
-        (make(tmp_path / "two", base_model=str(tmp_path / "no")), "^b: base_model: "),
-    ]:
-        with pytest.raises(UserError, match=message):
-            train_together([one, other], ["a", "b"])
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="recipes: there are none to train"):
-        train_together([])
+@pytest.mark.parametrize(
+    ("folder", "keys", "message"),
+    [
+        ("one", {}, "output_dir: a and b have the same, '/runs/one'; give each run a folder of its own"),
+        ("x/../one", {}, "output_dir: a and b have the same"),
+        ("one/in", {}, "output_dir: that of b, '/runs/one/in', is inside that of a, '/runs/one'; give each run a folder"),
+        ("", {}, "output_dir: that of a, '/runs/one', is inside that of b, '/runs'"),
+        ("two", {"hub_model_id": "me/model"}, "hub_model_id: a and b have the same, 'me/model', which belongs to one run"),
+        (
+            "two",
+            {"use_wandb": True, "wandb_run_id": "w1"},
+            "wandb_run_id: a and b have the same, 'w1', which belongs to one run",
+        ),
+        ("two", {"ray": {"address": "h:1"}}, "ray.address: a has None and b 'h:1', and one command trains on one cluster"),
+    ],
+)
+def test_recipes_that_cannot_be_run_together(make: Any, folder: str, keys: dict[str, Any], message: str) -> None:
+    one = make(Path("/runs/one"), hub_model_id="me/model", use_wandb=True, wandb_run_id="w1")
+    (problem,) = find_problems(["a", "b"], [one, make(Path("/runs") / folder, **keys)])
+    assert problem.startswith(message)
+
+
+def test_folders_in_a_bucket() -> None:
+    def of(*folders: str) -> list[RunConfig]:
+        recipe = {"base_model": "m", "datasets": [{"path": "d.jsonl"}]}
+        return [parse_config({**recipe, "output_dir": folder}) for folder in folders]
+
+    assert len(list(find_problems("ab", of("s3://bucket/runs?region=eu", "s3://bucket/runs/b?region=eu")))) == 1
+    assert list(find_problems("abc", of("s3://bucket/run", "s3://bucket/run-2", "/bucket/run"))) == []
+
+
+def test_recipes_are_checked_before_anything_starts(make: Any, tmp_path: Path) -> None:
+    one = make(tmp_path / "one")
+    with pytest.raises(UserError, match="^b: base_model: "):
+        train_together([one, make(tmp_path / "two", base_model=str(tmp_path / "no"))], ["a", "b"])
+    with pytest.raises(UserError, match="^output_dir: a and b have the same"):
+        train_together([one, one], ["a", "b"])
     with pytest.raises(UserError, match="names: each of the 2 recipes needs one of its own, got a, a"):
         train_together([one, one], ["a", "a"])
+    with pytest.raises(UserError, match="recipes: there are none to train"):
+        train_together([])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_run_is_refused_before_anything_starts(make: Any, tmp_path: Path) -> None:
