@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["ActorPlan", "WorkerPlan", "count_runs", "plan_actors", "plan_workers"]
+__all__ = ["ActorPlan", "WorkerPlan", "count_runs", "fit_at_once", "plan_actors", "plan_workers"]
 
 CPUS_PER_ACTOR = 8
 """Threads beyond which one forward on a CPU hardly gets faster; further ones are better spent on another actor."""
@@ -24,6 +25,11 @@ class WorkerPlan:
     def range(self) -> int | tuple[int, int]:
         """`num_workers` of Ray's ScalingConfig."""
         return self.num_workers if self.min_workers is None else (self.min_workers, self.num_workers)
+
+    @property
+    def needed(self) -> int:
+        """Workers without which the run doesn't begin."""
+        return self.num_workers if self.min_workers is None else self.min_workers
 
 
 @dataclass(frozen=True)
@@ -169,9 +175,14 @@ def _reserve(each: dict[str, float], free: list[dict[str, float]]) -> bool:
 def count_runs(workers: WorkerPlan, nodes: list[dict[str, float]]) -> int:
     """Return how many runs with these workers fit the cluster at once."""
     free = [dict(node) for node in nodes]
-    # An elastic run begins with its fewest workers, so that many must fit for each of the runs.
-    needed = workers.num_workers if workers.min_workers is None else workers.min_workers
     runs = 0
-    while all(_reserve(workers.resources, free) for _ in range(needed)):
+    # An elastic run begins with its fewest workers, so that many must fit for each of the runs.
+    while all(_reserve(workers.resources, free) for _ in range(workers.needed)):
         runs += 1
     return runs
+
+
+def fit_at_once(runs: Sequence[WorkerPlan], nodes: list[dict[str, float]]) -> bool:
+    """Return whether runs with these workers fit the cluster at once."""
+    free = [dict(node) for node in nodes]
+    return all(_reserve(workers.resources, free) for workers in runs for _ in range(workers.needed))

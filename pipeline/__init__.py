@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from strategies.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from pipeline.api import train, tune
+    from pipeline.api import train, train_together, tune
     from pipeline.config import RunConfig, load_config
     from pipeline.conversion import Converted, convert
     from pipeline.data.preparation import prepare
@@ -36,7 +36,7 @@ else:
     __getattr__ = lazy_names(
         __name__,
         {
-            "pipeline.api": "train tune",
+            "pipeline.api": "train train_together tune",
             "pipeline.config": "RunConfig load_config",
             "pipeline.conversion": "Converted convert",
             "pipeline.data.preparation": "prepare",
@@ -93,6 +93,7 @@ __all__ = [
     "score",
     "submit",
     "train",
+    "train_together",
     "tune",
     "write_inspection",
     "write_report",

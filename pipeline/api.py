@@ -1,9 +1,10 @@
-"""`pipeline.train` and `pipeline.tune`: a run and a sweep, each with its report page."""
+"""`pipeline.train`, `pipeline.train_together` and `pipeline.tune`: a run, several, and a sweep, each with its report page."""
 
 from __future__ import annotations
 
 import shlex
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline import report as pages
@@ -16,12 +17,13 @@ from pipeline.runs.folder import REPORT, RunFolder
 from pipeline.runs.result import TrainResult
 from pipeline.tracking.dispatcher import check_trackers
 from pipeline.training.driver import RunHooks, train_run
+from pipeline.training.together.driver import run_together
 from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.shared_stages import SharedStages
 from pipeline.tuning.sweep import SweepResult, run_sweep
 from pipeline.ui.display import Display
 
-__all__ = ["train", "tune"]
+__all__ = ["train", "train_together", "tune"]
 
 
 def train(
@@ -48,10 +50,43 @@ def train(
         RunFailed: when workers failed more often than `ray.max_failures`.
         RunCancelled: after `cancel.set()`.
     """
-    # Hooks, since pages and the doctor are on floors above `pipeline.training`.
-    page: dict[str, Any] = {"write_page": _write_run_page} if report else {}
-    hooks = RunHooks(check_recipe=check_trackers, check_cluster=check_before_run, **page)
-    return train_run(cfg, resume=resume, display=display, debug=debug, cancel=cancel, hooks=hooks)
+    return train_run(cfg, resume=resume, display=display, debug=debug, cancel=cancel, hooks=_run_hooks(report))
+
+
+def train_together(
+    recipes: Sequence[RunConfig],
+    names: Sequence[str] | None = None,
+    *,
+    resume: bool = False,
+    display: Display | None = None,
+    debug: bool = False,
+    cancel: threading.Event | None = None,
+    report: bool = True,
+) -> list[TrainResult]:
+    """Train several recipes, each as `train` does; those of adapters that can share one base do.
+
+    Runs that can't share have workers of their own. As many train at once as the cluster has room for. One that fails ends no
+    other.
+
+    Args:
+        recipes: each with an `output_dir` of its own.
+        names: of the runs, in messages and in the table; those of their folders when None.
+        resume: continue the runs; finished ones stay as they are. Without it, existing runs are refused.
+        display: shows stages, the table of the runs, and notes; when None, progress is shown in a notebook and nothing
+            elsewhere.
+        debug: show the workers' output.
+        cancel: set by another thread to cancel all runs; their complete checkpoints stay.
+        report: write each run's page when it ends, even if it failed.
+
+    Returns:
+        The runs' results, in the order of the recipes.
+
+    Raises:
+        UserError: for recipes that can't be trained, or not together, before anything starts where possible.
+        RunFailed: when runs have failed, once all have ended; it says which, and `load_run` loads the others.
+        RunCancelled: after `cancel.set()`.
+    """
+    return run_together(recipes, names, resume=resume, display=display, debug=debug, cancel=cancel, hooks=_run_hooks(report))
 
 
 def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None, debug: bool = False) -> SweepResult:
@@ -68,6 +103,12 @@ def tune(cfg: RunConfig, *, resume: bool = False, display: Display | None = None
         RunFailed: when every trial has failed, or none is within the constraints.
     """
     return run_sweep(cfg, _sweep_page, resume=resume, display=display, debug=debug)
+
+
+def _run_hooks(report: bool) -> RunHooks:
+    """Return what a run adds that is on floors above `pipeline.training`: pages, trackers, the doctor."""
+    page: dict[str, Any] = {"write_page": _write_run_page} if report else {}
+    return RunHooks(check_recipe=check_trackers, check_cluster=check_before_run, **page)
 
 
 def _write_run_page(folder: RunFolder, display: Display) -> Location | None:

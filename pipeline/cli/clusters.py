@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pipeline.cli.execution import Debug, Overrides, Quiet, Recipe, execute, load, print_result
+from pipeline.cli.execution import Debug, Overrides, Quiet, execute, load, print_result
 
 if TYPE_CHECKING:
     from pipeline.jobs.job import Job
@@ -40,7 +40,7 @@ jobs = typer.Typer(help="Jobs on a cluster: list, logs, status, stop.", no_args_
 
 def submit(
     what: Annotated[Literal["train", "tune", "prepare", "score"], typer.Argument(metavar="COMMAND", help="What to run.")],
-    recipe: Recipe,
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE", help="A recipe: YAML, or the name of a packaged one.")],
     address: Address = None,
     overrides: Overrides = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show the log, and exit with the job's status.")] = False,
@@ -66,13 +66,18 @@ def submit(
     flags = (*(["--resume"] if resume else []), *(["--debug"] if debug else []))
 
     def command(display: Any) -> None:
+        from pipeline.errors import UserError
         from pipeline.jobs.submission import Submission
 
+        if len(recipes) > 1:
+            several = f"ray job submit --working-dir {working_dir} -- python -m pipeline {what} {' '.join(recipes)}"
+            advice = f"; a job that trains several is `{several}`" if what == "train" else ""
+            raise UserError(f"RECIPE: {len(recipes)} were given, and a job is submitted for one{advice}")
         # A driver with reserved resources may be placed on any node; without any, Ray starts it on the head.
         reserved = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory, **_resources(resources)}
         submission = Submission(
             what,
-            recipe,
+            recipes[0],
             tuple(overrides or ()),
             flags,
             working_dir,

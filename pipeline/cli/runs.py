@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,22 +16,86 @@ __all__ = ["prepare", "schema", "score", "train", "tune"]
 
 
 def train(
-    recipe: Recipe,
+    recipes: Annotated[
+        list[str], typer.Argument(metavar="RECIPE...", help="Recipes: YAML with Axolotl's keys, or names of packaged ones.")
+    ],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in output_dir.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Prepare the data and train; the result goes to output_dir."""
+    """Prepare the data and train; the result goes to output_dir.
+
+    Several recipes are trained at once as far as the cluster has room for them; those of adapters share one copy of their base
+    model. All options apply to all of them.
+    """
 
     def command(display: Any) -> None:
         from pipeline import train as run
 
-        result = run(load(recipe, overrides), resume=resume, display=display, debug=debug)
+        if len(recipes) > 1:
+            return _train_together(recipes, overrides or [], display, resume=resume, debug=debug)
+        result = run(load(recipes[0], overrides), resume=resume, display=display, debug=debug)
         display.close()
         print_result(result)
+        return None
 
     execute(command, quiet, debug)
+
+
+def _train_together(recipes: list[str], overrides: list[str], display: Any, **options: Any) -> None:
+    """Train several recipes, and print the result of each run that has finished."""
+    from pipeline import train_together
+    from pipeline.training.together.schedule import RunsFailed
+
+    names = _names(recipes)
+    try:
+        finished = dict(
+            zip(names, train_together(_load_all(recipes, overrides), names, display=display, **options), strict=True)
+        )
+    except RunsFailed as failure:
+        display.close()
+        _print_runs(failure.finished)
+        raise
+    display.close()
+    _print_runs(finished)
+
+
+def _load_all(recipes: list[str], overrides: list[str]) -> list[Any]:
+    """Load recipes; raise one UserError for all that is wrong with them."""
+    from pipeline.config.loading import parse_overrides
+    from pipeline.errors import UserError
+    from pipeline.training.together.rules import ONE_RUNS
+
+    if unfit := sorted(parse_overrides(overrides).keys() & set(ONE_RUNS)):
+        raise UserError(
+            f"--set {unfit[0]}: would be that of all {len(recipes)} recipes, and each run needs its own; write it in them"
+        )
+    if twice := next((recipe for recipe in recipes if recipes.count(recipe) > 1), None):
+        raise UserError(f"{twice}: stands twice, and would be two runs in one folder; give each recipe once")
+    loaded, problems = [], []
+    for recipe in recipes:
+        try:
+            loaded.append(load(recipe, overrides))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return loaded
+
+
+def _names(recipes: list[str]) -> list[str]:
+    """Return the files' names without their ends, or where these are equal, the recipes as they were given."""
+    names = [Path(recipe).stem for recipe in recipes]
+    return names if len(set(names)) == len(names) else recipes
+
+
+def _print_runs(finished: dict[str, Any]) -> None:
+    from rich.console import Group
+    from rich.text import Text
+
+    for name, result in finished.items():
+        print_result(Group(Text(f"\n{name}", "bold"), result))
 
 
 def tune(

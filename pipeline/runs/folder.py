@@ -88,6 +88,18 @@ class RunFolder:
         except STORAGE_ERRORS as error:
             raise UserError(f"output_dir: {str(self.path)!r} can't be reached: {reason(error)}") from error
 
+    def check_free(self, cfg: RunConfig, resume: bool) -> None:
+        """Check, without writing, that `open` will take the folder.
+
+        Raises:
+            UserError: as `open`, and where the folder can't be read.
+        """
+        try:
+            self._refuse_other_files()
+            self._refuse_another_run(self.dated(cfg) if resume else cfg, resume)
+        except STORAGE_ERRORS as error:
+            raise UserError(f"output_dir: {str(self.path)!r} can't be read: {reason(error)}") from error
+
     def for_ray(self) -> dict[str, Any]:
         """Return arguments of Ray's RunConfig that give workers this folder."""
         filesystem = self.storage.for_other_processes() if is_uri(str(self.path)) else None

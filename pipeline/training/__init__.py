@@ -8,6 +8,8 @@ controller_callback.py  forwards reports from the controller to the driver; run_
 host.py                 gives runs slots of hosts, whose workers train many runs on one base; slot_launch.py a run's side
 one_host.py             a host: its start, failures and end; host_worker.py its worker
 slot_commands.py        commands of a host's driver to its worker; turn_note.py whose turn it was when workers died
+together/               several runs in one command
+sharing.py              which runs can share a base
 heartbeat.py            a worker's last heartbeat; hang_detection.py finds workers without one
 signals.py              SIGTERM; row_ledger.py the rows of each step
 """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from pipeline.data import Prepared
     from pipeline.reference import Scores
 
-__all__ = ["RunHooks", "prepare_data", "score_reference", "train_run"]
+__all__ = ["OpenRun", "RunHooks", "check_run", "open_run", "prepare_data", "score_reference", "train_run"]
 
 
 CPU_BF16 = "bf16: this CPU multiplies bfloat16, so products are computed in it; bf16: false computes in float32"
@@ -93,22 +94,71 @@ def train_run(
         RunFailed: when workers failed more often than `ray.max_failures`.
         RunCancelled: after `cancel.set()`.
     """
+    display = display or default_display()
+    cfg = check_run(cfg, hooks, display)
+    display.stage("starting Ray")
+    init_ray(cfg, debug)
+    with open_run(cfg, resume=resume, display=display, debug=debug, cancel=cancel, trial=trial, hooks=hooks) as run:
+        if run.plan is not None:
+            run.returned = hooks.launch(run.plan, display)
+    assert run.result is not None
+    return run.result
+
+
+def check_run(cfg: RunConfig, hooks: RunHooks, display: Display) -> RunConfig:
+    """Check what can be checked before Ray starts; return the recipe as its run takes it, its paths absolute.
+
+    Raises:
+        UserError: naming the key.
+    """
     # Workers have other current directories: Ray changes into a folder of its session.
     cfg = absolute_paths(cfg)
     check_recipe(cfg)
     hooks.check_recipe(cfg)
-    display = display or default_display()
     if cfg.tune is not None:
         cfg = cfg.model_copy(update={"tune": None})
         display.note("tune: is for `prefray tune`; this run has the recipe's own values")
     folder = RunFolder(locate(cfg.output_dir))
-    for note in cfg.notes:
-        display.note(note)
+    _show_notes(cfg.notes, display)
     folder.check_reached()
     check_root(cfg.dataset_prepared_path)
     NodeCache.of(cfg.ray).check_path()
-    display.stage("starting Ray")
-    init_ray(cfg, debug)
+    return cfg
+
+
+@dataclass
+class OpenRun:
+    """A run from the end of its preparation to its own end; who has opened it trains it in between."""
+
+    plan: TrainingPlan | None = None
+    """What its workers need; None for a run that had finished before."""
+    returned: dict[str, Any] = field(default_factory=dict)
+    """Rank 0's result, to be set when it has trained."""
+    result: TrainResult | None = None
+    """Set when the run has ended."""
+
+
+@contextmanager
+def open_run(
+    cfg: RunConfig,
+    *,
+    resume: bool,
+    display: Display,
+    debug: bool,
+    cancel: threading.Event | None,
+    trial: TrialInfo | None = None,
+    hooks: RunHooks = NO_HOOKS,
+) -> Iterator[OpenRun]:
+    """Prepare and score; when the context is left, record how the run has ended, and write its page.
+
+    Args:
+        cfg: what `check_run` has returned; Ray has started.
+        resume, display, debug, cancel, trial, hooks: as in `train_run`.
+
+    Raises:
+        UserError, RunFailed: as `train_run`.
+    """
+    folder = RunFolder(locate(cfg.output_dir))
     plan = resolve(cfg, node_resources())
     # Before `folder.open`, which may delete the metrics: they show what the trackers have received.
     tracking = Tracking(plan.recipe, folder.storage, resume, trial)
@@ -124,18 +174,19 @@ def train_run(
         # Only now: whether a finished run has all of its steps depends on the number of prepared rows.
         if (finished := folder.finished_steps(of=steps)) is not None:
             display.note(f"the run has already finished with step {finished}: {folder.path}")
-            return result_of(folder, finished)
+            yield OpenRun(result=result_of(folder, finished))
+            return
         # `_resolve_reference` checks again with all inputs; this refuses changed data before the reference is scored.
         folder.check(prepared.fingerprint, steps)
         # The recipe, in which `bf16: auto` is the same on any machine.
         folder.write_config(_with_day(plan.recipe, prepared))
         plan, scores = _resolve_reference(plan, prepared, folder, steps, display)
         selection = _select(plan.cfg, prepared, scores, display)
-        events, page = RunEvents(folder), None
+        run, events, page = OpenRun(), RunEvents(folder), None
         events.started(plan.workers, sharding_of(plan.cfg))
         try:
             with tracking.running(display):
-                training = TrainingPlan(
+                run.plan = TrainingPlan(
                     **vars(plan),
                     folder=folder,
                     events=events,
@@ -149,12 +200,12 @@ def train_run(
                     selection=selection,
                 )
                 with events:  # which write `run.json` as they end, so before it is finished
-                    returned = hooks.launch(training, display)
-                folder.finish(returned["step"], returned["best_metric"], returned["ended_early"])
+                    yield run
+                folder.finish(run.returned["step"], run.returned["best_metric"], run.returned["ended_early"])
         finally:
             _write_findings(folder, display)
             page = hooks.write_page(folder, display)
-        return result_of(folder, returned["step"], page)
+        run.result = result_of(folder, run.returned["step"], page)
 
 
 def _prepare_run(plan: RunPlan, display: Display) -> tuple[Prepared, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 from cluster.sharding import sharding_arguments
@@ -46,8 +47,12 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     return training.run_worker(job)
 
 
-def run_training(plan: TrainingPlan, display: Display) -> dict[str, Any]:
+def run_training(plan: TrainingPlan, display: Display, beside: SigtermHandler | None = None) -> dict[str, Any]:
     """Run Ray Train to its end; return rank 0's result.
+
+    Args:
+        plan, display: the run's.
+        beside: set where runs train beside each other, each in a thread: the main thread's, since no other one has signals.
 
     Raises:
         UserError: for a ValueError of a worker; RunFailed: for any other failure.
@@ -56,7 +61,7 @@ def run_training(plan: TrainingPlan, display: Display) -> dict[str, Any]:
         KeyboardInterrupt: after the workers were stopped; the last complete checkpoint stays.
     """
     with NodeChannel.opened() as channel:
-        return TrainingLauncher(plan, display, channel).run()
+        return TrainingLauncher(plan, display, channel, beside).run()
 
 
 class TrainingLauncher:
@@ -66,10 +71,13 @@ class TrainingLauncher:
         plan: the run's.
         display: shows stages, records and notes.
         channel: carries the events of Ray Train's controller, which Ray starts on the driver's node.
+        beside: as in `run_training`.
     """
 
-    def __init__(self, plan: TrainingPlan, display: Display, channel: NodeChannel) -> None:
-        self.plan, self.display, self.channel = plan, display, channel
+    def __init__(
+        self, plan: TrainingPlan, display: Display, channel: NodeChannel, beside: SigtermHandler | None = None
+    ) -> None:
+        self.plan, self.display, self.channel, self.beside = plan, display, channel, beside
         self.known = plan.folder.known()
         self.hangs = HangDetector(plan.cfg.ray.hang_timeout)
         self.log = RunLogger(plan, display, self.hangs)
@@ -86,14 +94,15 @@ class TrainingLauncher:
         # In another thread, since `fit` blocks; there it also leaves SIGINT alone, whose handler it replaces in the main thread
         # and never restores.
         threading.Thread(target=self._fit, name="ray-train", daemon=True).start()
-        with SigtermHandler() as signal:
+        with SigtermHandler() if self.beside is None else nullcontext(self.beside) as signal:
             try:
                 self._poll(signal)
             except KeyboardInterrupt:
                 self._interrupt()
                 self.display.note(f"interrupted: {self.plan.folder.remains()}; continue with --resume")
-                # Ray frees a job's actors and placement groups with the job, also those that an aborted controller has left.
-                ray.shutdown()
+                if self.beside is None:
+                    # Ray frees a job's actors and placement groups with it, also those that an aborted controller has left.
+                    ray.shutdown()
                 if signal.received:
                     raise RunStopped("stopped by SIGTERM") from None
                 raise

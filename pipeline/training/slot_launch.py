@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from cluster.division import divided_layers
-from pipeline.errors import RunCancelled, RunFailed, UserError
+from pipeline.errors import RunCancelled, RunFailed, RunStopped, UserError
 from pipeline.io.holder import Holder, here
 from pipeline.ray.channel import NodeChannel
 from pipeline.runs.scratch import remove_everywhere
@@ -20,6 +20,7 @@ from pipeline.training.job import WorkerJob
 from pipeline.training.launch import run_training, worker_job
 from pipeline.training.plan import TrainingPlan
 from pipeline.training.run_log import RunLogger
+from pipeline.training.signals import SigtermHandler
 from pipeline.ui.display import Display
 
 __all__ = ["SlotWanted", "SlotLauncher", "SlotUnwanted", "train_in_slot"]
@@ -51,20 +52,24 @@ class SlotUnwanted:
 
 
 def train_in_slot(
-    hosts: NodeChannel, plan: TrainingPlan, display: Display, placed: Callable[[int | None], None] = lambda host: None
+    hosts: NodeChannel,
+    plan: TrainingPlan,
+    display: Display,
+    placed: Callable[[int | None], None] = lambda host: None,
+    beside: SigtermHandler | None = None,
 ) -> dict[str, Any]:
     """Train a run in a slot, and if it may do better without others, with workers of its own; as `run_training`.
 
     Args:
         hosts: of the hosts' driver, on this node.
-        plan, display: the run's.
+        plan, display, beside: as in `run_training`.
         placed: called with the number of the host on which the run has a slot, and with None when it gets its own workers.
 
     Raises:
         RunFailed: also for a run that is out of memory and has checkpoints from which such workers can't resume.
     """
     with NodeChannel.opened() as channel:
-        launcher = SlotLauncher(hosts, plan, display, channel, placed)
+        launcher = SlotLauncher(hosts, plan, display, channel, placed, beside)
         returned = launcher.run()
     if not isinstance(returned, str):
         return returned
@@ -76,7 +81,7 @@ def train_in_slot(
     placed(None)
     display.note(f"{returned}: it is tried again with workers of its own")
     try:
-        return run_training(plan, display)
+        return run_training(plan, display, beside)
     finally:
         launcher.remove_scratch()
 
@@ -90,6 +95,7 @@ class SlotLauncher:
         display: shows stages, records and notes.
         channel: carries the run's events.
         placed: called with the number of the host on which the run has a slot.
+        beside: as in `run_training`.
     """
 
     def __init__(
@@ -99,8 +105,11 @@ class SlotLauncher:
         display: Display,
         channel: NodeChannel,
         placed: Callable[[int], None] = lambda host: None,
+        beside: SigtermHandler | None = None,
     ) -> None:
         self.hosts, self.plan, self.display, self.channel, self.placed = hosts, plan, display, channel, placed
+        self.beside = beside or SigtermHandler()
+        self._is_leaving = False
         self.known = plan.folder.known()
         # It watches no workers: the hosts' driver does.
         self.log = RunLogger(plan, display, HangDetector(plan.cfg.ray.hang_timeout))
@@ -139,6 +148,10 @@ class SlotLauncher:
                 raise RunCancelled(f"the run in {self.plan.folder.path} was ended after step {self.log.step}")
             for note in self.plan.tracking.notes():
                 self.display.note(note)
+            if self.beside.received and not self._is_leaving:
+                self._is_leaving = True
+                self.display.note("SIGTERM: saving after this step; a second one stops at once")
+                self.hosts.put(SlotUnwanted(self.name))
             time.sleep(POLL_EVERY_S)
 
     def _take(self) -> SlotEnded | None:
@@ -171,6 +184,8 @@ class SlotLauncher:
             raise RunFailed(f"training failed: {ended.failure} ({folder.remains(', continue with --resume')})")
         if "refused" in ended.result:
             raise UserError(f"{ended.result['refused']} ({folder.remains(', continue with --resume')})")
+        if "stopped" in ended.result and self.beside.received:
+            raise RunStopped(f"stopped by SIGTERM: {folder.remains()}; continue with --resume")
         if "stopped" in ended.result:
             raise RunCancelled(f"the run in {folder.path} was ended after step {ended.result['step']}")
         return ended.result

@@ -15,12 +15,12 @@ from pipeline.errors import UserError
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.planning import check_recipe
 from pipeline.runs.folder import RunFolder
+from pipeline.training.sharing import why_not_shared
 from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.objective import SweepObjective, resolve_objective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.requests import CloneTrial, Request, StopTrial, answer, taken
 from pipeline.tuning.search import CLONE, SAMPLE, trial_number
-from pipeline.tuning.sharing import why_not_shared
 from pipeline.tuning.space import Values, shown_values, trial_recipe
 
 __all__ = ["TrialControl", "check_clone", "check_stop"]

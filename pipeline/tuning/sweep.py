@@ -24,6 +24,7 @@ from pipeline.planning import check_batch, check_recipe, plan_run
 from pipeline.ray.session import init_ray, node_resources
 from pipeline.runs.owner import owned
 from pipeline.tracking.dispatcher import Tracking, check_trackers
+from pipeline.training.sharing import base_bytes, fitting_slots, why_not_shared
 from pipeline.tuning.eval_schedule import with_cadence
 from pipeline.tuning.finalists import choose_finalists, plan_repeats
 from pipeline.tuning.folder import BEST, REPORT, SweepFolder, earlier_tracker_runs
@@ -31,7 +32,7 @@ from pipeline.tuning.objective import resolve_objective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.result import SweepResult, best_recipe, raise_without_best
 from pipeline.tuning.shared_stages import SharedStages, prepare_shared_stages
-from pipeline.tuning.sharing import Sharing, base_bytes, check_slots, fitting_slots, plan_sharing, why_not_shared
+from pipeline.tuning.sharing import Sharing, check_slots, plan_sharing
 from pipeline.tuning.space import check_trials, corners, trial_recipe
 from pipeline.ui.display import Display
 from pipeline.ui.notebook import default_display

@@ -25,11 +25,12 @@ from pipeline.runs.fork import fork_from_checkpoint, origin_of
 from pipeline.runs.metrics import MetricsFile
 from pipeline.tracking.tracker import TrialInfo, name_of
 from pipeline.training.driver import RunHooks, train_run
+from pipeline.training.sharing import why_not_shared
 from pipeline.training.slot_launch import train_in_slot
 from pipeline.tuning.channel import SweepChannel, TrialBegan, TrialEvent, TrialFault, TrialNote, TrialPlaced, TrialProgress
 from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.search import EVALUATION, SAMPLE, trial_number
-from pipeline.tuning.sharing import Sharing, why_not_shared
+from pipeline.tuning.sharing import Sharing
 from pipeline.tuning.space import trial_recipe
 from pipeline.ui.display import SilentDisplay
 

@@ -39,7 +39,7 @@ def find_sharing_problems(cfg: StrategyConfig) -> Iterator[Problem]:
     Keys that divide models among workers are those of a config with a cluster, which says itself what a host can divide.
     """
     if cfg.adapter is None:
-        yield "adapter", "not set: the trial trains the base itself; write adapter: lora"
+        yield "adapter", "not set: it trains the base itself; write adapter: lora"
     for name, why in ALONE.items():
         if getattr(cfg, name):
             yield name, f"{why}, which others would see"

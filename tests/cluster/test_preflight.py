@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.placement import ActorPlan, WorkerPlan, plan_actors, plan_workers
+from cluster.placement import ActorPlan, WorkerPlan, count_runs, fit_at_once, plan_actors, plan_workers
 
 CPU_NODE = {"CPU": 2.0, "memory": 1e9}
 GPU_NODE = {"CPU": 8.0, "GPU": 4.0}
@@ -48,6 +48,14 @@ def test_a_worker_does_not_spread_over_nodes() -> None:
     with pytest.raises(ValueError, match=r"the cluster has 4 CPU on 2 nodes, enough for 0"):
         plan_workers(1, False, {"CPU": 3.0}, [CPU_NODE, CPU_NODE])
     assert plan_workers(2, False, {"CPU": 2.0}, [CPU_NODE, CPU_NODE]).num_workers == 2
+
+
+def test_how_many_runs_fit_at_once() -> None:
+    small, large = WorkerPlan(1, False, {"CPU": 1.0}), WorkerPlan(2, False, {"CPU": 2.0})
+    assert (count_runs(small, [CPU_NODE, CPU_NODE]), count_runs(large, [CPU_NODE, CPU_NODE])) == (4, 1)
+    assert fit_at_once([small, small], [CPU_NODE]) and not fit_at_once([small, large], [CPU_NODE, CPU_NODE])
+    assert fit_at_once([WorkerPlan(4, False, {"CPU": 1.0}, min_workers=1), small], [CPU_NODE])
+    assert fit_at_once([], [])
 
 
 def test_one_actor_takes_a_small_node_and_eight_cpus_of_a_large_one() -> None:

@@ -19,6 +19,7 @@ from pipeline.training.events import SlotEnded, StepReport, merged
 from pipeline.training.host import Hosts
 from pipeline.training.host_worker import _described
 from pipeline.training.one_host import HostedRun
+from pipeline.training.signals import SigtermHandler
 from pipeline.training.slot_commands import receive, received
 from pipeline.training.slot_launch import SlotLauncher, SlotUnwanted, SlotWanted, train_in_slot
 from strategies.slots import Ended
@@ -144,7 +145,7 @@ def test_how_a_run_ended_is_described_without_its_objects() -> None:
 def test_what_a_run_raises(ended: SlotEnded, error: type[Exception], message: str) -> None:
     launcher = SlotLauncher.__new__(SlotLauncher)
     folder = SimpleNamespace(path="run", remains=lambda advice: f"it stays{advice.replace(',', ';')}")
-    launcher.plan = SimpleNamespace(folder=folder)  # type: ignore[assignment]
+    launcher.plan, launcher.beside = SimpleNamespace(folder=folder), SigtermHandler()  # type: ignore[assignment]
     with pytest.raises(error, match=message):
         launcher._judged(ended)
     assert launcher._judged(SlotEnded("a", {"step": 4, "best_metric": None})) == {"step": 4, "best_metric": None}
@@ -155,7 +156,7 @@ def test_a_run_that_others_may_hinder_gets_workers_of_its_own(monkeypatch: pytes
     monkeypatch.setattr(
         slot_launch, "SlotLauncher", lambda *arguments: SimpleNamespace(run=lambda: "memory ran out", remove_scratch=list)
     )
-    monkeypatch.setattr(slot_launch, "run_training", lambda plan, display: {"step": 8})
+    monkeypatch.setattr(slot_launch, "run_training", lambda plan, display, beside: {"step": 8})
     monkeypatch.setattr(slot_launch.NodeChannel, "opened", lambda: nullcontext(NodeChannel(tmp_path)))
     display: Any = SimpleNamespace(note=notes.append)
     folder = SimpleNamespace(last_checkpoint=lambda: 4)

@@ -45,7 +45,7 @@ RATE = {"learning_rate": {"loguniform": [1e-6, 1e-4]}}
         (
             {"space": RATE, "share_base": True},
             {},
-            "tune.share_base: true, but adapter: not set: the trial trains the base itself",
+            "tune.share_base: true, but adapter: not set: it trains the base itself",
         ),
         ({"space": RATE}, {"hub_model_id": "me/model"}, "hub_model_id: belongs to one run, and a sweep has many"),
         ({"space": RATE}, {"val_set_size": 0}, "tune: trials are compared by evaluations"),

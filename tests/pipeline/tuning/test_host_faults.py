@@ -137,7 +137,7 @@ def test_slots_go_to_clones_and_finalists(recipe: Any, tmp_path: Path) -> None:
     assert [one.status for one in result.records] == ["stopped", *["finished"] * 6], [one.reason for one in result.records]
     assert stopped.step < 240 and warm.origins[0].startswith("trial 1 at step ") and cold.clone_of == 1
     assert {one.repeats for one in repeats} <= {first.number, warm.number, cold.number}
-    assert not any(one.is_alone for one in result.records)
+    assert not any(one.shown_host == "own" for one in result.records)
     check_ledgers(result)
     check_nothing_is_left(where)
 
@@ -159,5 +159,5 @@ def test_every_scheduler_and_search(recipe: Any, tmp_path: Path, section: dict[s
     result = tune(recipe(where, {**common, **section}, evals_per_epoch=2, ray=WHOLE_MACHINE, **LORA))
     statuses = {one.status for one in result.records}
     assert "finished" in statuses and statuses <= {"finished", "stopped"}
-    assert len(result.records) == section["num_samples"] and not any(one.is_alone for one in result.records)
+    assert len(result.records) == section["num_samples"] and not any(one.shown_host == "own" for one in result.records)
     check_nothing_is_left(where)

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.config import RunConfig, parse_config
 from pipeline.errors import ConfigError
-from pipeline.tuning.sharing import plan_sharing, why_not_shared
+from pipeline.training.sharing import why_not_shared
+from pipeline.tuning.sharing import plan_sharing
 
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_modules": ["q_proj"]}
 
@@ -80,7 +81,7 @@ def test_most_of_the_trials_decide_the_base() -> None:
 def test_nothing_is_shared_by_one_or_none() -> None:
     assert plan_sharing("auto", [trial(), full()]) is plan_sharing("auto", [full(), full()]) is None
     assert plan_sharing(False, [trial(), trial()]) is None
-    with pytest.raises(ConfigError, match="tune.share_base: true, but adapter: not set: the trial trains the base itself"):
+    with pytest.raises(ConfigError, match="tune.share_base: true, but adapter: not set: it trains the base itself"):
         plan_sharing(True, [full(), full()])
 
 

@@ -1,0 +1,83 @@
+"""Which runs can share one copy of the base model, and how many of them fit the memory beside one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.division import divided_layers, find_division_problems
+from pipeline.config import RunConfig
+from pipeline.doctor.machine import Machine
+from pipeline.doctor.memory import usable
+from strategies import memory
+from strategies.slots.rules import find_sharing_problems, unequal_keys
+
+__all__ = ["MOST_SLOTS", "base_bytes", "fitting_slots", "group_by_base", "why_not_shared"]
+
+MOST_SLOTS = 16
+SLOT_BYTES = 64 * 2**20
+"""Of a run beside its adapter's tensors: its trainer, rows' order, and what the allocator keeps."""
+
+
+def why_not_shared(cfg: RunConfig, other: RunConfig | None = None) -> list[tuple[str, str]]:
+    """Return (key, reason) for each reason why a run can't share a base; with `other`, the base of that one.
+
+    Args:
+        cfg: the run's recipe.
+        other: recipe of a run that can.
+    """
+    problems = [*find_sharing_problems(cfg), *find_division_problems(cfg)]
+    if cfg.is_elastic:
+        problems.append(("ray.num_workers", "a range: workers that come and go would restart all runs; write a number"))
+    if other is not None and not problems:
+        problems += [(key, _difference(getattr(cfg, key), getattr(other, key))) for key in unequal_keys(cfg, other)]
+        ours, theirs = _workers(cfg), _workers(other)
+        problems += [(f"ray.{key}", _difference(ours[key], theirs[key])) for key in ours if ours[key] != theirs[key]]
+    return problems
+
+
+def group_by_base(recipes: Sequence[RunConfig]) -> list[list[int]]:
+    """Return the indices of the recipes that can share a base, grouped by base; the largest group first."""
+    groups: list[list[int]] = []
+    for index, recipe in enumerate(recipes):
+        if why_not_shared(recipe):
+            continue
+        group = next((group for group in groups if not why_not_shared(recipe, recipes[group[0]])), None)
+        groups.append([index]) if group is None else group.append(index)
+    return sorted(groups, key=len, reverse=True)
+
+
+def fitting_slots(recipe: RunConfig, copies: int, machine: Machine) -> int:
+    """Return how many runs fit the memory with one copy of the base, by the estimate of `prefray doctor`; 0 for none.
+
+    Args:
+        recipe: of one of the runs.
+        copies: workers that share the machine's memory, each with a copy, or its part of one.
+        machine: this one, or a GPU.
+    """
+    division = None if divided_layers(recipe) is None else memory.LAYERS
+    found = memory.estimate(recipe, recipe.num_workers, machine.kind == "GPU", division)
+    # Activations are those of one run: the others wait for their turns.
+    each = found.gradients * 2 + found.optimizer + found.reference + found.buckets + SLOT_BYTES
+    return max(0, int((usable(machine) / copies - found.total) // each) + 1)
+
+
+def base_bytes(recipe: RunConfig) -> int:
+    """Return the bytes of a run's model: the base's, and few of its adapter."""
+    return memory.estimate(recipe).weights
+
+
+def _difference(value: Any, other: Any) -> str:
+    shown = [json.dumps(one, default=str) for one in (value, other)]
+    return f"runs with {shown[0]} and {shown[1]} need different copies of the base, or different workers"
+
+
+def _workers(cfg: RunConfig) -> dict[str, Any]:
+    """Return what decides a run's workers, and when they count as hung."""
+    return {
+        "num_workers": cfg.num_workers,
+        "resources_per_worker": cfg.worker_resources(),
+        "use_gpu": cfg.ray.use_gpu,
+        "hang_timeout": cfg.ray.hang_timeout,
+    }
