@@ -5,7 +5,7 @@ divided.py        a base of which each worker holds a part
 rules.py          which configs can share a base; loads without torch
 turns.py          a function that runs in turns, one of several at a time
 process_state.py  what libraries keep per process, such as random states: each slot has its own
-joint_steps.py    which slots run their rows in one forward, and how each goes on with its own
+joint_steps.py    which slots run their rows in one forward, and whose turn it is between forward and backward
 joint_model.py    the forward of rows of several slots: the base's products once, each adapter's for its row
 commands.py       commands to a host; loads without torch
 host.py           attaches trials to slots, gives turns, and returns how each trial ended

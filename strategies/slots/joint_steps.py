@@ -1,4 +1,4 @@
-"""Steps of several slots at once: each hands its row over, rows run in joint forwards, and each slot goes on with its own."""
+"""Steps of several slots at once: each hands its row over, rows run in joint forwards, and losses are each slot's own."""
 
 from __future__ import annotations
 

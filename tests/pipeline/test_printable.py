@@ -66,7 +66,8 @@ def sweep() -> SweepResult:
 def opened() -> Sweep:
     """The same trials, of a sweep that runs."""
     shown = Sweep.__new__(Sweep)
-    vars(shown).update(_first_read=sweep(), folder=SimpleNamespace(records=lambda as_they_run: sweep().records))
+    folder = SimpleNamespace(records=lambda as_they_run: sweep().records, state=dict, storage=Folder(Path("nowhere")))
+    vars(shown).update(_first_read=sweep(), folder=folder)
     return shown
 
 
