@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import tune as ray_tune
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from cluster.ray_compat import remove_orphaned_groups
 from pipeline.io.retry import STORAGE_ERRORS
@@ -26,7 +27,7 @@ from pipeline.tuning.space import shown_values
 from pipeline.tuning.table import hosts_line, trials_table
 from pipeline.ui.display import Display
 
-__all__ = ["MonitorCallback", "SweepMonitor"]
+__all__ = ["MonitorCallback", "QuietProgress", "SweepMonitor"]
 
 
 WRITE_EVERY_S = 2.0
@@ -279,3 +280,10 @@ class MonitorCallback(ray_tune.Callback):
         """Record the failure of a trial."""
         assert MonitorCallback.monitor is not None
         MonitorCallback.monitor.fail(trial)
+
+
+class QuietProgress(TrialProgressCallback):
+    """In place of Tune's own, which at verbosity 0 still prints a line for a trial that is ended on request."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Print nothing: the monitor reports it."""

@@ -32,7 +32,7 @@ from pipeline.tuning.channel import SweepChannel
 from pipeline.tuning.control import TrialControl
 from pipeline.tuning.earlier import earlier_names
 from pipeline.tuning.folder import FINALISTS, HOSTS, TUNE, SweepFolder
-from pipeline.tuning.monitor import MonitorCallback, SweepMonitor
+from pipeline.tuning.monitor import MonitorCallback, QuietProgress, SweepMonitor
 from pipeline.tuning.objective import SweepObjective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.requests import forget
@@ -221,7 +221,7 @@ class SweepTuner:
                 failure_config=ray_tune.FailureConfig(max_failures=section.max_failures),
                 # The runs store their checkpoints; Tune's are pointers, and none is needed of a trial that has ended.
                 checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[MonitorCallback()],
+                callbacks=[MonitorCallback(), *(() if self.debug else (QuietProgress(),))],
                 verbose=2 if self.debug else 0,
             ),
         )

@@ -223,7 +223,9 @@ class RichDisplay:
     def stage(self, name: str, total: int | None = None) -> None:
         self._total = total if total is not None else self._total
         self._speed = _Speed()
-        self._progress.update(self._task, description=name, total=self._total, completed=0, metrics="")
+        # rich takes None as no change, and its clock stops where a stage has reached its total.
+        self._progress.tasks[0].total, self._progress.tasks[0].finished_time = self._total, None
+        self._progress.update(self._task, description=name, completed=0, metrics="")
 
     def progress(self, state: dict[str, Any]) -> None:
         if state.get("waiting"):

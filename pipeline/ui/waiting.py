@@ -117,6 +117,9 @@ def unmet_demand() -> str | None:
             bundles[tuple(sorted(amounts.items()))] += request.count
     # Requests of which nothing is left, such as within a placement group; a Counter has no error for a missing key.
     del bundles[()]
+    # Places on a node that a sweep's trials share: so many of them wait for others by design.
+    for bundle in [bundle for bundle in bundles if all(name.startswith("node:") for name, _ in bundle)]:
+        del bundles[bundle]
     if not bundles:
         return None
     requested = " and ".join(f"{count} x {_shown(bundle)}" for bundle, count in bundles.items())
