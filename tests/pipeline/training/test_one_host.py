@@ -65,7 +65,7 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setattr("pipeline.training.turn_note.get_value", lambda *_: None)
     monkeypatch.setattr(Host, "_trainer", lambda self: SimpleNamespace(fit=fit))
     plan: Any = SimpleNamespace(run=SimpleNamespace(cfg=SimpleNamespace(ray=SimpleNamespace(hang_timeout=60))), slots=3)
-    made: Any = Host(plan, 0, lambda text: None, Sent())  # type: ignore[arg-type]
+    made: Any = Host(plan, 0, lambda text: None, Sent(), [])  # type: ignore[arg-type]
     made.die, made.sent, made.cleaned = die, made._outbox, cleaned
     made._handle(WorkerStarted(0, Actor(), "here", "id", 1))
     yield made

@@ -12,8 +12,6 @@ from transformers import TrainerCallback
 
 from strategies import register_callback
 
-__all__ = ["DEADLY", "GREEDY"]
-
 GREEDY, DEADLY = 2e-4, 3e-4
 AT_STEP = {GREEDY: 10, DEADLY: 13}
 

@@ -40,7 +40,7 @@ RATE = {"learning_rate": {"loguniform": [1e-6, 1e-4]}}
         (
             {"space": RATE, "slots": 2},
             {},
-            "tune.slots: has no effect, since no trials share a base (adapter: not set: the trial",
+            "tune.slots: has no effect, since no trials share a base (adapter: not set: it trains",
         ),
         (
             {"space": RATE, "share_base": True},

@@ -20,7 +20,6 @@ from pipeline.runs.folder import RunFolder
 from pipeline.runs.metrics import MetricsFile
 from pipeline.runs.scratch import scratch_of
 from pipeline.tuning.result import SweepResult
-from tests.pipeline.tuning.bad_trials import DEADLY, GREEDY
 from tests.pipeline.tuning.test_hosts import LORA, Notes
 from tests.waiting import wait_for
 
@@ -77,7 +76,9 @@ def meanwhile(act: Callable[[], None]) -> Iterator[None]:
 
 def test_trials_that_bear_no_others_are_tried_alone(recipe: Any, tmp_path: Path) -> None:
     """One runs out of memory, another one kills the worker of all: the third one goes on, and no failure was allowed."""
-    section = {**RATES, "space": {"learning_rate": {"grid": [1e-4, GREEDY, DEADLY]}}, "metric": "eval_rewards/accuracies"}
+    # Of the plugin, which isn't imported: it would register its callback for all tests of this process.
+    greedy, deadly = 2e-4, 3e-4
+    section = {**RATES, "space": {"learning_rate": {"grid": [1e-4, greedy, deadly]}}, "metric": "eval_rewards/accuracies"}
     plugin = {"plugins": ["tests.pipeline.tuning.bad_trials"]}
     where, display = tmp_path / "sweep", Notes()
     cfg = recipe(where, section, num_epochs=3, save_steps=8, eval_steps=16, ray=WHOLE_MACHINE, **plugin, **LORA)

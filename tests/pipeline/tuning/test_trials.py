@@ -213,8 +213,11 @@ def test_without_a_driver_nothing_is_asked(sweep: SweepFolder, monkeypatch: pyte
 def test_the_command_shows_the_trials(sweep: SweepFolder) -> None:
     result = CliRunner().invoke(app, ["trials", str(sweep.path)])
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.count("running") == 2 and "learning_rate" in result.stdout
-    assert [one.status for one in open_sweep(str(sweep.path)).result.records] == ["running", "running"]
+    # Its driver has died.
+    assert result.stdout.count("waiting") == 2 and "learning_rate" in result.stdout
+    with driver(sweep, lambda request: ("", False)):
+        assert CliRunner().invoke(app, ["trials", str(sweep.path)]).stdout.count("running") == 2
+        assert [one.status for one in open_sweep(str(sweep.path)).result.records] == ["running", "running"]
     assert [one.status for one in sweep.records()] == ["waiting", "waiting"]
     with driver(sweep, lambda request: (f"{request}", False)):
         result = CliRunner().invoke(app, ["trials", str(sweep.path), "clone", "1", "--set", "weight_decay=0.1", "--warm-start"])
