@@ -55,7 +55,7 @@ def train_in_slot(
     hosts: NodeChannel,
     plan: TrainingPlan,
     display: Display,
-    placed: Callable[[int | None], None] = lambda host: None,
+    placed: Callable[[int | None, str], None] = lambda host, why: None,
     beside: SigtermHandler | None = None,
 ) -> dict[str, Any]:
     """Train a run in a slot, and if it may do better without others, with workers of its own; as `run_training`.
@@ -63,7 +63,7 @@ def train_in_slot(
     Args:
         hosts: of the hosts' driver, on this node.
         plan, display, beside: as in `run_training`.
-        placed: called with the number of the host on which the run has a slot, and with None when it gets its own workers.
+        placed: called with the number of the host on which the run has a slot, and with None and the reason when it gets its own workers.
 
     Raises:
         RunFailed: also for a run that is out of memory and has checkpoints from which such workers can't resume.
@@ -78,7 +78,7 @@ def train_in_slot(
             f"{returned}, after the checkpoint of step {step}, from which workers of its own can't resume, for they divide the "
             "adapter, too: lower micro_batch_size, tokens_per_forward or tune.slots"
         )
-    placed(None)
+    placed(None, returned)
     display.note(f"{returned}: it is tried again with workers of its own")
     try:
         return run_training(plan, display, beside)
@@ -94,7 +94,7 @@ class SlotLauncher:
         plan: the run's.
         display: shows stages, records and notes.
         channel: carries the run's events.
-        placed: called with the number of the host on which the run has a slot.
+        placed: called with the number of the host on which the run has a slot, and an empty text.
         beside: as in `run_training`.
     """
 
@@ -104,7 +104,7 @@ class SlotLauncher:
         plan: TrainingPlan,
         display: Display,
         channel: NodeChannel,
-        placed: Callable[[int], None] = lambda host: None,
+        placed: Callable[[int, str], None] = lambda host, why: None,
         beside: SigtermHandler | None = None,
     ) -> None:
         self.hosts, self.plan, self.display, self.channel, self.placed = hosts, plan, display, channel, placed
@@ -158,7 +158,7 @@ class SlotLauncher:
         events = list(self.channel.take())
         for event in events:
             if isinstance(event, SlotGiven):
-                self.placed(event.host)
+                self.placed(event.host, "")
         self.log.handle_events(event for event in events if not isinstance(event, SlotEnded))
         return next((event for event in events if isinstance(event, SlotEnded)), None)
 

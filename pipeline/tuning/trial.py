@@ -38,7 +38,6 @@ __all__ = ["TrialFailed", "TrialJob", "TrialRun"]
 
 STOP_WITHIN_S = 30.0
 LOOK_EVERY_S = 0.2
-OUT_OF_MEMORY = "it ran out of memory beside other trials"
 
 
 class TrialFailed(RuntimeError):
@@ -76,18 +75,14 @@ class TrialJob:
 
         Args:
             cfg: the trial's recipe.
-            placed: called with the host's number; with None and the reason where others share a base and this one can't.
+            placed: called with the host's number; with None and the reason where others share a base and this one doesn't.
         """
         if self.sharing is None or self.hosts is None:
             return RunHooks()
         if problems := why_not_shared(cfg, self.sharing.recipe):
             placed(None, "; ".join(f"{key}: {why}" for key, why in problems))
             return RunHooks()
-
-        def placed_by_host(host: int | None) -> None:
-            placed(host, OUT_OF_MEMORY if host is None else "")
-
-        return RunHooks(launch=partial(train_in_slot, self.hosts, placed=placed_by_host))
+        return RunHooks(launch=partial(train_in_slot, self.hosts, placed=placed))
 
 
 class TrialRun(Trainable):
