@@ -63,7 +63,7 @@ def train_in_slot(
     Args:
         hosts: of the hosts' driver, on this node.
         plan, display, beside: as in `run_training`.
-        placed: called with the number of the host on which the run has a slot, and with None and the reason when it gets its own workers.
+        placed: called with the number of the host where the run has a slot, and with None and why when it gets its own workers.
 
     Raises:
         RunFailed: also for a run that is out of memory and has checkpoints from which such workers can't resume.
