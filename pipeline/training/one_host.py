@@ -20,6 +20,7 @@ from pipeline.ray.channel import NodeChannel, Outbox
 from pipeline.ray.memory import out_of_memory
 from pipeline.ray.session import use_own_threads
 from pipeline.runs.scratch import remove_everywhere
+from pipeline.training.controller import END_WITHIN_S, end_controller
 from pipeline.training.events import ControllerStarted, HostReady, SlotEnded, SlotGiven, WorkersFailed, WorkerStarted
 from pipeline.training.hang_detection import HangDetector
 from pipeline.training.heartbeat import beat
@@ -36,7 +37,6 @@ IDLE_S = 5.0
 """Seconds without runs after which a host frees its workers' resources."""
 FIRST_WITHIN_S = 60.0
 """The same before its first run."""
-END_WITHIN_S = 10.0
 ORPHANS_EVERY_S = 1.0
 REPORTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
 """Ray's controller forwards one report per poll, and on a host there are those of many runs."""
@@ -146,7 +146,7 @@ class Host:
         """Ray's ids of the nodes of all attempts."""
         self._controller: Any = None
         self._closing = self._is_used = False
-        self._aborted_at: float | None = None
+        self._ending: threading.Thread | None = None
         self._busy_at = self._looked = time.monotonic()
         self._cleaners: list[threading.Thread] = []
         self._outcome: BaseException | None = None
@@ -202,39 +202,27 @@ class Host:
             self._close()
             self._fitted.wait(END_WITHIN_S)
         self._closing = True
-        deadline = time.monotonic() + END_WITHIN_S
-        while self._controller is None and not self._fitted.wait(POLL_EVERY_S) and time.monotonic() < deadline:
-            for event in self._channel.take():  # until the starting controller has reported its handle
-                self._handle(event)
-        if self._controller is not None and not self._fitted.is_set():
-            self._abort()
-            if not self._fitted.wait(END_WITHIN_S):
-                self._kill()
-                self._fitted.wait(END_WITHIN_S)
+        end_controller(self._find_controller, self._fitted)
         self._finish()
         for cleaner in self._cleaners:
             cleaner.join(END_WITHIN_S)
+
+    def _find_controller(self) -> Any:
+        """Return the controller's actor; None until the starting controller has reported it."""
+        for event in self._channel.take():
+            self._handle(event)
+        return self._controller
 
     def _close(self) -> None:
         """Let workers without runs end. Those that haven't started, or fail again and again, are given up."""
         if not self._closing and 0 in self._workers:
             self._closing = True
             self._send(Close())
-        elif self._aborted_at is None and 0 not in self._workers and self._controller is not None:
+        elif self._ending is None and 0 not in self._workers and self._controller is not None:
             self._closing = True
-            self._abort()
-        elif self._aborted_at is not None and time.monotonic() - self._aborted_at > END_WITHIN_S:
-            self._kill()
-
-    def _abort(self) -> None:
-        self._aborted_at = time.monotonic()
-        self._controller.abort.remote()
-
-    def _kill(self) -> None:
-        import ray
-
-        # `abort` is a coroutine of the controller's event loop: a controller that blocks never gets to it.
-        ray.kill(self._controller)
+            # In a thread: a controller that blocks takes its time.
+            self._ending = threading.Thread(target=end_controller, args=(lambda: self._controller, self._fitted), daemon=True)
+            self._ending.start()
 
     def _stop_orphans(self) -> None:
         """Let runs leave whose driver has died."""
