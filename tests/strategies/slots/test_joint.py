@@ -78,8 +78,8 @@ def test_a_row_among_others_is_the_row_alone(family: str, multiple: int, monkeyp
 @pytest.mark.parametrize(
     ("multiple", "rows"),
     [
-        (16, [("lora", 8), ("rslora", 16)]),  # 20 and 12, 40 and 8 tokens: twice 40 in all
-        (1, [("few", 8), ("lora", 12), ("rslora", 4)]),  # 20, 30, 10: twice 30, but most layers have two adapters
+        (16, [("lora", 4), ("rslora", 10)]),  # 9 tokens and 7 of padding, 24 and 8: twice 24 in all
+        (1, [("few", 3), ("few", 3), ("lora", 7), ("rslora", 2)]),  # 6, 6, 16, 4: twice 16; most layers have two adapters
         (1, [("lora", 8), ("rslora", 8)]),
         (16, [("lora", 4), ("lora", 4), ("dora", 4), ("dropout", 4)]),
     ],
