@@ -247,6 +247,8 @@ class SlotHost:
             return None
         del self._running[slot.name]
         slot.trainer = slot.scorer = None
+        # Before anyone takes its weights for good ones.
+        self.base.check_unchanged()
         ended = Ended(slot.name, result) if error is None else _failed(slot.name, error)
         # A trainer stands in cycles, and keeps its adapter and optimizer.
         gc.collect()

@@ -12,7 +12,7 @@ import torch
 from accelerate.state import GradientState
 
 from strategies.compat import set_exchange
-from strategies.slots import Attach, Close, Ended, SharedBase, Slot, SlotHost, Stop
+from strategies.slots import Attach, BaseChanged, Close, Ended, SharedBase, Slot, SlotHost, Stop
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -144,6 +144,20 @@ def test_a_host_that_fails_ends_its_trials(base: SharedBase) -> None:
     with pytest.raises(RuntimeError, match="of the host's own"):
         SlotHost(base, trial, 2).run(commands, lambda _: None)
     assert sorted(ended) == ["a", "b"]
+
+
+def test_a_trial_that_has_changed_the_base_ends_the_host() -> None:
+    """Also where nobody joins after it."""
+    base = SharedBase(tiny_model(tiny_tokenizer()))
+
+    def change(slot: Slot) -> None:
+        with torch.no_grad():
+            slot.new_model().lm_head.weight[3, 5] += 1
+
+    ends: list[Ended] = []
+    with pytest.raises(BaseChanged, match="such as lm_head"):
+        SlotHost(base, change, 1).run(lambda _: [Attach("bad"), Close()], ends.append)
+    assert not ends
 
 
 def test_a_worker_that_is_not_connected_is_refused(base: SharedBase, monkeypatch: pytest.MonkeyPatch) -> None:
