@@ -24,10 +24,11 @@ from pipeline.training.controller import END_WITHIN_S, end_controller
 from pipeline.training.events import ControllerStarted, HostReady, SlotEnded, SlotGiven, WorkersFailed, WorkerStarted
 from pipeline.training.hang_detection import HangDetector
 from pipeline.training.heartbeat import beat
+from pipeline.training.host_failures import judge
 from pipeline.training.launch import MEMORY_ADVICE
 from pipeline.training.slot_commands import receive
 from pipeline.training.slot_launch import SlotWanted
-from pipeline.training.turn_note import SEVERAL, TurnNote
+from pipeline.training.turn_note import TurnNote
 from strategies.slots.commands import Attach, Close, Stop
 
 __all__ = ["POLL_EVERY_S", "Host", "HostPlan", "HostStart", "HostedRun", "host_worker"]
@@ -87,6 +88,11 @@ class HostedRun:
     def name(self) -> str:
         """Its own among all runs."""
         return self.wanted.name
+
+    @property
+    def restarts(self) -> int:
+        """Restarts that it has left."""
+        return max(0, int(self.wanted.job.cfg.ray.max_failures) - self.failures)
 
     @property
     def folder(self) -> str:
@@ -267,38 +273,30 @@ class Host:
         failures = {rank: self._hangs.hung.get(rank, why) for rank, why in event.failures.items()}
         self._workers, self._starting_since = {}, time.monotonic()
         self._hangs.clear()
-        turn = self._turn.take()
-        is_known = turn in self.runs
-        for run in list(self.runs.values()):
-            counts = not run.is_leaving and (run.name == turn or not is_known)
+        memory = out_of_memory(" ".join(failures.values()))
+        why = f"{memory}; {MEMORY_ADVICE}" if memory else "; ".join(f"worker {rank}: {why}" for rank, why in failures.items())
+        runs = list(self.runs.values())
+        judged = judge(
+            {run.name: run.restarts for run in runs},
+            self._turn.take(),
+            lacked_memory=memory is not None,
+            leaving=[run.name for run in runs if run.is_leaving],
+        )
+        if memory is not None and judged.alone:
+            # As many as stay have found room.
+            self._slots = max(1, len(runs) - 1)
+        for run in runs:
+            counts = run.name in judged.counted
             run.failures += counts
             self._outbox.send(run.wanted.events, replace(event, failures=failures, counts=counts))
             if run.is_leaving:
                 self._end_run(run.name, SlotEnded(run.name, {"step": 0, "stopped": True}))
-        for run in list(self.runs.values()):
-            memory = out_of_memory(" ".join(failures.values()))
-            # In its turn, memory ran out beside the others: another try beside them would end the same way.
-            is_out = memory is not None and run.name == turn and len(self.runs) > 1
-            if is_out or run.failures > run.wanted.job.cfg.ray.max_failures:
-                is_alone = len(self.runs) == 1 or not (is_known or turn == SEVERAL)
-                self._give_up(run, memory, failures, is_alone)
-
-    def _give_up(self, run: HostedRun, memory: str | None, failures: dict[int, str], is_alone: bool) -> None:
-        """End a run whose workers have failed too often, or lacked memory in its turn.
-
-        Args:
-            memory: why memory ran out; None if it didn't.
-            failures: of the workers, by rank.
-            is_alone: whether no other run can have caused it.
-        """
-        why = f"{memory}; {MEMORY_ADVICE}" if memory else "; ".join(f"worker {rank}: {why}" for rank, why in failures.items())
-        if is_alone:
-            self._end_run(run.name, SlotEnded(run.name, None, why))
-            return
-        if memory is not None:
-            # As many as stay have found room.
-            self._slots = max(1, len(self.runs) - 1)
-        self._end_run(run.name, SlotEnded(run.name, None, "the workers that it shared died in its turn", try_alone=True))
+            elif run.name in judged.alone:
+                self._end_run(
+                    run.name, SlotEnded(run.name, None, "the workers that it shared died in its turn", try_alone=True)
+                )
+            elif run.name in judged.failed:
+                self._end_run(run.name, SlotEnded(run.name, None, why))
 
     def _end_run(self, name: str, ended: SlotEnded) -> None:
         """Take a run as ended whose workers have died, or never started."""

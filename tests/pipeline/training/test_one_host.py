@@ -19,7 +19,7 @@ from pipeline.training import one_host
 from pipeline.training.events import SlotEnded, WorkersFailed, WorkerStarted
 from pipeline.training.one_host import Host, HostedRun
 from pipeline.training.slot_launch import SlotWanted
-from pipeline.training.turn_note import TurnNote
+from pipeline.training.turn_note import SEVERAL, TurnNote
 from tests.waiting import wait_for
 
 A, B, C = sorted(uuid4().hex for _ in range(3))
@@ -116,6 +116,16 @@ def test_a_host_without_memory_has_fewer_slots(host: Any) -> None:
     fail(host, B, KILLED)
     assert list(ended(host)) == [B] and ended(host)[B].try_alone
     assert list(host.runs) == [A, C] and not host.has_room
+
+
+def test_where_several_leave_for_memory_slots_shrink_once(host: Any) -> None:
+    attach(host, A, B, C)
+    fail(host, SEVERAL, KILLED)
+    assert set(ended(host)) == {A, B, C} and all(one.try_alone for one in ended(host).values())
+    attach(host, A)
+    assert host.has_room
+    attach(host, B)
+    assert not host.has_room
 
 
 def test_a_run_that_leaves_is_not_at_fault(host: Any) -> None:
