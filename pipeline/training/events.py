@@ -116,8 +116,8 @@ class WorkersFailed:
     """Ranks whose process died, rather than raised an error."""
     time: float
     """Seconds since the epoch."""
-    counts: bool = True
-    """Whether it counts towards the run's `ray.max_failures`; on a host, only if it was the run's turn."""
+    spared: str = ""
+    """Why it doesn't count towards the run's `ray.max_failures`, as some don't on a host; empty where it does."""
 
 
 Event = ControllerStarted | WorkerStarted | HostReady | StepReport | SlotGiven | SlotEnded | WorkersFailed

@@ -34,6 +34,8 @@ class Hosts:
         self.hosts: list[Host] = []
         self._outbox = Outbox()
         self._started = 0
+        self._take_turns = False
+        """Whether new hosts do, after one that did and has died."""
         self._waiting: dict[str, HostedRun] = {}
         self._error: BaseException | None = None
         self._ended = threading.Event()
@@ -67,6 +69,8 @@ class Hosts:
             self._handle(request)
         for host in self.hosts:
             host.poll()
+        # A host that dies again and again while several compute together would never end.
+        self._take_turns = self._take_turns or any(host.has_ended and host.takes_turns and host.returned for host in self.hosts)
         returned = [run for host in self.hosts if host.has_ended for run in host.returned]
         self._waiting = {**{run.name: run for run in returned}, **self._waiting}
         self.hosts = [host for host in self.hosts if not host.has_ended]
@@ -113,7 +117,7 @@ class Hosts:
             host.attach(run)
 
     def _start(self) -> Host:
-        host = Host(self.plan, self._started, self.note, self._outbox, self.starts)
+        host = Host(self.plan, self._started, self.note, self._outbox, self.starts, self._take_turns)
         self._started += 1
         self.hosts.append(host)
         return host

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.training.turn_note import SEVERAL
 
@@ -20,24 +20,44 @@ class Judgement:
     """Runs to be tried without others, which may have been at fault, or have taken the memory."""
     failed: frozenset[str] = frozenset()
     """Runs that have failed: no other one can have been at fault."""
+    takes_turns: bool = False
+    """Whether slots take turns of whole steps from now on, so that the next failure has a name."""
 
 
-def judge(restarts: Mapping[str, int], turn: str | None, lacked_memory: bool, leaving: Collection[str] = ()) -> Judgement:
-    """Judge a failure of workers.
+def judge(
+    restarts: Mapping[str, int],
+    turn: str | None,
+    *,
+    lacked_memory: bool,
+    took_turns: bool = False,
+    leaving: Collection[str] = (),
+) -> Judgement:
+    """Judge a failure of workers: it counts for the run whose turn it was, and before any turn for all.
+
+    Where several computed together it counts for none, and slots take turns from then on. If they did already, it counts for
+    all: a host must not start for ever.
 
     Args:
         restarts: name -> restarts that are left, of all runs that the workers had.
         turn: name of the run whose turn it was; `SEVERAL`, or None before any turn.
         lacked_memory: whether a worker was ended for its memory.
+        took_turns: whether slots took turns of whole steps alone.
         leaving: runs for which nothing counts any more.
     """
-    counted = ({turn} if turn in restarts else set(restarts)) - set(leaving)
+    if turn in restarts:
+        counted = {turn}
+    elif turn is None or (turn == SEVERAL and took_turns):
+        counted = set(restarts)
+    else:
+        # One of several that nobody can name, or a run that has ended since: it would be another one's failure.
+        counted = set()
+    counted -= set(leaving)
     ended = {name for name in counted if not restarts[name]}
     # Before anyone leaves: who is the last one to leave wasn't alone.
     has_others = len(restarts) > 1
     if lacked_memory and has_others:
         # Another try beside the others would end the same way.
         ended |= counted & {turn}
-    is_alone = not has_others or (turn not in restarts and turn != SEVERAL)
-    found = frozenset(ended)
-    return Judgement(frozenset(counted), failed=found) if is_alone else Judgement(frozenset(counted), alone=found)
+    found = Judgement(frozenset(counted), takes_turns=took_turns or turn == SEVERAL)
+    which = "alone" if has_others and turn is not None else "failed"
+    return replace(found, **{which: frozenset(ended)})

@@ -28,8 +28,8 @@ from pipeline.training.host_failures import judge
 from pipeline.training.launch import MEMORY_ADVICE
 from pipeline.training.slot_commands import receive
 from pipeline.training.slot_launch import SlotWanted
-from pipeline.training.turn_note import TurnNote
-from strategies.slots.commands import Attach, Close, Stop
+from pipeline.training.turn_note import SEVERAL, TurnNote
+from strategies.slots.commands import Attach, Close, Stop, TakeTurns
 
 __all__ = ["POLL_EVERY_S", "Host", "HostPlan", "HostStart", "HostedRun", "host_worker"]
 
@@ -39,6 +39,7 @@ IDLE_S = 5.0
 FIRST_WITHIN_S = 60.0
 """The same before its first run."""
 ORPHANS_EVERY_S = 1.0
+TOGETHER = "several runs computed together"
 REPORTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
 """Ray's controller forwards one report per poll, and on a host there are those of many runs."""
 
@@ -80,7 +81,7 @@ class HostedRun:
 
     wanted: SlotWanted
     failures: int = 0
-    """Failures of workers in its turns, on all of its hosts."""
+    """Failures that count for it, on all of its hosts."""
     is_leaving: bool = False
     """Whether it was asked to leave."""
 
@@ -121,8 +122,9 @@ class Host:
     """One host, from its start to the end of its workers.
 
     Ray Train starts workers that died again, as often as they do, and every run resumes from its own last checkpoint. A failure
-    counts for the run whose turn it was, and for all where several computed together, or none had a turn yet. A run with more
-    failures than its `ray.max_failures` leaves: it is tried alone where others were beside it, and has failed where none was.
+    counts for the run whose turn it was, and for all where none had a turn yet. Where several computed together it counts for
+    none, and they take turns of whole steps from then on: the next failure has a name. A run with more failures than its
+    `ray.max_failures` leaves: it is tried alone where others were beside it, and has failed where none was.
 
     Args:
         plan: of all hosts.
@@ -130,18 +132,27 @@ class Host:
         note: shows a message.
         outbox: sends the runs' events.
         starts: to which those of its workers are added.
+        takes_turns: whether its runs take turns of whole steps from the beginning.
 
     Attributes:
         runs: by name.
         returned: runs of a host that has ended by itself, which want another one.
+        takes_turns: whether its runs take turns of whole steps, and never compute together.
     """
 
     def __init__(
-        self, plan: HostPlan, number: int, note: Callable[[str], None], outbox: Outbox, starts: list[HostStart]
+        self,
+        plan: HostPlan,
+        number: int,
+        note: Callable[[str], None],
+        outbox: Outbox,
+        starts: list[HostStart],
+        takes_turns: bool = False,
     ) -> None:
         self.runs: dict[str, HostedRun] = {}
         self.returned: list[HostedRun] = []
         self.has_ended = False
+        self.takes_turns = takes_turns
         self._plan, self._number, self._note, self._outbox, self._starts = plan, number, note, outbox, starts
         self._starting_since = time.monotonic()
         self._slots = plan.slots
@@ -259,6 +270,8 @@ class Host:
         self._hangs.add(event.rank, event.actor, event.node, event.pid)
         self._workers[event.rank] = event
         self._nodes.add(event.node_id)
+        if event.rank == 0 and self.takes_turns:
+            self._send(TakeTurns())
         if event.rank == 0 and self._closing:
             self._send(Close())
         for run in self.runs.values():
@@ -276,19 +289,24 @@ class Host:
         memory = out_of_memory(" ".join(failures.values()))
         why = f"{memory}; {MEMORY_ADVICE}" if memory else "; ".join(f"worker {rank}: {why}" for rank, why in failures.items())
         runs = list(self.runs.values())
+        turn = self._turn.take()
         judged = judge(
             {run.name: run.restarts for run in runs},
-            self._turn.take(),
+            turn,
             lacked_memory=memory is not None,
+            took_turns=self.takes_turns,
             leaving=[run.name for run in runs if run.is_leaving],
         )
+        if judged.takes_turns and not self.takes_turns:
+            self._note(f"host {self._number}: {TOGETHER} when its workers died; from now on they take turns")
+        self.takes_turns = judged.takes_turns
         if memory is not None and judged.alone:
             # As many as stay have found room.
             self._slots = max(1, len(runs) - 1)
         for run in runs:
-            counts = run.name in judged.counted
-            run.failures += counts
-            self._outbox.send(run.wanted.events, replace(event, failures=failures, counts=counts))
+            spared = "" if run.name in judged.counted else TOGETHER if turn == SEVERAL else "it was another run's turn"
+            run.failures += not spared
+            self._outbox.send(run.wanted.events, replace(event, failures=failures, spared=spared))
             if run.is_leaving:
                 self._end_run(run.name, SlotEnded(run.name, {"step": 0, "stopped": True}))
             elif run.name in judged.alone:

@@ -29,8 +29,8 @@ from tests.waiting import wait_for
 class Host:
     """A host that only remembers which runs it was given."""
 
-    def __init__(self, plan: Any, number: int, note: Any, outbox: Any, starts: Any) -> None:
-        self.plan, self.number = plan, number
+    def __init__(self, plan: Any, number: int, note: Any, outbox: Any, starts: Any, takes_turns: bool = False) -> None:
+        self.plan, self.number, self.takes_turns = plan, number, takes_turns
         self.runs: dict[str, HostedRun] = {}
         self.returned: list[HostedRun] = []
         self.stopped: list[str] = []
@@ -73,6 +73,23 @@ def test_runs_are_spread_over_hosts_and_wait_for_slots(two_hosts: Hosts) -> None
     assert [host.stopped for host in two_hosts.hosts] == [["d"], ["d"]]  # whichever has it
     del two_hosts.hosts[0].runs["a"]
     assert ask(two_hosts, SlotUnwanted("e")) == [["c", "f"], ["b", "d"]]
+
+
+def test_the_host_that_replaces_one_takes_turns_as_that_one_did(
+    two_hosts: Hosts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Host, "poll", lambda self: None, raising=False)
+    two_hosts.channel = NodeChannel(tmp_path)
+    ask(two_hosts, wanted("a"), wanted("b"))
+    first: Any = two_hosts.hosts[0]
+    first.takes_turns = first.has_ended = True
+    two_hosts._step()
+    assert ask(two_hosts, wanted("c"), wanted("d")) == [["b", "d"], ["c"]] and not two_hosts.hosts[1].takes_turns
+    again: Any = two_hosts.hosts[1]
+    again.takes_turns = again.has_ended = True
+    again.returned, again.runs = list(again.runs.values()), {}
+    two_hosts._step()
+    assert [list(host.runs) for host in two_hosts.hosts] == [["b", "d"], ["c"]] and two_hosts.hosts[1].takes_turns
 
 
 def test_a_run_waits_until_its_former_attempt_has_left(two_hosts: Hosts) -> None:
