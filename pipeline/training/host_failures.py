@@ -44,20 +44,21 @@ def judge(
         took_turns: whether slots took turns of whole steps alone.
         leaving: runs for which nothing counts any more.
     """
-    if turn in restarts:
-        counted = {turn}
-    elif turn is None or (turn == SEVERAL and took_turns):
+    if turn is None or (turn == SEVERAL and took_turns):
         counted = set(restarts)
+    elif turn in restarts:
+        counted = {turn}
     else:
-        # One of several that nobody can name, or a run that has ended since: it would be another one's failure.
+        # One of several, without a name, or a run that has ended since: it would be the failure of another one.
         counted = set()
     counted -= set(leaving)
     ended = {name for name in counted if not restarts[name]}
     # Before anyone leaves: who is the last one to leave wasn't alone.
     has_others = len(restarts) > 1
-    if lacked_memory and has_others:
+    if lacked_memory and has_others and turn in counted:
         # Another try beside the others would end the same way.
-        ended |= counted & {turn}
+        ended = {turn}
     found = Judgement(frozenset(counted), takes_turns=took_turns or turn == SEVERAL)
-    which = "alone" if has_others and turn is not None else "failed"
-    return replace(found, **{which: frozenset(ended)})
+    if has_others and turn is not None:
+        return replace(found, alone=frozenset(ended))
+    return replace(found, failed=frozenset(ended))

@@ -77,7 +77,8 @@ def run_host(job: HostJob) -> None:
             # After such an error the device takes no work of this process any more, also not of the others. In new processes
             # they resume, and the failure counts for this run, whose turn it was.
             raise ended.error
-        event, run = _described(ended), runs.pop(ended.name)
+        run = runs.pop(ended.name)
+        event = _described(ended, has_others=bool(runs))
         if ended.error is not None:
             remove_scratch(run.scratch)  # in the middle of its work, it hasn't done so itself
         reports.send(run.channel, event)
@@ -145,13 +146,18 @@ def _next_commands(host: Any) -> list[Any]:
     return received(IDLE_S if host.free == host.slots else 0.0)
 
 
-def _described(ended: Any) -> SlotEnded:
-    """Return how a run has ended, without objects that only this process knows."""
+def _described(ended: Any, has_others: bool) -> SlotEnded:
+    """Return how a run has ended, without objects that only this process knows.
+
+    Args:
+        ended: what `SlotHost` says of it.
+        has_others: whether other runs had slots.
+    """
     if ended.error is None:
         return SlotEnded(ended.name, ended.result)
     failure = f"{type(ended.error).__name__}: {ended.error}"
     if (refusal := find_user_error({0: ended.error})) is not None:
         return SlotEnded(ended.name, None, refusal, refused=True)
     if ended.is_out_of_memory or out_of_memory(failure) is not None:
-        return SlotEnded(ended.name, None, "it ran out of memory beside others", try_alone=True)
+        return SlotEnded(ended.name, None, f"it ran out of memory{' beside others' * has_others}", try_alone=True)
     return SlotEnded(ended.name, None, " ".join(failure.split())[:400])

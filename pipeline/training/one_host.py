@@ -303,6 +303,7 @@ class Host:
         if memory is not None and judged.alone:
             # As many as stay have found room.
             self._slots = max(1, len(runs) - 1)
+        when = "while several runs computed together" if turn == SEVERAL else "in its turn"
         for run in runs:
             spared = "" if run.name in judged.counted else TOGETHER if turn == SEVERAL else "it was another run's turn"
             run.failures += not spared
@@ -310,9 +311,7 @@ class Host:
             if run.is_leaving:
                 self._end_run(run.name, SlotEnded(run.name, {"step": 0, "stopped": True}))
             elif run.name in judged.alone:
-                self._end_run(
-                    run.name, SlotEnded(run.name, None, "the workers that it shared died in its turn", try_alone=True)
-                )
+                self._end_run(run.name, SlotEnded(run.name, None, f"the workers that it shared died {when}", try_alone=True))
             elif run.name in judged.failed:
                 self._end_run(run.name, SlotEnded(run.name, None, why))
 

@@ -129,6 +129,7 @@ def test_where_several_leave_for_memory_slots_shrink_once(host: Any) -> None:
     attach(host, A, B, C)
     fail(host, SEVERAL, KILLED)
     assert set(ended(host)) == {A, B, C} and all(one.try_alone for one in ended(host).values())
+    assert ended(host)[A].failure == "the workers that it shared died while several runs computed together"
     attach(host, A)
     assert host.has_room
     attach(host, B)

@@ -141,13 +141,14 @@ def test_hosts_start_before_any_run_asks(two_hosts: Hosts, monkeypatch: pytest.M
 
 
 def test_how_a_run_ended_is_described_without_its_objects() -> None:
-    assert _described(Ended("a", {"step": 4})) == SlotEnded("a", {"step": 4})
-    refused = _described(Ended("a", error=ValueError("rl_beta: no")))
+    assert _described(Ended("a", {"step": 4}), True) == SlotEnded("a", {"step": 4})
+    refused = _described(Ended("a", error=ValueError("rl_beta: no")), True)
     assert (refused.result, refused.failure, refused.refused) == (None, "rl_beta: no", True)
-    failed = _described(Ended("a", error=RuntimeError("a\n  b")))
+    failed = _described(Ended("a", error=RuntimeError("a\n  b")), True)
     assert (failed.failure, failed.refused, failed.try_alone) == ("RuntimeError: a b", False, False)
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")):
-        assert _described(Ended("a", error=error)).try_alone
+        for has_others, why in ((True, "it ran out of memory beside others"), (False, "it ran out of memory")):
+            assert _described(Ended("a", error=error), has_others) == SlotEnded("a", None, why, try_alone=True)
 
 
 @pytest.mark.parametrize(
