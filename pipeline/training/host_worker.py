@@ -24,6 +24,7 @@ from pipeline.training.job import WorkerJob
 from pipeline.training.slot_commands import received
 from pipeline.training.turn_note import TurnNote
 from pipeline.training.worker import prepare_process, train_job
+from pipeline.training.worker_checkpoints import WorkerCheckpoints
 from strategies import slots
 from strategies.models.loading import load_model
 from strategies.models.tokenizer import shared_tokenizer
@@ -63,13 +64,15 @@ def run_host(job: HostJob) -> None:
     reports.send(job.channel, HostReady(time.monotonic() - began, base.nbytes))
     beat()
     runs: dict[str, WorkerJob] = {}
+    stores: dict[str, WorkerCheckpoints] = {}
 
     def train(slot: Any) -> dict[str, Any]:
         run: WorkerJob = _undivided(slot.payload)
         runs[slot.name] = run
         run.models.bring(beat)
+        stores[slot.name] = WorkerCheckpoints(run.location())
         deliver = partial(reports.send, run.channel)
-        return train_job(run, lambda cfg, tokenizer: slot.new_model(), slot.join, deliver)
+        return train_job(run, lambda cfg, tokenizer: slot.new_model(), slot.join, deliver, stores[slot.name])
 
     def report_end(ended: Any) -> None:
         # In the host's thread, on every rank: a report is a barrier of them.
@@ -77,8 +80,11 @@ def run_host(job: HostJob) -> None:
             # After such an error the device takes no work of this process any more, also not of the others. In new processes
             # they resume, and the failure counts for this run, whose turn it was.
             raise ended.error
-        run = runs.pop(ended.name)
+        run, checkpoints = runs.pop(ended.name), stores.pop(ended.name, None)
         event = _described(ended, has_others=bool(runs))
+        if ended.error is not None and checkpoints is not None:
+            # What it stores still would meet the next attempt, which deletes what is stored by half.
+            checkpoints.settle()
         if ended.error is not None:
             remove_scratch(run.scratch)  # in the middle of its work, it hasn't done so itself
         reports.send(run.channel, event)
