@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING
 from strategies.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from strategies.slots.base import BaseChanged, SharedBase
-    from strategies.slots.commands import Attach, Close, Command, Stop
+    from strategies.slots.base import BaseChanged, CantShare, SharedBase
+    from strategies.slots.commands import Attach, Close, Command, Stop, TakeTurns
     from strategies.slots.control import WorkersDisagree
     from strategies.slots.divided import DividedBase
     from strategies.slots.host import Ended, Slot, SlotHost
@@ -43,8 +43,8 @@ else:
     __getattr__ = lazy_names(
         __name__,
         {
-            "strategies.slots.base": "BaseChanged SharedBase",
-            "strategies.slots.commands": "Attach Close Command Stop",
+            "strategies.slots.base": "BaseChanged CantShare SharedBase",
+            "strategies.slots.commands": "Attach Close Command Stop TakeTurns",
             "strategies.slots.divided": "DividedBase",
             "strategies.slots.host": "Ended Slot SlotHost",
             "strategies.slots.control": "WorkersDisagree",
@@ -56,6 +56,7 @@ __all__ = [
     "EQUAL_KEYS",
     "Attach",
     "BaseChanged",
+    "CantShare",
     "Close",
     "Command",
     "DividedBase",
@@ -64,6 +65,7 @@ __all__ = [
     "Slot",
     "SlotHost",
     "Stop",
+    "TakeTurns",
     "WorkersDisagree",
     "find_sharing_problems",
     "unequal_keys",

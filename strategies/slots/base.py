@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["BaseChanged", "SharedBase", "checksum"]
+__all__ = ["BaseChanged", "CantShare", "SharedBase", "checksum"]
 
 
 class BaseChanged(RuntimeError):
     """A trial has changed weights of the base, with which all others compute."""
+
+
+class CantShare(ValueError):
+    """A trial would change what others compute, or miss what it needs: it has to run without others."""
 
 
 class SharedBase:
@@ -49,6 +53,21 @@ class SharedBase:
         changed = [name for name, now in self._read().items() if now != self._checksums[name]]
         if changed:
             raise BaseChanged(f"{len(changed)} weights of the shared base were changed, such as {changed[0]}")
+
+    def check_frozen(self, model: nn.Module) -> None:
+        """Check that a model of `new_model()`, whose adapter has been made, trains no weights of the base.
+
+        Raises:
+            CantShare: naming a parameter; the base is frozen again then.
+        """
+        shared = {id(parameter) for parameter in self.model.parameters()}
+        trained = [name for name, one in model.named_parameters() if one.requires_grad and id(one) in shared]
+        if trained:
+            self.model.requires_grad_(False)
+            raise CantShare(
+                f"the adapter would train {len(trained)} weights of the shared base as well, such as {trained[0]} "
+                "(bias: all, or lora_only, in an adapter_config.json)"
+            )
 
     def names_in(self, model: nn.Module) -> list[str]:
         """Return the names that the base's parameters and buffers have in a model of `new_model()`, wrapped or not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Attach", "Close", "Command", "Stop"]
+__all__ = ["Attach", "Close", "Command", "Stop", "TakeTurns"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,13 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class TakeTurns:
+    """Run rows of one slot at a time from now on, so that what fails has a name."""
+
+
+@dataclass(frozen=True)
 class Close:
     """End the host as soon as no trial is left."""
 
 
-Command = Attach | Stop | Close
+Command = Attach | Stop | TakeTurns | Close

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from strategies.compat import leave_out_of_ddp
 from strategies.slots.base import BaseChanged, SharedBase
-from strategies.slots.commands import Attach, Close, Command, Stop
+from strategies.slots.commands import Attach, Close, Command, Stop, TakeTurns
 from strategies.slots.control import WorkersOfHost
 from strategies.slots.joint_steps import JointSteps, SlotScorer
 from strategies.slots.turns import TurnTaker
@@ -67,8 +67,11 @@ class Slot:
         """Let a trainer that was built on `new_model()` pass its turns in each of its steps; before `trainer.train()`.
 
         Raises:
+            CantShare: if it would train weights of the base. Also raised later, by a trainer in joint forwards whose callbacks
+                have put hooks on its model.
             BaseChanged: if building it has changed the base.
         """
+        self._base.check_frozen(trainer.model)
         self._base.check_unchanged()
         self.trainer = trainer
         if getattr(trainer, "packed", False) and trainer.vision is None:
@@ -205,14 +208,17 @@ class SlotHost:
 
     def _ask(self, next_commands: Callable[[SlotHost], Sequence[Command]]) -> Sequence[Command]:
         """Return the next commands; where no trial runs, only once they attach one or close the host."""
+        commands: list[Command] = []
         while True:
-            commands = list(next_commands(self))
-            if self._running or not all(isinstance(command, Stop) for command in commands):
+            commands += next_commands(self)
+            if self._running or any(isinstance(command, Attach | Close) for command in commands):
                 return commands
 
     def _obey(self, command: Command) -> None:
         if isinstance(command, Close):
             self._closing = True
+        elif isinstance(command, TakeTurns):
+            self._joint.take_turns()
         elif isinstance(command, Stop):
             if command.name in self._running:
                 self._running[command.name].request_stop()

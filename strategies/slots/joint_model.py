@@ -6,7 +6,7 @@ A forward of few tokens underfills the device. As in serving of many adapters (S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -21,11 +21,11 @@ from torch.nn.functional import pad
 
 from strategies.packing.head import TokenOutputs
 from strategies.packing.layout import RowTokens, join_rows
-from strategies.packing.support import drops_attention, prepare_packing, score_row
+from strategies.packing.support import prepare_packing, score_row
 from strategies.slots.base import SharedBase
 from strategies.slots.process_state import TorchRandom
 
-__all__ = ["JointModel", "LayersMissed", "SlotRow", "adapters_of", "why_not_joint"]
+__all__ = ["JointModel", "LayersMissed", "SlotRow", "adapters_of", "hooks_of", "why_not_joint"]
 
 BLOCK = {"cuda": 128}
 """Tokens to which each row is padded. FlexAttention multiplies masked values of a block by 0, which NaN survives."""
@@ -42,17 +42,26 @@ class SlotRow:
     adapters: dict[str, BaseTunerLayer]
     """PEFT's layers by the names that the base's layers have."""
     row: RowTokens
+    weights: list[Tensor]
+    """Those that the slot trains."""
     wanted: tuple[str, ...]
-    random: TorchRandom
-    """Random state at the beginning of the forward, then at its end."""
     autocast: torch.dtype | None = None
     """Type in which products are computed, None for that of the weights."""
+    random: TorchRandom = field(default_factory=TorchRandom)
+    """Random state at the beginning of the forward, that of the process if not given, then at its end."""
     outputs: TokenOutputs | None = None
     """Tensors of shape (N,); the log-probabilities are a leaf, into which the loss's gradient goes."""
     error: Exception | None = None
-    """What the forward of this row alone has raised."""
+    """What the forward or backward of this row alone has raised."""
     graph: Tensor | None = field(default=None, repr=False)
     """The log-probabilities of the joint forward."""
+
+    def __post_init__(self) -> None:
+        self._beginning = self.random.copy()
+
+    def restart(self) -> None:
+        """Be as before the forward."""
+        self.random, self.graph, self.outputs = self._beginning.copy(), None, None
 
     def take(self, outputs: TokenOutputs) -> None:
         """Take the row's part of a joint forward's outputs."""
@@ -63,6 +72,15 @@ class SlotRow:
     def gradient(self) -> Tensor | None:
         """Return the loss's gradient, None if there was no backward."""
         return None if self.outputs is None else self.outputs.log_probs.grad
+
+    def gradients_of_weights(self) -> list[Tensor | None]:
+        """Return a copy of what forwards before this one have added up."""
+        return [None if weight.grad is None else weight.grad.clone() for weight in self.weights]
+
+    def put_gradients_of_weights(self, gradients: Sequence[Tensor | None]) -> None:
+        """Make these the gradients of the weights."""
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
 
 
 class JointModel:
@@ -147,21 +165,30 @@ class _Adapters:
         """
         if output.shape[:2] != (1, sum(self._sizes)):
             return output
-        grouped: list[int] = []
+        grouped: dict[torch.dtype, list[int]] = {}
         single: list[int] = []
         for number, row in enumerate(self._rows):
             if (layer := row.adapters.get(name)) is None:
                 continue
             self.met[number] += 1
-            (grouped if _is_plain(layer) else single).append(number)
-        if grouped:
-            output = output + self._grouped(name, tuple(grouped), inputs).to(output.dtype)
+            if _is_plain(layer):
+                grouped.setdefault(_weights(layer)[0].dtype, []).append(number)
+            else:
+                single.append(number)
+        for numbers in grouped.values():
+            output = output + self._grouped(name, tuple(numbers), inputs).to(output.dtype)
         if single:
-            parts, own = list(output.split(self._sizes, dim=1)), inputs.split(self._sizes, dim=1)
-            for number in single:
-                parts[2 * number] = self._by_peft(self._rows[number], name, own[2 * number], parts[2 * number])
-            output = torch.cat(parts, dim=1)
+            own = inputs.split(self._sizes, dim=1)
+            by_peft = {number: partial(self._by_peft, self._rows[number], name, own[2 * number]) for number in single}
+            output = self._changed(output, by_peft)
         return output
+
+    def _changed(self, values: Tensor, changes: Mapping[int, Callable[[Tensor], Tensor]]) -> Tensor:
+        """Return values of shape (1, T, H) with those of some rows changed."""
+        parts = list(values.split(self._sizes, dim=1))  # each row, and its padding
+        for number, change in changes.items():
+            parts[2 * number] = change(parts[2 * number])
+        return torch.cat(parts, dim=1)
 
     def _by_peft(self, row: SlotRow, name: str, inputs: Tensor, output: Tensor) -> Tensor:
         """Return what PEFT's layer makes of the base's output for its row."""
@@ -182,8 +209,8 @@ class _Adapters:
         """Return the products of plain LoRA layers for their rows, 0 elsewhere: shape (1, T, O)."""
         layers: list[Any] = [self._rows[number].adapters[name] for number in numbers]
         down, up, scaling, dropped = zip(*map(_weights, layers), strict=True)
-        if any(dropout is not None for dropout in dropped):
-            inputs = self._dropped(inputs, dict(zip(numbers, dropped, strict=True)))
+        if drops := {number: dropout for number, dropout in zip(numbers, dropped, strict=True) if dropout is not None}:
+            inputs = self._changed(inputs, {number: partial(self._drop, number, dropout) for number, dropout in drops.items()})
         layout = self._layouts.get(numbers)
         if layout is None:
             layout = self._layouts[numbers] = _Layout(self._sizes, numbers, self._device)
@@ -192,13 +219,9 @@ class _Adapters:
         products = torch.bmm(rows, _stack(down, dim=0).transpose(1, 2)) * scales
         return layout.scatter(torch.bmm(products, _stack(up, dim=1).transpose(1, 2))).unsqueeze(0)
 
-    def _dropped(self, inputs: Tensor, dropouts: dict[int, Any]) -> Tensor:
-        parts = list(inputs.split(self._sizes, dim=1))
-        for number, dropout in dropouts.items():
-            if dropout is not None:
-                with self._rows[number].random.used():
-                    parts[2 * number] = dropout(parts[2 * number])
-        return torch.cat(parts, dim=1)
+    def _drop(self, number: int, dropout: Any, inputs: Tensor) -> Tensor:
+        with self._rows[number].random.used():
+            return dropout(inputs)
 
 
 class _Layout:
@@ -210,7 +233,8 @@ class _Layout:
         longest = max(length for _, length in spans)
         self._shape = (len(spans), longest)
         self._tokens = starts[-1]
-        self._is_whole = longest * len(spans) == starts[-1]
+        # Without padding, and rows of others between them.
+        self._is_whole = all(length == longest for _, length in spans) and longest * len(spans) == starts[-1]
         if self._is_whole:
             return
         offsets = torch.arange(longest)
@@ -249,14 +273,24 @@ def _weights(layer: Any) -> tuple[Tensor, Tensor, float, Any]:
 def _stack(matrices: Sequence[Tensor], dim: int) -> Tensor:
     """Stack matrices that differ in the rank, their dimension `dim`: 0 stands for what a smaller one lacks."""
     rank = max(matrix.shape[dim] for matrix in matrices)
-    missing: Callable[[Tensor], tuple[int, ...]] = lambda matrix: (*(0, 0) * (1 - dim), 0, rank - matrix.shape[dim])  # noqa: E731
-    return torch.stack([matrix if matrix.shape[dim] == rank else pad(matrix, missing(matrix)) for matrix in matrices])
+    missing = [rank - matrix.shape[dim] for matrix in matrices]
+    if not any(missing):
+        return torch.stack(list(matrices))
+    # `pad` is given the last dimension first.
+    sizes = [(0, 0, 0, number) if dim == 0 else (0, number) for number in missing]
+    return torch.stack([pad(matrix, size) for matrix, size in zip(matrices, sizes, strict=True)])
 
 
 def adapters_of(model: PeftModel) -> dict[str, BaseTunerLayer]:
     """Return a model's LoRA layers by the names that the layers below them have in the base."""
     layers = model.get_base_model().named_modules()
     return {name: module for name, module in layers if isinstance(module, BaseTunerLayer)}
+
+
+def hooks_of(model: Any) -> int:
+    """Return how many hooks on forwards and backwards the layers of a model have."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
 
 
 def why_not_joint(trainer: Any) -> str | None:
@@ -268,18 +302,23 @@ def why_not_joint(trainer: Any) -> str | None:
         return "gradient_checkpointing: it runs layers again, with the random numbers of one trial"
     if args.full_determinism:
         return "full_determinism: sums over rows of others round otherwise than alone"
-    if args.optim in ("lomo", "adalomo"):
+    if trainer._steps_in_backward:
         return f"optim: {args.optim} steps in the backward"
+    if (package := type(trainer).__module__.partition(".")[0]) != "strategies":
+        return f"its trainer is {package}'s own, and may run rows in a way of its own"
     if len(model.active_adapters) != 1 or not all(isinstance(one, Linear | Embedding) for one in adapters_of(model).values()):
         return "its adapter isn't LoRA of linear layers and embeddings"
     trained = {id(weight) for layer in adapters_of(model).values() for weight in layer.parameters()}
     if any(weight.requires_grad and id(weight) not in trained for weight in model.parameters()):
         return "it trains weights beside LoRA's"
-    if any(_drops(name, module) for name, module in model.get_base_model().named_modules()):
-        return "layers of the base drop values out"
+    if any(_is_random(module) for name, module in model.get_base_model().named_modules() if ".lora_dropout" not in name):
+        return "layers of the base drop values out, or add noise"
     return None
 
 
-def _drops(name: str, module: Any) -> bool:
-    is_own = ".lora_dropout" in name
-    return not is_own and (drops_attention(module) or (isinstance(module, torch.nn.Dropout) and module.p > 0))
+def _is_random(module: Any) -> bool:
+    """Return whether a layer draws random numbers in training: by a module, or by a rate of its own, as OPT's `dropout`."""
+    rates = {name: value for name, value in vars(module).items() if isinstance(value, float) and value > 0}
+    if "Drop" in type(module).__name__ and "p" in rates:
+        return True
+    return any("drop" in name or "jitter" in name for name in rates)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 from strategies.packing.head import TokenOutputs
 from strategies.packing.layout import RowTokens, pack, pair_tokens
 from strategies.packing.support import PROBES, RowScorer
-from strategies.slots.base import SharedBase
-from strategies.slots.joint_model import JointModel, LayersMissed, SlotRow, adapters_of, why_not_joint
-from strategies.slots.process_state import TorchRandom
+from strategies.slots.base import CantShare, SharedBase
+from strategies.slots.joint_model import JointModel, LayersMissed, SlotRow, adapters_of, hooks_of, why_not_joint
 
 __all__ = ["JOINT_TOKENS", "JointSteps", "SlotScorer"]
+
+logger = logging.getLogger(__name__)
 
 JOINT_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens up to which rows are joined, by device: with more, one forward is hardly faster (`benchmarks.joint_forwards`)."""
@@ -39,6 +41,8 @@ class SlotScorer(RowScorer):
         self.is_last = False
         self.clock = slot.trainer.speed.clock
         self._adapters = adapters_of(slot.trainer.model)
+        self._weights = [weight for weight in slot.trainer.model.parameters() if weight.requires_grad]
+        self._hooks: int | None = hooks_of(slot.trainer.model)
         self._parts: list[tuple[Any, ...]] = []
 
     @property
@@ -50,21 +54,23 @@ class SlotScorer(RowScorer):
     @property
     def gradients(self) -> list[Tensor]:
         """Gradients of the weights that the slot trains; 0 where there is none."""
-        weights = [weight for weight in self.slot.trainer.model.parameters() if weight.requires_grad]
-        for weight in weights:
+        for weight in self._weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        return [weight.grad for weight in weights]
+        return [weight.grad for weight in self._weights]
 
     def make_row(self, row: RowTokens, wanted: tuple[str, ...] = ()) -> SlotRow:
         """Return a row to hand over, in the slot's own turn."""
         device = row.input_ids.device.type
         with self.slot.trainer.accelerator.autocast():
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return SlotRow(self._adapters, row, wanted, TorchRandom(), dtype)
+        return SlotRow(self._adapters, row, self._weights, wanted, dtype)
 
     def score(self, row: RowTokens, wanted: tuple[str, ...]) -> TokenOutputs:
         """As `RowScorer`."""
+        if self._hooks is not None and hooks_of(self.slot.trainer.model) != self._hooks:
+            raise CantShare("a callback has put hooks on the model, whose forwards it would miss")
+        self._hooks = None  # callbacks put theirs before the first step
         self.row = asked = self.make_row(row, wanted)
         self._wait()
         if asked.error is not None:
@@ -77,7 +83,9 @@ class SlotScorer(RowScorer):
         """As `RowScorer`."""
         self.is_last = is_last
         self._wait()
-        self.row = None
+        row, self.row = self.row, None
+        if row is not None and row.error is not None:
+            raise row.error
 
     def count(self, part: Literal["forward", "backward"], began: Any, share: float) -> None:
         """Count a share of the time since a mark of the clock as a part of the slot's step."""
@@ -96,12 +104,17 @@ class JointSteps:
 
     Args:
         base: of the slots.
-        tokens: most tokens of a joint forward, 0 for none of them; those of `JOINT_TOKENS` when not given.
+        tokens: most tokens of a joint forward, 0 for none of them; those of `JOINT_TOKENS` when not given. Half of those of a
+            forward that has failed where its rows alone have not, from then on.
     """
 
     def __init__(self, base: SharedBase, tokens: int | None = None) -> None:
         self._base, self._tokens = base, tokens
         self._made: JointModel | None = None
+
+    def take_turns(self) -> None:
+        """Run each row alone from now on."""
+        self._tokens = 0
 
     @property
     def _model(self) -> JointModel:
@@ -126,7 +139,10 @@ class JointSteps:
         return scorer
 
     def groups(self, scorers: Sequence[SlotScorer]) -> Iterator[list[SlotScorer]]:
-        """Yield those whose rows share a forward, in their order; the same ones on every worker."""
+        """Yield those whose rows share a forward, in their order.
+
+        The same ones on every worker, but where one of them has had less room for a forward.
+        """
         if not scorers:
             return
         device = scorers[0].slot.trainer.args.device
@@ -145,31 +161,70 @@ class JointSteps:
         yield group
 
     def forward(self, group: Sequence[SlotScorer]) -> None:
-        """Run the forward of a group; if it fails, that of each row alone, so that an error is that of its own slot.
-
-        Not where a forward is one of all workers, which may not all have failed: there it is an error of the whole group.
-        """
+        """Run the forward of a group; if it fails, that of each row alone, so that an error is that of its own slot."""
         rows = [_row(scorer) for scorer in group]
-        states = [row.random.copy() for row in rows]
         began = group[0].clock.mark()
-        try:
-            self._model.forward(rows)
-        except Exception as error:  # noqa: BLE001 - raised by the slot whose row it is
-            if len(rows) == 1 or self._base.is_divided:
-                for row in rows:
-                    row.error = error
-                return
-            for scorer, row, state in zip(group, rows, states, strict=True):
-                row.random = state
-                self.forward([scorer])
+        failure = self._run(group, lambda: self._model.forward(rows))
+        if failure is None:
+            _count(group, "forward", began)
             return
-        _count(group, "forward", began)
+        for scorer, row in zip(group, rows, strict=True):
+            row.restart()
+            self.forward([scorer])
+        self._take_fewer(group, failure)
 
     def backward(self, group: Sequence[SlotScorer]) -> None:
-        """Run the backward of a group's forward, for those that have a loss."""
+        """Run the backward of a group's forward, for those that have a loss; if it fails, forward and backward of each row."""
+        rows = [_row(scorer) for scorer in group]
+        before = [row.gradients_of_weights() for row in rows] if self._may_split(group) else []
         began = group[0].clock.mark()
-        self._model.backward([_row(scorer) for scorer in group])
-        _count(group, "backward", began)
+        failure = self._run(group, lambda: self._model.backward(rows))
+        if failure is None:
+            _count(group, "backward", began)
+            return
+        of_losses = [row.gradient() for row in rows]
+        for row in rows:
+            row.restart()  # all of them first: they keep the activations of the joint forward
+        for scorer, row, gradients, of_loss in zip(group, rows, before, of_losses, strict=True):
+            row.put_gradients_of_weights(gradients)
+            if of_loss is None:
+                continue
+            self.forward([scorer])
+            if row.outputs is not None:
+                row.outputs.log_probs.grad = of_loss
+                self.backward([scorer])
+        self._take_fewer(group, failure)
+
+    def _may_split(self, group: Sequence[SlotScorer]) -> bool:
+        """Whether rows can run again alone: not where a forward is one of all workers, which may not all have failed."""
+        return len(group) > 1 and not self._base.is_divided
+
+    def _run(self, group: Sequence[SlotScorer], run: Callable[[], None]) -> str | None:
+        """Run a forward or backward; return why it has failed where its rows are to run again alone, else None.
+
+        Where they can't, what it raises is an error of every slot of the group.
+        """
+        try:
+            run()
+        except Exception as error:  # raised by the slot whose row it is
+            if len(group) > 1 and isinstance(error, torch.AcceleratorError):
+                raise  # the device takes no work of this process any more, and nobody knows whose row it was
+            if self._may_split(group):
+                return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            for scorer in group:
+                _row(scorer).error = error
+        return None
+
+    def _take_fewer(self, group: Sequence[SlotScorer], failure: str) -> None:
+        """Let half the tokens stand in a forward from now on, where the rows alone haven't failed."""
+        if any(_row(scorer).error is not None for scorer in group):
+            return
+        tokens = sum(scorer.length for scorer in group)
+        self._tokens = tokens // 2
+        logger.warning(
+            "%d tokens of %d trials can't run in one forward (%s); from now on there are at most %d",
+            *(tokens, len(group), failure, self._tokens),
+        )
 
     def exchange(self, scorers: Sequence[SlotScorer]) -> None:
         """Average the gradients of slots over the workers, where a step ends; as DDP does, whose forwards didn't run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import TrainerCallback
 
 from strategies.packing.layout import PackedRow, join_rows, pack, pair_tokens
 from strategies.packing.support import prepare_packing, score_row
-from strategies.slots import SharedBase, SlotHost
+from strategies.slots import CantShare, SharedBase, SlotHost, TakeTurns
 from strategies.slots import joint_model as joint
 from strategies.slots.joint_model import JointModel, LayersMissed, SlotRow, adapters_of, why_not_joint
 from strategies.slots.joint_steps import JointSteps, SlotScorer
-from strategies.slots.process_state import TorchRandom
 from tests.laws.slots import attach, run_together, run_trial, shared_base, trainer_of
 from tests.tiny import save_tiny, tiny_gpt2, tiny_model, tiny_qwen, tiny_tokenizer
 
@@ -57,7 +58,7 @@ def dropouts_of(model: Any) -> list[Any]:
 
 def as_row(policy: Any, row: PackedRow, seed: int) -> SlotRow:
     torch.manual_seed(seed)
-    return SlotRow(adapters_of(policy), row, WANTED, TorchRandom())
+    return SlotRow(adapters_of(policy), row, [weight for weight in policy.parameters() if weight.requires_grad], WANTED)
 
 
 def gradients(policy: Any) -> dict[str, Tensor]:
@@ -71,16 +72,42 @@ def gradients(policy: Any) -> dict[str, Tensor]:
 def test_a_row_among_others_is_the_row_alone(family: str, multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values, gradients and the random numbers that were drawn."""
     monkeypatch.setitem(joint.BLOCK, "cpu", multiple)
-    base = SharedBase(FAMILIES[family](tiny_tokenizer()))
+    compare(FAMILIES[family], [(name, 5 + 3 * number) for number, name in enumerate(ADAPTERS)])
+
+
+@pytest.mark.parametrize(
+    ("multiple", "rows"),
+    [
+        (16, [("lora", 4), ("rslora", 10)]),  # 9 tokens and 7 of padding, 24 and 8: twice 24 in all
+        (1, [("few", 3), ("few", 3), ("lora", 7), ("rslora", 2)]),  # 6, 6, 16, 4: twice 16; most layers have two adapters
+        (1, [("lora", 8), ("rslora", 8)]),
+        (16, [("lora", 4), ("lora", 4), ("dora", 4), ("dropout", 4)]),
+    ],
+)
+def test_rows_whose_lengths_add_up_to_a_batch_of_others(
+    multiple: int, rows: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(joint.BLOCK, "cpu", multiple)
+    compare(tiny_model, rows)
+
+
+def compare(make_model: Callable[[Any], Any], chosen: list[tuple[str, int]]) -> None:
+    """Compare rows in a joint forward with the same ones alone.
+
+    Args:
+        chosen: name in `ADAPTERS` and length of each row.
+    """
+    base = SharedBase(make_model(tiny_tokenizer()))
     model = JointModel(base)
-    policies = [policy_on(base, keys, seed) for seed, keys in enumerate(ADAPTERS.values())]
-    rows = [as_row(policy, row_of(5 + 3 * number, number), number) for number, policy in enumerate(policies)]
+    policies = [policy_on(base, ADAPTERS[name], seed) for seed, (name, _) in enumerate(chosen)]
+    pairs = zip(policies, chosen, strict=True)
+    rows = [as_row(policy, row_of(length, number), number) for number, (policy, (_, length)) in enumerate(pairs)]
     model.forward(rows)
     for row in rows:
         assert row.outputs is not None
         row.outputs.log_probs.square().sum().backward()
     model.backward(rows)
-    for number, (name, policy, row) in enumerate(zip(ADAPTERS, policies, rows, strict=True)):
+    for number, ((name, _), policy, row) in enumerate(zip(chosen, policies, rows, strict=True)):
         assert row.outputs is not None
         found = gradients(policy)
         torch.manual_seed(number)
@@ -184,6 +211,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         ({"gradient_checkpointing": True}, "gradient_checkpointing"),
         ({"full_determinism": True}, "full_determinism"),
         ({"rl": "kto", "micro_batch_size": 2}, "padded"),
+        ({"optimizer": "lomo"}, "steps in the backward"),
     ],
 )
 def test_which_trainers_run_jointly(keys: dict[str, Any], why: str | None, model_folder: str, tmp_path: Path) -> None:
@@ -193,22 +221,150 @@ def test_which_trainers_run_jointly(keys: dict[str, Any], why: str | None, model
     assert reason is None if why is None else reason is not None and why in reason
 
 
+class Failing:
+    """A part of `JointModel`, which fails where several rows stand in it; `sizes` are those of all calls."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, part: str, fails: Callable[[list[int]], bool]) -> None:
+        self.sizes: list[int] = []
+        run = getattr(JointModel, part)
+
+        def counted(model: JointModel, rows: Any) -> None:
+            self.sizes.append(len(rows))
+            if fails(self.sizes):
+                raise torch.OutOfMemoryError("planted")
+            run(model, rows)
+
+        monkeypatch.setattr(JointModel, part, counted)
+
+
+def run_three(model_folder: str, folder: Path, **keys: Any) -> dict[str, Any]:
+    """Three trials in slots; how each has ended."""
+    trials = {name: {"base_model": model_folder, "seed": seed, "max_steps": 3, **keys} for seed, name in enumerate("abc")}
+    return run_together(SlotHost(shared_base(model_folder), run_trial(folder), 3), [attach(trials)])
+
+
 def test_rows_of_all_slots_stand_in_one_forward(model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And where the forward fails, each row runs alone."""
-    sizes: list[int] = []
+    forward = Failing(monkeypatch, "forward", lambda sizes: False)
+    assert all(ended.error is None for ended in run_three(model_folder, tmp_path).values())
+    assert forward.sizes == [1, 1, 1, 3, 3, 3]  # each has shown that it can
+
+
+IN_PARTS = {"gradient_accumulation_steps": 2, "tokens_per_forward": 50, "max_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def in_parts(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Three trials in slots, with several forwards in a step."""
+    return run_three(model_folder, tmp_path_factory.mktemp("parts"), **IN_PARTS)
+
+
+@pytest.mark.parametrize(("part", "sizes"), [("forward", [1, 1, 1, 3, 1, 1, 1]), ("backward", [3, 1, 1, 1])])
+def test_rows_run_alone_where_a_forward_has_no_room(
+    part: str,
+    sizes: list[int],
+    in_parts: dict[str, Any],
+    model_folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And from then on fewer share one; two of these three rows do."""
+    failing = Failing(monkeypatch, part, lambda found: found == sizes[: sizes.index(3) + 1])
+    found = run_three(model_folder, tmp_path, **IN_PARTS)
+    assert failing.sizes[: len(sizes)] == sizes and 3 not in failing.sizes[len(sizes) :]
+    assert "can't run in one forward (OutOfMemoryError: planted); from now on there are at most" in caplog.text
+    for name, ended in found.items():
+        assert ended.error is None
+        for weight, value in in_parts[name].result["weights"].items():
+            torch.testing.assert_close(ended.result["weights"][weight], value, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_run_alone_once_turns_are_asked_for(model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = Failing(monkeypatch, "forward", lambda sizes: False)
+    trials = {name: {"base_model": model_folder, "max_steps": 3} for name in "ab"}
+    host = SlotHost(shared_base(model_folder), run_trial(tmp_path), 3)
+    ends = run_together(host, [attach(trials), [], [TakeTurns()]])
+    assert all(ended.error is None for ended in ends.values())
+    assert forward.sizes == [1, 1, 2, 2, 1, 1]
+
+
+def test_a_device_that_fails_for_several_ends_the_host(
+    model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows whose row it was."""
     forward = JointModel.forward
 
-    def counted(self: JointModel, rows: Any) -> None:
-        sizes.append(len(rows))
-        if sizes == [1, 1, 1, 3]:  # each has shown that it can, and then all had a step
-            raise torch.OutOfMemoryError("planted")
-        forward(self, rows)
+    def broken(model: JointModel, rows: Any) -> None:
+        if len(rows) > 1:
+            raise torch.AcceleratorError("device-side assert")
+        forward(model, rows)
 
-    monkeypatch.setattr(JointModel, "forward", counted)
-    trials = {name: {"base_model": model_folder, "seed": seed, "max_steps": 3} for seed, name in enumerate("abc")}
-    ends = run_together(SlotHost(shared_base(model_folder), run_trial(tmp_path), 3), [attach(trials)])
-    assert [ended.error for ended in ends.values()] == [None] * 3
-    assert sizes == [1, 1, 1, 3, 1, 1, 1, 3, 3]
+    monkeypatch.setattr(JointModel, "forward", broken)
+    with pytest.raises(torch.AcceleratorError):
+        run_three(model_folder, tmp_path)
+
+
+def test_a_base_that_drops_values_out_by_a_rate_of_its_own(model_folder: str, tmp_path: Path) -> None:
+    """As OPT's layers do, without a module."""
+    base = shared_base(model_folder)
+    trainer = trainer_of(tmp_path, {"base_model": model_folder}, lambda _: base.new_model())
+    trainer.model.get_base_model().model.layers[0].dropout = 0.1
+    assert "drop values out" in str(why_not_joint(trainer))
+
+
+class Watch(TrainerCallback):
+    """Looks at a model's forwards."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        model.register_forward_hook(lambda *_: None)
+
+
+def test_a_callback_that_looks_at_forwards_would_miss_them(model_folder: str, tmp_path: Path) -> None:
+    run = run_trial(tmp_path)
+
+    def watched(slot: Any) -> Any:
+        join = slot.join
+
+        def add_callback(trainer: Any) -> None:
+            join(trainer)
+            if slot.name == "bad":
+                trainer.add_callback(Watch())
+
+        slot.join = add_callback
+        return run(slot)
+
+    trials = {name: {"base_model": model_folder, "max_steps": 2} for name in ("bad", "good")}
+    ends = run_together(SlotHost(shared_base(model_folder), watched, 2), [attach(trials)])
+    assert isinstance(ends["bad"].error, CantShare) and "hooks" in str(ends["bad"].error) and ends["good"].error is None
+
+
+def test_a_trainer_of_others_takes_turns(model_folder: str, tmp_path: Path) -> None:
+    base = shared_base(model_folder)
+    trainer = trainer_of(tmp_path, {"base_model": model_folder}, lambda _: base.new_model())
+    trainer.__class__ = type("Own", (type(trainer),), {"__module__": "somebodys.module"})
+    assert "somebodys" in str(why_not_joint(trainer))
+
+
+def test_an_adapter_that_trains_the_base_is_refused(model_folder: str, tmp_path: Path) -> None:
+    run = run_trial(tmp_path)
+
+    def with_biases(slot: Any) -> Any:
+        if slot.name == "bad":
+            join = slot.join
+
+            def train_norms(trainer: Any) -> None:
+                for name, parameter in trainer.model.named_parameters():
+                    parameter.requires_grad_(parameter.requires_grad or "norm" in name)
+                join(trainer)
+
+            slot.join = train_norms
+        return run(slot)
+
+    trials = {name: {"base_model": model_folder, "max_steps": 2} for name in ("bad", "good")}
+    base = shared_base(model_folder)
+    ends = run_together(SlotHost(base, with_biases, 2), [attach(trials)])
+    assert isinstance(ends["bad"].error, CantShare) and "norm" in str(ends["bad"].error)
+    assert ends["good"].error is None and not any(one.requires_grad for one in base.model.parameters())
 
 
 def test_an_error_in_a_forward_is_that_of_its_slot(model_folder: str, tmp_path: Path) -> None:
