@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pipeline.ray.channel import NodeChannel, Outbox
 from pipeline.training.events import SlotEnded
 from pipeline.training.one_host import POLL_EVERY_S, Host, HostedRun, HostPlan, HostStart, host_worker
-from pipeline.training.slot_launch import SlotUnwanted, SlotWanted
+from pipeline.training.slot_launch import SlotLeft, SlotUnwanted, SlotWanted
 
 __all__ = ["HostPlan", "HostStart", "Hosts", "host_worker"]
 
@@ -90,9 +90,13 @@ class Hosts:
                 return
             runs = [request for request in self.channel.take() if isinstance(request, SlotWanted)]
 
-    def _handle(self, request: SlotWanted | SlotUnwanted) -> None:
+    def _handle(self, request: SlotWanted | SlotUnwanted | SlotLeft) -> None:
         if isinstance(request, SlotWanted):
             self._waiting[request.name] = HostedRun(request)
+        elif isinstance(request, SlotLeft):
+            self._waiting.pop(request.name, None)  # after its host has died
+            for host in self.hosts:
+                host.release(request.name)
         elif (run := self._waiting.pop(request.name, None)) is not None:
             self._outbox.send(run.wanted.events, SlotEnded(run.name, {"step": 0, "stopped": True}))
         else:
@@ -101,7 +105,7 @@ class Hosts:
 
     def _assign(self) -> None:
         for name, run in list(self._waiting.items()):
-            if run.wanted.driver.has_ended():
+            if run.is_abandoned:
                 del self._waiting[name]
                 continue
             # On the host with the fewest runs; on another one, while there is room for one.

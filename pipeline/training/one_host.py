@@ -196,6 +196,12 @@ class Host:
         else:
             self._end_run(name, SlotEnded(name, {"step": 0, "stopped": True}))
 
+    def release(self, name: str) -> None:
+        """Free the slot of a run that has left it, if it is here."""
+        run = self.runs.pop(name, None)
+        if run is not None and run.wanted.driver.has_ended():
+            shutil.rmtree(run.wanted.events.folder, ignore_errors=True)
+
     def poll(self) -> None:
         """Handle what workers and controller have sent; close the host when it is idle."""
         # Before the events are read: all were sent before `fit` returned.
@@ -242,12 +248,12 @@ class Host:
             self._ending.start()
 
     def _stop_orphans(self) -> None:
-        """Let runs leave whose driver has died."""
+        """Let runs leave whose events no process handles any more."""
         if time.monotonic() - self._looked < ORPHANS_EVERY_S:
             return
         self._looked = time.monotonic()
         for run in list(self.runs.values()):
-            if not run.is_leaving and run.wanted.driver.has_ended():
+            if not run.is_leaving and run.is_abandoned:
                 self.stop(run.name)
 
     def _handle(self, event: Any) -> None:
@@ -262,7 +268,7 @@ class Host:
                 self._starts.append(HostStart(self._number, seconds, event.load_seconds, event.base_bytes))
             case SlotEnded():
                 # The worker has sent it to the run itself.
-                self._release(event.name)
+                self.release(event.name)
             case WorkersFailed():
                 self._fail(event)
 
@@ -274,7 +280,11 @@ class Host:
             self._send(TakeTurns())
         if event.rank == 0 and self._closing:
             self._send(Close())
-        for run in self.runs.values():
+        for run in list(self.runs.values()):
+            if event.rank == 0 and run.is_abandoned:
+                # Nobody would read what it reports, and where it has left already another attempt may be in its folder.
+                self._end_run(run.name, SlotEnded(run.name, {"step": 0, "stopped": True}))
+                continue
             # By it the run knows the nodes; the workers themselves are watched here.
             self._outbox.send(run.wanted.events, replace(event, actor=None))
             if event.rank == 0:
@@ -323,14 +333,8 @@ class Host:
             cleaner = threading.Thread(target=remove_everywhere, args=(run.scratch, set(self._nodes)), daemon=True)
             self._cleaners.append(cleaner)
             cleaner.start()
-        self._release(name)
+        self.release(name)
         self._outbox.send(run.wanted.events, ended)
-
-    def _release(self, name: str) -> None:
-        """Free a run's slot."""
-        run = self.runs.pop(name, None)
-        if run is not None and run.wanted.driver.has_ended():
-            shutil.rmtree(run.wanted.events.folder, ignore_errors=True)
 
     def _finish(self) -> None:
         """Handle the end of `fit`: runs that are still here get another host, where this one has died."""

@@ -23,7 +23,7 @@ from pipeline.training.run_log import RunLogger
 from pipeline.training.signals import SigtermHandler
 from pipeline.ui.display import Display
 
-__all__ = ["SlotWanted", "SlotLauncher", "SlotUnwanted", "train_in_slot"]
+__all__ = ["SlotLauncher", "SlotLeft", "SlotUnwanted", "SlotWanted", "train_in_slot"]
 
 POLL_EVERY_S = 0.04
 """Of many runs on one node; the end of each is waited for by the next one in its slot."""
@@ -47,6 +47,13 @@ class SlotWanted:
 @dataclass(frozen=True)
 class SlotUnwanted:
     """A run leaves its slot, or doesn't wait for one any more."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class SlotLeft:
+    """A run knows that it has left its slot. A worker that died before it told the host, too, would begin it once more."""
 
     name: str
 
@@ -129,6 +136,8 @@ class SlotLauncher:
         except BaseException:
             self._leave()
             raise
+        with suppress(OSError):  # a full disk, or hosts that have ended
+            self.hosts.put(SlotLeft(self.name))
         if ended.result is None or {"refused", "stopped"} & ended.result.keys():
             self.log.flush_best_effort()
         else:

@@ -20,7 +20,7 @@ from pipeline.training.events import SlotEnded, WorkersFailed, WorkerStarted
 from pipeline.training.one_host import Host, HostedRun
 from pipeline.training.slot_launch import SlotWanted
 from pipeline.training.turn_note import SEVERAL, TurnNote
-from strategies.slots.commands import Attach, TakeTurns
+from strategies.slots.commands import Attach, Stop, TakeTurns
 from tests.waiting import wait_for
 
 A, B, C = sorted(uuid4().hex for _ in range(3))
@@ -80,7 +80,9 @@ def attach(host: Any, *names: str, max_failures: int = 0) -> None:
     cfg: Any = SimpleNamespace(output_dir=uuid4().hex, ray=SimpleNamespace(max_failures=max_failures))
     for name in names:
         job: Any = SimpleNamespace(cfg=cfg, scratch="prefray-none")
-        host.attach(HostedRun(SlotWanted(name, job, NodeChannel(Path(name)), here())))
+        events = Path(host._channel.folder, "runs", name)
+        events.mkdir(parents=True, exist_ok=True)
+        host.attach(HostedRun(SlotWanted(name, job, NodeChannel(events), here())))
     host.sent.clear()
 
 
@@ -163,10 +165,28 @@ def test_a_failure_after_the_end_of_the_run_whose_turn_it_was_counts_for_no_othe
 def test_a_run_that_leaves_is_not_at_fault(host: Any) -> None:
     attach(host, A, B)
     host.stop(A)
+    host.runs[A].wanted.events.folder.rmdir()
     fail(host, A)
     assert ended(host) == {A: SlotEnded(A, {"step": 0, "stopped": True})} and list(host.runs) == [B]
     # Nobody reads its channel any more, who would do it.
     wait_for(lambda: host.cleaned == [("prefray-none", {"id"})])
+
+
+def test_runs_that_nobody_reads_do_not_begin_again(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker has told them their ends, and died before it told the host."""
+    monkeypatch.setattr(one_host, "ORPHANS_EVERY_S", 0)
+    attach(host, A, B, C, max_failures=1)
+    fail(host, None)
+    host.runs[A].wanted.events.folder.rmdir()
+    actor = Actor()
+    host._handle(WorkerStarted(0, actor, "here", "id", 2))
+    assert [command.name for command in actor.commands] == [B, C] and list(host.runs) == [B, C]
+    host.runs[B].wanted.events.folder.rmdir()
+    host._stop_orphans()
+    assert actor.commands[2:] == [Stop(B)] and host.runs[B].is_leaving
+    host.release(C)
+    fail(host, C)
+    assert not host.runs and not ended(host).get(C)
 
 
 def test_runs_of_a_host_that_died_want_another_one(host: Any) -> None:

@@ -21,7 +21,7 @@ from pipeline.training.host_worker import _described
 from pipeline.training.one_host import HostedRun
 from pipeline.training.signals import SigtermHandler
 from pipeline.training.slot_commands import receive, received
-from pipeline.training.slot_launch import SlotLauncher, SlotUnwanted, SlotWanted, train_in_slot
+from pipeline.training.slot_launch import SlotLauncher, SlotLeft, SlotUnwanted, SlotWanted, train_in_slot
 from strategies.slots import Ended
 from tests.waiting import wait_for
 
@@ -46,6 +46,9 @@ class Host:
     def stop(self, name: str) -> None:
         self.stopped.append(name)
 
+    def release(self, name: str) -> None:
+        self.runs.pop(name, None)
+
 
 def wanted(name: str, folder: str | None = None) -> SlotWanted:
     job: Any = SimpleNamespace(cfg=SimpleNamespace(output_dir=folder or name))
@@ -53,7 +56,9 @@ def wanted(name: str, folder: str | None = None) -> SlotWanted:
 
 
 @pytest.fixture
-def two_hosts(monkeypatch: pytest.MonkeyPatch) -> Hosts:
+def two_hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hosts:
+    monkeypatch.chdir(tmp_path)
+    Path("nowhere").mkdir()
     monkeypatch.setattr(hosts, "Host", Host)
     plan: Any = SimpleNamespace(hosts=2, slots=2)
     return Hosts(plan, NodeChannel(Path("nowhere")), lambda text: None)
@@ -95,8 +100,14 @@ def test_the_host_that_replaces_one_takes_turns_as_that_one_did(
 def test_a_run_waits_until_its_former_attempt_has_left(two_hosts: Hosts) -> None:
     ask(two_hosts, wanted("first", "folder"))
     assert ask(two_hosts, wanted("again", "folder"), wanted("other")) == [["first"], ["other"]]
-    del two_hosts.hosts[0].runs["first"]
-    assert ask(two_hosts) == [["again"], ["other"]]
+    assert ask(two_hosts, SlotLeft("first")) == [["again"], ["other"]]
+
+
+def test_a_run_that_has_left_gets_no_other_host(two_hosts: Hosts) -> None:
+    two_hosts._waiting = {name: HostedRun(wanted(name)) for name in "abc"}
+    gone = SlotWanted("b", wanted("b").job, NodeChannel(Path("gone")), here())
+    two_hosts._waiting["b"] = HostedRun(gone)
+    assert ask(two_hosts, SlotLeft("a")) == [["c"]]
 
 
 def test_what_fails_in_the_hosts_thread_ends_the_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
