@@ -104,6 +104,8 @@ class SlotEnded:
     """Whether it refuses its input, so that another try would fail, too."""
     try_alone: bool = False
     """Whether it may do better without other runs beside it, which have taken memory, or may be at fault themselves."""
+    has_raised: bool = False
+    """Whether it has failed by an error of its own, which may pass: Ray Train would restart workers of its own."""
 
 
 @dataclass(frozen=True)

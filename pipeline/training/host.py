@@ -92,7 +92,7 @@ class Hosts:
 
     def _handle(self, request: SlotWanted | SlotUnwanted | SlotLeft) -> None:
         if isinstance(request, SlotWanted):
-            self._waiting[request.name] = HostedRun(request)
+            self._waiting[request.name] = HostedRun(request, request.failures)
         elif isinstance(request, SlotLeft):
             self._waiting.pop(request.name, None)  # after its host has died
             for host in self.hosts:

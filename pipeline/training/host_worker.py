@@ -84,8 +84,9 @@ def run_host(job: HostJob) -> None:
         event = _described(ended, has_others=bool(runs))
         if ended.error is not None and checkpoints is not None:
             # What it stores still would meet the next attempt, which deletes what is stored by half.
-            checkpoints.settle()
-        if ended.error is not None:
+            checkpoints.finish()
+        # A run that may begin again finds there which step it had reached.
+        if ended.error is not None and not (event.has_raised and run.cfg.ray.max_failures):
             remove_scratch(run.scratch)  # in the middle of its work, it hasn't done so itself
         reports.send(run.channel, event)
         reports.send(job.channel, event)  # its driver gives the slot to the next run
@@ -166,4 +167,4 @@ def _described(ended: Any, has_others: bool) -> SlotEnded:
         return SlotEnded(ended.name, None, refusal, refused=True)
     if ended.is_out_of_memory or out_of_memory(failure) is not None:
         return SlotEnded(ended.name, None, f"it ran out of memory{' beside others' * has_others}", try_alone=True)
-    return SlotEnded(ended.name, None, " ".join(failure.split())[:400])
+    return SlotEnded(ended.name, None, " ".join(failure.split())[:400], has_raised=True)

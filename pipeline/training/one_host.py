@@ -282,7 +282,7 @@ class Host:
             self._send(Close())
         for run in list(self.runs.values()):
             if event.rank == 0 and run.is_abandoned:
-                # Nobody would read what it reports, and where it has left already another attempt may be in its folder.
+                # No process would read what it reports, and another attempt may be in its folder already.
                 self._end_run(run.name, SlotEnded(run.name, {"step": 0, "stopped": True}))
                 continue
             # By it the run knows the nodes; the workers themselves are watched here.

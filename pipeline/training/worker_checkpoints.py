@@ -72,10 +72,10 @@ class WorkerCheckpoints:
         Raises:
             OSError: as `store`.
         """
-        self.settle()
+        self.finish()
         self.is_idle()
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Wait as `wait` does, whatever storage raises: for a trainer that has failed, before another one begins."""
         while self._storing is not None and not self._storing.done():
             futures.wait([self._storing], timeout=5)

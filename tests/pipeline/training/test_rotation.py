@@ -72,7 +72,7 @@ def test_the_checkpoints_of_a_failed_trainer_are_waited_for_and_their_errors_dro
 
     monkeypatch.setattr(worker_checkpoints, "store", store)
     checkpoints = worker_checkpoints.WorkerCheckpoints((LocalFileSystem(), str(tmp_path / "run")))
-    checkpoints.settle()
+    checkpoints.finish()
     written = tmp_path / "checkpoint-4"
     written.mkdir()
     checkpoints.put(written, 4)
@@ -81,7 +81,7 @@ def test_the_checkpoints_of_a_failed_trainer_are_waited_for_and_their_errors_dro
     monkeypatch.setattr(worker_checkpoints, "beat", lambda: (beats.append(None), may_store.set()))
     wait = worker_checkpoints.futures.wait
     monkeypatch.setattr(worker_checkpoints.futures, "wait", lambda fs, timeout: wait(fs, 0.01))
-    checkpoints.settle()
+    checkpoints.finish()
     assert done.is_set() and beats
     with pytest.raises(OSError, match="no such bucket"):
         checkpoints.wait()

@@ -12,6 +12,7 @@ import pytest
 from cluster.config import ClusterKeys
 from pipeline.errors import RunCancelled, RunFailed, UserError
 from pipeline.io.holder import here
+from pipeline.io.storage import locate
 from pipeline.ray.channel import NodeChannel
 from pipeline.training import host as hosts
 from pipeline.training import slot_launch
@@ -69,6 +70,11 @@ def ask(to: Hosts, *requests: Any) -> list[list[str]]:
         to._handle(request)
     to._assign()
     return [list(host.runs) for host in to.hosts]
+
+
+def test_a_run_that_begins_again_keeps_its_failures(two_hosts: Hosts) -> None:
+    ask(two_hosts, SlotWanted("a", wanted("a").job, NodeChannel(Path("nowhere")), here(), 2))
+    assert two_hosts.hosts[0].runs["a"].failures == 2
 
 
 def test_runs_are_spread_over_hosts_and_wait_for_slots(two_hosts: Hosts) -> None:
@@ -156,7 +162,7 @@ def test_how_a_run_ended_is_described_without_its_objects() -> None:
     refused = _described(Ended("a", error=ValueError("rl_beta: no")), True)
     assert (refused.result, refused.failure, refused.refused) == (None, "rl_beta: no", True)
     failed = _described(Ended("a", error=RuntimeError("a\n  b")), True)
-    assert (failed.failure, failed.refused, failed.try_alone) == ("RuntimeError: a b", False, False)
+    assert failed == SlotEnded("a", None, "RuntimeError: a b", has_raised=True)
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")):
         for has_others, why in ((True, "it ran out of memory beside others"), (False, "it ran out of memory")):
             assert _described(Ended("a", error=error), has_others) == SlotEnded("a", None, why, try_alone=True)
@@ -178,6 +184,94 @@ def test_what_a_run_raises(ended: SlotEnded, error: type[Exception], message: st
     with pytest.raises(error, match=message):
         launcher._judged(ended)
     assert launcher._judged(SlotEnded("a", {"step": 4, "best_metric": None})) == {"step": 4, "best_metric": None}
+
+
+class Attempts:
+    """The hosts of a run whose attempts end as told; it keeps what the run sends."""
+
+    def __init__(self, events: NodeChannel, *ends: dict[str, Any]) -> None:
+        self.events, self.ends, self.sent = events, list(ends), list[Any]()
+        self.folder = events.folder
+
+    def put(self, request: Any) -> None:
+        self.sent.append(request)
+        if isinstance(request, SlotWanted):
+            # The end of the attempt before, by a host that hadn't heard of it.
+            self.events.put(SlotEnded("before", {"step": 0, "stopped": True}))
+            self.events.put(SlotEnded(name=request.name, **self.ends.pop(0)))
+
+
+def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_failures: int, *ends: dict[str, Any]) -> Any:
+    """A run with a checkpoint of step 4; `notes` is what it shows, `hosts.sent` what it asks for."""
+    monkeypatch.setattr(slot_launch, "worker_job", lambda *_, **__: None)
+    monkeypatch.setattr(slot_launch, "remove_everywhere", lambda *_: None)
+    notes: list[str] = []
+    failures: list[dict[str, Any]] = []
+    display: Any = SimpleNamespace(note=notes.append, stage=lambda *_, **__: None)
+    events = SimpleNamespace(add=lambda kind, **what: failures.append(what), step=0, saved=None)
+    folder = SimpleNamespace(
+        path="run",
+        storage=SimpleNamespace(carried=lambda: None),
+        known=lambda: {"scratch": "none"},
+        last_checkpoint=lambda: 4,
+        remains=lambda advice: f"it stays{advice.replace(',', ';')}",
+        metrics=locate(str(tmp_path / "metrics.jsonl")),
+        ledger=locate(str(tmp_path / "ledger.jsonl")),
+    )
+    plan: Any = SimpleNamespace(
+        cfg=ClusterKeys.model_validate({"ray": {"max_failures": max_failures}}),
+        folder=folder,
+        events=events,
+        steps=8,
+        owner=SimpleNamespace(is_lost=False),
+        cancel=None,
+        tracking=SimpleNamespace(notes=list),
+    )
+    channel = NodeChannel(tmp_path)
+    hosts: Any = Attempts(channel, *ends)
+    made: Any = SlotLauncher(hosts, plan, display, channel, beside=SigtermHandler())
+    made.notes, made.failures = notes, failures
+    return made
+
+
+PASSING = {"result": None, "failure": "OSError: no route", "has_raised": True}
+
+
+def test_an_error_of_a_run_is_restarted_as_those_of_workers_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = launcher(tmp_path, monkeypatch, 2, PASSING, PASSING, {"result": {"step": 8}})
+    assert run.run() == {"step": 8}
+    first, second, third = (request for request in run.hosts.sent if isinstance(request, SlotWanted))
+    assert [one.failures for one in (first, second, third)] == [0, 1, 2]
+    assert [one.name for one in run.hosts.sent] == [name for one in (first, second, third) for name in (one.name, one.name)]
+    assert len({first.name, second.name, third.name}) == 3
+    assert [note.partition(" (")[2] for note in run.notes[1::2]] == ["restart 1 of 2)", "restart 2 of 2)"]
+    assert [note.endswith("OSError: no route") for note in run.notes[::2]] == [True, True]
+    assert [failure["restart"] for failure in run.failures] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("max_failures", "ends", "error", "attempts"),
+    [
+        (0, [PASSING], RunFailed, 1),
+        (1, [PASSING, PASSING], RunFailed, 2),
+        (3, [{"result": None, "failure": "rl_beta: no", "refused": True}], UserError, 1),
+        (3, [{"result": {"step": 3, "refused": "not finite"}}], UserError, 1),
+        (3, [{"result": None, "failure": "worker 0: SIGKILL"}], RunFailed, 1),
+    ],
+)
+def test_what_ends_a_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    max_failures: int,
+    ends: list[dict[str, Any]],
+    error: type[Exception],
+    attempts: int,
+) -> None:
+    run = launcher(tmp_path, monkeypatch, max_failures, *ends)
+    with pytest.raises(error):
+        run.run()
+    assert sum(isinstance(request, SlotWanted) for request in run.hosts.sent) == attempts
+    assert len(run.notes) == 2 * (attempts - 1)
 
 
 def test_a_run_that_others_may_hinder_gets_workers_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
