@@ -55,7 +55,7 @@ class SlotUnwanted:
 
 @dataclass(frozen=True)
 class SlotLeft:
-    """A run knows that it has left its slot. Where its worker died before it reported that to the host, too, it would begin once more."""
+    """A run knows that it has left its slot: its worker may have died before it reported that to the host, too."""
 
     name: str
 
