@@ -76,9 +76,10 @@ def run_host(job: HostJob) -> None:
 
     def report_end(ended: Any) -> None:
         # In the host's thread, on every rank: a report is a barrier of them.
-        if isinstance(ended.error, torch.AcceleratorError):
+        if ended.error is not None and _is_of_device(ended.error):
             # After such an error the device takes no work of this process any more, also not of the others. In new processes
-            # they resume, and the failure counts for this run, whose turn it was.
+            # they resume, and the failure counts for this run, whose turn it was: where several compute together, `SlotHost`
+            # raises it, and it is the end of no slot.
             raise ended.error
         run, checkpoints = runs.pop(ended.name), stores.pop(ended.name, None)
         event = _described(ended, has_others=bool(runs))
@@ -151,6 +152,14 @@ class HostReports:
 def _next_commands(host: Any) -> list[Any]:
     beat()
     return received(IDLE_S if host.free == host.slots else 0.0)
+
+
+def _is_of_device(error: BaseException) -> bool:
+    """Return whether the device has failed: what a plugin raises in its place still has that error as cause or context."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, torch.AcceleratorError):
+        found = found.__cause__ or found.__context__
+    return found is not None
 
 
 def _described(ended: Any, has_others: bool) -> SlotEnded:

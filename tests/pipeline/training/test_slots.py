@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.config import ClusterKeys
 from pipeline.errors import RunCancelled, RunFailed, UserError
@@ -18,7 +19,7 @@ from pipeline.training import host as hosts
 from pipeline.training import slot_launch
 from pipeline.training.events import SlotEnded, StepReport, merged
 from pipeline.training.host import Hosts
-from pipeline.training.host_worker import _described
+from pipeline.training.host_worker import _described, _is_of_device
 from pipeline.training.one_host import HostedRun
 from pipeline.training.signals import SigtermHandler
 from pipeline.training.slot_commands import receive, received
@@ -166,6 +167,21 @@ def test_how_a_run_ended_is_described_without_its_objects() -> None:
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")):
         for has_others, why in ((True, "it ran out of memory beside others"), (False, "it ran out of memory")):
             assert _described(Ended("a", error=error), has_others) == SlotEnded("a", None, why, try_alone=True)
+
+
+def test_an_error_of_the_device_is_found_behind_others() -> None:
+    def raise_behind(cause: bool) -> None:
+        try:
+            raise torch.AcceleratorError("device-side assert")
+        except RuntimeError as error:
+            raise ValueError("no loss") from error if cause else None
+
+    for cause in (True, False):
+        with pytest.raises(ValueError, match="no loss") as raised:
+            raise_behind(cause)
+        assert _is_of_device(raised.value)
+    assert _is_of_device(torch.AcceleratorError("device-side assert"))
+    assert not _is_of_device(torch.OutOfMemoryError("no")) and not _is_of_device(RuntimeError("no"))
 
 
 @pytest.mark.parametrize(
