@@ -9,17 +9,19 @@ PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 # Tests of the rest wait for processes that start and end, so one more of them runs than there are cores in CI.
 QUICK := $(PYTEST) --numprocesses 2 --tier quick
 REST := $(PYTEST) --numprocesses 3 --tier rest
+RELEASE := $(PYTEST) --numprocesses 2 --tier release
 export DS_BUILD_OPS := 0
 # Images set it: the hundreds of processes that tests start would each compile this project.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-rest test-all checks lint docs notebooks recording install clean
+.PHONY: help demo test test-rest test-release test-all checks lint docs notebooks recording install clean
 
 help:
 	@echo "make demo    install, train the embedded default on 2 workers, show what changed"
 	@echo "make test    install what is missing, run the quick tests: ten minutes on two cores"
 	@echo "make test-rest  the other tests: most of an hour"
-	@echo "make test-all   both"
+	@echo "make test-release  tests that repeat others at length, for a release: half an hour"
+	@echo "make test-all   all of them"
 	@echo "make checks  lint, types, import contracts, quick tests"
 	@echo "make docs    build the pages of docs/ into build/docs"
 	@echo "make notebooks  execute the notebooks, and store them with their outputs: ten minutes"
@@ -35,8 +37,11 @@ test: $(VENV)/.dev
 test-rest: $(VENV)/.dev
 	$(REST)
 
+test-release: $(VENV)/.dev
+	$(RELEASE)
+
 test-all: $(VENV)/.dev
-	$(QUICK); quick=$$?; $(REST) && exit $$quick
+	$(QUICK); quick=$$?; $(REST); rest=$$?; $(RELEASE) && exit $$((quick | rest))
 
 checks: lint test
 

@@ -130,23 +130,27 @@ TIERED = """
 
     @pytest.mark.browser
     def test_page(): pass
+
+    @pytest.mark.release
+    @pytest.mark.browser
+    def test_pages(): pass
 """
 
 
 @pytest.mark.processes
-def test_two_tiers_are_everything(run, tmp_path: Path) -> None:
+def test_tiers_are_everything(run, tmp_path: Path) -> None:
     """The main job runs in one process, since its tests share a Ray; other files go to any, those that take longest first."""
     for name in ("test_a.py", "test_b.py"):
         code = "import os\nimport pytest\n\npytestmark = pytest.mark.main_job\n\n\n@pytest.mark.ray\n"
         code += "@pytest.mark.parametrize('n', range(4))\ndef test_on_ray(n):\n"
         (tmp_path / name).write_text(f"{code}    print(os.getpid(), file=open('processes', 'a'))\n")
     found = {}
-    for tier in ("quick", "rest"):
+    for tier in ("quick", "rest", "release"):
         status, output = run(TIERED, f"--tier={tier}", "--numprocesses=2", "--dist=loadfile", "-v")
         assert status == 0, output
         found[tier] = set(re.findall(r"PASSED test_(\w+\.py::\w+)", output))
     assert found["quick"] == {"a.py::test_on_ray", "b.py::test_on_ray", "it.py::test_unmarked"}
-    assert found["rest"] == {"it.py::test_on_ray", "it.py::test_page"}
+    assert found["rest"] == {"it.py::test_on_ray", "it.py::test_page"} and found["release"] == {"it.py::test_pages"}
     processes = (tmp_path / "processes").read_text().split()
     assert len(processes) == 8 and len(set(processes)) == 1
     (tmp_path / "test_z.py").write_text("import pytest\n\n@pytest.mark.cluster\ndef test_nodes(): pass\n")

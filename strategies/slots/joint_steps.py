@@ -208,7 +208,7 @@ class JointSteps:
             run()
         except Exception as error:  # raised by the slot whose row it is
             if len(group) > 1 and isinstance(error, torch.AcceleratorError):
-                raise  # the device takes no work of this process any more, and nobody knows whose row it was
+                raise  # the device takes no work of this process any more; whose row it was, isn't known
             if self._may_split(group):
                 return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             for scorer in group:

@@ -83,6 +83,7 @@ def test_sweep_cost_counts_reference_forwards(small: list[str], capsys: pytest.C
     assert [text for text in forwards if text] == ["2", "4", "2", "2"]  # 1 + 2/2, 2 x (1 + 2/2)
 
 
+@pytest.mark.release
 def test_slots_compares_memory_and_starts(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     slots.main([*small, "--slots", "1", "3"])
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line]
@@ -106,7 +107,7 @@ def test_joint_forwards_are_compared_with_turns(small: list[str], capsys: pytest
     assert len(re.findall(r"│ (8|12) +│ +\d+\.\d +│ +\d+\.\d +│", output)) == 2
 
 
-@pytest.mark.parametrize("shape", list(prepare.SHAPES))
+@pytest.mark.parametrize("shape", ["chat", pytest.param("plain", marks=pytest.mark.release)])
 def test_prepare_compares_with_datasets_map(
     ray_session: Any, tiny_base: str, capsys: pytest.CaptureFixture[str], shape: str, tmp_path: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_prepare_compares_with_datasets_map(
     assert "most private memory" in output
 
 
+@pytest.mark.release
 def test_scale_compares_two_numbers_of_pairs(ray_session: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     scale.main(["--pairs", "30", "--beside", "20", "--steps", "1", "--folder", str(tmp_path)])
     output = capsys.readouterr().out
@@ -162,6 +164,7 @@ def test_the_plan_is_simulated_without_ray(tiny_base: str, tmp_path: Path) -> No
     assert packed["imbalance"] == padded["imbalance"] == 1 and packed["pairs"] == 4
 
 
+@pytest.mark.release
 def test_sharding_memory_counts_what_a_worker_holds(capsys: pytest.CaptureFixture[str]) -> None:
     sharding_memory.main(["--width", "64", "--layers", "1", "--vocabulary", "300", "--tokens", "16"])
     ratios = {

@@ -187,8 +187,9 @@ def chosen(number: int, name: str, seed: int) -> list[int]:
     return [*random.Random(f"{name}{seed}").choices(range(number), k=3 if seed else 2), number - 1]
 
 
+MORE = (pytest.mark.many, pytest.mark.release)
 # The first seed takes a test without a mark of cost less than what it may take.
-SEEDS = pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.many) for seed in (1, 2))])
+SEEDS = pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=MORE) for seed in (1, 2))])
 
 
 @SEEDS

@@ -38,6 +38,9 @@ SHORTER = {
 }
 """Notebook -> what is replaced in it here: the stored one shows what the whole training comes to."""
 
+AT_RELEASES = dict.fromkeys(("02_sweep", "04_extend"), pytest.mark.release)
+"""What they show, pages of the documentation do as well."""
+
 
 @pytest.fixture(scope="module")
 def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -47,7 +50,7 @@ def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.realmodel
 @pytest.mark.driver
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [pytest.param(path, marks=AT_RELEASES.get(path.stem, ()), id=path.stem) for path in NOTEBOOKS])
 def test_a_notebook_runs(path: Path, shortened: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [shortened, ROOT])))
     monkeypatch.delenv("RAY_AUTH_MODE")  # Ray is started as a person starts it

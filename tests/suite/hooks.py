@@ -16,15 +16,20 @@ __all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_configur
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--tier", choices=tiers.TIERS, help="quick: what `make test` runs; rest: what only `make test-all` runs")
-    parser.addoption("--budget", type=float, default=5.0, help="seconds of processor time for a test without a mark of cost")
+    parser.addoption(
+        "--tier",
+        choices=tiers.TIERS,
+        help="that of `make test`, `make test-rest` or `make test-release`",
+    )
+    parser.addoption("--budget", type=float, default=10.0, help="seconds of processor time for a test without a mark of cost")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     gc.set_threshold(50_000)  # as in the command: Python's own 700 cost a fourth of what imports take
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in their background
         signal.signal(signal.SIGINT, signal.default_int_handler)  # so that what tests start can be interrupted
-    for name, meaning in {**tiers.COSTS, tiers.MAIN_JOB: "in the tier quick, whatever it costs"}.items():
+    others = {tiers.MAIN_JOB: "in the tier quick, whatever it costs", tiers.RELEASE: "run before a release only"}
+    for name, meaning in {**tiers.COSTS, **others}.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
     for plugin in (Budget(config.getoption("--budget")), ShortFailures(config)):
         config.pluginmanager.register(plugin)

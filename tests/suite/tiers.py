@@ -1,7 +1,8 @@
-"""What a test costs, by its marks, and which tests make up the two tiers.
+"""What a test costs, by its marks, and which tests make up the tiers.
 
 `make test` runs the tier `quick`: all tests without a mark of cost, and those marked `main_job`, which share one Ray.
-`make test-rest` runs the others, `make test-all` everything.
+`make test-rest` runs the others but those of the tier `release`, which repeat at length what others show: with other seeds,
+other kinds, or a benchmark's measurements. `make test-release` runs these, `make test-all` everything.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["COSTS", "MAIN_JOB", "SECONDS", "TIERS", "costs_of", "mark", "seconds_of", "select", "tier_of"]
+__all__ = ["COSTS", "MAIN_JOB", "RELEASE", "SECONDS", "TIERS", "costs_of", "mark", "seconds_of", "select", "tier_of"]
 
 COSTS = {
     "ray": "uses the Ray that the tests of a process share",
@@ -38,9 +39,11 @@ SECONDS = {
     "many": 5,
 }
 """What a test of a mark takes, about: files that take long are begun first, so that no process is left with one at the end."""
-TIERS = ("quick", "rest")
+TIERS = ("quick", "rest", "release")
 MAIN_JOB = "main_job"
 """Mark of a test that is in the tier `quick` whatever it costs."""
+RELEASE = "release"
+"""Mark of a test that is run before a release only."""
 OF_FIXTURES = {"ray_session": "ray", "two_processes": "processes", "cluster": "cluster"}
 """Fixtures whose tests have a mark by themselves."""
 
@@ -59,6 +62,8 @@ def costs_of(item: pytest.Item) -> set[str]:
 
 def tier_of(item: pytest.Item) -> str:
     """The tier that a test belongs to."""
+    if item.get_closest_marker(RELEASE):
+        return "release"
     return "quick" if item.get_closest_marker(MAIN_JOB) or not costs_of(item) else "rest"
 
 

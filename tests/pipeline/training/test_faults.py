@@ -100,7 +100,7 @@ MOMENTS: dict[str, tuple[int, dict[str, Any]]] = {
 """What a worker mostly does when it is killed, and which of the two it is; while it trains, the main job's is killed."""
 
 
-@pytest.mark.parametrize("moment", list(MOMENTS))
+@pytest.mark.parametrize("moment", [pytest.param("evaluating", marks=pytest.mark.release), "saving"])
 def test_a_killed_worker_changes_nothing_but_the_time(recipe: Any, quiet: TrainResult, tmp_path: Path, moment: str) -> None:
     """SIGKILL in the middle: the run restarts from the checkpoint, and ends with the weights of a quiet run."""
     display = Recorder()
@@ -227,6 +227,7 @@ def test_a_killed_driver_is_started_again(recipe: Any, quiet: TrainResult, tmp_p
 
 
 @pytest.mark.driver
+@pytest.mark.release
 def test_a_second_sigterm_stops_at_once(recipe: Any, ray_session: Any, tmp_path: Path) -> None:
     cfg = recipe(tmp_path / "run", num_epochs=500, eval_steps=2000, save_steps=2000)
     folder, process = RunFolder(tmp_path / "run"), started(cfg, tmp_path)

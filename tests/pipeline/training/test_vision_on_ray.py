@@ -127,7 +127,13 @@ def test_an_adapter_answers_is_evaluated_and_merged(recipe: Any, tmp_path: Path)
     PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(tmp_path / "base"), str(result.model_dir))
 
 
-@pytest.mark.parametrize("sharding", [{"deepspeed": "zero3"}, {"fsdp_config": {}}], ids=["zero3", "fsdp2"])
+@pytest.mark.parametrize(
+    "sharding",
+    [
+        pytest.param({"deepspeed": "zero3"}, marks=pytest.mark.release, id="zero3"),
+        pytest.param({"fsdp_config": {}}, id="fsdp2"),
+    ],
+)
 def test_divided_among_two_workers(recipe: Any, sharding: dict[str, Any]) -> None:
     result = train(recipe("divided", max_steps=2, save_steps=2, ray={"num_workers": 2}, **sharding), report=False)
     assert result.steps == 2
@@ -151,6 +157,7 @@ def test_a_picture_that_breaks_after_it_was_prepared(recipe: Any, rl: str) -> No
         train(cfg, report=False)
 
 
+@pytest.mark.release
 def test_another_size_of_pictures_is_not_resumed_with(recipe: Any) -> None:
     train(recipe("sized", max_steps=2, save_steps=2, image_size=32), report=False)
     with pytest.raises(UserError, match="image_size: was 32, is 16"):
