@@ -120,7 +120,7 @@ def mark_worker(host_worker: Any) -> None:
             if state.global_step == state.max_steps:
                 self.note("last step")
 
-    def train_job(job: Any, load_base: Any, announce: Any, deliver: Any) -> Any:
+    def train_job(job: Any, load_base: Any, announce: Any, *further: Any) -> Any:
         where = Path(job.cfg.output_dir)
 
         def note(point: str) -> None:
@@ -137,7 +137,7 @@ def mark_worker(host_worker: Any) -> None:
 
         note("turn")
         try:
-            return original(job, load, built, deliver)
+            return original(job, load, built, *further)
         finally:
             note("left")
 

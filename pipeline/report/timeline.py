@@ -142,7 +142,7 @@ def _failure(worker: dict[str, Any]) -> str:
 def _consequence(event: dict[str, Any]) -> str:
     if event["restart"] is None:
         return "no restart was left"
-    return f"restart {event['restart']} (ray.max_failures)" if event["restart"] else "restart: it was another run's turn"
+    return f"restart {event['restart']} (ray.max_failures)" if event["restart"] else "restart, which doesn't count for this run"
 
 
 def format_nodes(ranks_by_node: dict[str, list[int]]) -> str:

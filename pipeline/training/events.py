@@ -104,6 +104,8 @@ class SlotEnded:
     """Whether it refuses its input, so that another try would fail, too."""
     try_alone: bool = False
     """Whether it may do better without other runs beside it, which have taken memory, or may be at fault themselves."""
+    has_raised: bool = False
+    """Whether it has failed by an error of its own, which may pass: Ray Train would restart workers of its own."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ class WorkersFailed:
     """Ranks whose process died, rather than raised an error."""
     time: float
     """Seconds since the epoch."""
-    counts: bool = True
-    """Whether it counts towards the run's `ray.max_failures`; on a host, only if it was the run's turn."""
+    spared: str = ""
+    """Why it doesn't count towards the run's `ray.max_failures`, as some don't on a host; empty where it does."""
 
 
 Event = ControllerStarted | WorkerStarted | HostReady | StepReport | SlotGiven | SlotEnded | WorkersFailed

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pipeline.ray.channel import NodeChannel, Outbox
 from pipeline.training.events import SlotEnded
 from pipeline.training.one_host import POLL_EVERY_S, Host, HostedRun, HostPlan, HostStart, host_worker
-from pipeline.training.slot_launch import SlotUnwanted, SlotWanted
+from pipeline.training.slot_launch import SlotLeft, SlotUnwanted, SlotWanted
 
 __all__ = ["HostPlan", "HostStart", "Hosts", "host_worker"]
 
@@ -34,6 +34,8 @@ class Hosts:
         self.hosts: list[Host] = []
         self._outbox = Outbox()
         self._started = 0
+        self._take_turns = False
+        """Whether new hosts do, after one that did and has died."""
         self._waiting: dict[str, HostedRun] = {}
         self._error: BaseException | None = None
         self._ended = threading.Event()
@@ -67,6 +69,8 @@ class Hosts:
             self._handle(request)
         for host in self.hosts:
             host.poll()
+        # A host that dies again and again while several compute together would never end.
+        self._take_turns = self._take_turns or any(host.has_ended and host.takes_turns and host.returned for host in self.hosts)
         returned = [run for host in self.hosts if host.has_ended for run in host.returned]
         self._waiting = {**{run.name: run for run in returned}, **self._waiting}
         self.hosts = [host for host in self.hosts if not host.has_ended]
@@ -86,9 +90,13 @@ class Hosts:
                 return
             runs = [request for request in self.channel.take() if isinstance(request, SlotWanted)]
 
-    def _handle(self, request: SlotWanted | SlotUnwanted) -> None:
+    def _handle(self, request: SlotWanted | SlotUnwanted | SlotLeft) -> None:
         if isinstance(request, SlotWanted):
-            self._waiting[request.name] = HostedRun(request)
+            self._waiting[request.name] = HostedRun(request, request.failures)
+        elif isinstance(request, SlotLeft):
+            self._waiting.pop(request.name, None)  # after its host has died
+            for host in self.hosts:
+                host.release(request.name)
         elif (run := self._waiting.pop(request.name, None)) is not None:
             self._outbox.send(run.wanted.events, SlotEnded(run.name, {"step": 0, "stopped": True}))
         else:
@@ -97,7 +105,7 @@ class Hosts:
 
     def _assign(self) -> None:
         for name, run in list(self._waiting.items()):
-            if run.wanted.driver.has_ended():
+            if run.is_abandoned:
                 del self._waiting[name]
                 continue
             # On the host with the fewest runs; on another one, while there is room for one.
@@ -113,7 +121,7 @@ class Hosts:
             host.attach(run)
 
     def _start(self) -> Host:
-        host = Host(self.plan, self._started, self.note, self._outbox, self.starts)
+        host = Host(self.plan, self._started, self.note, self._outbox, self.starts, self._take_turns)
         self._started += 1
         self.hosts.append(host)
         return host

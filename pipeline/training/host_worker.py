@@ -24,6 +24,7 @@ from pipeline.training.job import WorkerJob
 from pipeline.training.slot_commands import received
 from pipeline.training.turn_note import TurnNote
 from pipeline.training.worker import prepare_process, train_job
+from pipeline.training.worker_checkpoints import WorkerCheckpoints
 from strategies import slots
 from strategies.models.loading import load_model
 from strategies.models.tokenizer import shared_tokenizer
@@ -63,22 +64,30 @@ def run_host(job: HostJob) -> None:
     reports.send(job.channel, HostReady(time.monotonic() - began, base.nbytes))
     beat()
     runs: dict[str, WorkerJob] = {}
+    stores: dict[str, WorkerCheckpoints] = {}
 
     def train(slot: Any) -> dict[str, Any]:
         run: WorkerJob = _undivided(slot.payload)
         runs[slot.name] = run
         run.models.bring(beat)
+        stores[slot.name] = WorkerCheckpoints(run.location())
         deliver = partial(reports.send, run.channel)
-        return train_job(run, lambda cfg, tokenizer: slot.new_model(), slot.join, deliver)
+        return train_job(run, lambda cfg, tokenizer: slot.new_model(), slot.join, deliver, stores[slot.name])
 
     def report_end(ended: Any) -> None:
         # In the host's thread, on every rank: a report is a barrier of them.
-        if isinstance(ended.error, torch.AcceleratorError):
+        if ended.error is not None and _is_of_device(ended.error):
             # After such an error the device takes no work of this process any more, also not of the others. In new processes
-            # they resume, and the failure counts for this run, whose turn it was.
+            # they resume, and the failure counts for this run, whose turn it was: where several compute together, `SlotHost`
+            # raises it, and it is the end of no slot.
             raise ended.error
-        event, run = _described(ended), runs.pop(ended.name)
-        if ended.error is not None:
+        run, checkpoints = runs.pop(ended.name), stores.pop(ended.name, None)
+        event = _described(ended, has_others=bool(runs))
+        if ended.error is not None and checkpoints is not None:
+            # What it stores still would meet the next attempt, which deletes what is stored by half.
+            checkpoints.finish()
+        # A run that may begin again finds there which step it had reached.
+        if ended.error is not None and not (event.has_raised and run.cfg.ray.max_failures):
             remove_scratch(run.scratch)  # in the middle of its work, it hasn't done so itself
         reports.send(run.channel, event)
         reports.send(job.channel, event)  # its driver gives the slot to the next run
@@ -145,13 +154,26 @@ def _next_commands(host: Any) -> list[Any]:
     return received(IDLE_S if host.free == host.slots else 0.0)
 
 
-def _described(ended: Any) -> SlotEnded:
-    """Return how a run has ended, without objects that only this process knows."""
+def _is_of_device(error: BaseException) -> bool:
+    """Return whether the device has failed: what a plugin raises in its place still has that error as cause or context."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, torch.AcceleratorError):
+        found = found.__cause__ or found.__context__
+    return found is not None
+
+
+def _described(ended: Any, has_others: bool) -> SlotEnded:
+    """Return how a run has ended, without objects that only this process knows.
+
+    Args:
+        ended: what `SlotHost` says of it.
+        has_others: whether other runs had slots.
+    """
     if ended.error is None:
         return SlotEnded(ended.name, ended.result)
     failure = f"{type(ended.error).__name__}: {ended.error}"
     if (refusal := find_user_error({0: ended.error})) is not None:
         return SlotEnded(ended.name, None, refusal, refused=True)
     if ended.is_out_of_memory or out_of_memory(failure) is not None:
-        return SlotEnded(ended.name, None, "it ran out of memory beside others", try_alone=True)
-    return SlotEnded(ended.name, None, " ".join(failure.split())[:400])
+        return SlotEnded(ended.name, None, f"it ran out of memory{' beside others' * has_others}", try_alone=True)
+    return SlotEnded(ended.name, None, " ".join(failure.split())[:400], has_raised=True)

@@ -24,11 +24,12 @@ from pipeline.training.controller import END_WITHIN_S, end_controller
 from pipeline.training.events import ControllerStarted, HostReady, SlotEnded, SlotGiven, WorkersFailed, WorkerStarted
 from pipeline.training.hang_detection import HangDetector
 from pipeline.training.heartbeat import beat
+from pipeline.training.host_failures import judge
 from pipeline.training.launch import MEMORY_ADVICE
 from pipeline.training.slot_commands import receive
 from pipeline.training.slot_launch import SlotWanted
 from pipeline.training.turn_note import SEVERAL, TurnNote
-from strategies.slots.commands import Attach, Close, Stop
+from strategies.slots.commands import Attach, Close, Stop, TakeTurns
 
 __all__ = ["POLL_EVERY_S", "Host", "HostPlan", "HostStart", "HostedRun", "host_worker"]
 
@@ -38,6 +39,7 @@ IDLE_S = 5.0
 FIRST_WITHIN_S = 60.0
 """The same before its first run."""
 ORPHANS_EVERY_S = 1.0
+TOGETHER = "several runs computed together"
 REPORTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
 """Ray's controller forwards one report per poll, and on a host there are those of many runs."""
 
@@ -79,7 +81,7 @@ class HostedRun:
 
     wanted: SlotWanted
     failures: int = 0
-    """Failures of workers in its turns, on all of its hosts."""
+    """Failures that count for it, on all of its hosts."""
     is_leaving: bool = False
     """Whether it was asked to leave."""
 
@@ -87,6 +89,11 @@ class HostedRun:
     def name(self) -> str:
         """Its own among all runs."""
         return self.wanted.name
+
+    @property
+    def restarts(self) -> int:
+        """Restarts that it has left."""
+        return max(0, int(self.wanted.job.cfg.ray.max_failures) - self.failures)
 
     @property
     def folder(self) -> str:
@@ -115,8 +122,9 @@ class Host:
     """One host, from its start to the end of its workers.
 
     Ray Train starts workers that died again, as often as they do, and every run resumes from its own last checkpoint. A failure
-    counts for the run whose turn it was, and for all where several computed together, or none had a turn yet. A run with more
-    failures than its `ray.max_failures` leaves: it is tried alone where others were beside it, and has failed where none was.
+    counts for the run whose turn it was, and for all where none had a turn yet. Where several computed together it counts for
+    none, and they take turns of whole steps from then on: the next failure has a name. A run with more failures than its
+    `ray.max_failures` leaves: it is tried alone where others were beside it, and has failed where none was.
 
     Args:
         plan: of all hosts.
@@ -124,18 +132,27 @@ class Host:
         note: shows a message.
         outbox: sends the runs' events.
         starts: to which those of its workers are added.
+        takes_turns: whether its runs take turns of whole steps from the beginning.
 
     Attributes:
         runs: by name.
         returned: runs of a host that has ended by itself, which want another one.
+        takes_turns: whether its runs take turns of whole steps, and never compute together.
     """
 
     def __init__(
-        self, plan: HostPlan, number: int, note: Callable[[str], None], outbox: Outbox, starts: list[HostStart]
+        self,
+        plan: HostPlan,
+        number: int,
+        note: Callable[[str], None],
+        outbox: Outbox,
+        starts: list[HostStart],
+        takes_turns: bool = False,
     ) -> None:
         self.runs: dict[str, HostedRun] = {}
         self.returned: list[HostedRun] = []
         self.has_ended = False
+        self.takes_turns = takes_turns
         self._plan, self._number, self._note, self._outbox, self._starts = plan, number, note, outbox, starts
         self._starting_since = time.monotonic()
         self._slots = plan.slots
@@ -178,6 +195,12 @@ class Host:
             self._send(Stop(name))
         else:
             self._end_run(name, SlotEnded(name, {"step": 0, "stopped": True}))
+
+    def release(self, name: str) -> None:
+        """Free the slot of a run that has left it, if it is here."""
+        run = self.runs.pop(name, None)
+        if run is not None and run.wanted.driver.has_ended():
+            shutil.rmtree(run.wanted.events.folder, ignore_errors=True)
 
     def poll(self) -> None:
         """Handle what workers and controller have sent; close the host when it is idle."""
@@ -225,12 +248,12 @@ class Host:
             self._ending.start()
 
     def _stop_orphans(self) -> None:
-        """Let runs leave whose driver has died."""
+        """Let runs leave whose events no process handles any more."""
         if time.monotonic() - self._looked < ORPHANS_EVERY_S:
             return
         self._looked = time.monotonic()
         for run in list(self.runs.values()):
-            if not run.is_leaving and run.wanted.driver.has_ended():
+            if not run.is_leaving and run.is_abandoned:
                 self.stop(run.name)
 
     def _handle(self, event: Any) -> None:
@@ -245,7 +268,7 @@ class Host:
                 self._starts.append(HostStart(self._number, seconds, event.load_seconds, event.base_bytes))
             case SlotEnded():
                 # The worker has sent it to the run itself.
-                self._release(event.name)
+                self.release(event.name)
             case WorkersFailed():
                 self._fail(event)
 
@@ -253,9 +276,15 @@ class Host:
         self._hangs.add(event.rank, event.actor, event.node, event.pid)
         self._workers[event.rank] = event
         self._nodes.add(event.node_id)
+        if event.rank == 0 and self.takes_turns:
+            self._send(TakeTurns())
         if event.rank == 0 and self._closing:
             self._send(Close())
-        for run in self.runs.values():
+        for run in list(self.runs.values()):
+            if event.rank == 0 and run.is_abandoned:
+                # No process would read what it reports, and another attempt may be in its folder already.
+                self._end_run(run.name, SlotEnded(run.name, {"step": 0, "stopped": True}))
+                continue
             # By it the run knows the nodes; the workers themselves are watched here.
             self._outbox.send(run.wanted.events, replace(event, actor=None))
             if event.rank == 0:
@@ -267,38 +296,34 @@ class Host:
         failures = {rank: self._hangs.hung.get(rank, why) for rank, why in event.failures.items()}
         self._workers, self._starting_since = {}, time.monotonic()
         self._hangs.clear()
+        memory = out_of_memory(" ".join(failures.values()))
+        why = f"{memory}; {MEMORY_ADVICE}" if memory else "; ".join(f"worker {rank}: {why}" for rank, why in failures.items())
+        runs = list(self.runs.values())
         turn = self._turn.take()
-        is_known = turn in self.runs
-        for run in list(self.runs.values()):
-            counts = not run.is_leaving and (run.name == turn or not is_known)
-            run.failures += counts
-            self._outbox.send(run.wanted.events, replace(event, failures=failures, counts=counts))
+        judged = judge(
+            {run.name: run.restarts for run in runs},
+            turn,
+            lacked_memory=memory is not None,
+            took_turns=self.takes_turns,
+            leaving=[run.name for run in runs if run.is_leaving],
+        )
+        if judged.takes_turns and not self.takes_turns:
+            self._note(f"host {self._number}: {TOGETHER} when its workers died; from now on they take turns")
+        self.takes_turns = judged.takes_turns
+        if memory is not None and judged.alone:
+            # As many as stay have found room.
+            self._slots = max(1, len(runs) - 1)
+        when = "while several runs computed together" if turn == SEVERAL else "in its turn"
+        for run in runs:
+            spared = "" if run.name in judged.counted else TOGETHER if turn == SEVERAL else "it was another run's turn"
+            run.failures += not spared
+            self._outbox.send(run.wanted.events, replace(event, failures=failures, spared=spared))
             if run.is_leaving:
                 self._end_run(run.name, SlotEnded(run.name, {"step": 0, "stopped": True}))
-        for run in list(self.runs.values()):
-            memory = out_of_memory(" ".join(failures.values()))
-            # In its turn, memory ran out beside the others: another try beside them would end the same way.
-            is_out = memory is not None and run.name == turn and len(self.runs) > 1
-            if is_out or run.failures > run.wanted.job.cfg.ray.max_failures:
-                is_alone = len(self.runs) == 1 or not (is_known or turn == SEVERAL)
-                self._give_up(run, memory, failures, is_alone)
-
-    def _give_up(self, run: HostedRun, memory: str | None, failures: dict[int, str], is_alone: bool) -> None:
-        """End a run whose workers have failed too often, or lacked memory in its turn.
-
-        Args:
-            memory: why memory ran out; None if it didn't.
-            failures: of the workers, by rank.
-            is_alone: whether no other run can have caused it.
-        """
-        why = f"{memory}; {MEMORY_ADVICE}" if memory else "; ".join(f"worker {rank}: {why}" for rank, why in failures.items())
-        if is_alone:
-            self._end_run(run.name, SlotEnded(run.name, None, why))
-            return
-        if memory is not None:
-            # As many as stay have found room.
-            self._slots = max(1, len(self.runs) - 1)
-        self._end_run(run.name, SlotEnded(run.name, None, "the workers that it shared died in its turn", try_alone=True))
+            elif run.name in judged.alone:
+                self._end_run(run.name, SlotEnded(run.name, None, f"the workers that it shared died {when}", try_alone=True))
+            elif run.name in judged.failed:
+                self._end_run(run.name, SlotEnded(run.name, None, why))
 
     def _end_run(self, name: str, ended: SlotEnded) -> None:
         """Take a run as ended whose workers have died, or never started."""
@@ -308,14 +333,8 @@ class Host:
             cleaner = threading.Thread(target=remove_everywhere, args=(run.scratch, set(self._nodes)), daemon=True)
             self._cleaners.append(cleaner)
             cleaner.start()
-        self._release(name)
+        self.release(name)
         self._outbox.send(run.wanted.events, ended)
-
-    def _release(self, name: str) -> None:
-        """Free a run's slot."""
-        run = self.runs.pop(name, None)
-        if run is not None and run.wanted.driver.has_ended():
-            shutil.rmtree(run.wanted.events.folder, ignore_errors=True)
 
     def _finish(self) -> None:
         """Handle the end of `fit`: runs that are still here get another host, where this one has died."""

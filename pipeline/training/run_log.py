@@ -148,9 +148,9 @@ class RunLogger:
         most, restart = self.plan.cfg.ray.max_failures, None
         # Counted as Ray Train does, which restarts `max_failures` times over the whole run.
         source = f"the checkpoint of step {self.step}" if self.step else "the beginning"
-        if not event.counts:
+        if event.spared:
             restart = 0
-            self.display.note(f"restarting from {source}; it was another run's turn")
+            self.display.note(f"restarting from {source}; {event.spared}")
         elif self.restarts < most:
             self.restarts = restart = self.restarts + 1
             self.display.note(f"restarting from {source} (restart {restart} of {most})")

@@ -14,7 +14,7 @@ from pipeline.errors import RunCancelled, RunFailed, RunStopped, UserError
 from pipeline.io.holder import Holder, here
 from pipeline.ray.channel import NodeChannel
 from pipeline.runs.scratch import remove_everywhere
-from pipeline.training.events import SlotEnded, SlotGiven
+from pipeline.training.events import SlotEnded, SlotGiven, WorkersFailed
 from pipeline.training.hang_detection import HangDetector
 from pipeline.training.job import WorkerJob
 from pipeline.training.launch import run_training, worker_job
@@ -23,7 +23,7 @@ from pipeline.training.run_log import RunLogger
 from pipeline.training.signals import SigtermHandler
 from pipeline.ui.display import Display
 
-__all__ = ["SlotWanted", "SlotLauncher", "SlotUnwanted", "train_in_slot"]
+__all__ = ["SlotLauncher", "SlotLeft", "SlotUnwanted", "SlotWanted", "train_in_slot"]
 
 POLL_EVERY_S = 0.04
 """Of many runs on one node; the end of each is waited for by the next one in its slot."""
@@ -42,11 +42,20 @@ class SlotWanted:
     """To which its events are sent."""
     driver: Holder
     """The process that has asked, on this node."""
+    failures: int = 0
+    """Those that have counted for it until now."""
 
 
 @dataclass(frozen=True)
 class SlotUnwanted:
     """A run leaves its slot, or doesn't wait for one any more."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class SlotLeft:
+    """A run knows that it has left its slot: its worker may have died before it reported that to the host, too."""
 
     name: str
 
@@ -118,17 +127,14 @@ class SlotLauncher:
     def run(self) -> dict[str, Any] | str:
         """Return rank 0's result; a text says why it should be tried without others beside it.
 
+        An error that the run raises is no end as long as it has restarts left: it resumes in another slot, or the same one.
+
         Raises:
             UserError, RunFailed, RunCancelled: as `run_training`.
         """
-        self.display.stage("waiting for a slot", total=self.plan.steps)
-        job = worker_job(self.plan, self.known, storage=self.plan.folder.storage.carried(), channel=self.channel)
-        self.hosts.put(SlotWanted(self.name, job, self.channel, here()))
-        try:
-            ended = self._wait()
-        except BaseException:
-            self._leave()
-            raise
+        ended = self._attempt()
+        while self._begins_again(ended):
+            ended = self._attempt()
         if ended.result is None or {"refused", "stopped"} & ended.result.keys():
             self.log.flush_best_effort()
         else:
@@ -136,6 +142,29 @@ class SlotLauncher:
         if not ended.try_alone:  # with workers of its own it has the same folders
             self.remove_scratch(failed=ended.result is None)
         return self._judged(ended)
+
+    def _attempt(self) -> SlotEnded:
+        """Ask for a slot, and handle events until the run has left it."""
+        # Of this attempt: the host may still report the end of the one before.
+        self.name = uuid4().hex
+        self.display.stage("waiting for a slot", total=self.plan.steps)
+        job = worker_job(self.plan, self.known, storage=self.plan.folder.storage.carried(), channel=self.channel)
+        self.hosts.put(SlotWanted(self.name, job, self.channel, here(), self.log.restarts))
+        try:
+            ended = self._wait()
+        except BaseException:
+            self._leave()
+            raise
+        with suppress(OSError):  # a full disk, or hosts that have ended
+            self.hosts.put(SlotLeft(self.name))
+        return ended
+
+    def _begins_again(self, ended: SlotEnded) -> bool:
+        """Return whether another attempt follows, as Ray Train restarts workers of a run's own; note why."""
+        if not ended.has_raised or self._is_leaving or self.log.restarts >= self.plan.cfg.ray.max_failures:
+            return False
+        self.log.handle_events([WorkersFailed({0: ended.failure}, [], time.time())])
+        return True
 
     def _wait(self) -> SlotEnded:
         """Handle events until the run has left its slot."""
@@ -160,7 +189,7 @@ class SlotLauncher:
             if isinstance(event, SlotGiven):
                 self.placed(event.host, "")
         self.log.handle_events(event for event in events if not isinstance(event, SlotEnded))
-        return next((event for event in events if isinstance(event, SlotEnded)), None)
+        return next((event for event in events if isinstance(event, SlotEnded) and event.name == self.name), None)
 
     def _leave(self) -> None:
         """Leave the slot, after the step that the run is in, and write what it has reported."""

@@ -100,16 +100,19 @@ def train_job(
     load_base: Callable[[RunConfig, Any], Any],
     announce: Callable[[Any], None],
     deliver: Callable[[StepReport], None] = report_to_ray,
+    checkpoints: WorkerCheckpoints | None = None,
 ) -> dict[str, Any]:
     """Train one rank of a run; return the last step and best metric, why the run was refused, or that it was stopped.
 
     Args:
+        job: the rank's arguments.
         load_base: returns the model of a config, given it and the tokenizer; called in the order of a run's random numbers.
         announce: called with the trainer before it trains.
         deliver: as in `RayReportCallback`.
+        checkpoints: stores those of the rank, for a caller that outlives the training.
     """
     scratch, reached = _scratch_folder(job)
-    checkpoints = WorkerCheckpoints(job.location())
+    checkpoints = checkpoints or WorkerCheckpoints(job.location())
     beat()
     trainer, processing = _build(job, scratch, checkpoints, load_base)
     announce(trainer)

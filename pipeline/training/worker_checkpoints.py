@@ -72,7 +72,12 @@ class WorkerCheckpoints:
         Raises:
             OSError: as `store`.
         """
-        while self._storing is not None and not self.is_idle():
+        self.finish()
+        self.is_idle()
+
+    def finish(self) -> None:
+        """Wait as `wait` does, whatever storage raises: for a trainer that has failed, before another one begins."""
+        while self._storing is not None and not self._storing.done():
             futures.wait([self._storing], timeout=5)
             # An upload of minutes is no hang.
             beat()

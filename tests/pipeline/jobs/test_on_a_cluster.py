@@ -157,8 +157,11 @@ def test_a_submitted_sweep_on_shared_storage_survives_a_node(
     assert not (first / "model").exists() and not (second / "model").exists()
     seen = finish(follower)
     assert follower.returncode == 0, seen
-    # Of the two, it was one's turn.
-    assert seen.count("(restart 1 of 2)") == seen.count("; it was another run's turn") == 1, seen
+    # Of the two, it was one's turn, or they computed together.
+    turns = [
+        seen.count(text) for text in ("(restart 1 of 2)", "; it was another run's turn", "; several runs computed together")
+    ]
+    assert turns in ([1, 1, 0], [0, 0, 2]), seen
     for trial in (first, second):
         assert (trial / "model" / "adapter_model.safetensors").is_file()
         steps = [json.loads(line)["step"] for line in (trial / "ledger.jsonl").read_text().splitlines()]

@@ -19,7 +19,8 @@ from pipeline.training import one_host
 from pipeline.training.events import SlotEnded, WorkersFailed, WorkerStarted
 from pipeline.training.one_host import Host, HostedRun
 from pipeline.training.slot_launch import SlotWanted
-from pipeline.training.turn_note import TurnNote
+from pipeline.training.turn_note import SEVERAL, TurnNote
+from strategies.slots.commands import Attach, Stop, TakeTurns
 from tests.waiting import wait_for
 
 A, B, C = sorted(uuid4().hex for _ in range(3))
@@ -34,10 +35,11 @@ class Sent(dict[str, list[Any]]):
 
 
 class Actor:
-    """Takes no commands."""
+    """Keeps the commands that it was given."""
 
     def __init__(self) -> None:
-        self.execute = SimpleNamespace(remote=lambda *_: None)
+        self.commands: list[Any] = []
+        self.execute = SimpleNamespace(remote=lambda _, *command: self.commands.extend(command))
 
 
 @pytest.fixture
@@ -59,14 +61,15 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
         yield NodeChannel(tmp_path)
 
     cleaned: list[Any] = []
+    notes: list[str] = []
     monkeypatch.setattr(one_host, "remove_orphaned_groups", lambda: 0)
     monkeypatch.setattr(one_host, "remove_everywhere", lambda *where: cleaned.append(where))
     monkeypatch.setattr(one_host.NodeChannel, "opened", opened)
     monkeypatch.setattr("pipeline.training.turn_note.get_value", lambda *_: None)
     monkeypatch.setattr(Host, "_trainer", lambda self: SimpleNamespace(fit=fit))
     plan: Any = SimpleNamespace(run=SimpleNamespace(cfg=SimpleNamespace(ray=SimpleNamespace(hang_timeout=60))), slots=3)
-    made: Any = Host(plan, 0, lambda text: None, Sent(), [])  # type: ignore[arg-type]
-    made.die, made.sent, made.cleaned = die, made._outbox, cleaned
+    made: Any = Host(plan, 0, notes.append, Sent(), [])  # type: ignore[arg-type]
+    made.die, made.sent, made.cleaned, made.notes = die, made._outbox, cleaned, notes
     made._handle(WorkerStarted(0, Actor(), "here", "id", 1))
     yield made
     if not made.has_ended:
@@ -77,7 +80,9 @@ def attach(host: Any, *names: str, max_failures: int = 0) -> None:
     cfg: Any = SimpleNamespace(output_dir=uuid4().hex, ray=SimpleNamespace(max_failures=max_failures))
     for name in names:
         job: Any = SimpleNamespace(cfg=cfg, scratch="prefray-none")
-        host.attach(HostedRun(SlotWanted(name, job, NodeChannel(Path(name)), here())))
+        events = Path(host._channel.folder, "runs", name)
+        events.mkdir(parents=True, exist_ok=True)
+        host.attach(HostedRun(SlotWanted(name, job, NodeChannel(events), here())))
     host.sent.clear()
 
 
@@ -95,7 +100,10 @@ def ended(host: Any) -> dict[str, SlotEnded]:
 def test_a_failure_counts_for_the_run_whose_turn_it_was(host: Any) -> None:
     attach(host, A, B, max_failures=1)
     fail(host, A)
-    assert {name: events[0].counts for name, events in host.sent.items()} == {A: True, B: False} and not ended(host)
+    assert {name: events[0].spared for name, events in host.sent.items()} == {
+        A: "",
+        B: "it was another run's turn",
+    } and not ended(host)
     fail(host, B)
     assert not ended(host)
     fail(host, A)
@@ -118,13 +126,67 @@ def test_a_host_without_memory_has_fewer_slots(host: Any) -> None:
     assert list(host.runs) == [A, C] and not host.has_room
 
 
+def test_where_several_leave_for_memory_slots_shrink_once(host: Any) -> None:
+    host.takes_turns = True
+    attach(host, A, B, C)
+    fail(host, SEVERAL, KILLED)
+    assert set(ended(host)) == {A, B, C} and all(one.try_alone for one in ended(host).values())
+    assert ended(host)[A].failure == "the workers that it shared died while several runs computed together"
+    attach(host, A)
+    assert host.has_room
+    attach(host, B)
+    assert not host.has_room
+
+
+def test_after_a_failure_of_several_runs_take_turns(host: Any) -> None:
+    """It counts for none; the next one has a name."""
+    attach(host, A, B)
+    fail(host, SEVERAL, KILLED)
+    assert {name: events[0].spared for name, events in host.sent.items()} == dict.fromkeys(
+        (A, B), "several runs computed together"
+    )
+    assert not ended(host) and host.notes == [
+        "host 0: several runs computed together when its workers died; from now on they take turns"
+    ]
+    actor = Actor()
+    host._handle(WorkerStarted(0, actor, "here", "id", 2))
+    assert [type(command) for command in actor.commands] == [TakeTurns, Attach, Attach]
+    fail(host, A, KILLED)
+    assert list(ended(host)) == [A] and list(host.runs) == [B] and len(host.notes) == 1
+
+
+def test_a_failure_after_the_end_of_the_run_whose_turn_it_was_counts_for_no_other(host: Any) -> None:
+    attach(host, A, B)
+    host._handle(SlotEnded(A, {"step": 8}))
+    fail(host, A)
+    assert host.sent[B][0].spared == "it was another run's turn" and list(host.runs) == [B]
+
+
 def test_a_run_that_leaves_is_not_at_fault(host: Any) -> None:
     attach(host, A, B)
     host.stop(A)
+    host.runs[A].wanted.events.folder.rmdir()
     fail(host, A)
     assert ended(host) == {A: SlotEnded(A, {"step": 0, "stopped": True})} and list(host.runs) == [B]
     # Nobody reads its channel any more, who would do it.
     wait_for(lambda: host.cleaned == [("prefray-none", {"id"})])
+
+
+def test_runs_that_nobody_reads_do_not_begin_again(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker has told them their ends, and died before it told the host."""
+    monkeypatch.setattr(one_host, "ORPHANS_EVERY_S", 0)
+    attach(host, A, B, C, max_failures=1)
+    fail(host, None)
+    host.runs[A].wanted.events.folder.rmdir()
+    actor = Actor()
+    host._handle(WorkerStarted(0, actor, "here", "id", 2))
+    assert [command.name for command in actor.commands] == [B, C] and list(host.runs) == [B, C]
+    host.runs[B].wanted.events.folder.rmdir()
+    host._stop_orphans()
+    assert actor.commands[2:] == [Stop(B)] and host.runs[B].is_leaving
+    host.release(C)
+    fail(host, C)
+    assert not host.runs and not ended(host).get(C)
 
 
 def test_runs_of_a_host_that_died_want_another_one(host: Any) -> None:

@@ -56,3 +56,32 @@ def test_the_best_checkpoint_stays_until_a_better_one_is_stored(tmp_path: Path, 
     may_store.set()
     checkpoints.wait()
     assert complete(LocalFileSystem(), str(run))[0] == "checkpoint-000030"
+
+
+def test_the_checkpoints_of_a_failed_trainer_are_waited_for_and_their_errors_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    monkeypatch.setattr(worker_checkpoints, "broadcast_from_rank_zero", lambda name: name)
+    may_store, done = threading.Event(), threading.Event()
+
+    def store(*_: Any) -> None:
+        assert may_store.wait(30)
+        done.set()
+        raise OSError("no such bucket")
+
+    monkeypatch.setattr(worker_checkpoints, "store", store)
+    checkpoints = worker_checkpoints.WorkerCheckpoints((LocalFileSystem(), str(tmp_path / "run")))
+    checkpoints.finish()
+    written = tmp_path / "checkpoint-4"
+    written.mkdir()
+    checkpoints.put(written, 4)
+    beats: list[None] = []
+    # Its first beat is that of a wait that goes on.
+    monkeypatch.setattr(worker_checkpoints, "beat", lambda: (beats.append(None), may_store.set()))
+    wait = worker_checkpoints.futures.wait
+    monkeypatch.setattr(worker_checkpoints.futures, "wait", lambda fs, timeout: wait(fs, 0.01))
+    checkpoints.finish()
+    assert done.is_set() and beats
+    with pytest.raises(OSError, match="no such bucket"):
+        checkpoints.wait()
