@@ -11,6 +11,7 @@ from pipeline.config import RunConfig
 from pipeline.doctor.machine import Machine
 from pipeline.doctor.memory import usable
 from strategies import memory
+from strategies.slots.limits import joint_tokens
 from strategies.slots.rules import find_sharing_problems, unequal_keys
 
 __all__ = ["MOST_SLOTS", "base_bytes", "fitting_slots", "group_by_base", "why_not_shared"]
@@ -72,8 +73,18 @@ def _fitting(recipe: RunConfig, room: float, gpu: bool) -> int:
     division = None if divided_layers(recipe) is None else memory.LAYERS
     alone = memory.estimate(recipe, recipe.num_workers, gpu, division)
     each = alone.gradients * 2 + alone.optimizer + alone.reference + alone.buckets + SLOT_BYTES
-    # Activations are those of one run: the others wait for their turns.
-    return max(0, int((room - alone.total) // each) + 1)
+    if alone.total > room:
+        return 0
+    # Activations are those of one run where the others wait for their turns, and those of all rows of a joint forward.
+    most = joint_tokens(recipe, "cuda" if gpu else "cpu")
+    joint = memory.estimate(recipe, recipe.num_workers, gpu, division, most)
+    full = int((room - joint.total) // each) + 1
+    row, more = alone.forward.tokens, joint.forward.tokens - alone.forward.tokens
+    if not more:
+        return full
+    # Few runs don't fill a joint forward; what it holds grows with their rows.
+    few = int((room - alone.total) // (each + row * (joint.total - alone.total) / more)) + 1
+    return few if few * row <= most else max(most // row, full)
 
 
 def base_bytes(recipe: RunConfig) -> int:

@@ -14,12 +14,10 @@ from strategies.packing.layout import RowTokens, pack, pair_tokens
 from strategies.packing.support import PROBES, RowScorer
 from strategies.slots.base import SharedBase
 from strategies.slots.joint_model import JointModel, LayersMissed, SlotRow, adapters_of, why_not_joint
+from strategies.slots.limits import JOINT_TOKENS
 from strategies.slots.process_state import TorchRandom
 
-__all__ = ["JOINT_TOKENS", "JointSteps", "SlotScorer"]
-
-JOINT_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens up to which rows are joined, by device: with more, one forward is hardly faster (`benchmarks.joint_forwards`)."""
+__all__ = ["JointSteps", "SlotScorer"]
 
 
 class SlotScorer(RowScorer):

@@ -100,9 +100,9 @@ def test_slots_of_a_sweep_are_those_of_its_most_demanding_trial(tmp_path: Path, 
     machine = Machine("CPU", 3 * 2**29, 3 * 2**29)
     monkeypatch.setattr(sweep, "this_machine", lambda use_gpu: machine)
     keys: dict[str, Any] = {"base_model": save_tiny(tmp_path / "base"), "sequence_len": 64, "bf16": False}
-    space = {"lora_r": {"choice": [8, 512]}}
+    space = {"lora_r": {"choice": [8, 8192]}}
     # The first one asks for little; the last one can't share, so it doesn't count.
-    recipes = [trial(**keys), trial(**keys, lora_r=512), full(**keys)]
+    recipes = [trial(**keys), trial(**keys, lora_r=8192), full(**keys)]
     fewest = fitting_slots([recipes[1]], 1, machine)
     assert 1 < fewest < fitting_slots([recipes[0]], 1, machine)
     shared = plan_sharing("auto", recipes)
