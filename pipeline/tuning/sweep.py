@@ -32,7 +32,7 @@ from pipeline.tuning.objective import resolve_objective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.result import SweepResult, best_recipe, raise_without_best
 from pipeline.tuning.shared_stages import SharedStages, prepare_shared_stages
-from pipeline.tuning.sharing import Sharing, check_slots, plan_sharing
+from pipeline.tuning.sharing import Sharing, check_slots, plan_sharing, unused_note
 from pipeline.tuning.space import check_trials, corners, trial_recipe
 from pipeline.ui.display import Display
 from pipeline.ui.notebook import default_display
@@ -97,7 +97,8 @@ def run_sweep(
         if state["status"] == "finished":
             display.note(f"the sweep has already finished: {folder.path}")
             return raise_without_best(SweepResult(folder.path, saved_cfg, measure, folder.records()))
-        for note in cfg.notes:
+        unused = unused_note(cfg.tune.share_base, sharing)
+        for note in (*cfg.notes, *([unused] if unused else [])):
             display.note(note)
         display.stage("starting Ray")
         init_ray(cfg, debug)

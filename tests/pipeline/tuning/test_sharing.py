@@ -12,7 +12,7 @@ from pipeline.doctor.machine import Machine
 from pipeline.errors import ConfigError, UserError
 from pipeline.training.sharing import fitting_slots, why_not_shared
 from pipeline.tuning import sweep
-from pipeline.tuning.sharing import plan_sharing
+from pipeline.tuning.sharing import plan_sharing, unused_note
 from pipeline.ui.display import SilentDisplay
 from tests.tiny import save_tiny
 
@@ -88,6 +88,13 @@ def test_nothing_is_shared_by_one_or_none() -> None:
     assert plan_sharing(False, [trial(), trial()]) is None
     with pytest.raises(ConfigError, match="tune.share_base: true, but adapter: not set: it trains the base itself"):
         plan_sharing(True, [full(), full()])
+
+
+def test_a_single_trial_has_none_to_share_with() -> None:
+    note = unused_note(True, plan_sharing(True, [trial()]))
+    assert note is not None and note.startswith("tune.share_base: true, but a single trial has no other to share with")
+    assert unused_note("auto", plan_sharing("auto", [trial()])) is None
+    assert unused_note(True, plan_sharing(True, [trial(), trial(seed=1)])) is None
 
 
 def test_slots_need_sharing() -> None:
