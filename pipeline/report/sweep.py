@@ -81,7 +81,7 @@ def _facts(result: SweepResult, saved: SweepSavings) -> list[Fact]:
         first = result.measure.first.metric
         finals = result.finals
         value = _number(result.best.metrics[first]) if finals is None else finals.chosen.shown(first)
-        word = "best" if finals is None or not finals.equal else "cheapest of equal"
+        word = "best" if finals is None or not finals.equal else f"{finals.word} of equal"
         facts.insert(0, Fact(f"{word} {metric_label(first)} (trial {result.best.name})", value))
     return facts
 
@@ -100,9 +100,9 @@ def _finalists(finals: Finals) -> Section:
             name=f"trial {finalist.record.name}",
         )
     figure.update_yaxes(title=metric_label(metric))
-    names = ("trial", "seeds", f"{metric_label(metric)}, mean ± deviation", "time of a run", "verdict")
+    names = ("trial", "seeds", f"{metric_label(metric)}, mean ± deviation", finals.cost_column, "verdict")
     rows = [Row([one.record.name, *finalist_cells(finals, one)], is_best=one == finals.chosen) for one in finals.finalists]
-    table = Table([Column(name, is_text=name != "time of a run") for name in names], rows)
+    table = Table([Column(name, is_text=name != finals.cost_column) for name in names], rows)
     words = f"{finals.sentence()} Each point is a run with another seed, on the same evaluation rows. A finalist is better "
     words += "than another if equal ones would come out like this in at most 5 % (exact Mann-Whitney test). The run by "
     words += "which the search chose it doesn't count."

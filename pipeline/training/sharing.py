@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cluster.division import divided_layers, find_division_problems
@@ -11,6 +11,7 @@ from pipeline.config import RunConfig
 from pipeline.doctor.machine import Machine
 from pipeline.doctor.memory import usable
 from strategies import memory
+from strategies.slots.limits import joint_tokens
 from strategies.slots.rules import find_sharing_problems, unequal_keys
 
 __all__ = ["MOST_SLOTS", "base_bytes", "fitting_slots", "group_by_base", "why_not_shared"]
@@ -48,19 +49,42 @@ def group_by_base(recipes: Sequence[RunConfig]) -> list[list[int]]:
     return sorted(groups, key=len, reverse=True)
 
 
-def fitting_slots(recipe: RunConfig, copies: int, machine: Machine) -> int:
+def fitting_slots(recipes: Iterable[RunConfig], copies: int, machine: Machine) -> int:
     """Return how many runs fit the memory with one copy of the base, by the estimate of `prefray doctor`; 0 for none.
 
     Args:
-        recipe: of one of the runs.
+        recipes: of the runs, or of corners of a space; any of them may share the copy, so each run is taken to need as much
+            as the most demanding one.
         copies: workers that share the machine's memory, each with a copy, or its part of one.
         machine: this one, or a GPU.
     """
+    distinct = {_what_decides_memory(recipe): recipe for recipe in recipes}
+    return min(_fitting(recipe, usable(machine) / copies, machine.kind == "GPU") for recipe in distinct.values())
+
+
+def _what_decides_memory(recipe: RunConfig) -> str:
+    """Return a text that is the same for recipes of which one is estimated for all."""
+    values = recipe.model_dump(mode="json", exclude={"seed", "split_seed", "output_dir", "tune"})
+    # Of fractions, such as learning rates, betas and dropouts, at most whether they are 0.
+    return json.dumps({name: bool(one) if isinstance(one, float) else one for name, one in values.items()}, sort_keys=True)
+
+
+def _fitting(recipe: RunConfig, room: float, gpu: bool) -> int:
     division = None if divided_layers(recipe) is None else memory.LAYERS
-    found = memory.estimate(recipe, recipe.num_workers, machine.kind == "GPU", division)
-    # Activations are those of one run: the others wait for their turns.
-    each = found.gradients * 2 + found.optimizer + found.reference + found.buckets + SLOT_BYTES
-    return max(0, int((usable(machine) / copies - found.total) // each) + 1)
+    alone = memory.estimate(recipe, recipe.num_workers, gpu, division)
+    each = alone.gradients * 2 + alone.optimizer + alone.reference + alone.buckets + SLOT_BYTES
+    if alone.total > room:
+        return 0
+    # Activations are those of one run where the others wait for their turns, and those of all rows of a joint forward.
+    most = joint_tokens(recipe, "cuda" if gpu else "cpu")
+    joint = memory.estimate(recipe, recipe.num_workers, gpu, division, most)
+    full = int((room - joint.total) // each) + 1
+    row, more = alone.forward.tokens, joint.forward.tokens - alone.forward.tokens
+    if not more:
+        return full
+    # Few runs don't fill a joint forward; what it holds grows with their rows.
+    few = int((room - alone.total) // (each + row * (joint.total - alone.total) / more)) + 1
+    return few if few * row <= most else max(most // row, full)
 
 
 def base_bytes(recipe: RunConfig) -> int:

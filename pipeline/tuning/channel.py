@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ray.channel import NodeChannel
+from pipeline.tuning.cost import RunCost
 
 __all__ = ["SweepChannel", "TrialBegan", "TrialEvent", "TrialFault", "TrialNote", "TrialPlaced", "TrialProgress"]
 
@@ -51,6 +52,8 @@ class TrialProgress(TrialEvent):
     tokens: int
     metrics: dict[str, float]
     """Those of the last evaluation."""
+    cost: RunCost
+    """Of a run that has finished; unknown before."""
 
 
 @dataclass(frozen=True)

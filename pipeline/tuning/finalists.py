@@ -18,7 +18,26 @@ __all__ = ["Finalist", "Finals", "choose_finalists", "judge", "plan_repeats"]
 CHANCE = 0.05
 """Probability with which one of two equal finalists is called better by mistake."""
 SAME_COST = 0.1
-"""Fraction by which the seconds of runs differ that cost the same: other work on the machine makes as much."""
+"""Fraction by which the costs of runs differ that are taken to be the same."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A number by which runs are called cheap."""
+
+    field: str
+    """Of `TrialRecord`."""
+    column: str
+    """Header of tables."""
+    words: str
+    """What the cheapest run is the cheapest by."""
+
+
+COSTS = (
+    Cost("operations", "operations of a run", "by the operations of its steps"),
+    Cost("worker_seconds", "worker seconds of a run's own steps", "by the time of its own steps, since operations are unknown"),
+)
+"""Operations first: seconds in a joint forward depend on how many rows share it."""
 
 Verdict = Literal["best", "equal", "worse"]
 
@@ -37,10 +56,10 @@ class Finalist:
         """Seeds of the runs."""
         return [(run.values or {})["seed"] for run in self.runs]
 
-    @property
-    def seconds(self) -> float:
-        """Mean seconds of a run."""
-        return statistics.fmean(run.seconds for run in self.runs)
+    def cost(self, cost: Cost) -> float:
+        """Return the mean cost of a run; 0 if that of a run is unknown."""
+        costs = [getattr(run, cost.field) for run in self.runs]
+        return statistics.fmean(costs) if all(costs) else 0.0
 
     def values(self, metric: str) -> list[float]:
         """Return the last value of a metric of each run; NaN where a run didn't report it."""
@@ -76,8 +95,20 @@ class Finals:
     """By their mean, the best one first."""
     equal: tuple[Finalist, ...]
     """Those, after the first, that are not worse than it beyond the spread of seeds."""
+    cost: Cost | None
+    """That of which all finalists' are known; None if there is none."""
     chosen: Finalist
-    """The first, or where others are equal to it, the cheapest of them."""
+    """The first, or where others are equal to it, the cheapest of them if their cost is known."""
+
+    @property
+    def word(self) -> str:
+        """What the chosen one is of equal ones."""
+        return "best" if self.cost is None else "cheapest"
+
+    @property
+    def cost_column(self) -> str:
+        """Header of the finalists' costs."""
+        return "cost of a run" if self.cost is None else self.cost.column
 
     def verdict(self, finalist: Finalist) -> Verdict:
         """Return `best` for the first if it is beyond the spread of seeds, `equal` for all that aren't worse beyond it."""
@@ -94,7 +125,8 @@ class Finals:
             return f"Trial {name} is the best: its {metric} is beyond the spread of seeds."
         numbers = sorted(finalist.record.number for finalist in (self.finalists[0], *self.equal))
         listed = f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
-        return f"Trials {listed} are equal within the spread of seeds; trial {name} is taken, the cheapest."
+        why = "whose mean is the best, since their cost is unknown" if self.cost is None else f"the cheapest {self.cost.words}"
+        return f"Trials {listed} are equal within the spread of seeds; trial {name} is taken, {why}."
 
 
 def choose_finalists(records: Sequence[TrialRecord], measure: SweepObjective, num: int) -> list[TrialRecord]:
@@ -138,10 +170,14 @@ def judge(records: Sequence[TrialRecord], measure: SweepObjective) -> Finals | N
     sign = -1 if objective.mode == "max" else 1
     first, *others = sorted(finalists, key=lambda one: (sign * one.mean(objective.metric), one.record.number))
     equal = [other for other in others if not _is_better(objective, first, other)]
-    least = min(one.seconds for one in (first, *equal))
+    cost = next((cost for cost in COSTS if all(one.cost(cost) for one in finalists)), None)
+    return Finals(objective, (first, *others), tuple(equal), cost, first if cost is None else _cheapest((first, *equal), cost))
+
+
+def _cheapest(finalists: Sequence[Finalist], cost: Cost) -> Finalist:
+    least = min(one.cost(cost) for one in finalists)
     # In order of their means: of those that cost the same, the best one.
-    chosen = next(one for one in (first, *equal) if one.seconds <= least * (1 + SAME_COST))
-    return Finals(objective, (first, *others), tuple(equal), chosen)
+    return next(one for one in finalists if one.cost(cost) <= least * (1 + SAME_COST))
 
 
 def _finalists(records: Sequence[TrialRecord]) -> list[Finalist]:

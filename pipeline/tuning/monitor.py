@@ -216,6 +216,7 @@ class SweepMonitor:
                 evaluated = event.metrics != record.metrics
                 record.step, record.total_steps = event.step, event.total_steps
                 record.tokens, record.metrics = event.tokens, event.metrics
+                record.operations, record.worker_seconds = event.cost.operations, event.cost.worker_seconds
                 self._measure_speed(record)
                 if evaluated:
                     at = f"step {record.step}/{record.total_steps}"

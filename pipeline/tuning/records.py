@@ -63,6 +63,10 @@ class TrialRecord:
     """Tokens per second since its first report, in its last attempt."""
     stays: list[Stay] = field(default_factory=list)
     """Where it was, in a sweep whose trials share a base."""
+    operations: float = 0.0
+    """`RunCost.operations` of its finished run."""
+    worker_seconds: float = 0.0
+    """`RunCost.worker_seconds` of its finished run."""
     since: float | None = None
     """Start of the current attempt on this process's monotonic clock."""
 

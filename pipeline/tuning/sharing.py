@@ -10,7 +10,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, UserError
 from pipeline.training.sharing import MOST_SLOTS, group_by_base, why_not_shared
 
-__all__ = ["Sharing", "check_slots", "plan_sharing"]
+__all__ = ["Sharing", "check_slots", "plan_sharing", "unused_note"]
 
 FEWEST = 2
 """Trials that sharing is worth it for."""
@@ -50,6 +50,13 @@ def plan_sharing(share_base: Any, recipes: Sequence[RunConfig]) -> Sharing | Non
     if len(largest) < FEWEST:
         return None
     return Sharing(recipes[largest[0]], tuple(f"{key}: {why}" for key, why in problems))
+
+
+def unused_note(share_base: Any, sharing: Sharing | None) -> str | None:
+    """Return a note if the recipe asks for a shared base and there is only one trial."""
+    if share_base is not True or sharing is not None:
+        return None
+    return "tune.share_base: true, but a single trial has no other to share with: it gets workers of its own"
 
 
 def check_slots(wanted: int | None, fitting: int, trials: int) -> int:

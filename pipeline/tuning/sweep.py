@@ -32,7 +32,7 @@ from pipeline.tuning.objective import resolve_objective
 from pipeline.tuning.records import TrialRecord
 from pipeline.tuning.result import SweepResult, best_recipe, raise_without_best
 from pipeline.tuning.shared_stages import SharedStages, prepare_shared_stages
-from pipeline.tuning.sharing import Sharing, check_slots, plan_sharing
+from pipeline.tuning.sharing import Sharing, check_slots, plan_sharing, unused_note
 from pipeline.tuning.space import check_trials, corners, trial_recipe
 from pipeline.ui.display import Display
 from pipeline.ui.notebook import default_display
@@ -97,7 +97,8 @@ def run_sweep(
         if state["status"] == "finished":
             display.note(f"the sweep has already finished: {folder.path}")
             return raise_without_best(SweepResult(folder.path, saved_cfg, measure, folder.records()))
-        for note in cfg.notes:
+        unused = unused_note(cfg.tune.share_base, sharing)
+        for note in (*cfg.notes, *([unused] if unused else [])):
             display.note(note)
         display.stage("starting Ray")
         init_ray(cfg, debug)
@@ -106,7 +107,7 @@ def run_sweep(
         concurrent = _concurrency(cfg, recipes, display)
         if sharing is not None:
             number = tuning.count_trials(cfg.tune, points)
-            sharing, concurrent = _share(cfg, sharing, concurrent, number, display)
+            sharing, concurrent = _share(cfg, sharing, recipes, concurrent, number, display)
         shared = prepare_shared_stages(cfg, trials if points is not None else recipes, display)
         if sharing is not None:
             slots = sharing.hosts * sharing.slots
@@ -166,10 +167,13 @@ def _repeat_finalists(
     return records
 
 
-def _share(cfg: RunConfig, sharing: Sharing, capacity: int, trials: int, display: Display) -> tuple[Sharing, int]:
+def _share(
+    cfg: RunConfig, sharing: Sharing, recipes: list[RunConfig], capacity: int, trials: int, display: Display
+) -> tuple[Sharing, int]:
     """Decide hosts and slots; return them with the number of trials at once.
 
     Args:
+        recipes: those of `_concurrency`.
         capacity: runs that fit the cluster at once.
         trials: of the sweep.
     """
@@ -179,7 +183,8 @@ def _share(cfg: RunConfig, sharing: Sharing, capacity: int, trials: int, display
     copies = 1 if machine.kind == "GPU" else capacity * recipe.num_workers
     # On all of the cluster, unless slots are given: then on as many hosts as have them.
     each = -(-trials // min(capacity, trials))
-    slots = check_slots(cfg.tune.slots, fitting_slots(recipe, copies, machine), each)
+    alike = (one for one in recipes if not why_not_shared(one, recipe))
+    slots = check_slots(cfg.tune.slots, fitting_slots(alike, copies, machine), each)
     hosts = min(capacity, -(-trials // slots))
     display.note(f"up to {slots} trials share one copy of the base model{f', of which there are {hosts}' * (hosts > 1)}")
     if divided_layers(recipe) is not None:

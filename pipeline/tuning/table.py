@@ -55,7 +55,8 @@ def trials_table(records: list[TrialRecord], keys: list[str], measure: SweepObje
     ]
     finals = judge(records, measure)
     marked = "best" if len(measure.objectives) == 1 else "no other is better in every metric"
-    marked = "the cheapest of those that are equal within the spread of seeds" if finals and finals.equal else marked
+    if finals and finals.equal:
+        marked = f"the {finals.word} of those that are equal within the spread of seeds"
     return table_of(
         [
             "trial",
@@ -142,17 +143,18 @@ def relation(record: TrialRecord) -> str:
 
 
 def finalists_table(finals: Finals) -> Table:
-    """Return a table with one row per finalist: mean and spread of the metric over its runs, their time, and the verdict."""
+    """Return a table with one row per finalist: mean and spread of the metric over its runs, their cost, and the verdict."""
     metric = finals.objective.metric
     rows = [[f"{'*' * (one == finals.chosen)}{one.record.number}", *finalist_cells(finals, one)] for one in finals.finalists]
-    columns = ["trial", "seeds", f"{SHOWN.get(metric, metric)}, mean ± deviation", "time of a run", "verdict"]
+    columns = ["trial", "seeds", f"{SHOWN.get(metric, metric)}, mean ± deviation", finals.cost_column, "verdict"]
     return table_of(columns, rows, title="finalists", caption=finals.sentence(), left=("verdict",))
 
 
 def finalist_cells(finals: Finals, finalist: Finalist) -> list[str]:
-    """Return the seeds, mean and spread, time and verdict of a finalist."""
+    """Return the seeds, mean and spread, cost and verdict of a finalist."""
     seeds = ", ".join(map(str, finalist.seeds))
-    return [seeds, finalist.shown(finals.objective.metric), _time(finalist.seconds), finals.verdict(finalist)]
+    cost = "unknown" if finals.cost is None else f"{finalist.cost(finals.cost):.3g}"
+    return [seeds, finalist.shown(finals.objective.metric), cost, finals.verdict(finalist)]
 
 
 def winners(records: list[TrialRecord], measure: SweepObjective) -> set[int]:

@@ -28,6 +28,7 @@ from pipeline.training.driver import RunHooks, train_run
 from pipeline.training.sharing import why_not_shared
 from pipeline.training.slot_launch import train_in_slot
 from pipeline.tuning.channel import SweepChannel, TrialBegan, TrialEvent, TrialFault, TrialNote, TrialPlaced, TrialProgress
+from pipeline.tuning.cost import RunCost, cost_of
 from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.search import EVALUATION, SAMPLE, trial_number
 from pipeline.tuning.sharing import Sharing
@@ -154,6 +155,7 @@ class _Run(SilentDisplay):
         self._waiting: list[dict[str, Any]] = []
         self._saved = 0
         self._step = self._total = self._tokens = 0
+        self._cost = RunCost()
         self._error: BaseException | None = None
         self._origin: str | None = None
         self.folder = ""
@@ -172,8 +174,10 @@ class _Run(SilentDisplay):
             # Whether Tune starts the trial or tries it again: in an empty folder `resume` changes nothing.
             options: dict[str, Any] = {"debug": self.job.debug, "cancel": self._cancel, "hooks": hooks}
             result = train_run(cfg, resume=True, display=self, trial=trial, **options)
-            for record in MetricsFile(RunFolder(self._sweep.trial(self.folder)).metrics).read():
+            records = MetricsFile(RunFolder(self._sweep.trial(self.folder)).metrics).read()
+            for record in records:
                 self._take(record)  # a run that had finished before reports no records
+            self._cost = cost_of(records, result.steps, None if cfg.is_elastic else cfg.num_workers)
             self._step = self._total = result.steps
             self._send_progress()
         except BaseException as error:  # noqa: BLE001 - handed to `next_result`, which raises it
@@ -259,7 +263,7 @@ class _Run(SilentDisplay):
             self.job.channel.put(kind(self.number, self.name, *fields))
 
     def _send_progress(self) -> None:
-        self._send(TrialProgress, self._step, self._total, self._tokens, dict(self._metrics))
+        self._send(TrialProgress, self._step, self._total, self._tokens, dict(self._metrics), self._cost)
 
     # Display
 

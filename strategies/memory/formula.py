@@ -127,7 +127,9 @@ ITEMS = tuple(
 """Fields of `MemoryEstimate` that add up."""
 
 
-def estimate(cfg: Any, world_size: int = 1, gpu: bool = False, sharding: str | None = None) -> MemoryEstimate:
+def estimate(
+    cfg: Any, world_size: int = 1, gpu: bool = False, sharding: str | None = None, joint_tokens: int = 0
+) -> MemoryEstimate:
     """Predict the peak memory of one worker.
 
     The worst case that the config allows: a forward full of the longest sequences, while gradients of an earlier forward
@@ -140,6 +142,7 @@ def estimate(cfg: Any, world_size: int = 1, gpu: bool = False, sharding: str | N
         world_size: number of workers.
         gpu: whether workers have a GPU; its attention and kernels are taken to hold what the CPU's do, or less.
         sharding: `zero1`, `zero2`, `zero3` or `fsdp2`, or `LAYERS`; None for DDP.
+        joint_tokens: of a forward in which packed rows of several such runs stand, if it is larger than one run's.
 
     Raises:
         ValueError: when there is no model, or no usable config of one, at the given place.
@@ -155,6 +158,8 @@ def estimate(cfg: Any, world_size: int = 1, gpu: bool = False, sharding: str | N
         other = _base(cfg, load_config(cfg, "reference_model")) if is_live and cfg.reference_model else None
     reasons = (why_not_packed(model, cfg.sequence_len) for model in (policy, other) if model is not None)
     forward = largest_forward(cfg, next(filter(None, reasons), None))
+    if forward.packed:
+        forward = replace(forward, tokens=max(forward.tokens, joint_tokens))
     held = Activations(policy, cfg)
     activations, token_head = held.peak(forward, gpu)
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]

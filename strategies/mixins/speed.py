@@ -88,6 +88,7 @@ class Speed:
         }
         result = {name: value for name, value in rates.items() if value}
         if counted["operations"]:
+            result["operations/step"] = counted["operations"] / steps
             result["mfu"] = counted["operations"] / seconds / self._trainer.args.world_size / self._device_peak()
         result |= {"seconds/step": seconds / steps, **{f"seconds/{name}": value for name, value in each.items()}}
         return result | ({"save_seconds": parts["save"]} if "save" in parts else {})

@@ -7,6 +7,7 @@ turns.py          a function that runs in turns, one of several at a time
 process_state.py  what libraries keep per process, such as random states: each slot has its own
 joint_steps.py    which slots run their rows in one forward, and whose turn it is between forward and backward
 joint_model.py    the forward of rows of several slots: the base's products once, each adapter's for its row
+limits.py         most tokens of such a forward; loads without torch
 commands.py       commands to a host; loads without torch
 host.py           attaches trials to slots, gives turns, and returns how each trial ended
 control.py        what several workers agree on, so that all of them give the same turns

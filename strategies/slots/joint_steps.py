@@ -15,13 +15,11 @@ from strategies.packing.layout import RowTokens, pack, pair_tokens
 from strategies.packing.support import PROBES, RowScorer
 from strategies.slots.base import CantShare, SharedBase
 from strategies.slots.joint_model import JointModel, LayersMissed, SlotRow, adapters_of, hooks_of, why_not_joint
+from strategies.slots.limits import JOINT_TOKENS
 
-__all__ = ["JOINT_TOKENS", "JointSteps", "SlotScorer"]
+__all__ = ["JointSteps", "SlotScorer"]
 
 logger = logging.getLogger(__name__)
-
-JOINT_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens up to which rows are joined, by device: with more, one forward is hardly faster (`benchmarks.joint_forwards`)."""
 
 
 class SlotScorer(RowScorer):

@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
 REPORTED = ("loss", "eval_loss", "eval_rewards/margins", "eval_logps/chosen", "rewards/margins", "num_tokens")
 LORA: dict[str, Any] = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8}
 FAMILIES = {"llama": tiny_model, "qwen": tiny_qwen, "gpt2": tiny_gpt2}
-UNLIKE = ("_runtime", "_per_second", "_seconds", "total_flos", "mfu")
+UNLIKE = ("_runtime", "_per_second", "_seconds", "total_flos", "operations/step", "mfu")
 """Ends of the names of what depends on the time, or on how many tokens were fed."""
 
 

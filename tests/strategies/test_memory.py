@@ -83,6 +83,16 @@ def test_activations_grow_with_the_tokens(predict: Callable[..., MemoryEstimate]
     assert sizes[2] / sizes[0] == pytest.approx(3, rel=0.15)
 
 
+def test_a_joint_forward_has_more_rows_than_one_run(config: dict[str, Any]) -> None:
+    lora = {**config, "adapter": "lora", "tokens_per_forward": 254}
+    found = estimate(lora, joint_tokens=1024)
+    same = estimate({**lora, "tokens_per_forward": 1024})
+    assert found.forward.tokens == 1024 and found.total == pytest.approx(same.total, rel=0.01)
+    assert estimate(lora, joint_tokens=8) == estimate(lora)
+    padded = {**lora, "tokens_per_forward": None, "sample_packing": False}
+    assert estimate(padded, joint_tokens=1024) == estimate(padded)
+
+
 @pytest.mark.parametrize(
     ("keys", "most"),
     [

@@ -110,7 +110,7 @@ class Schedule:
         for hosts in range(most, 0, -1):
             copies = 1 if machine.kind == "GPU" else hosts * first.workers.num_workers
             slots = min(-(-len(group) // hosts), MOST_SLOTS)
-            fitting = fitting_slots(first.cfg, copies, machine)
+            fitting = fitting_slots((run.plan.cfg for run in group), copies, machine)
             if fitting >= slots:
                 break
         of = f", of which there are {hosts}" if hosts > 1 else ""

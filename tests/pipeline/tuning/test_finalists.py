@@ -40,7 +40,7 @@ def searched(*values: float, status: Any = "finished") -> list[TrialRecord]:
     ]
 
 
-def repeated(first: int, of: int, values: list[float], seconds: float = 10.0) -> list[TrialRecord]:
+def repeated(first: int, of: int, values: list[float], **cost: float) -> list[TrialRecord]:
     return [
         TrialRecord(
             first + index,
@@ -50,8 +50,8 @@ def repeated(first: int, of: int, values: list[float], seconds: float = 10.0) ->
             8,
             8,
             {"eval_a": value},
-            seconds=seconds,
             repeats=of,
+            **{"operations": 10.0, **cost},
         )
         for index, value in enumerate(values)
     ]
@@ -95,17 +95,30 @@ def test_a_finalist_beyond_the_spread_of_seeds_is_the_best() -> None:
 def test_of_equal_finalists_the_cheapest_is_taken() -> None:
     records = [
         *searched(0.7, 0.8, 0.9),
-        *repeated(3, 0, [0.60, 0.62, 0.66], seconds=5.0),
-        *repeated(6, 1, [0.61, 0.63, 0.67], seconds=10.0),
-        *repeated(9, 2, [0.1, 0.2, 0.3], seconds=1.0),
+        # Wall time on a shared host is no cost: it counts what other trials do there.
+        *repeated(3, 0, [0.60, 0.62, 0.66], operations=5.0, worker_seconds=10.0, seconds=99.0),
+        *repeated(6, 1, [0.61, 0.63, 0.67], operations=10.0, worker_seconds=5.0, seconds=1.0),
+        *repeated(9, 2, [0.1, 0.2, 0.3], operations=1.0, worker_seconds=1.0),
     ]
     finals = finals_of(records)
     assert [(one.record.number, finals.verdict(one)) for one in finals.finalists] == [(1, "equal"), (0, "equal"), (2, "worse")]
     assert finals.chosen.record.number == 0
-    assert finals.sentence() == "Trials 0 and 1 are equal within the spread of seeds; trial 0 is taken, the cheapest."
+    equal = "Trials 0 and 1 are equal within the spread of seeds"
+    assert finals.sentence() == f"{equal}; trial 0 is taken, the cheapest by the operations of its steps."
     for run in records[3:6]:
-        run.seconds = 9.5
+        run.operations = 9.5
     assert finals_of(records).chosen.record.number == 1  # they cost the same, and its mean is better
+    for run in records[6:9]:
+        run.worker_seconds = 12.0
+    records[9].operations = 0.0
+    finals = finals_of(records)
+    assert finals.chosen.record.number == 0
+    words = "the cheapest by the time of its own steps, since operations are unknown"
+    assert finals.sentence() == f"{equal}; trial 0 is taken, {words}."
+    records[3].worker_seconds = 0.0
+    finals = finals_of(records)
+    assert (finals.chosen.record.number, finals.cost) == (1, None)
+    assert finals.sentence() == f"{equal}; trial 1 is taken, whose mean is the best, since their cost is unknown."
 
 
 def test_ties_and_failed_repetitions_decide_nothing() -> None:
@@ -140,12 +153,14 @@ def test_a_finalist_outside_the_constraints_on_average_does_not_count() -> None:
 
 
 def test_table_recipe_and_page_say_it(tmp_path: Path) -> None:
-    records = [*searched(0.9, 0.8), *repeated(2, 0, [0.60, 0.62, 0.66], 20.0), *repeated(5, 1, [0.61, 0.63, 0.64])]
+    records = [*searched(0.9, 0.8), *repeated(2, 0, [0.60, 0.62, 0.66], operations=20.0), *repeated(5, 1, [0.61, 0.63, 0.64])]
     result = SweepResult(tmp_path, sweep_recipe(tmp_path), MEASURE, records)
     console = Console(width=200, record=True)
     console.print(result)
     shown = " ".join(console.export_text().split())  # a caption is wrapped to its table
-    sentence = "Trials 0 and 1 are equal within the spread of seeds; trial 1 is taken, the cheapest."
+    sentence = (
+        "Trials 0 and 1 are equal within the spread of seeds; trial 1 is taken, the cheapest by the operations of its steps."
+    )
     assert sentence in shown and "*1" in shown and "0.6267 ± 0.015" in shown and "trial 0, seed 43" in shown
     assert "the cheapest of those that are equal within the spread of seeds" in shown and "* best" not in shown
     assert result.best_metrics == {"eval_a": pytest.approx(0.6266667)}
@@ -154,6 +169,7 @@ def test_table_recipe_and_page_say_it(tmp_path: Path) -> None:
     assert "learning_rate: 1.0e-05" in text and "\nseed:" not in text
     page = sweep_page(result, SweepFolder(tmp_path), SHARED)
     assert sentence in page and "cheapest of equal" in page and ">Finalists<" in page
+    assert "operations of a run" in shown and "operations of a run" in page and "time of a run" not in shown + page
     assert result.table["repeats"].tolist()[2:] == [0, 0, 0, 1, 1, 1] and result.table["repeats"].isna().sum() == 2
 
 
@@ -200,6 +216,9 @@ def test_a_sweep_repeats_its_best_trials(recipe: Any, tmp_path: Path) -> None:
     assert len(list(prepared.glob("*/manifest.json"))) == len(list(prepared.glob("reference/*/manifest.json"))) == 1
     assert result.finals is not None and result.best is not None and result.best.number == 0
     assert [result.finals.verdict(one) for one in result.finals.finalists] == ["best", "worse"]
+    assert result.finals.cost is not None and result.finals.cost.field == "operations"
+    runs = [run for one in result.finals.finalists for run in one.runs]
+    assert len({run.operations for run in runs}) == 1 and min(run.worker_seconds for run in runs) > 0
     margins = result.finals.finalists[0].values("eval_rewards/margins")
     assert len(set(margins)) == 3
     assert "beyond the spread of seeds" in (tmp_path / "sweep" / "best.yaml").read_text()

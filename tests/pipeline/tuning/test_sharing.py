@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.config import RunConfig, parse_config
-from pipeline.errors import ConfigError
-from pipeline.training.sharing import why_not_shared
-from pipeline.tuning.sharing import plan_sharing
+from pipeline.doctor.machine import Machine
+from pipeline.errors import ConfigError, UserError
+from pipeline.training.sharing import fitting_slots, why_not_shared
+from pipeline.tuning import sweep
+from pipeline.tuning.sharing import plan_sharing, unused_note
+from pipeline.ui.display import SilentDisplay
+from tests.tiny import save_tiny
 
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_modules": ["q_proj"]}
 
@@ -85,7 +90,32 @@ def test_nothing_is_shared_by_one_or_none() -> None:
         plan_sharing(True, [full(), full()])
 
 
+def test_a_single_trial_has_none_to_share_with() -> None:
+    note = unused_note(True, plan_sharing(True, [trial()]))
+    assert note is not None and note.startswith("tune.share_base: true, but a single trial has no other to share with")
+    assert unused_note("auto", plan_sharing("auto", [trial()])) is None
+    assert unused_note(True, plan_sharing(True, [trial(), trial(seed=1)])) is None
+
+
 def test_slots_need_sharing() -> None:
     section = {"space": {"learning_rate": {"grid": [1e-5, 1e-4]}}, "share_base": False, "slots": 4}
     with pytest.raises(ConfigError, match="tune.slots: has no effect with share_base: false; remove it"):
         trial(tune=section)
+
+
+def test_slots_of_a_sweep_are_those_of_its_most_demanding_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine("CPU", 3 * 2**29, 3 * 2**29)
+    monkeypatch.setattr(sweep, "this_machine", lambda use_gpu: machine)
+    keys: dict[str, Any] = {"base_model": save_tiny(tmp_path / "base"), "sequence_len": 64, "bf16": False}
+    space = {"lora_r": {"choice": [8, 8192]}}
+    # The first one asks for little; the last one can't share, so it doesn't count.
+    recipes = [trial(**keys), trial(**keys, lora_r=8192), full(**keys)]
+    fewest = fitting_slots([recipes[1]], 1, machine)
+    assert 1 < fewest < fitting_slots([recipes[0]], 1, machine)
+    shared = plan_sharing("auto", recipes)
+    assert shared is not None
+    hosts, at_once = sweep._share(trial(**keys, tune={"space": space}), shared, recipes, 1, 99, SilentDisplay())
+    assert (hosts.hosts, hosts.slots, at_once) == (1, fewest, fewest)
+    asked = trial(**keys, tune={"space": space, "slots": fewest + 1})
+    with pytest.raises(UserError, match=f"tune.slots: {fewest + 1} trials don't fit the memory .*: {fewest} do"):
+        sweep._share(asked, shared, recipes, 1, 99, SilentDisplay())
