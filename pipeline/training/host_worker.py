@@ -172,6 +172,8 @@ def _described(ended: Any, has_others: bool) -> SlotEnded:
     if ended.error is None:
         return SlotEnded(ended.name, ended.result)
     failure = f"{type(ended.error).__name__}: {ended.error}"
+    if isinstance(ended.error, slots.CantShare):
+        return SlotEnded(ended.name, None, str(ended.error), try_alone=True)
     if (refusal := find_user_error({0: ended.error})) is not None:
         return SlotEnded(ended.name, None, refusal, refused=True)
     if ended.is_out_of_memory or out_of_memory(failure) is not None:

@@ -24,7 +24,7 @@ from pipeline.training.one_host import HostedRun
 from pipeline.training.signals import SigtermHandler
 from pipeline.training.slot_commands import receive, received
 from pipeline.training.slot_launch import SlotLauncher, SlotLeft, SlotUnwanted, SlotWanted, train_in_slot
-from strategies.slots import Ended
+from strategies.slots import CantShare, Ended
 from tests.waiting import wait_for
 
 
@@ -162,6 +162,8 @@ def test_how_a_run_ended_is_described_without_its_objects() -> None:
     assert _described(Ended("a", {"step": 4}), True) == SlotEnded("a", {"step": 4})
     refused = _described(Ended("a", error=ValueError("rl_beta: no")), True)
     assert (refused.result, refused.failure, refused.refused) == (None, "rl_beta: no", True)
+    alone = _described(Ended("a", error=CantShare("it trains the base")), True)
+    assert alone == SlotEnded("a", None, "it trains the base", try_alone=True)
     failed = _described(Ended("a", error=RuntimeError("a\n  b")), True)
     assert failed == SlotEnded("a", None, "RuntimeError: a b", has_raised=True)
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")):
