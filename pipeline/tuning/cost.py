@@ -1,4 +1,4 @@
-"""What the steps of one trial have cost, also where others used the same workers."""
+"""What the steps of a trial's run have cost, no matter which other trials used the same workers."""
 
 from __future__ import annotations
 
