@@ -122,7 +122,7 @@ class SlotHost:
 
     A trial among others computes what it computes alone: its random states, accelerate's singletons and all else that libraries
     keep per process are put in place for its turns. Bit by bit where it takes turns of whole steps; rows in joint forwards
-    round otherwise, by about 1e-7.
+    round otherwise, in float32 by about 1e-7.
 
     Args:
         base: of all trials.
