@@ -6,7 +6,8 @@ worker.py               trains on each worker; job.py its arguments
 worker_callbacks.py     reports from the trainer's callbacks to Ray's controller; worker_checkpoints.py stores checkpoints
 controller_callback.py  forwards reports from the controller to the driver; run_log.py writes and shows them
 host.py                 gives runs slots of hosts, whose workers train many runs on one base; slot_launch.py a run's side
-one_host.py             a host: its start, failures and end; host_worker.py its worker; host_failures.py whom a failure concerns
+one_host.py             a host: its start, failures and end; host_worker.py its worker; hosted_run.py a run of it;
+                        host_failures.py whom a failure concerns
 slot_commands.py        commands of a host's driver to its worker; turn_note.py whose turn it was when workers died
 together/               several runs in one command
 sharing.py              which runs can share a base

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 
 from pipeline.ray.channel import NodeChannel, Outbox
 from pipeline.training.events import SlotEnded
-from pipeline.training.one_host import POLL_EVERY_S, Host, HostedRun, HostPlan, HostStart, host_worker
+from pipeline.training.hosted_run import HostedRun
+from pipeline.training.one_host import POLL_EVERY_S, Host, HostPlan, HostStart, host_worker
 from pipeline.training.slot_launch import SlotLeft, SlotUnwanted, SlotWanted
 
 __all__ = ["HostPlan", "HostStart", "Hosts", "host_worker"]

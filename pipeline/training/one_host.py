@@ -25,13 +25,13 @@ from pipeline.training.events import ControllerStarted, HostReady, SlotEnded, Sl
 from pipeline.training.hang_detection import HangDetector
 from pipeline.training.heartbeat import beat
 from pipeline.training.host_failures import judge
+from pipeline.training.hosted_run import HostedRun
 from pipeline.training.launch import MEMORY_ADVICE
 from pipeline.training.slot_commands import receive
-from pipeline.training.slot_launch import SlotWanted
 from pipeline.training.turn_note import SEVERAL, TurnNote
 from strategies.slots.commands import Attach, Close, Stop, TakeTurns
 
-__all__ = ["POLL_EVERY_S", "Host", "HostPlan", "HostStart", "HostedRun", "host_worker"]
+__all__ = ["POLL_EVERY_S", "Host", "HostPlan", "HostStart", "host_worker"]
 
 POLL_EVERY_S = 0.02
 IDLE_S = 5.0
@@ -73,42 +73,6 @@ class HostStart:
     """Of these, for loading."""
     base_bytes: int
     """Of a worker's copy, or part."""
-
-
-@dataclass
-class HostedRun:
-    """A run that waits for a slot, or has one."""
-
-    wanted: SlotWanted
-    failures: int = 0
-    """Failures that count for it, on all of its hosts."""
-    is_leaving: bool = False
-    """Whether it was asked to leave."""
-
-    @property
-    def name(self) -> str:
-        """Its own among all runs."""
-        return self.wanted.name
-
-    @property
-    def restarts(self) -> int:
-        """Restarts that it has left."""
-        return max(0, int(self.wanted.job.cfg.ray.max_failures) - self.failures)
-
-    @property
-    def folder(self) -> str:
-        """Its output folder."""
-        return str(self.wanted.job.cfg.output_dir)
-
-    @property
-    def is_abandoned(self) -> bool:
-        """Whether no process handles its events any more."""
-        return self.wanted.driver.has_ended() or not self.wanted.events.folder.exists()
-
-    @property
-    def scratch(self) -> str:
-        """Name of its scratch folders."""
-        return self.wanted.job.scratch
 
 
 def host_worker(config: dict[str, Any]) -> None:

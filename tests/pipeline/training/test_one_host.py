@@ -17,7 +17,8 @@ from pipeline.io.holder import here
 from pipeline.ray.channel import NodeChannel, Outbox
 from pipeline.training import one_host
 from pipeline.training.events import SlotEnded, WorkersFailed, WorkerStarted
-from pipeline.training.one_host import Host, HostedRun
+from pipeline.training.hosted_run import HostedRun
+from pipeline.training.one_host import Host
 from pipeline.training.slot_launch import SlotWanted
 from pipeline.training.turn_note import SEVERAL, TurnNote
 from strategies.slots.commands import Attach, Stop, TakeTurns

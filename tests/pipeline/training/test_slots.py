@@ -20,7 +20,7 @@ from pipeline.training import slot_launch
 from pipeline.training.events import SlotEnded, StepReport, merged
 from pipeline.training.host import Hosts
 from pipeline.training.host_worker import _described, _is_of_device
-from pipeline.training.one_host import HostedRun
+from pipeline.training.hosted_run import HostedRun
 from pipeline.training.signals import SigtermHandler
 from pipeline.training.slot_commands import receive, received
 from pipeline.training.slot_launch import SlotLauncher, SlotLeft, SlotUnwanted, SlotWanted, train_in_slot
