@@ -169,7 +169,7 @@ class JointSteps:
         for scorer, row in zip(group, rows, strict=True):
             row.restart()
             self.forward([scorer])
-        self._take_fewer(group, failure)
+        self._note_split(group, failure)
 
     def backward(self, group: Sequence[SlotScorer]) -> None:
         """Run the backward of a group's forward, for those that have a loss; if it fails, forward and backward of each row."""
@@ -191,7 +191,7 @@ class JointSteps:
             if row.outputs is not None:
                 row.outputs.log_probs.grad = of_loss
                 self.backward([scorer])
-        self._take_fewer(group, failure)
+        self._note_split(group, failure)
 
     def _may_split(self, group: Sequence[SlotScorer]) -> bool:
         """Whether rows can run again alone: not where a forward is one of all workers, which may not all have failed."""
@@ -213,9 +213,13 @@ class JointSteps:
                 _row(scorer).error = error
         return None
 
-    def _take_fewer(self, group: Sequence[SlotScorer], failure: str) -> None:
+    def _note_split(self, group: Sequence[SlotScorer], failure: str) -> None:
         """Let half the tokens stand in a forward from now on, where the rows alone haven't failed."""
-        if any(_row(scorer).error is not None for scorer in group):
+        errors = [error for scorer in group if (error := _row(scorer).error) is not None]
+        for error in errors:
+            if isinstance(error, torch.AcceleratorError):
+                raise error  # now, and not in the turn of its slot: the others have theirs before
+        if errors:
             return
         tokens = sum(scorer.length for scorer in group)
         self._tokens = tokens // 2
