@@ -54,6 +54,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(missing(path)) from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder; give the file of a recipe") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read: {error}") from error
     return parse_yaml(text, str(path))
@@ -74,7 +76,8 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{origin}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{origin}: a recipe is a mapping of keys to values, got {type(values).__name__}")
+        found = "nothing" if values is None else type(values).__name__
+        raise UserError(f"{origin}: a recipe is a mapping of keys to values, got {found}")
     check_keys(values, origin)
     return values
 

@@ -24,6 +24,7 @@ KINDS = {
     "dict_type": "a mapping",
     "float_parsing": "a number",
     "float_type": "a number",
+    "int_from_float": "a whole number",
     "int_parsing": "a whole number",
     "int_type": "a whole number",
     "list_type": "a list",
@@ -31,7 +32,7 @@ KINDS = {
     "string_type": "text",
     "tuple_type": "a list",
 }
-"""Type of pydantic's error -> the expected value, for messages that list several."""
+"""Type of pydantic's error -> the expected value."""
 
 
 def explain(errors: list[ErrorDetails], model: type[BaseModel]) -> list[tuple[str, str]]:
@@ -49,10 +50,15 @@ def _message_of(errors: list[ErrorDetails], model: type[BaseModel]) -> str:
     """Return one message for the errors of a key: that it is unknown, or all types that a union accepts."""
     # That a key is unknown explains all other errors at it.
     unknown = next((error for error in errors if error["type"] == "extra_forbidden"), None)
-    kinds = list(dict.fromkeys(KINDS[error["type"]] for error in errors if error["type"] in KINDS))
-    if unknown is None and len(kinds) > 1:
+    kinds = list(dict.fromkeys(kind for error in errors if (kind := _kind(error)) is not None))
+    if unknown is None and kinds and (len(kinds) > 1 or errors[0]["type"] in KINDS):
         return f"must be {' or '.join(kinds)}, got {_short(errors[0].get('input'))}"
     return _message(unknown or errors[0], model)
+
+
+def _kind(error: ErrorDetails) -> str | None:
+    """Return what an error expects, where that is a kind of value or one of a few; else None."""
+    return error["ctx"]["expected"] if error["type"] == "literal_error" else KINDS.get(error["type"])
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

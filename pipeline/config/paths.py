@@ -15,7 +15,7 @@ from strategies.models.location import model_values
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
-__all__ = ["IF_THERE", "absolute_paths", "is_in_job_package", "lasting_outputs", "uris_of"]
+__all__ = ["IF_THERE", "absolute_models", "absolute_paths", "is_in_job_package", "lasting_outputs", "uris_of"]
 
 Config = TypeVar("Config", bound="RunConfig")
 OUTPUTS = ("output_dir", "dataset_prepared_path")
@@ -45,7 +45,13 @@ def absolute_paths(cfg: Config) -> Config:
     """
     # Ray deletes the package that a job runs in, and relative outputs with it.
     outputs = lasting_outputs(cfg) if is_in_job_package() else {name: getattr(cfg, name) for name in OUTPUTS}
-    changed: dict[str, Any] = {name: _located(name, location) for name, location in outputs.items()}
+    located = {name: _located(name, location) for name, location in outputs.items()}
+    return absolute_models(cfg).model_copy(update=located)
+
+
+def absolute_models(cfg: Config) -> Config:
+    """Return `cfg` with the local paths of what it reads beside the data made absolute, as `absolute_paths` does."""
+    changed: dict[str, Any] = {}
     for name in IF_THERE:
         value = getattr(cfg, name)
         # A value that is no path here may be a hub id.

@@ -11,6 +11,7 @@ from ray.tune.experiment import Trial
 from cluster.ray_compat import add_trial
 from pipeline.config import RunConfig
 from pipeline.config.tuning import SWEEP_KEYS, Dimension, perturbable
+from pipeline.data.sources.locate import locate
 from pipeline.errors import UserError
 from pipeline.io.retry import STORAGE_ERRORS
 from pipeline.planning import check_recipe
@@ -166,11 +167,22 @@ def check_clone(
     if clone == origin:
         raise UserError(f"trial {record.name} has these values already: {shown_values(request.changes)}")
     check_recipe(clone)
+    for name in {"datasets", "test_datasets"} & {key.partition(".")[0] for key in request.changes}:
+        _check_sources(name, clone)
     assert cfg.tune is not None
     if cfg.tune.share_base is True and (reasons := why_not_shared(clone, origin)):
         raise UserError("; ".join(f"tune.share_base: true, but {key}: {why}" for key, why in reasons))
     _check_comparable(request, cfg, [*recipes, clone], measure)
     return values
+
+
+def _check_sources(name: str, cfg: RunConfig) -> None:
+    """Refuse datasets that aren't there, which the clone's run would find out."""
+    for number, dataset in enumerate(getattr(cfg, name) or []):
+        try:
+            locate(dataset.model_dump(exclude_none=True))
+        except UserError as error:
+            raise UserError(f"{name}.{number}.{error}") from error
 
 
 def _check_comparable(request: CloneTrial, cfg: RunConfig, recipes: list[RunConfig], measure: SweepObjective) -> None:

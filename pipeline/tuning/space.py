@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config import RunConfig, parse_config
 from pipeline.config.loading import apply_values
+from pipeline.config.paths import absolute_models
 from pipeline.config.tuning import Dimension, TuneConfig
 from pipeline.errors import ConfigError, UserError
 from strategies.methods.registry import STRATEGIES
@@ -230,7 +231,8 @@ def trial_recipe(cfg: RunConfig, values: Values | None, output_dir: str) -> RunC
         recipe = apply_values(recipe, {**dict.fromkeys(foreign), **values})
     # Plugins are loaded already, with the sweep's recipe: one that is edited meanwhile must not end the sweep.
     with installed_plugins_only():
-        return parse_config({**recipe, "output_dir": output_dir}, origin="trial")
+        # The sweep's own paths are absolute, and a searched one may be the same as one of these.
+        return absolute_models(parse_config({**recipe, "output_dir": output_dir}, origin="trial"))
 
 
 def _is_foreign(key: str, rl: str) -> bool:

@@ -124,7 +124,7 @@ def test_the_error_survives_a_journey() -> None:
 
 
 def test_no_list_of_names() -> None:
-    with pytest.raises(ConfigError, match="plugins.0: must be a valid string, got 3|plugins.0: .*string"):
+    with pytest.raises(ConfigError, match="plugins.0: must be text, got 3"):
         parse_config({**RECIPE, "plugins": [3]})
 
 

@@ -87,6 +87,7 @@ def test_a_value_that_is_set_has_no_comment(text: str, value: object) -> None:
     [
         ("a: [1", "not valid YAML"),
         ("- a", "a recipe is a mapping of keys to values, got list"),
+        ("", "a recipe is a mapping of keys to values, got nothing"),
         ("[a]: 1", "not valid YAML"),
         ("a: 1\nb: 2\na: 3", r"key 'a' stands twice \(line 3\)"),
         ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),

@@ -12,6 +12,11 @@ from pipeline.errors import ConfigError
 GOOD: dict[str, Any] = {"base_model": "model", "datasets": [{"path": "pairs.jsonl"}]}
 
 
+def searched(**keys: Any) -> dict[str, Any]:
+    """Keys of a sweep."""
+    return {"val_set_size": 4, "tune": {"space": {"learning_rate": {"choice": [1e-4]}}, **keys}}
+
+
 def problems(**keys: Any) -> dict[str, str]:
     with pytest.raises(ConfigError) as caught:
         parse_config({**GOOD, **keys})
@@ -27,10 +32,13 @@ def problems(**keys: Any) -> dict[str, str]:
         ({"ray": {"num_worker": 2}}, "ray.num_worker", "unknown key; did you mean 'num_workers'?"),
         ({"datasets": [{"path": "a", "type": {"field_promt": "q"}}]}, "datasets.0.type.field_promt", "'field_prompt'"),
         ({"rl_beta": -1}, "rl_beta", "must be greater than 0, got -1"),
-        ({"micro_batch_size": "many"}, "micro_batch_size", "must be a valid integer"),
+        ({"micro_batch_size": "many"}, "micro_batch_size", "must be a whole number, got 'many'"),
         ({"eval_steps": "often", "val_set_size": 4}, "eval_steps", "got 'often'"),
         ({"datasets": []}, "datasets", "should have at least 1 item"),
-        ({"dpo_loss_type": 3}, "dpo_loss_type", "must be a valid list, got 3"),
+        ({"dpo_loss_type": 3}, "dpo_loss_type", "must be a list, got 3"),
+        ({"profile": True}, "profile", "must be a mapping, got True"),
+        (searched(share_base="maybe"), "tune.share_base", "must be 'auto' or true or false, got 'maybe'"),
+        (searched(finalists=3), "tune.finalists", "must be a mapping, got 3"),
         ({"profile": {"steps": "x"}}, "profile.steps", "must be a list, got 'x'"),
         ({"profile": {"steps": [3]}}, "profile.steps.1", "is missing: the list has too few items, got [3]"),
         ({"profile": {"steps": [3, 6, 9]}}, "profile.steps", "must have at most 2 items, got [3, 6, 9]"),

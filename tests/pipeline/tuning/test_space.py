@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.config import RunConfig, parse_config
+from pipeline.config.paths import absolute_paths
 from pipeline.errors import ConfigError
 from pipeline.tuning.space import check_trials, corners, grid, perturb, sample, trial_recipe
 
@@ -124,7 +126,7 @@ def test_keys_are_set_where_their_condition_holds() -> None:
 def test_a_range_for_what_wants_whole_numbers() -> None:
     cfg = sweep({"lora_r": {"uniform": [4, 8]}}, {"adapter": "lora"})
     assert cfg.tune is not None
-    with pytest.raises(ConfigError, match="tune.space.lora_r: must be a valid integer.*got 5.5"):
+    with pytest.raises(ConfigError, match="tune.space.lora_r: must be a whole number, got 5.5"):
         check_trials(cfg, corners(cfg.tune))
 
 
@@ -215,3 +217,13 @@ def test_draws_cover_a_distribution() -> None:
     assert all(1e-6 <= rate <= 1e-2 for rate in rates)
     assert 0.4 < sum(rate < 1e-4 for rate in rates) / 400 < 0.6
     assert {sample(cfg.tune.space["seed"][0], rng) for _ in range(50)} == {0, 1, 2}
+
+
+def test_a_searched_path_is_the_same_as_the_sweeps_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else trials on one base would be taken for those of two."""
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cfg = absolute_paths(
+        parse_config({**BASE, "base_model": "base", "tune": {"space": {"base_model": {"grid": ["base", "m"]}}}})
+    )
+    assert [trial_recipe(cfg, {"base_model": name}, "x").base_model for name in ("base", "m")] == [str(tmp_path / "base"), "m"]

@@ -89,6 +89,7 @@ def checked(cfg: RunConfig, request: CloneTrial, *records: TrialRecord) -> dict[
         (CloneTrial(3, {"rl_beta": 0.5}), "losses can't be compared where rl_beta differs"),
         (CloneTrial(3, {"rl": "simpo"}), "losses can't be compared where rl differs"),
         (CloneTrial(3, {"base_model": "nowhere/to/be/found"}), "nowhere/to/be/found"),
+        (CloneTrial(3, {"datasets.0.path": "nothere.jsonl"}), "datasets.0.path: no such file or folder: 'nothere.jsonl'"),
     ],
 )
 def test_clones_that_are_refused(recipe: Any, tmp_path: Path, request_: CloneTrial, message: str) -> None:
