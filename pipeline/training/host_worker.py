@@ -28,6 +28,7 @@ from pipeline.training.worker_checkpoints import WorkerCheckpoints
 from strategies import slots
 from strategies.models.loading import load_model
 from strategies.models.tokenizer import shared_tokenizer
+from strategies.slots.causes import causes
 
 __all__ = ["HostJob", "run_host"]
 
@@ -156,10 +157,7 @@ def _next_commands(host: Any) -> list[Any]:
 
 def _is_of_device(error: BaseException) -> bool:
     """Return whether the device has failed: what a plugin raises in its place still has that error as cause or context."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, torch.AcceleratorError):
-        found = found.__cause__ or found.__context__
-    return found is not None
+    return any(isinstance(one, torch.AcceleratorError) for one in causes(error))
 
 
 def _described(ended: Any, has_others: bool) -> SlotEnded:

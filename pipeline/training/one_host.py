@@ -231,7 +231,9 @@ class Host:
                 seconds = self._busy_at - self._starting_since
                 self._starts.append(HostStart(self._number, seconds, event.load_seconds, event.base_bytes))
             case SlotEnded():
-                # The worker has sent it to the run itself.
+                # The worker has sent it to the run itself, and keeps what a next attempt needs: there may be none.
+                if event.has_raised and event.name in self.runs:
+                    self._clean(self.runs[event.name])
                 self.release(event.name)
             case WorkersFailed():
                 self._fail(event)
@@ -279,7 +281,8 @@ class Host:
             self._slots = max(1, len(runs) - 1)
         when = "while several runs computed together" if turn == SEVERAL else "in its turn"
         for run in runs:
-            spared = "" if run.name in judged.counted else TOGETHER if turn == SEVERAL else "it was another run's turn"
+            spared = "it was to leave" if run.is_leaving else TOGETHER if turn == SEVERAL else "it was another run's turn"
+            spared *= run.name not in judged.counted
             run.failures += not spared
             self._outbox.send(run.wanted.events, replace(event, failures=failures, spared=spared))
             if run.is_leaving:
@@ -289,14 +292,17 @@ class Host:
             elif run.name in judged.failed:
                 self._end_run(run.name, SlotEnded(run.name, None, why))
 
-    def _end_run(self, name: str, ended: SlotEnded) -> None:
-        """Take a run as ended whose workers have died, or never started."""
-        run = self.runs[name]
+    def _clean(self, run: HostedRun) -> None:
+        """Remove a run's scratch folders where no driver does it. In a thread: nodes may take long to answer."""
         if run.is_abandoned and self._nodes:
-            # Else its driver does it. In a thread: nodes may take long to answer.
             cleaner = threading.Thread(target=remove_everywhere, args=(run.scratch, set(self._nodes)), daemon=True)
             self._cleaners.append(cleaner)
             cleaner.start()
+
+    def _end_run(self, name: str, ended: SlotEnded) -> None:
+        """Take a run as ended whose workers have died, or never started."""
+        run = self.runs[name]
+        self._clean(run)
         self.release(name)
         self._outbox.send(run.wanted.events, ended)
 

@@ -62,9 +62,16 @@ def fitting_slots(recipes: Iterable[RunConfig], copies: int, machine: Machine) -
     return min(_fitting(recipe, usable(machine) / copies, machine.kind == "GPU") for recipe in distinct.values())
 
 
+WITHOUT_MEMORY = {
+    *("seed", "split_seed", "output_dir", "tune", "lora_alpha", "gradient_accumulation_steps", "num_epochs", "max_steps"),
+    *("warmup_steps", "save_steps", "eval_steps", "logging_steps"),
+}
+"""Keys that change nothing of what a run holds."""
+
+
 def _what_decides_memory(recipe: RunConfig) -> str:
     """Return a text that is the same for recipes of which one is estimated for all."""
-    values = recipe.model_dump(mode="json", exclude={"seed", "split_seed", "output_dir", "tune"})
+    values = recipe.model_dump(mode="json", exclude=WITHOUT_MEMORY)
     # Of fractions, such as learning rates, betas and dropouts, at most whether they are 0.
     return json.dumps({name: bool(one) if isinstance(one, float) else one for name, one in values.items()}, sort_keys=True)
 
@@ -72,11 +79,12 @@ def _what_decides_memory(recipe: RunConfig) -> str:
 def _fitting(recipe: RunConfig, room: float, gpu: bool) -> int:
     division = None if divided_layers(recipe) is None else memory.LAYERS
     alone = memory.estimate(recipe, recipe.num_workers, gpu, division)
-    each = alone.gradients * 2 + alone.optimizer + alone.reference + alone.buckets + SLOT_BYTES
+    most = joint_tokens(recipe, "cuda" if gpu else "cpu")
+    # Adapter and gradients; of these a copy, with which rows of a joint backward that has failed begin again.
+    each = alone.gradients * (3 if most else 2) + alone.optimizer + alone.reference + alone.buckets + SLOT_BYTES
     if alone.total > room:
         return 0
     # Activations are those of one run where the others wait for their turns, and those of all rows of a joint forward.
-    most = joint_tokens(recipe, "cuda" if gpu else "cpu")
     joint = memory.estimate(recipe, recipe.num_workers, gpu, division, most)
     full = int((room - joint.total) // each) + 1
     row, more = alone.forward.tokens, joint.forward.tokens - alone.forward.tokens

@@ -85,7 +85,7 @@ def train_in_slot(
     if divided_layers(plan.cfg) is not None and (step := plan.folder.last_checkpoint()):
         raise RunFailed(
             f"{returned}, after the checkpoint of step {step}, from which workers of its own can't resume, for they divide the "
-            "adapter, too: lower micro_batch_size, tokens_per_forward or tune.slots"
+            "adapter, too; for memory, lower micro_batch_size, tokens_per_forward or tune.slots"
         )
     placed(None, returned)
     display.note(f"{returned}: it is tried again with workers of its own")

@@ -183,6 +183,8 @@ def _check_sources(name: str, cfg: RunConfig) -> None:
             locate(dataset.model_dump(exclude_none=True))
         except UserError as error:
             raise UserError(f"{name}.{number}.{error}") from error
+        except STORAGE_ERRORS as error:
+            raise UserError(f"{name}.{number}.path: can't be read: {error}") from error
 
 
 def _check_comparable(request: CloneTrial, cfg: RunConfig, recipes: list[RunConfig], measure: SweepObjective) -> None:

@@ -10,6 +10,7 @@ joint_model.py    the forward of rows of several slots: the base's products once
 limits.py         most tokens of such a forward; loads without torch
 commands.py       commands to a host; loads without torch
 host.py           attaches trials to slots, gives turns, and returns how each trial ended
+causes.py         what an error was raised from
 control.py        what several workers agree on, so that all of them give the same turns
 
     base = SharedBase(load_model(cfg, tokenizer))

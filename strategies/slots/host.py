@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from strategies.compat import leave_out_of_ddp
 from strategies.slots.base import BaseChanged, SharedBase
+from strategies.slots.causes import causes
 from strategies.slots.commands import Attach, Close, Command, Stop, TakeTurns
 from strategies.slots.control import WorkersOfHost
 from strategies.slots.joint_steps import JointSteps, SlotScorer
@@ -247,7 +248,8 @@ class SlotHost:
             return None
         del self._running[slot.name]
         slot.trainer = slot.scorer = None
-        # Before anyone takes its weights for good ones.
+        if self._running:
+            self._on_turn(None)  # what is found now, any of them may have done
         self.base.check_unchanged()
         ended = Ended(slot.name, result) if error is None else _failed(slot.name, error)
         # A trainer stands in cycles, and keeps its adapter and optimizer.
@@ -257,8 +259,7 @@ class SlotHost:
 
 def _failed(name: str, error: BaseException) -> Ended:
     text = "".join(traceback.format_exception(error))
-    chain: BaseException | None = error
-    while chain is not None:
-        traceback.clear_frames(chain.__traceback__)
-        chain.__traceback__, chain = None, chain.__cause__ or chain.__context__
+    for one in causes(error):
+        traceback.clear_frames(one.__traceback__)
+        one.__traceback__ = None
     return Ended(name, error=error, traceback=text)

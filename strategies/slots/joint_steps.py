@@ -27,20 +27,21 @@ class SlotScorer(RowScorer):
 
     Args:
         slot: whose trainer is known.
+        hooks: those of the base.
 
     Attributes:
         row: the one that was handed over, None where there is none.
         is_last: whether `row` is the last one of a step, so that its backward exchanges gradients.
     """
 
-    def __init__(self, slot: Any) -> None:
+    def __init__(self, slot: Any, hooks: int) -> None:
         self.slot = slot
         self.row: SlotRow | None = None
         self.is_last = False
         self.clock = slot.trainer.speed.clock
         self._adapters = adapters_of(slot.trainer.model)
         self._weights = [weight for weight in slot.trainer.model.parameters() if weight.requires_grad]
-        self._hooks: int | None = hooks_of(slot.trainer.model)
+        self._hooks = hooks
         self._parts: list[tuple[Any, ...]] = []
 
     @property
@@ -66,9 +67,8 @@ class SlotScorer(RowScorer):
 
     def score(self, row: RowTokens, wanted: tuple[str, ...]) -> TokenOutputs:
         """As `RowScorer`."""
-        if self._hooks is not None and hooks_of(self.slot.trainer.model) != self._hooks:
+        if hooks_of(self.slot.trainer.model) != self._hooks:
             raise CantShare("a callback has put hooks on the model, whose forwards it would miss")
-        self._hooks = None  # callbacks put theirs before the first step
         self.row = asked = self.make_row(row, wanted)
         self._wait()
         if asked.error is not None:
@@ -125,7 +125,7 @@ class JointSteps:
         trainer = slot.trainer
         if self._tokens == 0 or why_not_joint(trainer) is not None:
             return None
-        scorer = SlotScorer(slot)
+        scorer = SlotScorer(slot, hooks_of(self._base.model))
         vocabulary = trainer.model.get_base_model().config.get_text_config().vocab_size
         tiny = ([token % vocabulary for token in ids] for ids in PROBES[0])
         pair = dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), tiny, strict=True))
@@ -174,17 +174,24 @@ class JointSteps:
     def backward(self, group: Sequence[SlotScorer]) -> None:
         """Run the backward of a group's forward, for those that have a loss; if it fails, forward and backward of each row."""
         rows = [_row(scorer) for scorer in group]
-        before = [row.gradients_of_weights() for row in rows] if self._may_split(group) else []
+        before: list[list[Tensor | None]] = []
+
+        def run() -> None:
+            if self._may_split(group):
+                before.extend([row.gradients_of_weights() for row in rows])
+            self._model.backward(rows)
+
         began = group[0].clock.mark()
-        failure = self._run(group, lambda: self._model.backward(rows))
+        failure = self._run(group, run)
         if failure is None:
             _count(group, "backward", began)
             return
         of_losses = [row.gradient() for row in rows]
         for row in rows:
             row.restart()  # all of them first: they keep the activations of the joint forward
-        for scorer, row, gradients, of_loss in zip(group, rows, before, of_losses, strict=True):
+        for row, gradients in zip(rows, before, strict=False):  # none where there was no memory for them: none has changed
             row.put_gradients_of_weights(gradients)
+        for scorer, row, of_loss in zip(group, rows, of_losses, strict=True):
             if of_loss is None:
                 continue
             self.forward([scorer])
@@ -205,8 +212,8 @@ class JointSteps:
         try:
             run()
         except Exception as error:  # raised by the slot whose row it is
-            if len(group) > 1 and isinstance(error, torch.AcceleratorError):
-                raise  # the device takes no work of this process any more; whose row it was, isn't known
+            if isinstance(error, torch.AcceleratorError):
+                raise  # at once: the device takes no work of this process any more, and other slots have turns before this one
             if self._may_split(group):
                 return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             for scorer in group:
@@ -215,11 +222,7 @@ class JointSteps:
 
     def _note_split(self, group: Sequence[SlotScorer], failure: str) -> None:
         """Let half the tokens stand in a forward from now on, where the rows alone haven't failed."""
-        errors = [error for scorer in group if (error := _row(scorer).error) is not None]
-        for error in errors:
-            if isinstance(error, torch.AcceleratorError):
-                raise error  # now, and not in the turn of its slot: the others have theirs before
-        if errors:
+        if any(_row(scorer).error is not None for scorer in group):
             return
         tokens = sum(scorer.length for scorer in group)
         self._tokens = tokens // 2

@@ -13,6 +13,7 @@ from accelerate.state import GradientState
 
 from strategies.compat import set_exchange
 from strategies.slots import Attach, BaseChanged, Close, Ended, SharedBase, Slot, SlotHost, Stop
+from strategies.slots.causes import causes
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -144,6 +145,17 @@ def test_a_host_that_fails_ends_its_trials(base: SharedBase) -> None:
     with pytest.raises(RuntimeError, match="of the host's own"):
         SlotHost(base, trial, 2).run(commands, lambda _: None)
     assert sorted(ended) == ["a", "b"]
+
+
+def test_an_error_that_was_raised_from_itself_ends_its_trial(base: SharedBase) -> None:
+    def fail(slot: Slot) -> None:
+        try:
+            raise ValueError("inner")
+        except ValueError as error:
+            raise error from error
+
+    ends = run(base, fail, [Attach("a")])
+    assert str(ends["a"].error) == "inner" and [str(one) for one in causes(ends["a"].error)] == ["inner"]
 
 
 def test_a_trial_that_has_changed_the_base_ends_the_host() -> None:
