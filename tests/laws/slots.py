@@ -184,14 +184,18 @@ def divided_worker(rank: int, world_size: int, port: int, folder: str, base: str
     found: dict[str, Any] = {"between layers": between, "layers": layers, "rest": whole.nbytes - layers}
     del whole
     others = {"fails": {"base_model": base, "fault": (3, "raise")}, "stopped": {"base_model": base, "seed": 5}}
+    held: list[int] = []
+
+    def note_held(_: str | None = None) -> None:
+        tensors = (*shared.model.parameters(), *shared.model.buffers())
+        held.append(sum(tensor.untyped_storage().nbytes() for tensor in tensors))
+
     first, *rest = attach(trials)
-    ends = run_together(
-        SlotHost(shared, run_trial(place), len(trials) + 2), [[first, *attach(others)], [], rest, [Stop("stopped")]]
-    )
+    host = SlotHost(shared, run_trial(place), len(trials) + 2, on_turn=note_held)
+    ends = run_together(host, [[first, *attach(others)], [], rest, [Stop("stopped")]])
+    note_held()
+    found |= {"whole between turns": max(held), "whole at the end": held[-1]}
     found |= {"ends": {name: repr(end.error) for name, end in ends.items()}, **{name: end.result for name, end in ends.items()}}
-    found["whole after a step"] = sum(
-        tensor.untyped_storage().nbytes() for tensor in (*shared.model.parameters(), *shared.model.buffers())
-    )
     for name, keys in trials.items():
         found[f"{name} whole"] = run_alone(place / f"{name}-whole", keys)
         found[f"{name} fsdp2"] = run_alone(place / f"{name}-fsdp2", keys, fsdp_config={})

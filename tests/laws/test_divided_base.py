@@ -62,4 +62,4 @@ def test_each_worker_holds_its_part(two_processes: list[dict[str, Any]]) -> None
     for found in two_processes:
         layers, rest, one = found["layers"], found["rest"], found["layers"] // 4
         assert found["between layers"] == rest + layers // 2
-        assert found["whole after a step"] == rest + one
+        assert found["whole between turns"] == rest + one and found["whole at the end"] == rest
