@@ -38,7 +38,7 @@ SHORTER = {
 }
 """Notebook -> what is replaced in it here: the stored one shows what the whole training comes to."""
 
-AT_RELEASES = dict.fromkeys(("02_sweep", "04_extend"), pytest.mark.release)
+AT_RELEASES = dict.fromkeys(("02_sweep", "03_cluster", "04_extend", "05_vision"), pytest.mark.release)
 """What they show, pages of the documentation do as well."""
 
 
