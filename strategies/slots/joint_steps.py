@@ -41,7 +41,7 @@ class SlotScorer(RowScorer):
         self.clock = slot.trainer.speed.clock
         self._adapters = adapters_of(slot.trainer.model)
         self._weights = [weight for weight in slot.trainer.model.parameters() if weight.requires_grad]
-        self._hooks = hooks
+        self._hooks: int | None = hooks
         self._parts: list[tuple[Any, ...]] = []
 
     @property
@@ -67,8 +67,11 @@ class SlotScorer(RowScorer):
 
     def score(self, row: RowTokens, wanted: tuple[str, ...]) -> TokenOutputs:
         """As `RowScorer`."""
-        if hooks_of(self.slot.trainer.model) != self._hooks:
+        if self._hooks is not None and hooks_of(self.slot.trainer.model) != self._hooks:
             raise CantShare("a callback has put hooks on the model, whose forwards it would miss")
+        self._hooks = (
+            None  # once: it takes milliseconds for a model of many layers, and callbacks put theirs before the first step
+        )
         self.row = asked = self.make_row(row, wanted)
         self._wait()
         if asked.error is not None:

@@ -319,22 +319,36 @@ class Watch(TrainerCallback):
         model.register_forward_hook(lambda *_: None)
 
 
-def test_a_callback_that_looks_at_forwards_would_miss_them(model_folder: str, tmp_path: Path) -> None:
-    run = run_trial(tmp_path)
+def run_with_bad(folder: Path, change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """As `run_trial`; the trainer of the slot `bad` is changed before it joins."""
+    run = run_trial(folder)
 
-    def watched(slot: Any) -> Any:
+    def run_slot(slot: Any) -> Any:
         join = slot.join
 
-        def add_callback(trainer: Any) -> None:
-            join(trainer)
+        def change_and_join(trainer: Any) -> None:
             if slot.name == "bad":
-                trainer.add_callback(Watch())
+                change(trainer)
+            join(trainer)
 
-        slot.join = add_callback
+        slot.join = change_and_join
         return run(slot)
 
+    return run_slot
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda trainer: trainer.add_callback(Watch()),
+        lambda trainer: trainer.model.register_forward_hook(lambda *_: None),  # as by `on_init_end`
+    ],
+)
+def test_a_callback_that_looks_at_forwards_would_miss_them(
+    change: Callable[[Any], Any], model_folder: str, tmp_path: Path
+) -> None:
     trials = {name: {"base_model": model_folder, "max_steps": 2} for name in ("bad", "good")}
-    ends = run_together(SlotHost(shared_base(model_folder), watched, 2), [attach(trials)])
+    ends = run_together(SlotHost(shared_base(model_folder), run_with_bad(tmp_path, change), 2), [attach(trials)])
     assert isinstance(ends["bad"].error, CantShare) and "hooks" in str(ends["bad"].error) and ends["good"].error is None
 
 
@@ -346,23 +360,13 @@ def test_a_trainer_of_others_takes_turns(model_folder: str, tmp_path: Path) -> N
 
 
 def test_an_adapter_that_trains_the_base_is_refused(model_folder: str, tmp_path: Path) -> None:
-    run = run_trial(tmp_path)
-
-    def with_biases(slot: Any) -> Any:
-        if slot.name == "bad":
-            join = slot.join
-
-            def train_norms(trainer: Any) -> None:
-                for name, parameter in trainer.model.named_parameters():
-                    parameter.requires_grad_(parameter.requires_grad or "norm" in name)
-                join(trainer)
-
-            slot.join = train_norms
-        return run(slot)
+    def train_norms(trainer: Any) -> None:
+        for name, parameter in trainer.model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or "norm" in name)
 
     trials = {name: {"base_model": model_folder, "max_steps": 2} for name in ("bad", "good")}
     base = shared_base(model_folder)
-    ends = run_together(SlotHost(base, with_biases, 2), [attach(trials)])
+    ends = run_together(SlotHost(base, run_with_bad(tmp_path, train_norms), 2), [attach(trials)])
     assert isinstance(ends["bad"].error, CantShare) and "norm" in str(ends["bad"].error)
     assert ends["good"].error is None and not any(one.requires_grad for one in base.model.parameters())
 
