@@ -36,7 +36,8 @@ from pipeline.runs.metrics import MetricsFile
 from pipeline.ui.display import SilentDisplay
 from tests.tiny import pairs, save_tiny
 
-RESUMED = re.compile(r"(?:continuing from the checkpoint of step \d+|starting again)(?:: (\d+) steps? (?:is|are) repeated)?")
+RESTARTS = "restarting from "
+REPEATED = re.compile(r"(?:continuing from the checkpoint of step \d+|starting again): (\d+) steps? (?:is|are) repeated")
 SHARDINGS: dict[str, dict[str, Any]] = {
     "ddp": {},
     "zero1": {"deepspeed": "zero1"},
@@ -54,6 +55,7 @@ class Kill:
     after_step: int
     at: float
     repeated: int | None = None
+    """Steps; unknown until the run restarts."""
     seconds: float | None = None
     """From the signal until a step was trained again."""
 
@@ -67,8 +69,12 @@ class Observer(SilentDisplay):
     trains: threading.Event = field(default_factory=threading.Event)
 
     def note(self, text: str) -> None:
-        if self.kills and (found := RESUMED.match(text)):
-            self.kills[-1].repeated = int(found.group(1) or 0)
+        if not self.kills:
+            return
+        if text.startswith(RESTARTS):
+            self.kills[-1].repeated = 0
+        elif found := REPEATED.match(text):
+            self.kills[-1].repeated = int(found.group(1))
 
     def record(self, record: dict[str, Any]) -> None:
         self.step = record["step"]

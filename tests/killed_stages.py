@@ -29,8 +29,8 @@ Stage = Callable[..., None]
 
 
 def number_of_kills() -> int:
-    """3, or what PREFRAY_KILLS says."""
-    return int(os.environ.get("PREFRAY_KILLS", "3"))
+    """2, or what PREFRAY_KILLS says."""
+    return int(os.environ.get("PREFRAY_KILLS", "2"))
 
 
 def prepare_there(variables: dict[str, str], uri: str, data: str, rows_per_part: int) -> None:

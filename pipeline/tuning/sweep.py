@@ -121,9 +121,10 @@ def run_sweep(
             run_by = owner, tracking.ids, recipes, sharing
             tuner = tuning.SweepTuner(cfg, folder, measure, shared.evaluations, concurrent, debug, *run_by)
             try:
-                records = tuner.search(points, seed, display) if "finalists" not in state else folder.records()
-                if cfg.tune.finalists is not None:
-                    records = _repeat_finalists(cfg, tuner, folder, records, time.monotonic() - began, display)
+                with tuner.opened(display):
+                    records = tuner.search(points, seed, display) if "finalists" not in state else folder.records()
+                    if cfg.tune.finalists is not None:
+                        records = _repeat_finalists(cfg, tuner, folder, records, time.monotonic() - began, display)
             finally:
                 shared = shared.with_starts(tuner.starts)
                 if not owner.is_lost:

@@ -1,4 +1,4 @@
-"""One call of Ray's Tuner: new, or restored from the state of an interrupted driver."""
+"""Calls of Ray's Tuner: each is new, or restored from the state of an interrupted driver."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ TUNE_ENVIRONMENT = {
 
 
 class SweepTuner:
-    """One call of Ray's Tuner."""
+    """Calls of Ray's Tuner: the search, and then the runs that repeat finalists, in slots of the same hosts."""
 
     def __init__(
         self,
@@ -77,6 +77,8 @@ class SweepTuner:
         self.owner, self.parents, self.recipes, self.sharing = owner, parents, recipes, sharing
         self.starts: list[HostStart] = []
         """Of hosts that have ended."""
+        self._hosts: NodeChannel | None = None
+        self._stop = SigtermHandler()
 
     def search(self, points: list[Values] | None, seed: int, display: Display) -> list[TrialRecord]:
         """Run the trials of the search, and return their records; errors are those of `repeat`."""
@@ -108,16 +110,14 @@ class SweepTuner:
         forget(self.folder)
         control = TrialControl(self.cfg, self.recipes, self.measure, self.folder, first_clone)
         keys = list(self.cfg.tune.space)
-        with SweepChannel.opened() as channel, SigtermHandler() as stop:
-            watched = keys, stop, self.owner, control, self.sharing
+        with SweepChannel.opened() as channel, self._patches(control):
+            watched = keys, self._stop, self.owner, control, self.sharing
             monitor = SweepMonitor(self.folder, display, channel, self.measure, *watched)
             MonitorCallback.monitor = monitor
             try:
-                with self._hosts(display) as hosts, self._patches(control):
-                    self._tuner(channel, hosts, name, plan, time_budget).fit()
+                self._tuner(channel, name, plan, time_budget).fit()
             finally:
                 MonitorCallback.monitor = None
-                # After the hosts have ended, since it waits for workers that are left.
                 records = monitor.close()
             if self.owner.is_lost:
                 raise RunFailed(self.owner.message())
@@ -125,7 +125,7 @@ class SweepTuner:
                 here = f"tune --resume {shlex.quote(str(self.folder.path))}"
                 again = "submit tune RECIPE --resume" if is_in_job_package() else here
                 advice = f"continue with `prefray {again}`"
-                if stop.received:
+                if self._stop.received:
                     raise RunStopped(f"stopped by SIGTERM; {advice}")
                 display.note(f"interrupted: finished trials and the checkpoints of others stay; {advice}")
                 raise KeyboardInterrupt
@@ -145,10 +145,15 @@ class SweepTuner:
         return plan_search(section, self.measure, points, self.evaluations, seed, baseline)
 
     @contextmanager
-    def _hosts(self, display: Display) -> Iterator[NodeChannel | None]:
-        """Open hosts where trials share a base; yield their channel."""
+    def opened(self, display: Display) -> Iterator[None]:
+        """Run hosts, where trials share a base, and end trials on SIGTERM; `search` and `repeat` are called in this context."""
+        with self._stop, self._opened_hosts(display):
+            yield
+
+    @contextmanager
+    def _opened_hosts(self, display: Display) -> Iterator[None]:
         if self.sharing is None:
-            yield None
+            yield
             return
         shared, storage = self.sharing, self.folder.for_tune("host")
         storage["storage_path"] += f"/{HOSTS}"
@@ -156,9 +161,11 @@ class SweepTuner:
         plan = HostPlan(run, shared.hosts, shared.slots, storage, os.getcwd(), self.debug)
         try:
             with NodeChannel.opened() as channel, Hosts(plan, channel, display.note) as opened:
+                self._hosts = channel
                 try:
-                    yield channel
+                    yield
                 finally:
+                    self._hosts = None
                     self.starts += opened.starts
         finally:
             with suppress(*STORAGE_ERRORS):
@@ -167,7 +174,6 @@ class SweepTuner:
     def _tuner(
         self,
         channel: SweepChannel,
-        hosts: NodeChannel | None,
         name: str,
         make_plan: Callable[[], Plan],
         time_budget: float | None,
@@ -189,7 +195,7 @@ class SweepTuner:
             variables,
             self.parents,
             self.sharing,
-            hosts,
+            self._hosts,
         )
         # A fraction of the driver's node resource: trials run on its node, as Ray Train's controllers do, and at most
         # `concurrent` at once, so that their workers fit the cluster.

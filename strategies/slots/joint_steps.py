@@ -12,7 +12,7 @@ from torch import Tensor
 
 from strategies.packing.head import TokenOutputs
 from strategies.packing.layout import RowTokens, pack, pair_tokens
-from strategies.packing.support import PROBES, RowScorer
+from strategies.packing.support import PROBES, RowScorer, score_row
 from strategies.slots.base import CantShare, SharedBase
 from strategies.slots.joint_model import JointModel, LayersMissed, SlotRow, adapters_of, hooks_of, why_not_joint
 from strategies.slots.limits import JOINT_TOKENS
@@ -64,6 +64,12 @@ class SlotScorer(RowScorer):
         with self.slot.trainer.accelerator.autocast():
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         return SlotRow(self._adapters, row, self._weights, wanted, dtype)
+
+    def run_alone(self) -> None:
+        """Run the forward of the row that was handed over by the slot's own model: bit by bit what it is in a turn."""
+        assert self.row is not None
+        with self.row.random.used():
+            self.row.take(score_row(self.slot.trainer.model, self.row.row, self.row.wanted))
 
     def score(self, row: RowTokens, wanted: tuple[str, ...]) -> TokenOutputs:
         """As `RowScorer`."""
@@ -165,7 +171,7 @@ class JointSteps:
         """Run the forward of a group; if it fails, that of each row alone, so that an error is that of its own slot."""
         rows = [_row(scorer) for scorer in group]
         began = group[0].clock.mark()
-        failure = self._run(group, lambda: self._model.forward(rows))
+        failure = self._run(group, group[0].run_alone if len(group) == 1 else lambda: self._model.forward(rows))
         if failure is None:
             _count(group, "forward", began)
             return

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 __all__ = ["JOINT_TOKENS", "joint_tokens"]
 
-JOINT_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens up to which rows are joined, by device: with more, one forward is hardly faster (`benchmarks.joint_forwards`)."""
+JOINT_TOKENS = {"cpu": 512, "cuda": 16384}
+"""Tokens up to which rows are joined, by device: with more, one forward is hardly faster (`benchmarks.joint_forwards`), and its
+activations take memory that turns don't need."""
 
 
 def joint_tokens(cfg: StrategyConfig, device: str) -> int:

@@ -46,9 +46,11 @@ def temporary() -> Iterator[Path]:
 
 
 @pytest.mark.driver
-@pytest.mark.parametrize(("command", "status"), [("tune", 0), ("fail", 2), ("submit", 0)])
+@pytest.mark.parametrize(
+    ("command", "status"), [pytest.param("tune", 0, marks=pytest.mark.release), ("fail", 2), ("submit", 0)]
+)
 def test_no_file_holds_a_secret(command: str, status: int, s3: Bucket, tiny_base: str, tmp_path: Path, temporary: Path) -> None:
-    """Secrets of the environment, and those in every place of a recipe that takes one; the job is `train`."""
+    """Secrets of the environment, and those in every place of a recipe that takes one; the job is `tune`."""
     planted = {name: f"{MARK}-{name.lower()}" for name in VARIABLES}
     for name in ("data", "project"):
         (tmp_path / name).mkdir()
@@ -69,9 +71,9 @@ def test_no_file_holds_a_secret(command: str, status: int, s3: Bucket, tiny_base
         "wandb_mode": "offline",
         "wandb_project": "p",
     }
-    if command == "tune":
+    if command != "fail":
         recipe["tune"] = {"space": {"learning_rate": {"grid": [1e-4]}}, "search": "grid", "baseline": False}
-    if command == "fail":
+    else:
         recipe["learning_rate"] = 1e38
     if command == "submit":
         del recipe["overrides_of_model_kwargs"]  # the recipe itself lies on the node
@@ -83,7 +85,7 @@ def test_no_file_holds_a_secret(command: str, status: int, s3: Bucket, tiny_base
         if command == "submit":
             environment["RAY_AUTH_MODE"] = "disabled"
             address = stack.enter_context(start_cluster(folder=temporary / "ray", environment=environment)).address
-            words = ["submit", "train", "recipe.yaml", "--follow", "--address", address, "--shared", str(tmp_path)]
+            words = ["submit", "tune", "recipe.yaml", "--follow", "--address", address, "--shared", str(tmp_path)]
             words += ["--shared", tiny_base]
         done = subprocess.run(
             [sys.executable, "-m", "pipeline", *words],

@@ -22,7 +22,7 @@ def test_killed_at_random(tmp_path: Path) -> None:
         "--save-steps",
         "20",
         "--steps",
-        "240",
+        "160",
         "--longest-pause",
         "1",
     ]

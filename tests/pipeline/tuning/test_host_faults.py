@@ -120,7 +120,7 @@ def test_controller_and_trial_are_killed(recipe: Any, tmp_path: Path) -> None:
 def test_slots_go_to_clones_and_finalists(recipe: Any, tmp_path: Path) -> None:
     where, said = tmp_path / "sweep", list[str]()
     section = {**RATES, "slots": 2, "metric": "eval_rewards/margins", "finalists": {"num": 1, "seeds": 3}}
-    cfg = recipe(where, section, num_epochs=30, eval_steps=80, save_steps=8, save_total_limit=100, ray=WHOLE_MACHINE, **LORA)
+    cfg = recipe(where, section, num_epochs=12, eval_steps=48, save_steps=8, save_total_limit=100, ray=WHOLE_MACHINE, **LORA)
 
     def person() -> None:
         wait_for(lambda: all(RunFolder(where / "trials" / name).last_checkpoint() for name in ("000", "001")))
@@ -136,7 +136,7 @@ def test_slots_go_to_clones_and_finalists(recipe: Any, tmp_path: Path) -> None:
     assert said[0].startswith("trial 2 is a clone of trial 1 with") and said[2].startswith("trial 0 ends at step ")
     stopped, first, warm, cold, *repeats = result.records
     assert [one.status for one in result.records] == ["stopped", *["finished"] * 6], [one.reason for one in result.records]
-    assert stopped.step < 240 and warm.origins[0].startswith("trial 1 at step ") and cold.clone_of == 1
+    assert stopped.step < 96 and warm.origins[0].startswith("trial 1 at step ") and cold.clone_of == 1
     assert {one.repeats for one in repeats} <= {first.number, warm.number, cold.number}
     assert not any(one.shown_host == "own" for one in result.records)
     check_ledgers(result)

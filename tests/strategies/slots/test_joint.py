@@ -237,16 +237,29 @@ class Failing:
         monkeypatch.setattr(JointModel, part, counted)
 
 
-def run_three(model_folder: str, folder: Path, **keys: Any) -> dict[str, Any]:
+def run_three(model_folder: str, folder: Path, joint_tokens: int | None = 1024, **keys: Any) -> dict[str, Any]:
     """Three trials in slots; how each has ended."""
     trials = {name: {"base_model": model_folder, "seed": seed, "max_steps": 3, **keys} for seed, name in enumerate("abc")}
-    return run_together(SlotHost(shared_base(model_folder), run_trial(folder), 3), [attach(trials)])
+    return run_together(SlotHost(shared_base(model_folder), run_trial(folder), 3, joint_tokens=joint_tokens), [attach(trials)])
 
 
 def test_rows_of_all_slots_stand_in_one_forward(model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = Failing(monkeypatch, "forward", lambda sizes: False)
     assert all(ended.error is None for ended in run_three(model_folder, tmp_path).values())
     assert forward.sizes == [1, 1, 1, 3, 3, 3]  # each has shown that it can
+
+
+def test_a_row_that_shares_no_forward_is_what_it_is_in_a_turn(
+    model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit by bit: its slot's own model runs it."""
+    forward = Failing(monkeypatch, "forward", lambda sizes: False)
+    ways = {tokens: run_three(model_folder, tmp_path / str(tokens), tokens, lora_dropout=0.1) for tokens in (0, 1)}
+    assert forward.sizes == [1, 1, 1]
+    for name, ended in ways[0].items():
+        assert ended.error is None
+        for weight, value in ways[1][name].result["weights"].items():
+            assert torch.equal(value, ended.result["weights"][weight]), weight
 
 
 IN_PARTS = {"gradient_accumulation_steps": 2, "tokens_per_forward": 50, "max_steps": 2}
@@ -258,7 +271,7 @@ def in_parts(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> dic
     return run_three(model_folder, tmp_path_factory.mktemp("parts"), **IN_PARTS)
 
 
-@pytest.mark.parametrize(("part", "sizes"), [("forward", [1, 1, 1, 3, 1, 1, 1]), ("backward", [3, 1, 1, 1])])
+@pytest.mark.parametrize(("part", "sizes"), [("forward", [1, 1, 1, 3]), ("backward", [3, 1, 1, 1])])
 def test_rows_run_alone_where_a_forward_has_no_room(
     part: str,
     sizes: list[int],
@@ -285,7 +298,7 @@ def test_rows_run_alone_once_turns_are_asked_for(model_folder: str, tmp_path: Pa
     host = SlotHost(shared_base(model_folder), run_trial(tmp_path), 3)
     ends = run_together(host, [attach(trials), [], [TakeTurns()]])
     assert all(ended.error is None for ended in ends.values())
-    assert forward.sizes == [1, 1, 2, 2, 1, 1]
+    assert forward.sizes == [1, 1, 2, 2]
 
 
 def test_a_device_that_fails_for_several_ends_the_host(
