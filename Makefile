@@ -12,7 +12,7 @@ REST := $(PYTEST) --numprocesses 3 --tier rest
 RELEASE := $(PYTEST) --numprocesses 2 --tier release
 export DS_BUILD_OPS := 0
 # More threads than cores compute while processes of several tests run: one that waits for another must not spin meanwhile.
-test test-rest test-release: export OMP_WAIT_POLICY := PASSIVE
+test test-rest test-release test-all: export OMP_WAIT_POLICY := PASSIVE
 # Images set it: the hundreds of processes that tests start would each compile this project.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -54,8 +54,13 @@ class Hosts:
         self._thread.join()
         for host in self.hosts:
             host.end()
-        if self._error is not None:
-            raise self._error
+        self.check()
+
+    def check(self) -> None:
+        """Raise the error by which no host can be run any more, if there is one and it wasn't raised before."""
+        if (error := self._error) is not None:
+            self._error = None
+            raise error
 
     def _loop(self) -> None:
         try:

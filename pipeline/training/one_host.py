@@ -35,7 +35,7 @@ __all__ = ["POLL_EVERY_S", "Host", "HostPlan", "HostStart", "host_worker"]
 
 POLL_EVERY_S = 0.02
 IDLE_S = 5.0
-"""Seconds without runs after which a host frees its workers' resources."""
+"""What `HostPlan.idle_s` is where no further runs are known of."""
 FIRST_WITHIN_S = 60.0
 """The same before its first run."""
 ORPHANS_EVERY_S = 1.0
@@ -59,6 +59,8 @@ class HostPlan:
     directory: str
     """The driver's current directory."""
     debug: bool = False
+    idle_s: float = IDLE_S
+    """Seconds without runs after which a host frees its workers' resources."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class Host:
             self._finish()
         elif self.runs:
             self._busy_at = time.monotonic()
-        elif time.monotonic() - self._busy_at > (IDLE_S if self._is_used else FIRST_WITHIN_S):
+        elif time.monotonic() - self._busy_at > (self._plan.idle_s if self._is_used else FIRST_WITHIN_S):
             self._close()
 
     def end(self) -> None:

@@ -35,7 +35,6 @@ SHOW_EVERY_S = 0.5
 ORPHANS_EVERY_S = 0.5
 DYING_S = 60.0
 """Seconds in which Ray notices that the owner of a process has died."""
-ENDING_S = 10.0
 STATUS: dict[str, Status] = {
     Trial.PENDING: "waiting",
     Trial.RUNNING: "running",
@@ -79,10 +78,9 @@ class SweepMonitor:
         self._written = self._shown = 0.0
         self._interrupted = False
         self._runs: dict[int, str] = {}
-        self._groups_before = remove_orphaned_groups()
-        """Placement groups of actors that have nothing to do with the sweep."""
-        self._orphans_until = self._orphans_seen = 0.0
-        """Until when processes of a failed trial may still die, and when their placement groups were last looked for."""
+        self._orphans_until, self._orphans_seen = time.monotonic() + DYING_S, 0.0
+        """Until when processes of a failed trial, or of the search before, may still die, and when their placement groups were
+        last looked for."""
         self._early: list[TrialEvent] = []
         """Events of trials that Tune hasn't shown yet."""
 
@@ -130,10 +128,6 @@ class SweepMonitor:
             if record.status in ("running", "paused"):
                 record.end("stopped")
         self._write(changed=True)
-        # Tune kills the process of a trial that takes long to end, as where its workers are just starting.
-        deadline = time.monotonic() + ENDING_S
-        while remove_orphaned_groups() > self._groups_before and time.monotonic() < deadline:
-            time.sleep(ORPHANS_EVERY_S)
         return self.in_order
 
     def _remove_orphans(self) -> None:

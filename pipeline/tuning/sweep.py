@@ -121,7 +121,7 @@ def run_sweep(
             run_by = owner, tracking.ids, recipes, sharing
             tuner = tuning.SweepTuner(cfg, folder, measure, shared.evaluations, concurrent, debug, *run_by)
             try:
-                with tuner.opened(display):
+                with tuner.opened():
                     records = tuner.search(points, seed, display) if "finalists" not in state else folder.records()
                     if cfg.tune.finalists is not None:
                         records = _repeat_finalists(cfg, tuner, folder, records, time.monotonic() - began, display)

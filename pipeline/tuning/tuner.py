@@ -6,8 +6,11 @@ import logging
 import math
 import os
 import shlex
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -15,7 +18,7 @@ import ray
 from ray import tune as ray_tune
 
 from cluster.environment import environment
-from cluster.ray_compat import trials_without_keys, tune_controllers
+from cluster.ray_compat import remove_orphaned_groups, trials_without_keys, tune_controllers
 from pipeline.config import RunConfig
 from pipeline.config.paths import is_in_job_package, uris_of
 from pipeline.errors import RunFailed, RunStopped
@@ -27,6 +30,7 @@ from pipeline.ray.session import node_resources
 from pipeline.runs.owner import Ownership
 from pipeline.tracking.dispatcher import tracker_variables
 from pipeline.training.host import HostPlan, Hosts, HostStart
+from pipeline.training.one_host import IDLE_S
 from pipeline.training.signals import SigtermHandler
 from pipeline.tuning.channel import SweepChannel
 from pipeline.tuning.control import TrialControl
@@ -54,6 +58,11 @@ TUNE_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output ignores verbosity
 }
+BETWEEN_S = 20.0
+"""Seconds that hosts without a trial are kept where finalists follow the search, whose end takes Tune up to ten."""
+ENDING_S = 10.0
+"""How long processes that Tune kills may take to end."""
+ENDING_EVERY_S = 0.5
 
 
 class SweepTuner:
@@ -77,8 +86,9 @@ class SweepTuner:
         self.owner, self.parents, self.recipes, self.sharing = owner, parents, recipes, sharing
         self.starts: list[HostStart] = []
         """Of hosts that have ended."""
-        self._hosts: NodeChannel | None = None
+        self._hosts: Hosts | None = None
         self._stop = SigtermHandler()
+        self._at_the_end = ExitStack()
 
     def search(self, points: list[Values] | None, seed: int, display: Display) -> list[TrialRecord]:
         """Run the trials of the search, and return their records; errors are those of `repeat`."""
@@ -110,7 +120,8 @@ class SweepTuner:
         forget(self.folder)
         control = TrialControl(self.cfg, self.recipes, self.measure, self.folder, first_clone)
         keys = list(self.cfg.tune.space)
-        with SweepChannel.opened() as channel, self._patches(control):
+        self._start_hosts(display)
+        with SweepChannel.opened() as channel, _own_interrupts(), self._patches(control):
             watched = keys, self._stop, self.owner, control, self.sharing
             monitor = SweepMonitor(self.folder, display, channel, self.measure, *watched)
             MonitorCallback.monitor = monitor
@@ -119,6 +130,8 @@ class SweepTuner:
             finally:
                 MonitorCallback.monitor = None
                 records = monitor.close()
+            if self._hosts is not None:
+                self._hosts.check()
             if self.owner.is_lost:
                 raise RunFailed(self.owner.message())
             if monitor.unfinished:
@@ -145,31 +158,40 @@ class SweepTuner:
         return plan_search(section, self.measure, points, self.evaluations, seed, baseline)
 
     @contextmanager
-    def opened(self, display: Display) -> Iterator[None]:
-        """Run hosts, where trials share a base, and end trials on SIGTERM; `search` and `repeat` are called in this context."""
-        with self._stop, self._opened_hosts(display):
-            yield
+    def opened(self) -> Iterator[None]:
+        """End trials on SIGTERM, and hosts with the context, in which `search` and `repeat` are called."""
+        groups = remove_orphaned_groups()
+        with self._stop:
+            try:
+                with self._at_the_end:
+                    yield
+            finally:
+                if self.sharing is not None:
+                    with suppress(*STORAGE_ERRORS):
+                        self.folder.storage.delete(HOSTS)
+                # Tune kills the process of a trial that takes long to end, as where its workers are just starting.
+                deadline = time.monotonic() + ENDING_S
+                while remove_orphaned_groups() > groups and time.monotonic() < deadline:
+                    time.sleep(ENDING_EVERY_S)
+
+    def _start_hosts(self, display: Display) -> None:
+        """Start hosts where trials share a base, once."""
+        if self.sharing is not None and self._hosts is None:
+            self._hosts = self._at_the_end.enter_context(self._opened_hosts(self.sharing, display))
 
     @contextmanager
-    def _opened_hosts(self, display: Display) -> Iterator[None]:
-        if self.sharing is None:
-            yield
-            return
-        shared, storage = self.sharing, self.folder.for_tune("host")
+    def _opened_hosts(self, shared: Sharing, display: Display) -> Iterator[Hosts]:
+        storage = self.folder.for_tune("host")
         storage["storage_path"] += f"/{HOSTS}"
         run = resolve(shared.recipe, node_resources())
-        plan = HostPlan(run, shared.hosts, shared.slots, storage, os.getcwd(), self.debug)
-        try:
-            with NodeChannel.opened() as channel, Hosts(plan, channel, display.note) as opened:
-                self._hosts = channel
-                try:
-                    yield
-                finally:
-                    self._hosts = None
-                    self.starts += opened.starts
-        finally:
-            with suppress(*STORAGE_ERRORS):
-                self.folder.storage.delete(HOSTS)
+        assert self.cfg.tune is not None
+        idle = IDLE_S if self.cfg.tune.finalists is None else BETWEEN_S
+        plan = HostPlan(run, shared.hosts, shared.slots, storage, os.getcwd(), self.debug, idle)
+        with NodeChannel.opened() as channel, Hosts(plan, channel, display.note) as opened:
+            try:
+                yield opened
+            finally:
+                self.starts += opened.starts
 
     def _tuner(
         self,
@@ -195,7 +217,7 @@ class SweepTuner:
             variables,
             self.parents,
             self.sharing,
-            self._hosts,
+            None if self._hosts is None else self._hosts.channel,
         )
         # A fraction of the driver's node resource: trials run on its node, as Ray Train's controllers do, and at most
         # `concurrent` at once, so that their workers fit the cluster.
@@ -238,6 +260,17 @@ def _node_resource() -> str:
     node_id = ray.get_runtime_context().get_node_id()
     resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
     return next(name for name in resources if name.startswith("node:") and not name.startswith("node:__"))
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Put back what handles SIGINT: Tune leaves its own handler unless one came, and the next one would be lost in it."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

@@ -122,8 +122,8 @@ class SlotHost:
     """Runs trials on one base, in every worker.
 
     A trial among others computes what it computes alone: its random states, accelerate's singletons and all else that libraries
-    keep per process are put in place for its turns. Bit by bit where it takes turns of whole steps; rows in joint forwards
-    round otherwise, in float32 by about 1e-7.
+    keep per process are put in place for its turns. Bit by bit where its rows share no forward; those in joint forwards round
+    otherwise, in float32 by about 1e-7.
 
     Args:
         base: of all trials.

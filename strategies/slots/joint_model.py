@@ -54,7 +54,7 @@ class SlotRow:
     error: Exception | None = None
     """What the forward or backward of this row alone has raised."""
     graph: Tensor | None = field(default=None, repr=False)
-    """The log-probabilities of the joint forward."""
+    """The log-probabilities, as the forward has made them."""
 
     def __post_init__(self) -> None:
         self._beginning = self.random.copy()
@@ -64,7 +64,7 @@ class SlotRow:
         self.random, self.graph, self.outputs = self._beginning.copy(), None, None
 
     def take(self, outputs: TokenOutputs) -> None:
-        """Take the row's part of a joint forward's outputs."""
+        """Take the outputs of a forward, of a joint one the row's part."""
         self.graph = outputs.log_probs
         statistics = {name: getattr(outputs, name) for name in self.wanted}
         self.outputs = TokenOutputs(outputs.log_probs.detach().requires_grad_(), **statistics)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class SlotScorer(RowScorer):
-    """A slot's side: hands rows over and waits, in place of a forward and backward of the slot's own model.
+    """A slot's side: hands rows over and waits, in place of a forward and backward in the slot's turn.
 
     Args:
         slot: whose trainer is known.

@@ -55,10 +55,10 @@ def project(bucket: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "output_dir": bucket.uri("run"),
         "learning_rate": 1e-3,
         "micro_batch_size": 2,
-        "max_steps": 24,  # many are left when a node is killed
+        "max_steps": 32,  # many are left when a node is killed
         "logging_steps": 4,
         "save_steps": 4,
-        "eval_steps": 12,
+        "eval_steps": 16,
         "ray": {"num_workers": 2, "max_failures": 2},
         "tune": {"space": {"learning_rate": {"grid": [1e-3]}}, "search": "grid", "baseline": False},
     }

@@ -67,7 +67,7 @@ def test_rows_of_a_joint_forward_take_room(trial: Callable[..., RunConfig]) -> N
     recipe = trial()
     alone, joint = memory.estimate(recipe), memory.estimate(recipe, joint_tokens=JOINT_TOKENS["cpu"])
     row = alone.forward.tokens
-    assert joint.forward.tokens == JOINT_TOKENS["cpu"] > 4 * row and joint.total > alone.total
+    assert joint.forward.tokens == JOINT_TOKENS["cpu"] > 3 * row and joint.total > alone.total
     most = JOINT_TOKENS["cpu"] // row
     # A forward that is full takes no more with further runs.
     many = machine_of(joint.total + 2 * most * each_of(alone))

@@ -111,7 +111,7 @@ def _files(result: TrainResult) -> set[str]:
 
 @pytest.mark.driver
 def test_sigterm_ends_all_and_resume_continues_them(together: RunsFailed, make: Any, tmp_path: Path, display: Notes) -> None:
-    keys = {"num_epochs": 12, "eval_steps": 96}
+    keys = {"num_epochs": 20, "eval_steps": 160}
     recipes = {name: make(tmp_path / name, **of, **keys) for name, of in {"one": LORA, "two": LORA, "full": {}}.items()}
     folders = [RunFolder(tmp_path / name) for name in recipes]
     process = _started(recipes, tmp_path)
@@ -128,11 +128,11 @@ def test_sigterm_ends_all_and_resume_continues_them(together: RunsFailed, make: 
     again = Notes()
     finished = make(together.finished["ipo"].run_dir, rl="ipo", **{**LORA, "lora_r": 4})
     results = train_together([*recipes.values(), finished], resume=True, display=again)
-    assert [result.steps for result in results] == [96, 96, 96, 8]
+    assert [result.steps for result in results] == [160, 160, 160, 8]
     assert any(note.startswith("ipo: the run has already finished with step 8") for note in again.notes)
     for name, folder, step in zip(recipes, folders, last, strict=True):
         assert f"{name}: continuing from the checkpoint of step {step}" in " ".join(again.notes)
-        assert [record["step"] for record in MetricsFile(folder.ledger).read()] == list(range(1, 97))
+        assert [record["step"] for record in MetricsFile(folder.ledger).read()] == list(range(1, 161))
 
 
 def _started(recipes: dict[str, RunConfig], folder: Path) -> subprocess.Popen[str]:

@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.metrics import MetricsFile
 from pipeline.runs.scratch import scratch_of
+from pipeline.tuning.folder import SweepFolder
 from pipeline.tuning.result import SweepResult
 from tests.pipeline.tuning.test_hosts import LORA, Notes
 from tests.waiting import wait_for
@@ -139,6 +140,7 @@ def test_slots_go_to_clones_and_finalists(recipe: Any, tmp_path: Path) -> None:
     assert stopped.step < 96 and warm.origins[0].startswith("trial 1 at step ") and cold.clone_of == 1
     assert {one.repeats for one in repeats} <= {first.number, warm.number, cold.number}
     assert not any(one.shown_host == "own" for one in result.records)
+    assert (SweepFolder(where).state() or {})["shared"]["starts"] == 1  # the finalists have slots of the search's host
     check_ledgers(result)
     check_nothing_is_left(where)
 

@@ -249,12 +249,14 @@ def test_rows_of_all_slots_stand_in_one_forward(model_folder: str, tmp_path: Pat
     assert forward.sizes == [1, 1, 1, 3, 3, 3]  # each has shown that it can
 
 
+@pytest.mark.parametrize("keys", [{}, {"bf16": True}], ids=["fp32", "bf16"])
 def test_a_row_that_shares_no_forward_is_what_it_is_in_a_turn(
-    model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keys: dict[str, Any], model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit by bit: its slot's own model runs it."""
     forward = Failing(monkeypatch, "forward", lambda sizes: False)
-    ways = {tokens: run_three(model_folder, tmp_path / str(tokens), tokens, lora_dropout=0.1) for tokens in (0, 1)}
+    keys = {"lora_dropout": 0.1, **keys}
+    ways = {tokens: run_three(model_folder, tmp_path / str(tokens), tokens, **keys) for tokens in (0, 1)}
     assert forward.sizes == [1, 1, 1]
     for name, ended in ways[0].items():
         assert ended.error is None
@@ -301,20 +303,20 @@ def test_rows_run_alone_once_turns_are_asked_for(model_folder: str, tmp_path: Pa
     assert forward.sizes == [1, 1, 2, 2]
 
 
-def test_a_device_that_fails_for_several_ends_the_host(
-    model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("joint_tokens", [1, 1024], ids=["one", "several"])
+def test_a_device_that_fails_ends_the_host(
+    joint_tokens: int, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody knows whose row it was."""
+    """At once, in the forward of one row as in that of several: nobody knows whose row of several it was."""
     forward = JointModel.forward
 
-    def broken(model: JointModel, rows: Any) -> None:
-        if len(rows) > 1:
-            raise torch.AcceleratorError("device-side assert")
-        forward(model, rows)
+    def broken(*_: Any) -> None:
+        raise torch.AcceleratorError("device-side assert")
 
-    monkeypatch.setattr(JointModel, "forward", broken)
+    monkeypatch.setattr(JointModel, "forward", lambda model, rows: broken() if len(rows) > 1 else forward(model, rows))
+    monkeypatch.setattr(SlotScorer, "run_alone", broken)
     with pytest.raises(torch.AcceleratorError):
-        run_three(model_folder, tmp_path)
+        run_three(model_folder, tmp_path, joint_tokens)
 
 
 def test_a_base_that_drops_values_out_by_a_rate_of_its_own(model_folder: str, tmp_path: Path) -> None:
