@@ -22,7 +22,7 @@ help:
 	@echo "make demo    install, train the embedded default on 2 workers, show what changed"
 	@echo "make test    install what is missing, run the quick tests: ten minutes on two cores"
 	@echo "make test-rest  the other tests: most of an hour"
-	@echo "make test-release  tests that repeat others at length, for a release: half an hour"
+	@echo "make test-release  tests that repeat others at length, for a release: most of an hour"
 	@echo "make test-all   all of them"
 	@echo "make checks  lint, types, import contracts, quick tests"
 	@echo "make docs    build the pages of docs/ into build/docs"

@@ -107,6 +107,7 @@ def weights(bucket: S3Server, name: str) -> bytes:
     return bucket.content(f"{name}/model/{WEIGHTS}")
 
 
+@pytest.mark.release
 def test_every_stage_runs_through_the_bucket(
     cluster: Cluster, bucket: S3Server, project: Path, submit: Any, prefray: Any
 ) -> None:

@@ -120,6 +120,7 @@ def test_a_request_without_the_token_is_refused(cluster: Cluster, prefray: Any) 
     assert "no jobs" in finish(unsaid) and unsaid.returncode == 0
 
 
+@pytest.mark.release
 def test_rays_own_command_trains(cluster: Cluster, project: Path, storage: Path, prefray: Any, tmp_path: Path) -> None:
     """`ray job submit --working-dir . -- python -m pipeline train RECIPE`, from a checkout with the recipe in it."""
     checkout, target = tmp_path / "checkout", storage / "by-ray"

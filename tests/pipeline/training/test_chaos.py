@@ -9,6 +9,7 @@ import pytest
 from benchmarks.chaos import parser, run
 
 
+@pytest.mark.release
 @pytest.mark.usefixtures("ray_session")
 def test_killed_at_random(tmp_path: Path) -> None:
     # Soon after a start, so that no kill comes when the run has ended.

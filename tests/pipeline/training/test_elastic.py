@@ -25,7 +25,7 @@ KEYS: dict[str, Any] = {
 }
 
 
-@pytest.mark.driver
+@pytest.mark.cluster
 @pytest.mark.timeout(700)
 def test_a_node_is_lost_and_another_comes(recipe: Any, tmp_path: Path) -> None:
     """The losses are those of two workers that nothing happened to."""

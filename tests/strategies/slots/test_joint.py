@@ -249,7 +249,7 @@ def test_rows_of_all_slots_stand_in_one_forward(model_folder: str, tmp_path: Pat
     assert forward.sizes == [1, 1, 1, 3, 3, 3]  # each has shown that it can
 
 
-@pytest.mark.parametrize("keys", [{}, {"bf16": True}], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("keys", [{}, {"bf16": True, "max_steps": 1}], ids=["fp32", "bf16"])
 def test_a_row_that_shares_no_forward_is_what_it_is_in_a_turn(
     keys: dict[str, Any], model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
