@@ -68,7 +68,8 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setattr(one_host.NodeChannel, "opened", opened)
     monkeypatch.setattr("pipeline.training.turn_note.get_value", lambda *_: None)
     monkeypatch.setattr(Host, "_trainer", lambda self: SimpleNamespace(fit=fit))
-    plan: Any = SimpleNamespace(run=SimpleNamespace(cfg=SimpleNamespace(ray=SimpleNamespace(hang_timeout=60))), slots=3, idle_s=5.0)
+    run: Any = SimpleNamespace(cfg=SimpleNamespace(ray=SimpleNamespace(hang_timeout=60)))
+    plan: Any = SimpleNamespace(run=run, slots=3, idle_s=5.0)
     made: Any = Host(plan, 0, notes.append, Sent(), [])  # type: ignore[arg-type]
     made.die, made.sent, made.cleaned, made.notes = die, made._outbox, cleaned, notes
     made._handle(WorkerStarted(0, Actor(), "here", "id", 1))
