@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +30,7 @@ __all__ = [
     "skip_setup_worker",
     "node_groups",
     "optuna_trial",
+    "own_interrupts",
     "put_value",
     "remove_orphaned_groups",
     "running_jobs",
@@ -304,6 +307,17 @@ def remove_orphaned_groups() -> int:
         else:
             living += 1
     return living
+
+
+@contextmanager
+def own_interrupts() -> Iterator[None]:
+    """Put back what handles SIGINT: Tune leaves its own handler unless one came, and the next one would be lost in it."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def optuna_trial(search: Any, trial_id: str) -> Any:

@@ -35,9 +35,9 @@ __all__ = ["POLL_EVERY_S", "Host", "HostPlan", "HostStart", "host_worker"]
 
 POLL_EVERY_S = 0.02
 IDLE_S = 5.0
-"""What `HostPlan.idle_s` is where no further runs are known of."""
+"""`HostPlan.idle_s` where no pause between runs is expected."""
 FIRST_WITHIN_S = 60.0
-"""The same before its first run."""
+"""The same before a host's first run."""
 ORPHANS_EVERY_S = 1.0
 TOGETHER = "several runs computed together"
 REPORTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}

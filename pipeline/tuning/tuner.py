@@ -6,8 +6,6 @@ import logging
 import math
 import os
 import shlex
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +16,7 @@ import ray
 from ray import tune as ray_tune
 
 from cluster.environment import environment
-from cluster.ray_compat import remove_orphaned_groups, trials_without_keys, tune_controllers
+from cluster.ray_compat import own_interrupts, remove_orphaned_groups, trials_without_keys, tune_controllers
 from pipeline.config import RunConfig
 from pipeline.config.paths import is_in_job_package, uris_of
 from pipeline.errors import RunFailed, RunStopped
@@ -121,7 +119,7 @@ class SweepTuner:
         control = TrialControl(self.cfg, self.recipes, self.measure, self.folder, first_clone)
         keys = list(self.cfg.tune.space)
         self._start_hosts(display)
-        with SweepChannel.opened() as channel, _own_interrupts(), self._patches(control):
+        with SweepChannel.opened() as channel, own_interrupts(), self._patches(control):
             watched = keys, self._stop, self.owner, control, self.sharing
             monitor = SweepMonitor(self.folder, display, channel, self.measure, *watched)
             MonitorCallback.monitor = monitor
@@ -260,17 +258,6 @@ def _node_resource() -> str:
     node_id = ray.get_runtime_context().get_node_id()
     resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
     return next(name for name in resources if name.startswith("node:") and not name.startswith("node:__"))
-
-
-@contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Put back what handles SIGINT: Tune leaves its own handler unless one came, and the next one would be lost in it."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from ray._private.parameter import RayParams
 from ray.dashboard.modules import dashboard_sdk
 from ray.experimental import internal_kv
 from ray.scripts import scripts
-from ray.tune import Callback, Tuner
+from ray.tune import Callback, RunConfig, Tuner
 from ray.tune.execution import class_cache
 from ray.tune.execution.tune_controller import TuneController
 
@@ -31,6 +32,7 @@ from cluster.ray_compat import (
     dashboard_url,
     get_value,
     node_groups,
+    own_interrupts,
     put_value,
     remove_orphaned_groups,
     running_jobs,
@@ -219,3 +221,13 @@ def test_tune_still_hides_its_controller(monkeypatch: pytest.MonkeyPatch) -> Non
     assert calls == ["controller", (("controller",), {"experiments": [], "total_num_samples": 3})]
     TuneController.setup_experiments("again")  # type: ignore[call-arg,arg-type]
     assert len(calls) == 3
+
+
+def test_tune_still_leaves_its_handler_of_interrupts(ray_session: Any, tmp_path: Path) -> None:
+    """When this fails, `own_interrupts` can go."""
+    with own_interrupts():
+        before = signal.getsignal(signal.SIGINT)
+        with own_interrupts():
+            Tuner(lambda config: {"loss": 1.0}, run_config=RunConfig(storage_path=str(tmp_path), verbose=0)).fit()
+            assert signal.getsignal(signal.SIGINT) is not before
+        assert signal.getsignal(signal.SIGINT) is before
